@@ -1,0 +1,115 @@
+"""What every model family offers: recognise speech now, and be trained.
+
+A family module (`whisper.py`) implements these protocols; steps see nothing else of it.
+Letters in shapes: `B` batch, `S` samples, `F` mel channels, `T` mel frames, `U` label tokens, `D` width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from voxloop.errors import ModelError
+from voxloop.records import Word
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    Waveform = np.ndarray[tuple[int], np.dtype[np.float32]]  # (S,), 16 kHz, -1 to 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decoding:
+    """How text is read off a model. Part of an evaluation's identity, so complete and comparable."""
+
+    language: str | None = None
+    """ISO 639-1 code; None lets a multilingual model detect it."""
+    beams: int = 1
+    """1 is greedy."""
+    max_new_tokens: int = 224
+    """Longest text, in tokens; half of Whisper's context, as its authors decode."""
+    audio_context: Literal["auto", "trimmed", "full"] = "auto"
+    """auto: as the model was tuned (its config says); full: padded to 30 s; trimmed: own length plus margin."""
+    batch_seconds: float = 120.0
+    """Padded seconds of audio decoded at once."""
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Hypothesis:
+    """What a model heard in one waveform."""
+
+    text: str
+    confidence: float | None  # mean probability of the tokens, 0 to 1
+    words: tuple[Word, ...] = ()
+    language: str | None = None
+
+
+class Recogniser(Protocol):
+    """A loaded model that turns speech into text."""
+
+    def transcribe(self, waveforms: Sequence[Waveform], decoding: Decoding) -> list[Hypothesis]:
+        """Texts of waveforms of (S,) samples at 16 kHz, at most 30 s each, in the order given."""
+        ...
+
+    def embed(self, waveforms: Sequence[Waveform]) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+        """Unit vectors (B, D) that lie near each other where the sound is alike."""
+        ...
+
+
+@dataclass(kw_only=True, slots=True)
+class Trainable:
+    """A model opened for training, with what a trainer needs to feed it."""
+
+    model: torch.nn.Module  # transformers PreTrainedModel
+    processor: Any
+    label_pad: int = -100
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+class Family(Protocol):
+    """One model family: how it is loaded, fed, trained and exported."""
+
+    name: str
+
+    def load(self, folder: str | Path, *, device: str = "cpu", dtype: str = "float32") -> Recogniser:
+        """Open a folder or Hub id for recognition. Raises ModelError with the remedy."""
+        ...
+
+    def open_for_training(self, folder: str | Path, *, audio_context: Literal["trimmed", "full"]) -> Trainable:
+        """Open a folder or Hub id for training, float32 on the CPU."""
+        ...
+
+    def collate(
+        self,
+        trainable: Trainable,
+        waveforms: Sequence[Waveform],
+        texts: Sequence[str],
+        languages: Sequence[str | None],
+        *,
+        full_length: bool = False,
+    ) -> dict[str, torch.Tensor]:
+        """A batch for the model's forward: features (B, F, T), their mask (B, T), labels (B, U)."""
+        ...
+
+    def label_length(self, trainable: Trainable, text: str, language: str | None) -> int:
+        """Tokens of the label of a text, prompt included."""
+        ...
+
+    def save(self, trainable: Trainable, model: torch.nn.Module, folder: Path) -> None:
+        """Write a complete folder that `load` opens: safetensors, config, tokenizer, generation config."""
+        ...
+
+
+def family(name: str) -> Family:
+    """The family of that name. Raises ModelError for one that is not built yet."""
+    if name == "whisper":
+        from voxloop.families import whisper
+
+        return whisper.WHISPER
+    raise ModelError(f"model family {name!r} is not known; known: whisper")

@@ -1,0 +1,207 @@
+"""The records that flow through the loop: plain frozen values, no input or output.
+
+Time is counted in samples of the stored audio and given in seconds at the edge.
+A record says what is so; how it is stored is `stores/catalog.py`'s concern.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+SAMPLE_RATE = 16_000  # Hz: every recording is stored at this rate, mono
+MAX_UTTERANCE_S = 30.0  # Whisper's window (arXiv:2212.04356, section 2.2)
+MAX_UTTERANCE_SAMPLES = int(MAX_UTTERANCE_S * SAMPLE_RATE)  # 480,000 samples
+
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+TranscriptKind = Literal["hypothesis", "clean", "reference"]
+
+# new -> transcribed -> reviewed; new | transcribed -> rejected; rejected -> reviewed
+UtteranceStatus = Literal["new", "transcribed", "reviewed", "rejected"]
+
+# queued -> running -> completed | failed | stopped
+RunStatus = Literal["queued", "running", "completed", "failed", "stopped"]
+
+Verdict = Literal["promote", "reject", "insufficient evidence"]
+
+
+def seconds(samples: int) -> float:
+    """Samples at 16 kHz as seconds."""
+    return samples / SAMPLE_RATE
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Quality:
+    """What was measured on the audio when it came in; not a judgement of it."""
+
+    level_dbfs: float  # RMS level relative to a full-scale square wave
+    peak_dbfs: float  # highest absolute sample
+    snr_db: float | None  # None where no estimate is possible (too short, digital silence)
+    clipping: float  # share of samples at or next to full scale, 0 to 1
+    silence: float  # share of 20 ms frames more than 40 dB below the loudest, 0 to 1
+    bandwidth_hz: float | None  # frequency below which 99 % of the energy lies
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recording:
+    """One piece of audio, stored once under the hash of its samples; not a file on the user's disk."""
+
+    id: str  # sha256-<hex> of the canonical PCM (little-endian int16, 16 kHz, mono)
+    source: str  # where it came from: a path, a bucket key, "capture"
+    name: str  # the original file name
+    samples: int
+    speaker: str | None = None
+    language: str | None = None  # ISO 639-1 code, as Whisper names languages
+    consent: str | None = None
+    session: str | None = None
+    text: str | None = None  # what the given metadata says was spoken
+    quality: Quality | None = None
+    created: float = 0.0  # seconds since the epoch
+
+    @property
+    def duration(self) -> float:
+        """Seconds."""
+        return seconds(self.samples)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Utterance:
+    """A span of a recording that is transcribed as one text, at most 30 s; holds no audio itself."""
+
+    id: str  # <recording id>:<start>-<end>
+    recording: str
+    start: int  # samples from the recording's beginning
+    end: int  # samples, exclusive
+    speaker: str | None = None
+    language: str | None = None
+    split: Split | None = None  # decided once, when first frozen into a dataset
+    status: UtteranceStatus = "new"
+    quality: Quality | None = None
+    priority: float = 0.0  # higher is reviewed sooner
+
+    @property
+    def samples(self) -> int:
+        return self.end - self.start
+
+    @property
+    def duration(self) -> float:
+        """Seconds."""
+        return seconds(self.samples)
+
+
+def utterance_id(recording: str, start: int, end: int) -> str:
+    """The id of samples `start` to `end` of a recording."""
+    return f"{recording}:{start}-{end}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Word:
+    """A word with its place, in seconds from the start of its utterance."""
+
+    text: str
+    start: float
+    end: float
+    probability: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Transcript:
+    """One text of one utterance. Never changed: a correction is a new transcript."""
+
+    id: str  # ULID, or a name derived from what was transcribed by which model
+    utterance: str
+    kind: TranscriptKind  # hypothesis: a model's; clean: post-processed; reference: a person's
+    text: str
+    by: str  # a person, "metadata", or the model's id
+    confidence: float | None = None  # mean probability of the tokens, 0 to 1
+    words: tuple[Word, ...] = ()
+    created: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Dataset:
+    """A frozen set of utterances with their texts; never edited, only followed by a new version."""
+
+    id: str  # sha256-<hex> of its manifest
+    name: str
+    filters: dict[str, Any]
+    clips: dict[str, int]  # utterances by split
+    hours: dict[str, float]  # by split
+    excluded: dict[str, int] = field(default_factory=dict)  # utterances left out, by reason
+    parent: str | None = None
+    created: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """One training of one model on one dataset; its folder holds everything else."""
+
+    id: str  # ULID
+    dataset: str
+    base: str  # a model's id, a Hub id, a folder, or "starter"
+    family: str
+    method: Literal["lora", "full"]
+    recipe: dict[str, Any]  # complete: every setting with its value
+    status: RunStatus = "queued"
+    progress: dict[str, Any] = field(default_factory=dict)
+    error: str | None = None
+    model: str | None = None
+    created: float = 0.0
+    finished: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Model:
+    """Weights that can transcribe, with where they came from; not an alias such as `champion`."""
+
+    id: str  # sha256-<hex> over its files' names and hashes
+    family: str
+    base: str
+    kind: Literal["full", "adapter"]  # adapter: trained as LoRA, stored merged with the adapter beside it
+    where: str  # blob prefix, a Hub id or a folder
+    run: str | None = None
+    files: dict[str, str] = field(default_factory=dict)  # name -> sha256-<hex>
+    created: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """How one model did on one frozen split under fixed decoding settings."""
+
+    id: str  # hash of model, dataset, split, decoding and normaliser
+    model: str
+    dataset: str
+    split: Split
+    decoding: dict[str, Any]
+    normaliser: str
+    scores: dict[str, Any]  # wer, cer, substitutions, insertions, deletions, words, intervals
+    hypotheses: str  # blob key of a JSONL: utterance, recording, speaker, reference, hypothesis, confidence
+    created: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Promotion:
+    """One movement of an alias, with the evidence for it; the history is never rewritten."""
+
+    id: str  # ULID
+    alias: str
+    model: str
+    previous: str | None
+    verdict: Verdict | Literal["rollback", "by hand"]
+    evidence: dict[str, Any]
+    by: str
+    created: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Event:
+    """Something that happened, told once: emitting the same id again changes nothing."""
+
+    id: str  # "<type>:<key>"
+    type: str
+    subject: str  # id of the record it is about
+    payload: dict[str, Any] = field(default_factory=dict)
+    seq: int = 0
+    created: float = 0.0

@@ -1,0 +1,150 @@
+"""Every setting: its default, its meaning, and where it may be set.
+
+The only reader of the environment and of `voxloop.toml`. Later wins: default,
+`voxloop.toml` in the workspace, `VOXLOOP_<NAME>` in the environment, keyword.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from voxloop.errors import SettingError, nearest
+
+CONFIG_NAME = "voxloop.toml"
+WORKSPACE_VARIABLE = "VOXLOOP_WORKSPACE"
+DEFAULT_WORKSPACE = "voxloop-workspace"
+PREFIX = "VOXLOOP_"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Resolved settings of one workspace. Empty URLs mean the embedded store inside the workspace."""
+
+    catalog: str = ""
+    """SQLAlchemy URL of the catalog; empty: SQLite in the workspace."""
+    blobs: str = ""
+    """URL of the object store; empty: the folder `blobs` in the workspace."""
+    bus: str = "local"
+    """`local`: workers poll the job table."""
+    base_model: str = "starter"
+    """What transcribes before any champion is promoted: `starter`, a Hub id such as openai/whisper-small, or a folder."""
+    language: str = ""
+    """Language taken where a recording names none (ISO 639-1); empty: the model detects it."""
+    device: str = ""
+    """`cpu`, `cuda`, `cuda:1`; empty: the first GPU, or the CPU where there is none."""
+    threads: int = 0
+    """CPU threads for models; 0: as many as there are cores."""
+    batch_seconds: float = 120.0
+    """Padded seconds of audio transcribed at once."""
+    max_file_mb: int = 4096
+    """Files larger than this are refused."""
+    max_recording_hours: float = 24.0
+    """Recordings longer than this are refused."""
+    vad_threshold: float = 0.5
+    """Speech probability above which a frame counts as speech (Silero's default)."""
+    vad_min_silence_ms: int = 300
+    """Pause that ends an utterance."""
+    vad_pad_ms: int = 100
+    """Kept on both sides of the speech found."""
+    ratios: tuple[float, float, float] = (0.92, 0.04, 0.04)
+    """Shares of train, val and test among speakers (or recordings, where speakers are few)."""
+    min_clip_s: float = 0.2
+    """Utterances shorter than this stay out of datasets."""
+    min_snr_db: float = 5.0
+    """Utterances measured noisier than this stay out of datasets."""
+    promote_confidence: float = 0.95
+    """Bootstrap probability of being better that promotion asks for."""
+    promote_min_utterances: int = 20
+    """With fewer test utterances the verdict is `insufficient evidence`."""
+    lease_s: float = 30.0
+    """How long a worker's claim on a job lasts without renewal."""
+    max_attempts: int = 5
+    """Claims of one job before it is `dead`."""
+    poll_s: float = 0.5
+    """How often an idle worker looks for jobs."""
+
+    def __post_init__(self) -> None:
+        if len(self.ratios) != 3 or any(r < 0 for r in self.ratios) or abs(sum(self.ratios) - 1) > 1e-6:
+            raise SettingError(
+                f"ratios are {self.ratios}: needed are three shares (train, val, test) of 0 or more that sum to 1; "
+                "for example 0.8/0.1/0.1"
+            )
+        for name in ("lease_s", "poll_s", "batch_seconds", "max_recording_hours"):
+            if getattr(self, name) <= 0:
+                raise SettingError(f"{name} is {getattr(self, name)}: it must be above 0")
+        if self.max_attempts < 1:
+            raise SettingError(f"max_attempts is {self.max_attempts}: it must be 1 or more")
+        if not 0.5 <= self.promote_confidence < 1:
+            raise SettingError(f"promote_confidence is {self.promote_confidence}: it must be from 0.5 to below 1")
+
+
+def parse_ratios(text: str) -> tuple[float, float, float]:
+    """`0.8/0.1/0.1` (or with commas) as three shares; percentages that sum to 100 are taken too."""
+    try:
+        parts = [float(part) for part in text.replace(",", "/").split("/")]
+    except ValueError:
+        parts = []
+    if len(parts) == 3 and abs(sum(parts) - 100) < 1e-6:
+        parts = [part / 100 for part in parts]
+    if len(parts) != 3 or any(p < 0 for p in parts) or abs(sum(parts) - 1) > 1e-6:
+        raise SettingError(
+            f"ratios {text!r}: needed are three shares (train/val/test) that sum to 1, such as 0.8/0.1/0.1 or 80/10/10"
+        )
+    return parts[0], parts[1], parts[2]
+
+
+def _convert(name: str, value: Any, like: Any, where: str) -> Any:
+    """A value from a file or the environment in the type of its default."""
+    try:
+        if isinstance(like, tuple):
+            return parse_ratios(value if isinstance(value, str) else "/".join(str(v) for v in value))
+        if isinstance(like, int):
+            return int(value)
+        if isinstance(like, float):
+            return float(value)
+        return str(value)
+    except (TypeError, ValueError) as error:
+        raise SettingError(f"{where}: {name} is {value!r}; needed is a {type(like).__name__}") from error
+
+
+def resolve(
+    folder: Path, *, environ: Mapping[str, str] | None = None, overrides: Mapping[str, Any] | None = None
+) -> Settings:
+    """The settings of the workspace in `folder`. Raises SettingError naming the wrong name or value."""
+    defaults = Settings()
+    known = {f.name: getattr(defaults, f.name) for f in fields(Settings)}
+    values: dict[str, Any] = {}
+    config = folder / CONFIG_NAME
+    if config.exists():
+        try:
+            given = tomllib.loads(config.read_text())
+        except tomllib.TOMLDecodeError as error:
+            raise SettingError(f"{config} is not valid TOML: {error}") from error
+        for name, value in given.items():
+            if name not in known:
+                raise SettingError(f"{config}: there is no setting {name!r}{nearest(name, known)}")
+            values[name] = _convert(name, value, known[name], str(config))
+    environ = os.environ if environ is None else environ
+    for variable, text in environ.items():
+        name = variable.removeprefix(PREFIX).lower()
+        if not variable.startswith(PREFIX) or variable == WORKSPACE_VARIABLE:
+            continue
+        if name not in known:
+            raise SettingError(f"environment: there is no setting {variable}{nearest(name, known)}")
+        values[name] = _convert(name, text, known[name], f"environment variable {variable}")
+    for name, value in (overrides or {}).items():
+        if name not in known:
+            raise SettingError(f"there is no setting {name!r}{nearest(name, known)}")
+        values[name] = value
+    return replace(defaults, **values)
+
+
+def workspace_folder(given: Path | None = None, *, environ: Mapping[str, str] | None = None) -> Path:
+    """The workspace that is meant: the one given, VOXLOOP_WORKSPACE, or `voxloop-workspace` here."""
+    environ = os.environ if environ is None else environ
+    return given or Path(environ.get(WORKSPACE_VARIABLE) or DEFAULT_WORKSPACE)

@@ -1,0 +1,218 @@
+"""Build the starter anew: `python -m voxloop.starter.build --data ../shared/data --leave-out theo --out DIR`.
+
+Cross-entropy with label smoothing on the decoder plus CTC on the encoder (its head is thrown away), AdamW, one cosine,
+an exponential average of the weights. Without real speech it trains on the synthetic voices alone and says so.
+"""
+
+import argparse
+import copy
+import json
+import math
+import os
+import random
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from voxloop.starter import corpus, measure, network, synthesis
+from voxloop.starter.corpus import Clip
+from voxloop.starter.examples import Batch, Batches, Mixer
+
+ALPHABET: Final = " abcdefghijklmnopqrstuvwxyz'"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """Every number of the recipe; saved with the metrics."""
+
+    seed: int = 1
+    steps: int = 4_000
+    """Optimiser steps, unless `minutes` end first."""
+    minutes: float = 75.0
+    """Training time at most; the learning rate falls with whichever of the two is further on."""
+    width: int = 144
+    heads: int = 4
+    encoder_layers: int = 4
+    decoder_layers: int = 2
+    dropout: float = 0.05
+    """While training; the shipped configuration says 0."""
+    learning_rate: float = 1.5e-3
+    warmup: int = 150
+    weight_decay: float = 0.01
+    label_smoothing: float = 0.05
+    ctc_weight: float = 0.5
+    frame_budget: int = 8_000
+    """Mel frames in a batch (80 s)."""
+    largest_batch: int = 48
+    window_every: int = 16
+    """Every so many steps a batch padded to 30 s, as stock Whisper pads."""
+    window_batch: int = 4
+    average: float = 0.997
+    """Decay of the weights' running average."""
+    synthetic_clips: int = 8_000
+
+
+def train(clips: list[Clip], recipe: Recipe, *, device: str, log: Any = print) -> tuple[Any, dict[str, float]]:
+    """The averaged model and how the training went."""
+    torch.manual_seed(recipe.seed)
+    model = network.new_model(
+        width=recipe.width,
+        heads=recipe.heads,
+        encoder_layers=recipe.encoder_layers,
+        decoder_layers=recipe.decoder_layers,
+        dropout=recipe.dropout,
+    ).to(device)
+    head = nn.Linear(recipe.width, len(ALPHABET) + 1).to(device)
+    trained = [weight for weight in (*model.parameters(), *head.parameters()) if weight.requires_grad]
+    optimiser = torch.optim.AdamW(
+        trained, lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=recipe.weight_decay
+    )
+    averaged = copy.deepcopy(model.state_dict())
+    batches = Batches(Mixer(clips, seed=recipe.seed), frame_budget=recipe.frame_budget, largest=recipe.largest_batch)
+    stream = iter(batches)
+    started = time.monotonic()
+    step, done, losses, drawing_s = 0, 0.0, (0.0, 0.0), 0.0
+    while done < 1:
+        model.train()
+        drawn_at = time.monotonic()
+        windowed = recipe.window_every and step % recipe.window_every == recipe.window_every - 1
+        batch = batches.full_window(count=recipe.window_batch) if windowed else next(stream)
+        drawing_s += time.monotonic() - drawn_at
+        rate = recipe.learning_rate * min((step + 1) / recipe.warmup, 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        decoder_loss, encoder_loss = _losses(model, head, batch, recipe, device)
+        optimiser.zero_grad(set_to_none=True)
+        (decoder_loss + recipe.ctc_weight * encoder_loss).backward()
+        nn.utils.clip_grad_norm_(trained, 1.0)
+        optimiser.step()
+        step += 1
+        keep = min(recipe.average, (1 + step) / (10 + step))
+        with torch.no_grad():
+            for name, weight in model.state_dict().items():
+                averaged[name].lerp_(weight, 1 - keep)
+        losses = tuple(
+            0.98 * old + 0.02 * new.item() if step > 1 else new.item()
+            for old, new in zip(losses, (decoder_loss, encoder_loss), strict=True)
+        )
+        elapsed = time.monotonic() - started
+        done = max(step / recipe.steps, elapsed / (60 * recipe.minutes))
+        if step % 100 == 0 or done >= 1:
+            left_min = elapsed / 60 * (1 - done) / max(done, 1e-9)
+            log(
+                f"step {step:5d}  decoder {losses[0]:.3f}  encoder {losses[1]:.3f}  rate {rate:.1e}  "
+                f"{elapsed / 60:5.1f} min, about {max(0.0, left_min):.1f} left",
+                flush=True,
+            )
+    model.load_state_dict(averaged)
+    model.eval()
+    spent = time.monotonic() - started
+    return model, {"steps": step, "train_s": round(spent, 1), "drawing_s": round(drawing_s, 1)}
+
+
+def _losses(model: Any, head: nn.Linear, batch: Batch, recipe: Recipe, device: str) -> tuple[Tensor, Tensor]:
+    """Cross-entropy per token of the decoder; CTC per character of the encoder."""
+    state = network.encode(model, batch.features.to(device), batch.frames)
+    inputs, labels = network.token_batch(batch.texts)
+    logits = network.decode(model, state, inputs.to(device))
+    decoder_loss = functional.cross_entropy(
+        logits.flatten(0, 1), labels.flatten().to(device), label_smoothing=recipe.label_smoothing
+    )
+    targets = [[ALPHABET.index(letter) + 1 for letter in text] for text in batch.texts]
+    lengths = torch.tensor([len(target) for target in targets])
+    encoder_loss = functional.ctc_loss(
+        head(state).float().log_softmax(dim=-1).transpose(0, 1),
+        torch.tensor([letter for target in targets for letter in target], dtype=torch.long).to(device),
+        (batch.frames // 2).to(device),
+        lengths.to(device),
+        zero_infinity=True,
+        reduction="none",
+    )
+    return decoder_loss, encoder_loss.sum() / max(1, int(lengths.sum()))
+
+
+def save(model: Any, folder: Path) -> None:
+    """The model as half-precision safetensors with its tokenizer; loads to float32 by default."""
+    network.save_processor(folder)
+    shipped = copy.deepcopy(model).half()
+    shipped.config.dropout = 0.0
+    shipped.config.dtype = torch.float32  # what from_pretrained turns the stored halves into
+    shipped.save_pretrained(folder)
+    # save_pretrained writes the stored precision; readers should compute in float32.
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["dtype"] = "float32"
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def scores(model: Any, data: Path | None, *, speakers: list[str], seed: int) -> dict[str, dict[str, float]]:
+    """Word error rates on each speaker's digits, single and joined, and on synthetic voices nobody trained on."""
+    found: dict[str, dict[str, float]] = {}
+    clips = corpus.real_speech(data) if data else []
+    for speaker in speakers:
+        own = [clip for clip in clips if clip.speaker == speaker and clip.kind == "digit"]
+        if own:
+            found[speaker] = {
+                "digits": round(measure.word_error_rate(model, measure.singles(own)), 4),
+                "strings": round(measure.word_error_rate(model, measure.strings(own, count=150, seed=seed)), 4),
+            }
+    unheard = corpus.unheard_synthetic(seed=seed + 1_000)
+    found["unheard synthetic voices"] = {
+        kind: round(measure.word_error_rate(model, measure.singles([c for c in unheard if c.kind == kind])), 4)
+        for kind in ("digit", "digits", "phrase")
+    }
+    return found
+
+
+def main() -> None:
+    """Parse the command line, build, measure, write."""
+    usual = Recipe()
+    parser = argparse.ArgumentParser(description="Build the starter model.")
+    parser.add_argument("--data", type=Path, help="folder of real speech (digits_en, prompts_en, keywords_en)")
+    parser.add_argument("--leave-out", action="append", default=[], metavar="SPEAKER", help="never heard; measured")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the model")
+    parser.add_argument("--cache", type=Path, default=Path("build/starter"), help="where synthetic speech is kept")
+    parser.add_argument("--minutes", type=float, default=usual.minutes, help="training time at most")
+    parser.add_argument("--steps", type=int, default=usual.steps, help="training steps at most")
+    parser.add_argument("--seed", type=int, default=usual.seed)
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="processor threads")
+    asked = parser.parse_args()
+    recipe = Recipe(seed=asked.seed, steps=asked.steps, minutes=asked.minutes)
+    torch.set_num_threads(asked.threads)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    began = time.monotonic()
+    clips = corpus.synthetic_speech(
+        asked.cache, count=recipe.synthetic_clips, seed=recipe.seed, workers=asked.threads
+    )
+    print(f"{len(clips)} synthetic clips, {_minutes(clips):.0f} minutes", flush=True)
+    real = corpus.real_speech(asked.data, leave_out=asked.leave_out) if asked.data else []
+    if real:
+        print(f"{len(real)} real clips, {_minutes(real):.0f} minutes, without {asked.leave_out or 'exception'}", flush=True)
+    else:
+        print("no real speech was given: training on synthetic voices alone, which real speakers will notice")
+    model, spent = train(clips + real, recipe, device=device)
+    save(model, asked.out)
+    model = model.to("cpu")
+    result = {
+        "recipe": asdict(recipe),
+        "leave_out": asked.leave_out,
+        "parameters": sum(weight.numel() for weight in model.parameters()),
+        "real_clips": len(real),
+        **spent,
+        "word_error_rates": scores(model, asked.data, speakers=asked.leave_out, seed=0),
+        "total_s": round(time.monotonic() - began, 1),
+    }
+    (asked.out / "metrics.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(result["word_error_rates"], indent=2))
+
+
+def _minutes(clips: list[Clip]) -> float:
+    return sum(len(clip.samples) for clip in clips) / synthesis.SAMPLE_RATE / 60
+
+
+if __name__ == "__main__":
+    main()

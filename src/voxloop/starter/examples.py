@@ -1,0 +1,258 @@
+"""Training examples: clips joined, disturbed, padded and turned into features; batches of similar length.
+
+Shapes: B batch, N samples, T mel frames (100 per second), F mel bands.
+"""
+
+import math
+import random
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import WhisperFeatureExtractor
+
+from voxloop.starter import synthesis
+from voxloop.starter.corpus import Clip
+from voxloop.starter.synthesis import SAMPLE_RATE, Wave
+
+HOP: Final = 160  # samples per mel frame
+FRAME_STEP: Final = 16  # clips are padded to a multiple of this many frames
+MARGIN_S: Final = 0.64  # silence after every clip: 32 encoder positions (see futo-org/whisper-acft#5)
+WINDOW_FRAMES: Final = 3_000  # the 30 s that stock Whisper pads to
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    wave: Wave
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    features: Tensor
+    """(B, F, T), each clip's own frames first, zeros behind."""
+    frames: Tensor
+    """(B,) mel frames of each clip, margin included."""
+    texts: list[str]
+
+
+def with_margin(wave: Wave, *, extra_s: float = 0.0) -> Wave:
+    """Silence of `MARGIN_S` plus `extra_s` behind the wave, then up to a multiple of `FRAME_STEP` frames."""
+    count = len(wave) + round((MARGIN_S + extra_s) * SAMPLE_RATE)
+    step = HOP * FRAME_STEP
+    return np.pad(wave, (0, math.ceil(count / step) * step - len(wave)))
+
+
+class LogMel:
+    """The features of WhisperFeatureExtractor for clips of any length, a batch at a time."""
+
+    def __init__(self) -> None:
+        filters = WhisperFeatureExtractor(feature_size=80).mel_filters
+        self.filters = torch.tensor(np.asarray(filters).T, dtype=torch.float32)  # (F, 201)
+        self.window = torch.hann_window(400)
+
+    def power(self, waves: Sequence[Wave]) -> tuple[Tensor, Tensor]:
+        """log10 mel power (B, F, T) and the frames of each wave (B,)."""
+        longest = max(len(wave) for wave in waves)
+        stacked = torch.from_numpy(np.stack([np.pad(wave, (0, longest - len(wave))) for wave in waves]))
+        spectrum = torch.stft(stacked, 400, HOP, window=self.window, return_complex=True)[..., :-1]
+        power = self.filters @ spectrum.abs().square()
+        return power.clamp_(min=1e-10).log10_(), torch.tensor([len(wave) // HOP for wave in waves])
+
+    @staticmethod
+    def scale(log_power: Tensor, frames: Tensor) -> Tensor:
+        """Whisper's range: at most 8 decades below the clip's own maximum, then (x + 4) / 4; zeros behind the clip."""
+        inside = torch.arange(log_power.shape[2])[None] < frames[:, None]
+        peak = log_power.masked_fill(~inside[:, None], -10).amax(dim=(1, 2), keepdim=True)
+        return ((torch.maximum(log_power, peak - 8) + 4) / 4).masked_fill_(~inside[:, None], 0)
+
+    def __call__(self, waves: Sequence[Wave]) -> tuple[Tensor, Tensor]:
+        """Features (B, F, T) and frames (B,)."""
+        log_power, frames = self.power(waves)
+        return self.scale(log_power, frames), frames
+
+
+class Mixer:
+    """Draws training examples from clips: digits joined into strings, phrases, key words, and noise without words."""
+
+    def __init__(self, clips: Sequence[Clip], *, seed: int) -> None:
+        self.rng = random.Random(seed)
+        self.noise = np.random.default_rng(seed)
+        self.real_digits: dict[str, list[Clip]] = defaultdict(list)
+        self.others: dict[str, list[Clip]] = defaultdict(list)
+        for clip in clips:
+            if clip.kind == "digit" and clip.real:
+                self.real_digits[clip.speaker].append(clip)
+            else:
+                self.others[f"{'real' if clip.real else 'synthetic'} {clip.kind}"].append(clip)
+        shares = {
+            "real digits": 0.42 if self.real_digits else 0.0,
+            "synthetic digit": 0.12,
+            "synthetic digits": 0.12,
+            "synthetic phrase": 0.18,
+            "real phrase": 0.11,
+            "real keyword": 0.02,
+            "quiet": 0.03,
+        }
+        self.shares = {
+            name: share for name, share in shares.items() if name in ("real digits", "quiet") or self.others.get(name)
+        }
+
+    def example(self) -> Example:
+        """One disturbed example, before its margin."""
+        rng = self.rng
+        source = rng.choices(list(self.shares), list(self.shares.values()))[0]
+        if source == "quiet":
+            return Example(self._quiet(rng.uniform(0.2, 3.0)), "")
+        if source == "real digits":
+            speaker = rng.choice(sorted(self.real_digits))
+            count = rng.choices(range(1, 11), (42, 10, 13, 13, 11, 5, 2, 1.5, 1.5, 1))[0]
+            clips = [rng.choice(self.real_digits[speaker]) for _ in range(count)]
+        elif source == "synthetic digit":
+            pool = self.others[source]
+            clips = [rng.choice(pool) for _ in range(rng.choices((1, 2, 3, 4), (70, 10, 10, 10))[0])]
+        else:
+            clips = [rng.choice(self.others[source])]
+        return Example(self._disturb(self._join(clips)), " ".join(clip.text for clip in clips))
+
+    def long_example(self, *, seconds: float) -> Example:
+        """Speech somewhere in up to `seconds` of sound: what the stock 30 s window looks like."""
+        parts = [self.example()]
+        while self.rng.random() < 0.35 and sum(len(part.wave) for part in parts) < seconds * SAMPLE_RATE / 3:
+            parts.append(Example(np.zeros(self.rng.randint(1_000, 24_000), np.float32), ""))
+            parts.append(self.example())
+        wave = np.concatenate([part.wave for part in parts])[: round(seconds * SAMPLE_RATE)]
+        return Example(wave, " ".join(part.text for part in parts if part.text))
+
+    def _join(self, clips: Sequence[Clip]) -> Wave:
+        """The clips one after the other at one speed, with pauses of up to 0.35 s."""
+        rng = self.rng
+        speed = rng.uniform(0.8, 1.25)
+        pauses = rng.choice((0.05, 0.15, 0.35))
+        parts = [np.zeros(rng.randint(0, 4_800) if rng.random() < 0.6 else 0, np.float32)]
+        for clip in clips:
+            wave = clip.wave
+            if not clip.real or len(clips) == 1:
+                factor = speed
+            else:
+                factor = speed * rng.uniform(0.96, 1.04)
+            parts.append(synthesis.change_speed(wave, factor=factor) * 10 ** rng.uniform(-0.15, 0.15))
+            parts.append(np.zeros(round(rng.uniform(0, pauses) * SAMPLE_RATE), np.float32))
+        return np.concatenate(parts)
+
+    def _disturb(self, wave: Wave) -> Wave:
+        rng = self.rng
+        wave = wave / max(1e-4, float(np.abs(wave).max()))
+        if rng.random() < 0.2:
+            wave = synthesis.reverberate(
+                wave, decay_s=rng.uniform(0.05, 0.4), wet=rng.uniform(0.1, 0.7), rng=self.noise
+            )
+        if rng.random() < 0.1:
+            wave = synthesis.telephone(wave, mu_law=rng.random() < 0.5)
+        if rng.random() < 0.6:
+            wave = synthesis.add_noise(
+                wave, snr_db=rng.uniform(8, 45), slope=rng.choice((0.0, 1.0, 2.0)), rng=self.noise
+            )
+        return (wave * 10 ** rng.uniform(-1.5, 0)).astype(np.float32)
+
+    def _quiet(self, seconds: float) -> Wave:
+        count = round(seconds * SAMPLE_RATE)
+        if self.rng.random() < 0.3:
+            return np.zeros(count, np.float32)
+        noise = synthesis.coloured_noise(count, slope=self.rng.choice((0.0, 1.0, 2.0)), rng=self.noise)
+        return (noise * 10 ** self.rng.uniform(-4, -1)).astype(np.float32)
+
+
+class Batches:
+    """An endless stream of batches: examples of similar length together, the cost of each batch about the same."""
+
+    def __init__(self, mixer: Mixer, *, frame_budget: int, largest: int, pool: int = 512) -> None:
+        self.mixer = mixer
+        self.mel = LogMel()
+        self.frame_budget, self.largest, self.pool = frame_budget, largest, pool
+        self.generator = torch.Generator().manual_seed(mixer.rng.getrandbits(32))
+
+    def __iter__(self) -> Iterator[Batch]:
+        rng = self.mixer.rng
+        while True:
+            drawn = [self.mixer.example() for _ in range(self.pool)]
+            drawn.sort(key=lambda example: len(example.wave))
+            groups, group = [], list[Example]()
+            for example in drawn:
+                size = (len(with_margin(example.wave)) // HOP) * (len(group) + 1)
+                if group and (size > self.frame_budget or len(group) == self.largest):
+                    groups.append(group)
+                    group = []
+                group.append(example)
+            groups.append(group)
+            rng.shuffle(groups)
+            for group in groups:
+                extra_s = rng.uniform(0.1, 1.5) if rng.random() < 0.2 else 0.0
+                waves = [with_margin(example.wave, extra_s=extra_s) for example in group]
+                yield self._batch(waves, [example.text for example in group])
+
+    def full_window(self, *, count: int) -> Batch:
+        """`count` examples padded to 30 s, as stock Whisper gets them."""
+        drawn = [self.mixer.long_example(seconds=28.0) for _ in range(count)]
+        waves = [np.pad(example.wave, (0, WINDOW_FRAMES * HOP - len(example.wave))) for example in drawn]
+        return self._batch(waves, [example.text for example in drawn], stretch=False)
+
+    def _batch(self, waves: Sequence[Wave], words: list[str], *, stretch: bool = True) -> Batch:
+        log_power, frames = self.mel.power(waves)
+        log_power = self._colour(self._warp(log_power))
+        if stretch and self._uniform(1).item() < 0.5:
+            # Slower or faster without a change of pitch; one factor for the batch keeps it one operation.
+            steps = round(log_power.shape[2] * (0.85 + 0.4 * self._uniform(1).item()) / FRAME_STEP)
+            factor = steps * FRAME_STEP / log_power.shape[2]
+            log_power = functional.interpolate(log_power, size=steps * FRAME_STEP, mode="linear")
+            frames = ((frames * factor) // FRAME_STEP).long().clamp(min=4) * FRAME_STEP
+            frames = frames.clamp(max=log_power.shape[2])
+        features = self.mel.scale(log_power, frames)
+        return Batch(self._mask(features, frames), frames, words)
+
+    def _uniform(self, *shape: int) -> Tensor:
+        return torch.rand(*shape, generator=self.generator)
+
+    def _warp(self, log_power: Tensor) -> Tensor:
+        """Stretch the mel axis by up to 10 %, as a longer or shorter vocal tract would (VTLP, Jaitly and Hinton 2013)."""
+        batch, bands, _ = log_power.shape
+        factor = 0.9 + 0.2 * self._uniform(batch, 1)
+        place = (torch.arange(bands)[None] * factor).clamp(max=bands - 1)
+        low = place.floor().long().clamp(max=bands - 2)
+        weight = (place - low)[..., None]
+        index = low[..., None].expand(-1, -1, log_power.shape[2])
+        return log_power.gather(1, index) * (1 - weight) + log_power.gather(1, index + 1) * weight
+
+    def _colour(self, log_power: Tensor) -> Tensor:
+        """A smooth random equaliser (a few decibels), and for a third of the clips a telephone's band."""
+        batch, bands, _ = log_power.shape
+        place = torch.linspace(0, math.pi, bands)[None]
+        curve = torch.zeros(batch, bands)
+        for order in (1, 2, 3):
+            curve += (self._uniform(batch, 1) - 0.5) * 0.9 / order * torch.cos(order * place)
+        cut = torch.where(self._uniform(batch, 1) < 0.35, 56 + 8 * self._uniform(batch, 1), torch.tensor(1e3))
+        curve -= 3.5 * (torch.arange(bands)[None] > cut)
+        start = torch.where(self._uniform(batch, 1) < 0.2, 2 + 4 * self._uniform(batch, 1), torch.tensor(-1.0))
+        curve -= 1.5 * (torch.arange(bands)[None] < start)
+        return log_power + curve[..., None]
+
+    def _mask(self, features: Tensor, frames: Tensor) -> Tensor:
+        """SpecAugment (arXiv:1904.08779): up to two bands of mels and one stretch of time set to the clip's mean."""
+        batch, bands, length = features.shape
+        mean = features.sum(dim=(1, 2), keepdim=True) / (frames[:, None, None] * bands)
+        mel = torch.arange(bands)[None]
+        time = torch.arange(length)[None]
+        hidden = torch.zeros(batch, bands, length, dtype=torch.bool)
+        for chance in (0.6, 0.3):
+            width = self._uniform(batch, 1) * 14 * (self._uniform(batch, 1) < chance)
+            start = self._uniform(batch, 1) * (bands - width)
+            hidden |= ((mel >= start) & (mel < start + width))[:, :, None]
+        width = self._uniform(batch, 1) * 12 * (self._uniform(batch, 1) < 0.5)
+        start = self._uniform(batch, 1) * (frames[:, None] - 64).clamp(min=16)
+        hidden |= ((time >= start) & (time < start + width))[:, None, :]
+        return torch.where(hidden & (time < frames[:, None])[:, None], mean, features)

@@ -1,0 +1,119 @@
+"""Blobs: audio, manifests and model files under keys that never change their content.
+
+obstore speaks to a folder (`file://`) and to S3, GCS and Azure alike. A blob is
+written once (`mode="create"`), so two writers of the same content agree, and is
+read by byte range.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+import obstore
+from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError
+from obstore.store import LocalStore, from_url
+
+from voxloop.errors import BlobError
+
+CHUNK = 1 << 20  # bytes hashed or copied at a time
+
+
+def sha256_file(path: Path) -> str:
+    """`sha256-<hex>` of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return f"sha256-{digest.hexdigest()}"
+
+
+def sha256_bytes(data: bytes) -> str:
+    """`sha256-<hex>` of bytes."""
+    return f"sha256-{hashlib.sha256(data).hexdigest()}"
+
+
+class Blobs:
+    """The open object store."""
+
+    def __init__(self, url: str, *, cache: Path) -> None:
+        self.url = url
+        self._cache = cache  # where remote blobs are laid when a library wants a path
+        parsed = urlparse(url)
+        self._root: Path | None = None
+        if parsed.scheme == "file":
+            self._root = Path(unquote(parsed.path))
+            self._store = LocalStore(self._root, mkdir=True)
+        elif parsed.scheme in ("s3", "gs", "az"):
+            self._store = from_url(url)
+        else:
+            raise BlobError(f"blob store {url!r}: needed is a file://, s3://, gs:// or az:// URL")
+
+    def put(self, key: str, data: bytes | Path) -> bool:
+        """Write a blob; False where it is there already (its content is then the same by name)."""
+        try:
+            obstore.put(self._store, key, data, mode="create")
+        except AlreadyExistsError:
+            return False
+        except BaseError as error:
+            raise BlobError(f"writing blob {key} to {self.url} failed: {error}") from error
+        return True
+
+    def get(self, key: str, start: int | None = None, end: int | None = None) -> bytes:
+        """The bytes of a blob, or those from `start` to `end` (exclusive)."""
+        try:
+            if start is None or end is None:
+                return bytes(obstore.get(self._store, key).bytes())
+            return bytes(obstore.get_range(self._store, key, start=start, end=end))
+        except (NotFoundError, FileNotFoundError) as error:
+            raise BlobError(f"blob {key} is not in {self.url}: it was removed or never written") from error
+        except BaseError as error:
+            raise BlobError(f"reading blob {key} from {self.url} failed: {error}") from error
+
+    def exists(self, key: str) -> bool:
+        try:
+            obstore.head(self._store, key)
+        except (NotFoundError, FileNotFoundError):
+            return False
+        except BaseError as error:
+            raise BlobError(f"looking for blob {key} in {self.url} failed: {error}") from error
+        return True
+
+    def list(self, prefix: str) -> Iterator[str]:
+        """Keys under a prefix."""
+        for page in obstore.list(self._store, prefix):
+            for entry in page:
+                yield str(entry["path"])
+
+    def delete(self, key: str) -> None:
+        """Remove a blob; removing what is not there is no error."""
+        try:
+            obstore.delete(self._store, key)
+        except (NotFoundError, FileNotFoundError):
+            return
+        except BaseError as error:
+            raise BlobError(f"deleting blob {key} in {self.url} failed: {error}") from error
+
+    def path(self, key: str) -> Path:
+        """A local file with the blob's content: the blob itself where the store is a folder, else a cached copy."""
+        if self._root is not None:
+            found = self._root / key
+            if not found.exists():
+                raise BlobError(f"blob {key} is not in {self.url}: it was removed or never written")
+            return found
+        cached = self._cache / key
+        if not cached.exists():
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            partial = cached.with_name(cached.name + ".partial")
+            partial.write_bytes(self.get(key))
+            partial.replace(cached)
+        return cached
+
+    def folder(self, prefix: str) -> Path:
+        """A local folder with every blob under a prefix, for libraries that load folders."""
+        keys = [self.path(key) for key in self.list(prefix)]
+        if not keys:
+            raise BlobError(f"nothing under {prefix} in {self.url}")
+        return (self._root or self._cache) / prefix

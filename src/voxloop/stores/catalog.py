@@ -1,0 +1,451 @@
+"""The catalog: the tables that are the truth, over SQLite (embedded) or PostgreSQL (scaled out).
+
+Steps read and write through a `Transaction`, which speaks records, not rows.
+SQLite runs in WAL mode; a write transaction begins IMMEDIATE so that two
+processes wait for each other instead of failing half-way
+(https://sqlite.org/lang_transaction.html).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
+
+from voxloop.errors import UnknownRecord, WorkspaceError
+from voxloop.records import (
+    Dataset,
+    Evaluation,
+    Event,
+    Model,
+    Promotion,
+    Quality,
+    Recording,
+    Run,
+    Transcript,
+    Utterance,
+    Word,
+)
+
+NAMING = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+    "pk": "pk_%(table_name)s",
+}
+metadata = sa.MetaData(naming_convention=NAMING)
+
+
+class now_s(FunctionElement[float]):
+    """The database's clock, seconds since the epoch: leases must not depend on a worker's clock."""
+
+    type = sa.Double()
+    inherit_cache = True
+
+
+@compiles(now_s, "sqlite")
+def _now_sqlite(element: Any, compiler: Any, **_: Any) -> str:
+    return "((julianday('now') - 2440587.5) * 86400.0)"
+
+
+@compiles(now_s, "postgresql")
+def _now_postgresql(element: Any, compiler: Any, **_: Any) -> str:
+    return "extract(epoch from clock_timestamp())::double precision"
+
+
+def _created() -> sa.Column[float]:
+    return sa.Column("created", sa.Double, nullable=False)
+
+
+recording = sa.Table(
+    "recording",
+    metadata,
+    sa.Column("id", sa.String, primary_key=True),
+    _created(),
+    sa.Column("source", sa.String, nullable=False),
+    sa.Column("name", sa.String, nullable=False),
+    sa.Column("samples", sa.BigInteger, nullable=False),
+    sa.Column("speaker", sa.String),
+    sa.Column("language", sa.String),
+    sa.Column("consent", sa.String),
+    sa.Column("session", sa.String),
+    sa.Column("text", sa.Text),
+    sa.Column("quality", sa.JSON),
+)
+
+utterance = sa.Table(
+    "utterance",
+    metadata,
+    sa.Column("id", sa.String, primary_key=True),
+    sa.Column("recording", sa.ForeignKey("recording.id"), nullable=False, index=True),
+    sa.Column("start", sa.BigInteger, nullable=False),
+    sa.Column("end", sa.BigInteger, nullable=False),
+    sa.Column("speaker", sa.String),
+    sa.Column("language", sa.String),
+    sa.Column("split", sa.String),
+    sa.Column("status", sa.String, nullable=False),
+    sa.Column("quality", sa.JSON),
+    sa.Column("priority", sa.Double, nullable=False, default=0.0),
+    sa.Index("ix_utterance_status_priority_id", "status", "priority", "id"),
+)
+
+transcript = sa.Table(
+    "transcript",
+    metadata,
+    sa.Column("id", sa.String, primary_key=True),
+    _created(),
+    sa.Column("utterance", sa.ForeignKey("utterance.id"), nullable=False),
+    sa.Column("kind", sa.String, nullable=False),
+    sa.Column("text", sa.Text, nullable=False),
+    sa.Column("by", sa.String, nullable=False),
+    sa.Column("confidence", sa.Double),
+    sa.Column("words", sa.JSON),
+    sa.Index("ix_transcript_utterance_kind_created", "utterance", "kind", "created"),
+)
+
+dataset = sa.Table(
+    "dataset",
+    metadata,
+    sa.Column("id", sa.String, primary_key=True),
+    _created(),
+    sa.Column("name", sa.String, nullable=False),
+    sa.Column("filters", sa.JSON, nullable=False),
+    sa.Column("clips", sa.JSON, nullable=False),
+    sa.Column("hours", sa.JSON, nullable=False),
+    sa.Column("excluded", sa.JSON, nullable=False),
+    sa.Column("parent", sa.String),
+)
+
+# What a dataset holds, for questions such as "which datasets used this speaker"; its manifest blob is the truth.
+dataset_utterance = sa.Table(
+    "dataset_utterance",
+    metadata,
+    sa.Column("dataset", sa.ForeignKey("dataset.id"), primary_key=True),
+    sa.Column("utterance", sa.ForeignKey("utterance.id"), primary_key=True, index=True),
+    sa.Column("transcript", sa.String, nullable=False),
+    sa.Column("split", sa.String, nullable=False),
+)
+
+run = sa.Table(
+    "run",
+    metadata,
+    sa.Column("id", sa.String, primary_key=True),
+    _created(),
+    sa.Column("dataset", sa.String, nullable=False),
+    sa.Column("base", sa.String, nullable=False),
+    sa.Column("family", sa.String, nullable=False),
+    sa.Column("method", sa.String, nullable=False),
+    sa.Column("recipe", sa.JSON, nullable=False),
+    sa.Column("status", sa.String, nullable=False),
+    sa.Column("progress", sa.JSON, nullable=False),
+    sa.Column("error", sa.Text),
+    sa.Column("model", sa.String),
+    sa.Column("finished", sa.Double),
+)
+
+model = sa.Table(
+    "model",
+    metadata,
+    sa.Column("id", sa.String, primary_key=True),
+    _created(),
+    sa.Column("family", sa.String, nullable=False),
+    sa.Column("base", sa.String, nullable=False),
+    sa.Column("kind", sa.String, nullable=False),
+    sa.Column("where", sa.String, nullable=False),
+    sa.Column("run", sa.String),
+    sa.Column("files", sa.JSON, nullable=False),
+)
+
+evaluation = sa.Table(
+    "evaluation",
+    metadata,
+    sa.Column("id", sa.String, primary_key=True),
+    _created(),
+    sa.Column("model", sa.String, nullable=False, index=True),
+    sa.Column("dataset", sa.String, nullable=False),
+    sa.Column("split", sa.String, nullable=False),
+    sa.Column("decoding", sa.JSON, nullable=False),
+    sa.Column("normaliser", sa.String, nullable=False),
+    sa.Column("scores", sa.JSON, nullable=False),
+    sa.Column("hypotheses", sa.String, nullable=False),
+)
+
+promotion = sa.Table(
+    "promotion",
+    metadata,
+    sa.Column("id", sa.String, primary_key=True),
+    _created(),
+    sa.Column("alias", sa.String, nullable=False),
+    sa.Column("model", sa.String, nullable=False),
+    sa.Column("previous", sa.String),
+    sa.Column("verdict", sa.String, nullable=False),
+    sa.Column("evidence", sa.JSON, nullable=False),
+    sa.Column("by", sa.String, nullable=False),
+)
+
+alias = sa.Table(
+    "alias",
+    metadata,
+    sa.Column("name", sa.String, primary_key=True),
+    sa.Column("model", sa.String, nullable=False),
+    sa.Column("promotion", sa.String, nullable=False),
+)
+
+event = sa.Table(
+    "event",
+    metadata,
+    # SQLite counts up by itself only in a column declared INTEGER.
+    sa.Column("seq", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
+    sa.Column("id", sa.String, nullable=False, unique=True),
+    _created(),
+    sa.Column("type", sa.String, nullable=False, index=True),
+    sa.Column("subject", sa.String, nullable=False, index=True),
+    sa.Column("payload", sa.JSON, nullable=False),
+    # Published to the bus; a flag, since PostgreSQL commits out of order and a cursor would skip rows.
+    sa.Column("published", sa.Boolean, nullable=False, default=False),
+)
+
+# ready -> leased -> done; leased -> ready (failed, or the lease ran out); leased -> dead (last attempt); dead -> ready
+job = sa.Table(
+    "job",
+    metadata,
+    sa.Column("id", sa.String, primary_key=True),  # "<step>:<event id>"
+    _created(),
+    sa.Column("step", sa.String, nullable=False),
+    sa.Column("event", sa.String, nullable=False),
+    sa.Column("subject", sa.String, nullable=False),
+    sa.Column("state", sa.String, nullable=False),
+    sa.Column("token", sa.String),
+    sa.Column("run_at", sa.Double, nullable=False),  # ready: not before; leased: the lease's end
+    sa.Column("attempts", sa.Integer, nullable=False, default=0),
+    sa.Column("error", sa.Text),
+    sa.Column("finished", sa.Double),
+    sa.Index("ix_job_state_step_run_at", "state", "step", "run_at"),
+)
+
+vector = sa.Table(
+    "vector",
+    metadata,
+    sa.Column("id", sa.String, primary_key=True),  # utterance id
+    sa.Column("space", sa.String, primary_key=True),  # what made the vectors: only those of one space compare
+    sa.Column("values", sa.LargeBinary, nullable=False),  # little-endian float32
+)
+
+# One line a refused file, so that a second run and `voxloop status` can tell of it.
+refusal = sa.Table(
+    "refusal",
+    metadata,
+    sa.Column("path", sa.String, primary_key=True),
+    _created(),
+    sa.Column("reason", sa.String, nullable=False),
+    sa.Column("message", sa.Text, nullable=False),
+)
+
+Record = Recording | Utterance | Transcript | Dataset | Run | Model | Evaluation | Promotion
+R = TypeVar("R", Recording, Utterance, Transcript, Dataset, Run, Model, Evaluation, Promotion)
+
+TABLES: dict[type[Any], sa.Table] = {
+    Recording: recording,
+    Utterance: utterance,
+    Transcript: transcript,
+    Dataset: dataset,
+    Run: run,
+    Model: model,
+    Evaluation: evaluation,
+    Promotion: promotion,
+}
+
+
+def to_row(record: Record) -> dict[str, Any]:
+    """A record as the values of its table's columns."""
+    return asdict(record)
+
+
+def to_record(kind: type[R], row: sa.Row[Any] | sa.RowMapping) -> R:
+    """A row of `kind`'s table as its record."""
+    mapping = row if isinstance(row, sa.RowMapping) else row._mapping
+    values = {f.name: mapping[f.name] for f in fields(kind)}
+    if values.get("quality") is not None:
+        values["quality"] = Quality(**values["quality"])
+    if kind is Transcript:
+        values["words"] = tuple(Word(**word) for word in values["words"] or ())
+    return cast("R", kind(**values))
+
+
+def to_event(row: sa.Row[Any]) -> Event:
+    """A row of the event table as its record."""
+    return Event(id=row.id, type=row.type, subject=row.subject, payload=row.payload, seq=row.seq, created=row.created)
+
+
+def insert_new(connection: sa.Connection, table: sa.Table, rows: Sequence[dict[str, Any]]) -> int:
+    """Insert the rows whose primary or unique key is not there yet; the number inserted."""
+    if not rows:
+        return 0
+    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    statement = insert(table).on_conflict_do_nothing()
+    inserted = 0
+    for row in rows:
+        inserted += connection.execute(statement, row).rowcount
+    return inserted
+
+
+class Reader:
+    """Reads of one connection, in records."""
+
+    def __init__(self, connection: sa.Connection) -> None:
+        self.connection = connection
+
+    def find(self, kind: type[R], id: str) -> R | None:
+        """The record with this id, or None."""
+        table = TABLES[kind]
+        row = self.connection.execute(sa.select(table).where(table.c.id == id)).first()
+        return None if row is None else to_record(kind, row)
+
+    def get(self, kind: type[R], id: str) -> R:
+        """The record with this id or with this unique beginning of an id. Raises UnknownRecord."""
+        found = self.find(kind, id)
+        if found is not None:
+            return found
+        table = TABLES[kind]
+        # People see and type short ids: the head of a hash with or without its algorithm, the tail of a ULID.
+        pattern = sa.or_(
+            table.c.id.startswith(id, autoescape=True),
+            table.c.id.startswith(f"sha256-{id}", autoescape=True),
+            table.c.id.endswith(id, autoescape=True),
+        )
+        rows = self.connection.execute(sa.select(table).where(pattern).limit(2)).all() if id else []
+        if len(rows) == 1:
+            return to_record(kind, rows[0])
+        name = kind.__name__.lower()
+        if rows:
+            raise UnknownRecord(f"{name} {id!r} is not unique: give more of its id")
+        raise UnknownRecord(f"no {name} {id!r} in this workspace; `voxloop {_LISTING[kind]}` lists them")
+
+    def all(self, kind: type[R], *where: sa.ColumnElement[bool], order: Any = None, limit: int | None = None) -> list[R]:
+        """Records matching the conditions, oldest first unless ordered otherwise."""
+        return list(self.iterate(kind, *where, order=order, limit=limit))
+
+    def iterate(
+        self, kind: type[R], *where: sa.ColumnElement[bool], order: Any = None, limit: int | None = None
+    ) -> Iterator[R]:
+        """As `all`, streaming."""
+        table = TABLES[kind]
+        statement = sa.select(table).where(*where).limit(limit)
+        default = (table.c.created, table.c.id) if "created" in table.c else (table.c.id,)
+        statement = statement.order_by(*(default if order is None else order if isinstance(order, tuple) else (order,)))
+        for row in self.connection.execute(statement):
+            yield to_record(kind, row)
+
+    def count(self, kind: type[R], *where: sa.ColumnElement[bool]) -> int:
+        statement = sa.select(sa.func.count()).select_from(TABLES[kind]).where(*where)
+        return int(self.connection.execute(statement).scalar_one())
+
+    def now(self) -> float:
+        """The database's clock, seconds since the epoch."""
+        return float(self.connection.execute(sa.select(now_s())).scalar_one())
+
+
+_LISTING: dict[type[Any], str] = {
+    Recording: "status",
+    Utterance: "review list",
+    Transcript: "review list",
+    Dataset: "dataset list",
+    Run: "run list",
+    Model: "model list",
+    Evaluation: "model list",
+    Promotion: "model list",
+}
+
+
+class Writer(Reader):
+    """Reads and writes of one transaction, in records."""
+
+    def add(self, *records: Record) -> int:
+        """Insert records that are not there yet; the number that was new. `created` is set where it is 0."""
+        now: float | None = None
+        inserted = 0
+        for record in records:
+            row = to_row(record)
+            if row.get("created") == 0.0:
+                now = self.now() if now is None else now
+                row["created"] = now
+            inserted += insert_new(self.connection, TABLES[type(record)], [row])
+        return inserted
+
+    def change(self, kind: type[Record], ids: str | Iterable[str], **values: Any) -> int:
+        """Set columns of the records with these ids; the number changed."""
+        table = TABLES[kind]
+        changed = 0
+        for id in [ids] if isinstance(ids, str) else list(ids):
+            changed += self.connection.execute(sa.update(table).where(table.c.id == id).values(**values)).rowcount
+        return changed
+
+
+class Catalog:
+    """The open catalog. Connections are pooled; each transaction takes one."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.engine = sa.create_engine(url, json_serializer=_dumps)
+        if self.engine.dialect.name == "sqlite":
+            sa.event.listen(self.engine, "connect", _on_connect)
+            sa.event.listen(self.engine, "begin", _on_begin)
+        elif self.engine.dialect.name != "postgresql":
+            raise WorkspaceError(f"catalog {self.engine.url!r}: needed is a sqlite or postgresql+psycopg URL")
+
+    @contextmanager
+    def read(self) -> Iterator[Reader]:
+        """A consistent view; writes in it are not committed."""
+        with self.engine.connect().execution_options(write=False) as connection:
+            yield Reader(connection)
+
+    @contextmanager
+    def write(self) -> Iterator[Writer]:
+        """A transaction: committed when the block ends, undone when it raises."""
+        with self.engine.begin() as connection:
+            yield Writer(connection)
+
+    def migrate(self) -> None:
+        """Bring the schema to this program's version. Raises WorkspaceError for a newer catalog."""
+        from alembic import command
+        from alembic.config import Config
+        from alembic.util import CommandError
+
+        config = Config()
+        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+        # On SQLite the IMMEDIATE transaction makes a second process wait, then find the work done.
+        with self.engine.begin() as connection:
+            config.attributes["connection"] = connection
+            try:
+                command.upgrade(config, "head")
+            except CommandError as error:
+                raise WorkspaceError(
+                    f"the catalog's schema is not known to this version of Voxloop ({error}); "
+                    "it was written by a newer one: install that"
+                ) from error
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+
+def _dumps(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def _on_connect(connection: Any, _: Any) -> None:
+    connection.isolation_level = None  # SQLAlchemy says BEGIN itself, in _on_begin
+    for pragma in ("busy_timeout=60000", "journal_mode=wal", "synchronous=normal", "foreign_keys=on"):
+        connection.execute(f"pragma {pragma}")
+
+
+def _on_begin(connection: sa.Connection) -> None:
+    write = connection.get_execution_options().get("write", True)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")

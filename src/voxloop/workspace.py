@@ -1,0 +1,125 @@
+"""The open workspace: the stores that the settings name. The only place that chooses a backend."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from voxloop import settings as _settings
+from voxloop.errors import SettingError, WorkspaceError
+from voxloop.settings import Settings
+from voxloop.stores.blobs import Blobs
+from voxloop.stores.bus import Bus, LocalBus
+from voxloop.stores.catalog import Catalog, Reader, Writer
+from voxloop.stores.jobs import Claim, Jobs, Listeners
+from voxloop.stores.vectors import CatalogVectors, Vectors
+
+
+class Transaction(Writer):
+    """A write to the catalog that can tell of events."""
+
+    def __init__(self, writer: Writer, jobs: Jobs) -> None:
+        super().__init__(writer.connection)
+        self._jobs = jobs
+
+    def emit(self, type: str, subject: str, *, key: str | None = None, payload: dict[str, Any] | None = None) -> bool:
+        """Tell of an event: it and the jobs it causes are committed with this transaction. True where it is new."""
+        return self._jobs.emit(self, type, subject, key=key, payload=payload)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workspace:
+    """What every step takes first. `claim` is set while a worker runs a step for the pipeline."""
+
+    folder: Path
+    settings: Settings
+    catalog: Catalog
+    blobs: Blobs
+    vectors: Vectors
+    jobs: Jobs
+    bus: Bus
+    claim: Claim | None = None
+
+    @contextmanager
+    def read(self) -> Iterator[Reader]:
+        """A consistent view of the catalog."""
+        with self.catalog.read() as reader:
+            yield reader
+
+    @contextmanager
+    def transaction(self) -> Iterator[Transaction]:
+        """An intermediate write: committed at the block's end, refused where the worker's lease was lost."""
+        with self.catalog.write() as writer:
+            if self.claim:
+                self.jobs.fence(writer, self.claim)
+            yield Transaction(writer, self.jobs)
+        self.bus.wake()
+
+    @contextmanager
+    def completion(self) -> Iterator[Transaction]:
+        """The write that carries a step's result: it, its events and the job's done mark commit together."""
+        with self.catalog.write() as writer:
+            yield Transaction(writer, self.jobs)
+            if self.claim:
+                self.jobs.finish(writer, self.claim)
+        self.bus.wake()
+
+    def under(self, claim: Claim) -> Workspace:
+        """This workspace, as the worker that holds `claim` uses it."""
+        return replace(self, claim=claim)
+
+    @property
+    def runs(self) -> Path:
+        """Where training runs keep their folders."""
+        return self.folder / "runs"
+
+    def close(self) -> None:
+        self.catalog.close()
+
+    def __enter__(self) -> Workspace:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def open_workspace(
+    folder: Path,
+    *,
+    listeners: Listeners,
+    create: bool = False,
+    environ: Mapping[str, str] | None = None,
+    **overrides: Any,
+) -> Workspace:
+    """Open the workspace in `folder`, bringing its schema up to date.
+
+    `listeners` is `pipeline.LISTENERS`; `overrides` are settings by name. Raises
+    WorkspaceError where there is none and `create` is false.
+    """
+    folder = folder.absolute()
+    marker = folder / _settings.CONFIG_NAME
+    if not marker.exists():
+        if not create:
+            raise WorkspaceError(f"no workspace at {folder}: make one with `voxloop -C {folder} init`, or name it with -C")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            marker.touch()
+        except OSError as error:
+            raise WorkspaceError(f"a workspace cannot be made at {folder}: {error}") from error
+    settings = _settings.resolve(folder, environ=environ, overrides=overrides)
+    if settings.bus != "local":
+        raise SettingError(f"bus is {settings.bus!r}: this version has `local` only")
+    catalog = Catalog(settings.catalog or f"sqlite:///{folder / 'catalog.db'}")
+    catalog.migrate()
+    return Workspace(
+        folder=folder,
+        settings=settings,
+        catalog=catalog,
+        blobs=Blobs(settings.blobs or (folder / "blobs").as_uri(), cache=folder / "cache"),
+        vectors=CatalogVectors(catalog),
+        jobs=Jobs(catalog, listeners, lease_s=settings.lease_s, max_attempts=settings.max_attempts),
+        bus=LocalBus(),
+    )
