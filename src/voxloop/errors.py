@@ -75,7 +75,7 @@ class TrainingError(VoxloopError):
 
 
 def nearest(wrong: str, right: Iterable[str]) -> str:
-    """"; did you mean a, b?" for a mistyped name, or the whole list where nothing is near."""
+    """ "; did you mean a, b?" for a mistyped name, or the whole list where nothing is near."""
     names = sorted(right)
     close = get_close_matches(wrong, names, n=3, cutoff=0.6)
     return f"; did you mean {', '.join(close)}?" if close else f"; known: {', '.join(names)}"

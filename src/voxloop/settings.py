@@ -6,12 +6,15 @@ The only reader of the environment and of `voxloop.toml`. Later wins: default,
 
 from __future__ import annotations
 
+import ast
+import inspect
+import json
 import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from voxloop.errors import SettingError, nearest
 
@@ -81,6 +84,29 @@ class Settings:
             raise SettingError(f"max_attempts is {self.max_attempts}: it must be 1 or more")
         if not 0.5 <= self.promote_confidence < 1:
             raise SettingError(f"promote_confidence is {self.promote_confidence}: it must be from 0.5 to below 1")
+
+
+def described() -> list[tuple[str, Any, str]]:
+    """Every setting with its default and its meaning, as this module states them."""
+    tree = ast.parse(inspect.getsource(Settings))
+    body = cast("ast.ClassDef", tree.body[0]).body
+    defaults = Settings()
+    found = []
+    for field, doc in zip(body, body[1:], strict=False):
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(doc, ast.Expr):
+            meaning = " ".join(str(cast("ast.Constant", doc.value).value).split())
+            found.append((field.target.id, getattr(defaults, field.target.id), meaning))
+    return found
+
+
+def template() -> str:
+    """A `voxloop.toml` that names every setting, each commented out at its default."""
+    lines = ["# Settings of this workspace. Remove the # of a line to change it.", ""]
+    for name, default, meaning in described():
+        value = list(default) if isinstance(default, tuple) else default
+        shown = json.dumps(value)
+        lines += [f"# {meaning}", f"# {name} = {shown}", ""]
+    return "\n".join(lines)
 
 
 def parse_ratios(text: str) -> tuple[float, float, float]:

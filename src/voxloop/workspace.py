@@ -103,10 +103,12 @@ def open_workspace(
     marker = folder / _settings.CONFIG_NAME
     if not marker.exists():
         if not create:
-            raise WorkspaceError(f"no workspace at {folder}: make one with `voxloop -C {folder} init`, or name it with -C")
+            raise WorkspaceError(
+                f"no workspace at {folder}: make one with `voxloop -C {folder} init`, or name it with -C"
+            )
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            marker.touch()
+            marker.write_text(_settings.template())
         except OSError as error:
             raise WorkspaceError(f"a workspace cannot be made at {folder}: {error}") from error
     settings = _settings.resolve(folder, environ=environ, overrides=overrides)

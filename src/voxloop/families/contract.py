@@ -85,6 +85,10 @@ class Family(Protocol):
         """Open a folder or Hub id for training, float32 on the CPU."""
         ...
 
+    def recogniser(self, trainable: Trainable, model: torch.nn.Module) -> Recogniser:
+        """The model as it is now, half-way through training, behind the code that serves it."""
+        ...
+
     def collate(
         self,
         trainable: Trainable,
@@ -94,7 +98,10 @@ class Family(Protocol):
         *,
         full_length: bool = False,
     ) -> dict[str, torch.Tensor]:
-        """A batch for the model's forward: features (B, F, T), their mask (B, T), labels (B, U)."""
+        """A batch for the model's forward: features (B, F, T), their mask (B, T), labels (B, U).
+
+        `full_length` pads to 30 s, without a mask. Raises TrainingError for a text longer than the model can write.
+        """
         ...
 
     def label_length(self, trainable: Trainable, text: str, language: str | None) -> int:

@@ -6,7 +6,7 @@ Shapes: B batch, N samples, T mel frames (100 per second), F mel bands.
 import math
 import random
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -41,9 +41,21 @@ class Batch:
     texts: list[str]
 
 
-def with_margin(wave: Wave, *, extra_s: float = 0.0) -> Wave:
-    """Silence of `MARGIN_S` plus `extra_s` behind the wave, then up to a multiple of `FRAME_STEP` frames."""
-    count = len(wave) + round((MARGIN_S + extra_s) * SAMPLE_RATE)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """What a part of the training draws. Short and easy first: strings are learnt in a fraction of the time after it."""
+
+    easy: bool
+    """Single digits and short words alone."""
+    margin_s: tuple[float, float]
+    """Silence behind each clip, drawn once per batch."""
+    frame_budget: int
+    """Mel frames in a batch, margins included."""
+
+
+def with_margin(wave: Wave, *, margin_s: float = MARGIN_S) -> Wave:
+    """Silence of `margin_s` behind the wave, then up to a multiple of `FRAME_STEP` frames."""
+    count = len(wave) + round(margin_s * SAMPLE_RATE)
     step = HOP * FRAME_STEP
     return np.pad(wave, (0, math.ceil(count / step) * step - len(wave)))
 
@@ -91,11 +103,11 @@ class Mixer:
             else:
                 self.others[f"{'real' if clip.real else 'synthetic'} {clip.kind}"].append(clip)
         shares = {
-            "real digits": 0.42 if self.real_digits else 0.0,
-            "synthetic digit": 0.12,
-            "synthetic digits": 0.12,
-            "synthetic phrase": 0.18,
-            "real phrase": 0.11,
+            "real digits": 0.50 if self.real_digits else 0.0,
+            "synthetic digit": 0.10,
+            "synthetic digits": 0.10,
+            "synthetic phrase": 0.16,
+            "real phrase": 0.09,
             "real keyword": 0.02,
             "quiet": 0.03,
         }
@@ -103,22 +115,30 @@ class Mixer:
             name: share for name, share in shares.items() if name in ("real digits", "quiet") or self.others.get(name)
         }
 
-    def example(self) -> Example:
-        """One disturbed example, before its margin."""
+    def example(self, *, easy: bool = False) -> Example:
+        """One disturbed example, before its margin; an `easy` one is a single digit or a short word."""
         rng = self.rng
         source = rng.choices(list(self.shares), list(self.shares.values()))[0]
+        if easy and source not in ("quiet", "synthetic phrase"):
+            source = "real digits" if self.real_digits and rng.random() < 0.6 else "synthetic digit"
         if source == "quiet":
             return Example(self._quiet(rng.uniform(0.2, 3.0)), "")
         if source == "real digits":
             speaker = rng.choice(sorted(self.real_digits))
-            count = rng.choices(range(1, 11), (42, 10, 13, 13, 11, 5, 2, 1.5, 1.5, 1))[0]
+            count = 1 if easy else rng.choices(range(1, 11), (42, 10, 13, 13, 11, 5, 2, 1.5, 1.5, 1))[0]
             clips = [rng.choice(self.real_digits[speaker]) for _ in range(count)]
         elif source == "synthetic digit":
             pool = self.others[source]
-            clips = [rng.choice(pool) for _ in range(rng.choices((1, 2, 3, 4), (70, 10, 10, 10))[0])]
+            count = 1 if easy else rng.choices((1, 2, 3, 4), (70, 10, 10, 10))[0]
+            clips = [rng.choice(pool) for _ in range(count)]
+        elif easy:
+            clips = [min((rng.choice(self.others[source]) for _ in range(6)), key=lambda clip: len(clip.samples))]
         else:
             clips = [rng.choice(self.others[source])]
-        return Example(self._disturb(self._join(clips)), " ".join(clip.text for clip in clips))
+        wave = self._join(clips)
+        if not easy or rng.random() < 0.5:
+            wave = self._disturb(wave)
+        return Example(wave, " ".join(clip.text for clip in clips))
 
     def long_example(self, *, seconds: float) -> Example:
         """Speech somewhere in up to `seconds` of sound: what the stock 30 s window looks like."""
@@ -169,32 +189,43 @@ class Mixer:
 
 
 class Batches:
-    """An endless stream of batches: examples of similar length together, the cost of each batch about the same."""
+    """A stream of batches: examples of similar length together, the cost of each batch about the same."""
 
-    def __init__(self, mixer: Mixer, *, frame_budget: int, largest: int, pool: int = 512) -> None:
+    def __init__(self, mixer: Mixer, *, stage: Stage, largest: int, pool_batches: int = 16) -> None:
         self.mixer = mixer
+        self.stage = stage
         self.mel = LogMel()
-        self.frame_budget, self.largest, self.pool = frame_budget, largest, pool
+        self.largest, self.pool_batches = largest, pool_batches
         self.generator = torch.Generator().manual_seed(mixer.rng.getrandbits(32))
+        self.ready: list[list[Example]] = []
 
-    def __iter__(self) -> Iterator[Batch]:
-        rng = self.mixer.rng
-        while True:
-            drawn = [self.mixer.example() for _ in range(self.pool)]
-            drawn.sort(key=lambda example: len(example.wave))
-            groups, group = [], list[Example]()
-            for example in drawn:
-                size = (len(with_margin(example.wave)) // HOP) * (len(group) + 1)
-                if group and (size > self.frame_budget or len(group) == self.largest):
-                    groups.append(group)
-                    group = []
-                group.append(example)
-            groups.append(group)
-            rng.shuffle(groups)
-            for group in groups:
-                extra_s = rng.uniform(0.1, 1.5) if rng.random() < 0.2 else 0.0
-                waves = [with_margin(example.wave, extra_s=extra_s) for example in group]
-                yield self._batch(waves, [example.text for example in group])
+    def draw(self) -> Batch:
+        """The next batch of the present stage."""
+        if not self.ready:
+            self.ready = self._groups()
+        group = self.ready.pop()
+        margin_s = self.mixer.rng.uniform(*self.stage.margin_s)
+        waves = [with_margin(example.wave, margin_s=margin_s) for example in group]
+        return self._batch(waves, [example.text for example in group])
+
+    def _groups(self) -> list[list[Example]]:
+        """About `pool_batches` batches' worth of examples, cut by length, in random order."""
+        margin = round(max(self.stage.margin_s) * SAMPLE_RATE)
+        drawn, frames = [], 0
+        while frames < self.stage.frame_budget * self.pool_batches:
+            drawn.append(self.mixer.example(easy=self.stage.easy))
+            frames += (len(drawn[-1].wave) + margin) // HOP
+        drawn.sort(key=lambda example: len(example.wave))
+        groups, group = [], list[Example]()
+        for example in drawn:
+            cost = (len(example.wave) + margin) // HOP * (len(group) + 1)
+            if group and (cost > self.stage.frame_budget or len(group) == self.largest):
+                groups.append(group)
+                group = []
+            group.append(example)
+        groups.append(group)
+        self.mixer.rng.shuffle(groups)
+        return groups
 
     def full_window(self, *, count: int) -> Batch:
         """`count` examples padded to 30 s, as stock Whisper gets them."""

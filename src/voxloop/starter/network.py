@@ -171,4 +171,3 @@ def greedy(model: Any, features: Tensor, frames: Tensor, *, longest: int = 160) 
         return [""] * len(features)
     rows = torch.stack(written, dim=1).tolist()
     return [bytes(token for token in row if token < END).decode(errors="replace").strip() for row in rows]
-

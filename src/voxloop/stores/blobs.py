@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlparse
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError
-from obstore.store import LocalStore, from_url
+from obstore.store import LocalStore, ObjectStore, from_url
 
 from voxloop.errors import BlobError
 
@@ -45,7 +45,7 @@ class Blobs:
         self._root: Path | None = None
         if parsed.scheme == "file":
             self._root = Path(unquote(parsed.path))
-            self._store = LocalStore(self._root, mkdir=True)
+            self._store: ObjectStore = LocalStore(self._root, mkdir=True)
         elif parsed.scheme in ("s3", "gs", "az"):
             self._store = from_url(url)
         else:

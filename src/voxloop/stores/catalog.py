@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
@@ -277,7 +277,7 @@ def to_record(kind: type[R], row: sa.Row[Any] | sa.RowMapping) -> R:
         values["quality"] = Quality(**values["quality"])
     if kind is Transcript:
         values["words"] = tuple(Word(**word) for word in values["words"] or ())
-    return cast("R", kind(**values))
+    return kind(**values)
 
 
 def to_event(row: sa.Row[Any]) -> Event:
@@ -316,11 +316,14 @@ class Reader:
             return found
         table = TABLES[kind]
         # People see and type short ids: the head of a hash with or without its algorithm, the tail of a ULID.
+        head, colon, span = id.partition(":")
         pattern = sa.or_(
-            table.c.id.startswith(id, autoescape=True),
-            table.c.id.startswith(f"sha256-{id}", autoescape=True),
+            table.c.id.startswith(head, autoescape=True),
+            table.c.id.startswith(f"sha256-{head}", autoescape=True),
             table.c.id.endswith(id, autoescape=True),
         )
+        if colon:  # an utterance: a short recording id with its span
+            pattern = sa.and_(pattern, table.c.id.endswith(f":{span}", autoescape=True))
         rows = self.connection.execute(sa.select(table).where(pattern).limit(2)).all() if id else []
         if len(rows) == 1:
             return to_record(kind, rows[0])
@@ -329,7 +332,9 @@ class Reader:
             raise UnknownRecord(f"{name} {id!r} is not unique: give more of its id")
         raise UnknownRecord(f"no {name} {id!r} in this workspace; `voxloop {_LISTING[kind]}` lists them")
 
-    def all(self, kind: type[R], *where: sa.ColumnElement[bool], order: Any = None, limit: int | None = None) -> list[R]:
+    def all(
+        self, kind: type[R], *where: sa.ColumnElement[bool], order: Any = None, limit: int | None = None
+    ) -> list[R]:
         """Records matching the conditions, oldest first unless ordered otherwise."""
         return list(self.iterate(kind, *where, order=order, limit=limit))
 

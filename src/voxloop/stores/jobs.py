@@ -55,7 +55,16 @@ class Jobs:
         new = insert_new(
             tx.connection,
             tables.event,
-            [{"id": id, "created": now, "type": type, "subject": subject, "payload": payload or {}, "published": False}],
+            [
+                {
+                    "id": id,
+                    "created": now,
+                    "type": type,
+                    "subject": subject,
+                    "payload": payload or {},
+                    "published": False,
+                }
+            ],
         )
         if new:
             insert_new(
@@ -180,7 +189,9 @@ class Jobs:
 
     def counts(self, reader: Reader) -> dict[str, dict[str, int]]:
         """Jobs by step and state."""
-        rows = reader.connection.execute(sa.select(job.c.step, job.c.state, sa.func.count()).group_by(job.c.step, job.c.state))
+        rows = reader.connection.execute(
+            sa.select(job.c.step, job.c.state, sa.func.count()).group_by(job.c.step, job.c.state)
+        )
         counts: dict[str, dict[str, int]] = {}
         for step, state, count in rows:
             counts.setdefault(step, {})[state] = count

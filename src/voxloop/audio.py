@@ -1,0 +1,414 @@
+"""Audio in and out: decode, resample, mix, measure, and the one form in which it is stored.
+
+What is stored is 16 kHz mono little-endian int16 PCM behind a 44-byte WAV
+header, so samples [a, b) of a recording are bytes [44 + 2a, 44 + 2b) of its blob.
+Letters in shapes: `S` samples, `C` channels.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import math
+import struct
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from voxloop.errors import AudioError
+from voxloop.records import SAMPLE_RATE, Quality
+
+Waveform = np.ndarray[tuple[int], np.dtype[np.float32]]  # (S,), 16 kHz, -1 to 1
+
+WAV_HEADER_BYTES = 44
+SAMPLE_BYTES = 2
+FULL_SCALE = 32_768  # int16 value of 1.0
+
+MAX_SECONDS = 24 * 3600.0  # 24 h of stored audio are 2.8 GB, below the 4 GiB a WAV header can tell
+MAX_BYTES = 4 << 30
+MIN_RATE = 4_000  # Hz
+MAX_RATE = 768_000  # Hz: the highest that converters sell; a header above it is damaged or hostile
+MAX_CHANNELS = 64
+BLOCK_S = 10  # seconds decoded at once
+BLOCK_VALUES = 4 << 20  # samples times channels decoded at once, at most (16 MB of float32)
+
+# FFmpeg's demuxers that hold audio in the file itself. Playlists (hls, concat, dash) are not among them:
+# they make the library open other files and addresses.
+CONTAINERS = (
+    "aac,ac3,aiff,amr,amrnb,amrwb,ape,asf,au,avi,caf,dts,eac3,flac,flv,gsm,loas,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,"
+    "mp3,mpc,mpc8,mpeg,mpegts,nistsphere,ogg,rm,rso,sox,tta,voc,w64,wav,wsd,wv,xwma,g722,g729,ilbc,qcp"
+)
+# libsndfile's formats that count their frames exactly, so that fewer mean a truncated file.
+_EXACT = frozenset({"WAV", "WAVEX", "AIFF", "FLAC", "CAF", "AU", "W64", "RF64", "NIST"})
+_UNKNOWN_FRAMES = 1 << 62  # libsndfile says SF_COUNT_MAX where the header does not know
+
+
+def decode(path: Path | str, *, max_seconds: float = MAX_SECONDS, max_bytes: int = MAX_BYTES) -> Waveform:
+    """The whole of an audio file as (S,) float32 at 16 kHz, channels mixed by their mean.
+
+    Raises AudioError as `stream` does.
+    """
+    blocks = list(stream(path, max_seconds=max_seconds, max_bytes=max_bytes))
+    return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+
+
+def stream(path: Path | str, *, max_seconds: float = MAX_SECONDS, max_bytes: int = MAX_BYTES) -> Iterator[Waveform]:
+    """An audio file in blocks of (S,) float32 at 16 kHz, channels mixed by their mean; memory stays bounded.
+
+    libsndfile reads WAV, FLAC, OGG, MP3, AIFF and SPHERE; FFmpeg's libraries
+    what it refuses. Raises AudioError with one of the reasons missing, unreadable,
+    empty (no samples), too-large, too-long, bad-rate, too-many-channels, not-audio
+    and broken (damaged or truncated), before memory is taken for what a header claims.
+    """
+    path = Path(path)
+    _check_file(path, max_bytes)
+    samples = 0
+    for block in _resampled(_native(path, max_seconds)):
+        samples += len(block)
+        if samples > max_seconds * SAMPLE_RATE:
+            raise _too_long(path, samples / SAMPLE_RATE, max_seconds)
+        if not np.isfinite(block).all():
+            raise AudioError("broken", f"{path} holds samples that are no numbers near second {samples // SAMPLE_RATE}")
+        yield block
+    if not samples:
+        raise AudioError("empty", f"{path} is an audio file without a single sample")
+
+
+def _check_file(path: Path, max_bytes: int) -> None:
+    try:
+        if not path.is_file():
+            if path.exists():
+                raise AudioError("not-audio", f"{path} is not a regular file: give audio files or folders of them")
+            raise AudioError("missing", f"there is no file {path}")
+        size = path.stat().st_size
+        with path.open("rb"):
+            pass
+    except FileNotFoundError as error:
+        raise AudioError("missing", f"{path} vanished while it was read") from error
+    except OSError as error:
+        raise AudioError("unreadable", f"{path} cannot be read: {error.strerror or error}") from error
+    if size == 0:
+        raise AudioError("empty", f"{path} has zero bytes")
+    if size > max_bytes:
+        raise AudioError(
+            "too-large", f"{path} has {size / 2**20:,.0f} MB, more than the {max_bytes / 2**20:,.0f} MB of max_file_mb"
+        )
+
+
+def _too_long(path: Path, found_s: float, max_seconds: float) -> AudioError:
+    return AudioError(
+        "too-long",
+        f"{path} lasts {found_s / 3600:,.1f} h or more, beyond the {max_seconds / 3600:,.1f} h of max_recording_hours: "
+        "cut it, or raise the setting",
+    )
+
+
+def _check_claims(path: Path, rate: int, channels: int) -> None:
+    """Refuse what a header claims before any memory is taken for it."""
+    if not MIN_RATE <= rate <= MAX_RATE:
+        raise AudioError("bad-rate", f"{path} claims {rate:,} Hz; taken is from {MIN_RATE:,} to {MAX_RATE:,} Hz")
+    if not 1 <= channels <= MAX_CHANNELS:
+        raise AudioError("too-many-channels", f"{path} claims {channels} channels; taken are 1 to {MAX_CHANNELS}")
+
+
+def _native(path: Path, max_seconds: float) -> Iterator[tuple[int, Waveform]]:
+    """(rate, (S,) block) at the file's own rate, by the first library that opens it."""
+    import soundfile
+
+    _check_wav(path)
+    try:
+        file = soundfile.SoundFile(path)
+    except (soundfile.LibsndfileError, OSError, ValueError, TypeError) as error:
+        yield from _by_ffmpeg(path, max_seconds, error)
+        return
+    with file:
+        _check_claims(path, file.samplerate, file.channels)
+        claimed = file.frames
+        if claimed < _UNKNOWN_FRAMES and claimed / file.samplerate > max_seconds:
+            raise _too_long(path, claimed / file.samplerate, max_seconds)
+        frames = max(1, min(BLOCK_S * file.samplerate, BLOCK_VALUES // file.channels))
+        read = 0
+        while True:
+            try:
+                block = file.read(frames, dtype="float32", always_2d=True)  # (S, C)
+            except (soundfile.LibsndfileError, RuntimeError) as error:
+                raise AudioError(
+                    "broken", f"{path} is damaged after {read / file.samplerate:.1f} s: {error}"
+                ) from error
+            if not len(block):
+                break
+            read += len(block)
+            yield file.samplerate, block[:, 0] if file.channels == 1 else block.mean(axis=1, dtype=np.float32)
+        if read < claimed < _UNKNOWN_FRAMES and file.format in _EXACT:
+            got_s, claimed_s = read / file.samplerate, claimed / file.samplerate
+            raise AudioError("broken", f"{path} is truncated: {got_s:.2f} s of the {claimed_s:.2f} s it claims")
+
+
+def _check_wav(path: Path) -> None:
+    """Read the chunks of a RIFF WAV: libsndfile takes a truncated one without a word, and opens absurd headers."""
+    with path.open("rb") as file:
+        head = file.read(12)
+        if len(head) < 12 or head[:4] != b"RIFF" or head[8:] != b"WAVE":
+            return
+        size = file.seek(0, 2)
+        place = 12
+        while place + 8 <= size:
+            file.seek(place)
+            name, length = struct.unpack("<4sI", file.read(8))
+            if name == b"fmt " and length >= 16 and place + 24 <= size:
+                _, channels, rate = struct.unpack("<HHI", file.read(8))
+                _check_claims(path, rate, channels)
+            if name == b"data":
+                # 0 and the highest values stand for "not known yet" in streams that were never finished.
+                if 0 < length < 0x7FFF_0000 and place + 8 + length > size:
+                    raise AudioError(
+                        "broken",
+                        f"{path} is truncated: {size - place - 8:,} bytes of the {length:,} bytes of audio it claims",
+                    )
+                return
+            place += 8 + length + length % 2
+
+
+def _by_ffmpeg(path: Path, max_seconds: float, refused: Exception) -> Iterator[tuple[int, Waveform]]:
+    """(rate, (S,) block) from FFmpeg's libraries."""
+    import av
+
+    options = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS}
+    read_s = 0.0
+    try:
+        with av.open(f"file:{path.absolute()}", options=options, metadata_errors="replace") as container:
+            if not container.streams.audio:
+                raise AudioError("not-audio", f"{path} holds no audio stream")
+            source = container.streams.audio[0]
+            claimed_s = float(container.duration or 0) / av.time_base
+            if claimed_s > max_seconds:
+                raise _too_long(path, claimed_s, max_seconds)
+            held: list[Waveform] = []
+            rate = 0
+            converter: Any = None
+            for frame in container.decode(source):
+                channels = frame.layout.nb_channels
+                if converter is None or frame.sample_rate != rate:
+                    _check_claims(path, frame.sample_rate, channels)
+                    if held:
+                        yield rate, np.concatenate(held)
+                        held = []
+                    rate = frame.sample_rate
+                    converter = _Float(frame)
+                read_s += frame.samples / rate
+                held.append(converter(frame))
+                if sum(map(len, held)) >= BLOCK_S * rate:
+                    yield rate, np.concatenate(held)
+                    held = []
+            if held:
+                yield rate, np.concatenate(held)
+    except av.error.FFmpegError as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOENT, errno.EACCES):
+            raise AudioError("unreadable", f"{path} cannot be read: {error.strerror}") from error
+        if read_s:
+            raise AudioError("broken", f"{path} is damaged after {read_s:.1f} s: {error.strerror}") from error
+        raise AudioError(
+            _not_opened(path), f"{path} is no audio that libsndfile ({refused}) or FFmpeg ({error.strerror}) can read"
+        ) from error
+
+
+class _Float:
+    """Turns decoded frames of one format into mono float32."""
+
+    def __init__(self, first: Any) -> None:
+        import av
+
+        self._form = (first.format.name, first.layout.name)
+        self._resampler = av.AudioResampler(format="fltp", layout=first.layout, rate=first.sample_rate)
+
+    def __call__(self, frame: Any) -> Waveform:
+        """(S,) of one frame. A change of channels in mid-stream is mixed from what it becomes."""
+        if (frame.format.name, frame.layout.name) != self._form:
+            self.__init__(frame)  # type: ignore[misc]
+        parts = [part.to_ndarray() for part in self._resampler.resample(frame)]  # each (C, S)
+        if not parts:
+            return np.zeros(0, np.float32)
+        mixed: Waveform = np.concatenate(parts, axis=1).mean(axis=0, dtype=np.float32)
+        return mixed
+
+
+_MAGIC = (b"RIFF", b"FORM", b"OggS", b"fLaC", b"ID3", b"NIST", b"caff", b".snd", b"\x1aE\xdf\xa3")
+
+
+def _not_opened(path: Path) -> str:
+    """`broken` for a file that begins as audio does, `not-audio` for anything else."""
+    with path.open("rb") as file:
+        head = file.read(12)
+    return "broken" if head.startswith(_MAGIC) or head[4:8] == b"ftyp" else "not-audio"
+
+
+def _resampled(blocks: Iterable[tuple[int, Waveform]]) -> Iterator[Waveform]:
+    """Blocks at 16 kHz, by libsoxr's band-limited interpolation (https://sourceforge.net/projects/soxr/)."""
+    import soxr
+
+    current = 0
+    resampler: Any = None
+    for rate, block in blocks:
+        if rate != current:
+            if resampler is not None:
+                yield from _some(resampler.resample_chunk(np.zeros(0, np.float32), last=True))
+            current = rate
+            resampler = None
+            if rate != SAMPLE_RATE:
+                resampler = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32")
+        yield from _some(np.ascontiguousarray(block) if resampler is None else resampler.resample_chunk(block))
+    if resampler is not None:
+        yield from _some(resampler.resample_chunk(np.zeros(0, np.float32), last=True))
+
+
+def _some(block: Waveform) -> Iterator[Waveform]:
+    if len(block):
+        yield block
+
+
+def to_pcm16(waveform: Waveform) -> bytes:
+    """(S,) float32 as little-endian int16: times 32,768, rounded half to even, clipped to -32,768 and 32,767."""
+    scaled = np.rint(np.asarray(waveform, np.float32) * np.float32(FULL_SCALE))
+    pcm: bytes = np.clip(scaled, -FULL_SCALE, FULL_SCALE - 1).astype("<i2").tobytes()
+    return pcm
+
+
+def from_pcm16(pcm: bytes) -> Waveform:
+    """Little-endian int16 as (S,) float32; `to_pcm16` of it is the same bytes again."""
+    return np.frombuffer(pcm, "<i2").astype(np.float32) / np.float32(FULL_SCALE)
+
+
+def pcm_id(pcm: bytes) -> str:
+    """`sha256-<hex>` of canonical PCM: a recording's id."""
+    return f"sha256-{hashlib.sha256(pcm).hexdigest()}"
+
+
+def wav_header(pcm_bytes: int) -> bytes:
+    """The 44 bytes before so many bytes of 16 kHz mono int16 PCM."""
+    return struct.pack(
+        "<4sI4s4sIHHIIHH4sI",
+        b"RIFF", 36 + pcm_bytes, b"WAVE",
+        b"fmt ", 16, 1, 1, SAMPLE_RATE, SAMPLE_RATE * SAMPLE_BYTES, SAMPLE_BYTES, 8 * SAMPLE_BYTES,
+        b"data", pcm_bytes,
+    )  # fmt: skip
+
+
+def wav_bytes(pcm: bytes) -> bytes:
+    """Canonical PCM as a WAV file."""
+    return wav_header(len(pcm)) + pcm
+
+
+FLOOR_DBFS = -120.0  # said of digital silence, whose level in dB is minus infinity
+FRAME = SAMPLE_RATE // 50  # samples: 20 ms, over which silence is judged
+SILENCE_DB = 40.0  # below the loudest frame
+CLIP_LEVEL = (FULL_SCALE - 2) / FULL_SCALE  # at or next to full scale
+FFT = 512  # samples: 32 ms, for the bandwidth
+MIN_SNR_FRAMES = 10  # 0.2 s: with fewer there is no telling speech from noise
+QUIET_SHARE = 0.1  # of the frames: the quietest, which hold the noise alone where speech pauses
+# The quietest tenth of steady noise lies below its mean. The factor is that of frames with 100 degrees of freedom
+# (chi-squared, SciPy: the mean below the 0.1 quantile is 0.767), between white noise and room noise.
+QUIET_BIAS = 1 / 0.767
+SNR_RANGE_DB = (-20.0, 80.0)
+
+
+class Meter:
+    """Measures audio that comes in blocks; its memory is one float per 20 ms."""
+
+    def __init__(self) -> None:
+        self._samples = 0
+        self._square = 0.0
+        self._clipped = 0
+        self._peak = 0.0
+        self._frames: list[np.ndarray[Any, np.dtype[np.float32]]] = []  # variance in each 20 ms
+        self._power = np.zeros(FFT // 2 + 1)
+        self._window = np.hanning(FFT).astype(np.float32)
+        self._rest = np.zeros(0, np.float32)
+
+    def add(self, block: Waveform) -> None:
+        """Take the next (S,) at 16 kHz."""
+        if not len(block):
+            return
+        magnitude = np.abs(block)
+        self._samples += len(block)
+        self._square += float(np.dot(block, block))
+        self._peak = max(self._peak, float(magnitude.max()))
+        self._clipped += int(np.count_nonzero(magnitude >= CLIP_LEVEL))
+        # Whole frames of both lengths now, what is left over with the next block.
+        joined = np.concatenate([self._rest, block]) if len(self._rest) else block
+        whole = len(joined) // _STRIDE * _STRIDE
+        self._take(joined[:whole])
+        self._rest = joined[whole:]
+
+    def _take(self, joined: Waveform) -> None:
+        frames = joined[: len(joined) // FRAME * FRAME].reshape(-1, FRAME)
+        if len(frames):
+            self._frames.append(frames.var(axis=1))  # an offset or rumble below 25 Hz is no speech
+        windows = joined[: len(joined) // FFT * FFT].reshape(-1, FFT)
+        for start in range(0, len(windows), 1024):
+            spectrum = np.fft.rfft(windows[start : start + 1024] * self._window, axis=1)
+            self._power += (spectrum.real**2 + spectrum.imag**2).sum(axis=0)
+
+    def quality(self) -> Quality:
+        """What all the blocks together measure."""
+        if len(self._rest):
+            whole = -(-len(self._rest) // FFT) * FFT
+            self._take(np.pad(self._rest, (0, whole - len(self._rest))) if not self._frames else self._rest)
+            self._rest = np.zeros(0, np.float32)
+        samples = max(1, self._samples)
+        frames = np.concatenate(self._frames) if self._frames else np.zeros(1, np.float32)
+        loudest = float(frames.max())
+        quiet = frames < loudest * 10 ** (-SILENCE_DB / 10) if loudest > 0 else np.ones(len(frames), bool)
+        return Quality(
+            level_dbfs=round(_db(self._square / samples), 2),
+            peak_dbfs=round(_db(self._peak**2), 2),
+            snr_db=_snr(frames),
+            clipping=round(self._clipped / samples, 6),
+            silence=round(float(quiet.mean()), 4),
+            bandwidth_hz=self._bandwidth(),
+        )
+
+    def _bandwidth(self) -> float | None:
+        power = self._power.copy()
+        power[:2] = 0.0  # an offset (and its leakage) is no sound
+        total = power.sum()
+        if total <= 0:
+            return None
+        share = np.cumsum(power) / total
+        return float(np.searchsorted(share, 0.99) * SAMPLE_RATE / FFT)
+
+
+_STRIDE = math.lcm(FRAME, FFT)  # samples: 2,560
+
+
+def _db(power: float) -> float:
+    return 10 * math.log10(power) if power > 1e-12 else FLOOR_DBFS
+
+
+def _snr(frames: np.ndarray[Any, np.dtype[np.float32]]) -> float | None:
+    """Signal-to-noise ratio in dB from the powers of 20 ms frames; None where nothing can be said.
+
+    The noise is what the quietest frames hold, as in NIST's stnr and in minimum
+    statistics (R. Martin, IEEE Trans. Speech and Audio Processing 9(5), 2001,
+    doi:10.1109/89.928915); speech is the rest of the mean power. Steady noise is
+    measured within 3 dB from 0 to 20 dB; a clip cut tightly around a word has no pause and reads too low.
+    WADA-SNR (Interspeech 2008) was tried and is 10 dB off on clips below one second.
+    """
+    audible = frames[frames > 0]  # digital silence is not the noise of the room
+    if len(audible) < MIN_SNR_FRAMES:
+        return None
+    quiet = max(1, round(QUIET_SHARE * len(audible)))
+    noise = float(np.partition(audible, quiet - 1)[:quiet].mean(dtype=np.float64)) * QUIET_BIAS
+    power = float(audible.mean(dtype=np.float64))
+    lowest, highest = SNR_RANGE_DB
+    ratio = max(power / noise - 1, 10 ** (lowest / 10))
+    return round(min(10 * math.log10(ratio), highest), 1)
+
+
+def measure(waveform: Waveform) -> Quality:
+    """Level, peak, SNR, clipping, silence and bandwidth of (S,) at 16 kHz."""
+    meter = Meter()
+    for start in range(0, len(waveform), 60 * SAMPLE_RATE):
+        meter.add(waveform[start : start + 60 * SAMPLE_RATE])
+    return meter.quality()

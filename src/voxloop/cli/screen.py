@@ -1,0 +1,131 @@
+"""What the commands share of the screen: the workspace, tables, JSON, progress."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from voxloop.workspace import Workspace
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+By = Annotated[str, typer.Option("--by", help="Who decides.", envvar="USER")]
+
+PLAIN_EVERY_S = 5.0  # where there is no terminal, a progress line at most this often
+
+
+@contextmanager
+def opened(ctx: typer.Context, *, create: bool = False) -> Iterator[Workspace]:
+    """The workspace that the command line names."""
+    from voxloop.pipeline import open_loop
+    from voxloop.settings import workspace_folder
+
+    with open_loop(workspace_folder(ctx.obj), create=create) as ws:
+        yield ws
+
+
+def print_json(value: Any) -> None:
+    """A record, or a list of records, as JSON."""
+    typer.echo(json.dumps(_plain(value), ensure_ascii=False, indent=2))
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [_plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    return value
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str | None = None, empty: str = "") -> None:
+    """Print rows under columns; numbers to the right. `empty` is said where there are no rows."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    listed = [list(row) for row in rows]
+    if not listed and empty:
+        typer.echo(empty)
+        return
+    drawn = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for index, column in enumerate(columns):
+        numeric = bool(listed) and all(isinstance(row[index], int | float) or row[index] is None for row in listed)
+        drawn.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in listed:
+        # Text, not markup: a transcript may hold brackets.
+        drawn.add_row(*[Text(_cell(value)) for value in row])
+    width = None if sys.stdout.isatty() else 200
+    Console(width=width, highlight=False).print(drawn)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 1 else f"{value:,.1f}"
+    return str(value)
+
+
+def percent(share: float | None) -> str:
+    """A share of 1 as a percentage, as error rates are read."""
+    return "–" if share is None else f"{100 * share:.1f} %"
+
+
+def short(id: str) -> str:
+    """The part of an id that people type."""
+    return id.removeprefix("sha256-")[:12] if id.startswith("sha256-") else id
+
+
+@contextmanager
+def progress(label: str, unit: str) -> Iterator[Callable[[float, float | None], None]]:
+    """Tell of long work: a bar with rate and time left on a terminal, plain lines elsewhere.
+
+    Yields a function of what is done and what is to be done in all (None where unknown).
+    """
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:.0f}/{task.total:.0f} " + unit),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(label, total=1, rate="")
+            began = time.monotonic()
+
+            def draw(done: float, total: float | None) -> None:
+                rate = done / max(time.monotonic() - began, 1e-6)
+                bar.update(task, completed=done, total=max(total or done, 1), rate=f"{rate:.1f} {unit}/s")
+
+            yield draw
+        return
+    began = told = time.monotonic()
+
+    def say(done: float, total: float | None) -> None:
+        nonlocal told
+        now = time.monotonic()
+        if now - told < PLAIN_EVERY_S:
+            return
+        told = now
+        rate = done / max(now - began, 1e-6)
+        left = f", {(total - done) / rate:.0f} s left" if total and rate > 0 else ""
+        of = f"/{total:.0f}" if total else ""
+        typer.echo(f"{label}: {done:.0f}{of} {unit}, {rate:.1f} {unit}/s{left}", err=True)
+
+    yield say

@@ -1,0 +1,185 @@
+"""The main job, end to end, on one speaker: the script to read first.
+
+Takes a folder of speech with its texts and runs every step of the loop on it:
+ingest, transcribe, freeze, train, evaluate, promote; then shows what both models
+hear in clips that neither has learnt from.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from voxloop import datasets, promotion, training
+from voxloop.errors import UsageError
+from voxloop.evaluation import scored_rows
+from voxloop.pipeline import open_loop
+from voxloop.recordings import ingest
+from voxloop.records import Dataset, Evaluation, Utterance
+from voxloop.settings import CONFIG_NAME
+from voxloop.worker import work
+from voxloop.workspace import Workspace
+
+MOST_CLIPS = 2000  # taken in; a demo is to end in minutes
+VAL_CLIPS = 30
+SHOWN = 10  # clips in the last table
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DemoResult:
+    """What the demo found; `result.json` holds the same."""
+
+    wer_before: float
+    wer_after: float
+    test_utterances: int
+    train_clips: int
+    train_seconds: float
+    total_seconds: float
+    verdict: str
+    workspace: str
+
+
+def run_demo(audio: Path, *, speaker: str | None, clips: int, train_seconds: float, out: Path, say: Say) -> DemoResult:
+    """Run the loop on `audio`, of which at most `clips` train, in a new workspace below `out`."""
+    began = time.monotonic()
+    folder = _new_folder(out)
+    with open_loop(folder, create=True, min_clip_s=0.1) as ws:
+        say(f"workspace: {folder}")
+        _take(ws, audio, speaker, say)
+        dataset = _freeze(ws, clips, say)
+
+        say(
+            f"\n4. Train: fine-tune {ws.settings.base_model} for at most {train_seconds:.0f} s, in a process of its own"
+        )
+        started = time.monotonic()
+        run = training.train(
+            ws, dataset=dataset.id, recipe="quick", max_seconds=train_seconds, progress=_training_lines(say)
+        )
+        train_took = time.monotonic() - started
+        if run.model is None:
+            raise UsageError(f"run {run.id} made no model: {run.error or run.status}")
+
+        say("\n5. Evaluate both models on the same unseen clips, and promote the new one if it is really better")
+        outcome = promotion.promote(ws, run.model, dataset=dataset.id, by="demo")
+        comparison = outcome.comparison
+        if comparison is None:
+            raise UsageError(outcome.message)
+        say(f"   {comparison.utterances} clips that neither model has learnt from:")
+        say(f"   {'':<24}{'before':>10}{'after':>10}")
+        say(f"   {'word error rate':<24}{comparison.wer_before:>10.1%}{comparison.wer_after:>10.1%}")
+        say(f"   {'character error rate':<24}{comparison.cer_before:>10.1%}{comparison.cer_after:>10.1%}")
+        say(f"   verdict: {comparison.verdict}")
+        for reason in comparison.reasons:
+            say(f"     {reason}")
+        _side_by_side(ws, comparison.champion_evaluation, comparison.challenger_evaluation, say)
+        result = DemoResult(
+            wer_before=comparison.wer_before,
+            wer_after=comparison.wer_after,
+            test_utterances=comparison.utterances,
+            train_clips=dataset.clips["train"],
+            train_seconds=round(train_took, 1),
+            total_seconds=round(time.monotonic() - began, 1),
+            verdict=comparison.verdict,
+            workspace=str(folder),
+        )
+    _write_result(out, result)
+    _farewell(result, folder, out, say)
+    return result
+
+
+def _new_folder(out: Path) -> Path:
+    """An empty folder for the workspace; an earlier demo's is removed, anything else is left alone."""
+    folder = out / "workspace"
+    if folder.exists():
+        if not (folder / CONFIG_NAME).exists():
+            raise UsageError(f"{folder} is there and is no workspace: name another folder with --out")
+        shutil.rmtree(folder)
+    return folder
+
+
+def _take(ws: Workspace, audio: Path, speaker: str | None, say: Say) -> None:
+    """Audio in, and everything the workers do with it."""
+    say(f"\n1. Ingest {audio}" + (f", speaker {speaker}" if speaker else ""))
+    report = ingest(ws, audio, speakers=[speaker] if speaker else None, limit=MOST_CLIPS)
+    say(
+        f"   {len(report.taken)} clips taken ({report.seconds_of_audio / 60:.1f} min), "
+        f"{len(report.known)} known, {len(report.refused)} refused, in {report.elapsed:.1f} s"
+    )
+    for refusal in report.refused[:5]:
+        say(f"   refused: {refusal.path}: {refusal.message}")
+    if not report.taken:
+        who = f" of speaker {speaker!r}" if speaker else ""
+        raise UsageError(f"{audio} holds no clips{who} that could be taken: a folder with metadata.jsonl is needed")
+    say(f"\n2. Transcribe with {ws.settings.base_model}, as new audio always is")
+    started = time.monotonic()
+    work(ws, until_idle=True)
+    say(f"   segmented, transcribed and indexed in {time.monotonic() - started:.1f} s")
+
+
+def _freeze(ws: Workspace, clips: int, say: Say) -> Dataset:
+    say("\n3. Freeze a dataset. The texts of metadata.jsonl stand for a reviewer's corrections here;")
+    say("   with your own speech you make them with `voxloop review`.")
+    with ws.read() as reader:
+        count = reader.count(Utterance)
+    # Somewhat more than `clips` are offered to the training split, since a hash shares them out.
+    train = min(0.6, 1.4 * clips / max(count, 1))
+    val = min(0.1, VAL_CLIPS / max(count, 1))
+    dataset = datasets.build(ws, ratios=(train, val, 1 - train - val), train_limit=clips)
+    say("   " + ", ".join(f"{number} {split}" for split, number in dataset.clips.items()) + " clips")
+    for reason, number in dataset.excluded.items():
+        say(f"   left out: {number} {reason}")
+    return dataset
+
+
+def _training_lines(say: Say) -> Callable[[dict[str, Any]], None]:
+    def told(line: dict[str, Any]) -> None:
+        if line.get("val_wer") is not None:
+            say(
+                f"   step {line.get('step', 0):>5}  val WER {line['val_wer']:>6.1%}  {line.get('elapsed_s', 0):>4.0f} s"
+            )
+
+    return told
+
+
+def _side_by_side(ws: Workspace, before: str, after: str, say: Say) -> None:
+    """Clips that were never learnt from, as both models hear them; some that differ come first."""
+    with ws.read() as reader:
+        heard_before = scored_rows(ws, reader.get(Evaluation, before))
+        heard_after = scored_rows(ws, reader.get(Evaluation, after))
+    pairs = sorted(zip(heard_before, heard_after, strict=True), key=lambda pair: datasets.position(pair[0].utterance))
+    # Half of what is shown is where the models differ, better or worse, so that the table tells something.
+    differing = [pair for pair in pairs if pair[0].errors != pair[1].errors][: SHOWN // 2]
+    others = [pair for pair in pairs if pair not in differing][: SHOWN - len(differing)]
+    say("\n6. Unseen clips, as both models hear them")
+    say(f"   {'said':<28}{'before':<28}after")
+    for old, new in differing + others:
+        say(f"   {_fitted(old.reference)}{_fitted(old.hypothesis)}{_fitted(new.hypothesis).rstrip()}")
+
+
+def _fitted(text: str, width: int = 28) -> str:
+    shown = text or "(nothing)"
+    return (shown if len(shown) < width - 1 else shown[: width - 3] + "…").ljust(width)
+
+
+def _write_result(out: Path, result: DemoResult) -> None:
+    (out / "result.json").write_text(json.dumps(asdict(result), indent=2) + "\n")
+
+
+def _farewell(result: DemoResult, folder: Path, out: Path, say: Say) -> None:
+    say(
+        f"\nWER {result.wer_before:.1%} -> {result.wer_after:.1%} on {result.test_utterances} unseen clips, "
+        f"{result.train_clips} clips learnt from, {result.total_seconds:.0f} s in all; {out / 'result.json'}"
+    )
+    say("\nLook around:         " + f"voxloop -C {folder} status | model list | events")
+    say("Your own voice:      voxloop ingest FOLDER --speaker ME; voxloop worker --until-idle; voxloop review list;")
+    say('                     voxloop review save UTTERANCE "what was said"; voxloop dataset build; voxloop train')
+    say(
+        'A real base model:   put base_model = "openai/whisper-small" into voxloop.toml, or train --base openai/whisper-small'
+    )

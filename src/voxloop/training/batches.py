@@ -1,0 +1,337 @@
+"""Batches: from a manifest's rows through Lhotse's sampler to tensors.
+
+An epoch hears every clip once, alone or inside a string of several. Batches hold
+clips of similar length, as many as fit into a budget of padded seconds. Which
+clips, in which order, changed how: all of it follows from the seed, the epoch and
+the clip, so that a resumed run goes on exactly where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from voxloop.errors import TrainingError
+from voxloop.records import MAX_UTTERANCE_S, SAMPLE_RATE
+from voxloop.training import augment
+
+if TYPE_CHECKING:
+    import torch
+    from torch.utils.data import DataLoader
+
+    from voxloop.families.contract import Family, Trainable, Waveform
+    from voxloop.training.recipes import Recipe
+
+CACHE_S = 4 * 3600.0  # seconds of audio held in memory: 920 MB; more is read from disk each time
+CLIPS_PER_BUCKET = 16  # with fewer, buckets are left over half filled
+MOST_BUCKETS = 10
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """One line of a manifest: a clip and what was said in it."""
+
+    id: str
+    path: Path
+    text: str
+    duration: float  # seconds
+    speaker: str | None
+    language: str | None
+
+
+def read_rows(manifest: Path) -> list[Row]:
+    """The rows of `<split>.jsonl`; audio paths are relative to its folder. Raises TrainingError."""
+    rows = []
+    for number, line in enumerate(manifest.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            values = json.loads(line)
+            rows.append(
+                Row(
+                    id=str(values.get("id") or values["audio_path"]),
+                    path=manifest.parent / values["audio_path"],
+                    text=values["text"],
+                    duration=float(values["duration"]),
+                    speaker=values.get("speaker"),
+                    language=values.get("language"),
+                )
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise TrainingError(
+                f"{manifest}, line {number}: needed is JSON with audio_path, text and duration; found {line[:80]!r}"
+            ) from error
+    return rows
+
+
+class Speech:
+    """The clips of a manifest, held in memory where they are few."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.rows = list(rows)
+        self.seconds = sum(row.duration for row in rows)
+        self._by_id = {row.id: row for row in rows}
+        self._cache: dict[str, Waveform] | None = {} if self.seconds <= CACHE_S else None
+
+    def row(self, id: str) -> Row:
+        return self._by_id[id]
+
+    def waveform(self, id: str) -> Waveform:
+        """The clip's samples (S,)."""
+        if self._cache is None:
+            return read_wav(self._by_id[id].path)
+        if id not in self._cache:
+            self._cache[id] = read_wav(self._by_id[id].path)
+        return self._cache[id]
+
+
+def read_wav(path: Path) -> Waveform:
+    """Samples (S,) of a 16 kHz mono file. Raises TrainingError."""
+    import soundfile
+
+    try:
+        samples, rate = soundfile.read(path, dtype="float32")
+    except (OSError, soundfile.LibsndfileError) as error:
+        raise TrainingError(f"the training audio {path} cannot be read ({error}): write the run's data anew") from error
+    if rate != SAMPLE_RATE or samples.ndim != 1:
+        raise TrainingError(f"{path} has {rate} Hz and shape {samples.shape}; needed is mono at {SAMPLE_RATE} Hz")
+    return np.asarray(samples, dtype=np.float32)
+
+
+def lhotse_cuts(rows: Sequence[Row]) -> dict[str, Any]:
+    """The rows as Lhotse cuts, by id."""
+    from lhotse import MonoCut, Recording, SupervisionSegment
+    from lhotse.audio import AudioSource
+
+    cuts = {}
+    for row in rows:
+        samples = round(row.duration * SAMPLE_RATE)
+        audio = Recording(
+            id=row.id,
+            sources=[AudioSource(type="file", channels=[0], source=str(row.path))],
+            sampling_rate=SAMPLE_RATE,
+            num_samples=samples,
+            duration=row.duration,
+        )
+        said = SupervisionSegment(
+            id=row.id,
+            recording_id=row.id,
+            start=0.0,
+            duration=row.duration,
+            text=row.text,
+            speaker=row.speaker,
+            language=row.language,
+        )
+        cuts[row.id] = MonoCut(
+            id=row.id, start=0.0, duration=row.duration, channel=0, recording=audio, supervisions=[said]
+        )
+    return cuts
+
+
+# What an epoch hears -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one forward pass hears: Lhotse cuts, single clips and strings."""
+
+    number: int  # counted from 0 over the whole run
+    epoch: int
+    cuts: tuple[Any, ...]
+    full_length: bool
+
+
+class Plan:
+    """The endless order of batches of a run: which clips, in which epoch, padded how."""
+
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        recipe: Recipe,
+        *,
+        padded_s: Callable[[float], float],
+        label_length: Callable[[str, str | None], int],
+        label_limit: int,
+    ) -> None:
+        """`padded_s` is what a clip of so many seconds takes up; labels are counted for the strings."""
+        from lhotse.dataset.sampling.base import TimeConstraint
+        from lhotse.dataset.sampling.dynamic_bucketing import estimate_duration_buckets
+
+        class PaddedSeconds(TimeConstraint):  # type: ignore[misc]
+            """Lhotse's budget, counted with the margin and the rounding that a clip gets."""
+
+            def add(self, example: Any) -> None:
+                self.longest_seen = max(self.longest_seen, padded_s(example.duration))
+                self.num_cuts += 1
+
+        if not rows:
+            raise TrainingError("there is nothing to train on: the dataset's train split is empty")
+        self.rows = list(rows)
+        self.recipe = recipe
+        self.cuts = lhotse_cuts(rows)
+        self.label_length = label_length
+        self.label_limit = label_limit
+        self.constraint = PaddedSeconds(max_duration=recipe.batch_seconds)
+        buckets = max(1, min(MOST_BUCKETS, len(rows) // CLIPS_PER_BUCKET))
+        first = self.examples(0)
+        self.bins: list[float] = (
+            estimate_duration_buckets(first, num_buckets=buckets, constraint=TimeConstraint(max_duration=1e9))
+            if buckets > 1 and len({cut.duration for cut in first}) > buckets
+            else []
+        )
+
+    def batches(self, start: int = 0) -> Iterator[Batch]:
+        """Batches for ever, from number `start` on."""
+        number = 0
+        for epoch in count():
+            for cuts, full_length in self.epoch(epoch):
+                if number >= start:
+                    yield Batch(number, epoch, cuts, full_length)
+                number += 1
+
+    def epoch(self, epoch: int) -> Iterator[tuple[tuple[Any, ...], bool]]:
+        """The batches of one epoch: every clip in exactly one of them."""
+        from lhotse.dataset.sampling import DynamicBucketingSampler
+
+        sampler = DynamicBucketingSampler(
+            self.examples(epoch),
+            constraint=self.constraint.copy(),
+            duration_bins=self.bins,
+            shuffle=True,
+            seed=self.recipe.seed,
+            sync_buckets=False,
+            world_size=1,
+            rank=0,
+        )
+        sampler.set_epoch(epoch)
+        rng = random.Random(f"full length {self.recipe.seed} {epoch}")
+        at_once = max(1, int(self.recipe.batch_seconds // MAX_UTTERANCE_S))
+        for batch in sampler:
+            cuts = tuple(batch)
+            if rng.random() < self.recipe.full_length_share:
+                # As many as the budget holds at 30 s each; the others are heard at their own length.
+                yield cuts[:at_once], True
+                cuts = cuts[at_once:]
+            if cuts:
+                yield cuts, self.recipe.audio_context == "full"
+
+    def examples(self, epoch: int) -> list[Any]:
+        """The cuts of one epoch in random order: single clips, and strings of several by one speaker."""
+        rng = random.Random(f"order {self.recipe.seed} {epoch}")
+        order = rng.sample(self.rows, len(self.rows))
+        examples: list[Any] = []
+        waiting: dict[tuple[str | None, str | None], list[Row]] = {}
+        for row in order:
+            if rng.random() < self.recipe.join_share and row.duration <= self.recipe.join_seconds / 2:
+                waiting.setdefault((row.speaker, row.language), []).append(row)
+            else:
+                examples.append(self.cuts[row.id])
+        for rows in waiting.values():
+            while rows:
+                wanted = rng.randint(2, self.recipe.join_clips)
+                examples.append(self._string(rows, wanted, rng, f"{epoch}-{len(examples)}"))
+        rng.shuffle(examples)
+        return examples
+
+    def _string(self, rows: list[Row], wanted: int, rng: random.Random, name: str) -> Any:
+        """Take up to `wanted` rows off the end and join them, as far as the string stays short enough."""
+        first = rows.pop()
+        cut, text = self.cuts[first.id], first.text
+        taken = 1
+        while rows and taken < wanted:
+            pause = rng.uniform(0.0, self.recipe.join_pause_s)
+            longer = f"{text} {rows[-1].text}"
+            if cut.duration + pause + rows[-1].duration > self.recipe.join_seconds:
+                break
+            if self.label_length(longer, first.language) > self.label_limit:
+                break
+            following = rows.pop()
+            cut = cut.pad(duration=cut.duration + pause, preserve_id=True).append(self.cuts[following.id])
+            text = longer
+            taken += 1
+        return cut.with_id(f"string-{name}") if taken > 1 else cut
+
+    def batches_in_epoch(self) -> int:
+        """Batches of the first epoch; others differ by a few, since strings are drawn anew."""
+        return sum(1 for _ in self.epoch(0))
+
+
+# From cuts to tensors ------------------------------------------------------------------------------------------------
+
+
+def spoken(cut: Any, speech: Speech) -> tuple[Waveform, str, str | None]:
+    """Samples (S,), text and language of a single clip or of a string."""
+    tracks = getattr(cut, "tracks", None)
+    if tracks is None:
+        row = speech.row(cut.id)
+        return speech.waveform(cut.id), row.text, row.language
+    parts = [(track.offset, speech.row(track.cut.id)) for track in tracks if track.cut.has_recording]
+    placed = [(round(offset * SAMPLE_RATE), speech.waveform(row.id)) for offset, row in parts]
+    whole = np.zeros(max(start + len(clip) for start, clip in placed), dtype=np.float32)
+    for start, clip in placed:
+        whole[start : start + len(clip)] += clip
+    return whole, " ".join(row.text for _, row in parts), parts[0][1].language
+
+
+class Collator:
+    """Makes a planned batch into what the model's forward takes, augmented by (seed, epoch, clip)."""
+
+    def __init__(self, speech: Speech, recipe: Recipe, family: Family, trainable: Trainable) -> None:
+        self.speech = speech
+        self.recipe = recipe
+        self.family = family
+        self.trainable = trainable
+
+    def __call__(self, batch: Batch) -> dict[str, Any]:
+        heard = [spoken(cut, self.speech) for cut in batch.cuts]
+        waveforms = [
+            augment.waveform(clip, self.recipe, np.random.default_rng(_seed(self.recipe.seed, batch.epoch, cut.id)))
+            for (clip, _, _), cut in zip(heard, batch.cuts, strict=True)
+        ]
+        limit = round(MAX_UTTERANCE_S * SAMPLE_RATE)
+        tensors: dict[str, Any] = self.family.collate(
+            self.trainable,
+            [clip[:limit] for clip in waveforms],
+            [text for _, text, _ in heard],
+            [language for _, _, language in heard],
+            full_length=batch.full_length,
+        )
+        tensors["input_features"] = self._masked(tensors, waveforms, batch)
+        return tensors | {"epoch": batch.epoch, "clips": len(heard)}
+
+    def _masked(self, tensors: dict[str, Any], waveforms: Sequence[Waveform], batch: Batch) -> torch.Tensor:
+        import torch
+
+        features: torch.Tensor = tensors["input_features"]
+        frames = torch.tensor([max(1, math.ceil(len(clip) / SAMPLE_RATE * 100)) for clip in waveforms])
+        rng = np.random.default_rng(_seed(self.recipe.seed, batch.epoch, f"mask {batch.number}"))
+        return augment.mask_features(features, frames.clamp(max=features.shape[-1]), self.recipe, rng)
+
+
+def _seed(seed: int, epoch: int, name: str) -> list[int]:
+    return [seed, epoch, *name.encode()]
+
+
+def loader(plan: Plan, collator: Collator, *, start: int, workers: int) -> DataLoader[Any]:
+    """A DataLoader over the plan's batches from number `start` on."""
+    from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+    class Stream(IterableDataset[Any]):
+        def __iter__(self) -> Iterator[dict[str, Any]]:
+            mine = get_worker_info()
+            share, of = (mine.id, mine.num_workers) if mine else (0, 1)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", module="lhotse")
+                for batch in plan.batches(start):
+                    # The loader asks its workers in turn, so the order is that of the plan.
+                    if (batch.number - start) % of == share:
+                        yield collator(batch)
+
+    return DataLoader(Stream(), batch_size=None, num_workers=workers, persistent_workers=workers > 0)

@@ -1,0 +1,256 @@
+"""Recipes: everything that decides how a model is trained, complete, named and checked."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
+
+from voxloop.errors import SettingError, nearest
+
+Method = Literal["full", "lora"]
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a model is trained. Saved whole with every run; never read from anywhere else once a run has begun."""
+
+    name: str = "custom"
+    """What the recipe is called; an overridden one keeps the name it began with."""
+    method: Method = "full"
+    """full: every weight is trained; lora: low-rank adapters beside frozen weights (arXiv:2106.09685)."""
+    audio_context: Literal["trimmed", "full"] = "trimmed"
+    """What the encoder is fed: the clip's own length and a margin, or 30 s. The model is served the same way."""
+
+    learning_rate: float = 4e-4
+    """Highest learning rate of AdamW; it falls along a cosine."""
+    final_share: float = 0.02
+    """Share of the learning rate that is left at the end."""
+    warmup_steps: int = 10
+    """Steps over which the learning rate rises from 0."""
+    max_steps: int | None = None
+    """Optimiser steps at most; None: no bound."""
+    max_epochs: float | None = None
+    """Passes over the training speech at most; None: no bound."""
+    max_seconds: float | None = None
+    """Seconds at most from when the model is loaded, evaluation and saving included; None: no bound."""
+    batch_seconds: float = 40.0
+    """Seconds of audio in a batch, padding included. Halved when memory runs out."""
+    accumulation: int = 1
+    """Batches whose gradients make one step."""
+    weight_decay: float = 0.01
+    """AdamW's decoupled weight decay."""
+    clip_norm: float = 1.0
+    """Gradients are scaled down to this norm."""
+    beta1: float = 0.9
+    """AdamW's decay of the mean gradient."""
+    beta2: float = 0.98
+    """AdamW's decay of the mean squared gradient."""
+    label_smoothing: float = 0.0
+    """Share of the probability spread over all tokens (arXiv:1512.00567)."""
+    average: float = 0.0
+    """Decay by step of the running average of the weights that is evaluated and kept; 0: the last weights themselves."""
+    precision: Precision = "fp32"
+    """Number format of the forward pass; weights stay in fp32. bf16 and fp16 need a GPU."""
+    gradient_checkpointing: bool = False
+    """Compute activations twice to hold fewer of them."""
+    freeze_encoder: bool = False
+    """Train the decoder alone."""
+
+    lora_rank: int = 16
+    """Rank of the adapters."""
+    lora_alpha: int = 32
+    """Scale of the adapters, by rank."""
+    lora_dropout: float = 0.05
+    """Dropout before the adapters."""
+    lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+    """Names of the layers that get adapters."""
+
+    speed: float = 0.1
+    """Clips are played up to this share faster or slower (Ko et al. 2015, Audio augmentation for speech recognition)."""
+    volume_db: float = 6.0
+    """Clips are made up to this much louder or softer."""
+    noise_share: float = 0.3
+    """Share of clips that get white noise."""
+    noise_snr_db: float = 10.0
+    """Strongest noise: the lowest ratio of speech to noise; the weakest lies 30 dB above."""
+    mask_bands: int = 14
+    """Widest of two bands of mel channels that are hidden (SpecAugment, arXiv:1904.08779); 0: none."""
+    mask_frames: int = 12
+    """Longest stretch of mel frames (10 ms each) that is hidden, one for each second; 0: none."""
+    join_share: float = 0.3
+    """Share of the clips of an epoch that are heard inside strings of several, so that long speech is not forgotten."""
+    join_clips: int = 5
+    """Most clips in a string."""
+    join_pause_s: float = 0.3
+    """Longest pause between the clips of a string."""
+    join_seconds: float = 12.0
+    """Longest string; longer clips are not joined."""
+    full_length_share: float = 0.0
+    """Share of batches padded to 30 s, so that decoding at full length does not suffer."""
+
+    eval_steps: int | None = None
+    """Evaluate on val every so many steps; None: see eval_seconds."""
+    eval_seconds: float | None = 10.0
+    """Evaluate on val every so many seconds of training; None: see eval_steps. With neither: once an epoch."""
+    patience: int | None = None
+    """Stop after this many evaluations in a row without a better word error rate; None: never."""
+    save_seconds: float = 60.0
+    """A checkpoint to resume from, every so many seconds."""
+    keep_checkpoints: int = 2
+    """Checkpoints kept, the newest."""
+    log_steps: int = 10
+    """A line of metrics every so many steps."""
+    max_val_clips: int = 200
+    """Validation hears at most this many clips, the same ones every time."""
+    seed: int = 1
+    """Of everything random: order, augmentation, dropout."""
+    workers: int = 0
+    """Processes that prepare batches; 0: the training process does it."""
+
+    def __post_init__(self) -> None:
+        if self.max_steps is None and self.max_epochs is None and self.max_seconds is None:
+            raise SettingError("a recipe needs an end: set max_steps, max_epochs or max_seconds")
+        for name in ("learning_rate", "batch_seconds", "clip_norm", "save_seconds", "join_seconds"):
+            self._check(name, getattr(self, name) > 0, "it must be above 0")
+        for name in ("accumulation", "lora_rank", "lora_alpha", "keep_checkpoints", "log_steps", "max_val_clips"):
+            self._check(name, getattr(self, name) >= 1, "it must be 1 or more")
+        for name in ("max_steps", "max_epochs", "max_seconds", "eval_steps", "eval_seconds", "patience"):
+            value = getattr(self, name)
+            self._check(name, value is None or value > 0, "it must be above 0, or none")
+        for name in (
+            "warmup_steps",
+            "weight_decay",
+            "volume_db",
+            "mask_bands",
+            "mask_frames",
+            "join_pause_s",
+            "workers",
+        ):
+            self._check(name, getattr(self, name) >= 0, "it must be 0 or more")
+        for name in ("final_share", "noise_share", "join_share", "full_length_share"):
+            self._check(name, 0 <= getattr(self, name) <= 1, "it must be from 0 to 1")
+        for name in ("label_smoothing", "beta1", "beta2", "lora_dropout", "average"):
+            self._check(name, 0 <= getattr(self, name) < 1, "it must be from 0 to below 1")
+        self._check("speed", 0 <= self.speed <= 0.5, "it must be from 0 to 0.5")
+        self._check("join_clips", self.join_clips >= 2, "a string has 2 clips or more; set join_share=0 for none")
+        self._check("join_seconds", self.join_seconds <= 29, "a string and its margin must fit into 30 s")
+        if self.method == "lora" and not self.lora_targets:
+            raise SettingError("method is lora and lora_targets is empty: name layers such as q_proj,v_proj")
+        if self.audio_context == "full" and self.full_length_share:
+            raise SettingError(
+                "full_length_share is for audio_context=trimmed: with full every batch is padded to 30 s"
+            )
+        if self.average and self.method == "lora":
+            raise SettingError("average is for method=full: set average=0 with lora")
+
+    def _check(self, name: str, good: bool, needed: str) -> None:
+        if not good:
+            raise SettingError(f"recipe: {name} is {getattr(self, name)!r}: {needed}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every setting with its value, as JSON knows them."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+
+def from_dict(values: Mapping[str, Any]) -> Recipe:
+    """The recipe that `as_dict` wrote. Raises SettingError for a name that is not known."""
+    known = {f.name for f in fields(Recipe)}
+    for name in values:
+        if name not in known:
+            raise SettingError(f"a recipe has no setting {name!r}{nearest(name, known)}")
+    return Recipe(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+
+
+RECIPES: dict[str, Recipe] = {
+    # A minute on two cores: small models whole, a personal voice from a few dozen clips.
+    "quick": Recipe(name="quick", max_seconds=60.0, max_epochs=400),
+    # Few clips and a large model: adapters, little risk, stops when it no longer helps.
+    "careful": Recipe(
+        name="careful",
+        method="lora",
+        learning_rate=3e-4,
+        warmup_steps=50,
+        max_epochs=20,
+        batch_seconds=60.0,
+        label_smoothing=0.05,
+        full_length_share=0.1,
+        eval_seconds=None,
+        patience=5,
+        save_seconds=300.0,
+    ),
+    # Hours of speech: every weight.
+    "full": Recipe(
+        name="full",
+        learning_rate=1e-5,
+        warmup_steps=200,
+        max_epochs=10,
+        batch_seconds=120.0,
+        accumulation=2,
+        full_length_share=0.1,
+        join_share=0.15,
+        eval_seconds=None,
+        patience=5,
+        save_seconds=600.0,
+        workers=2,
+    ),
+}
+
+SMALL_MODEL = 20_000_000  # parameters: below, every weight can be trained on a CPU in minutes
+MUCH_SPEECH_S = 10 * 3600.0  # seconds of training speech that can move all weights of a large model
+
+
+def named(name: str) -> Recipe:
+    """The recipe of that name. Raises SettingError for one that is not known."""
+    if name not in RECIPES:
+        raise SettingError(f"there is no recipe {name!r}{nearest(name, RECIPES)}")
+    return RECIPES[name]
+
+
+def choose(*, train_seconds: float, parameters: int) -> Recipe:
+    """The recipe for a model of so many parameters and so much training speech, where none is named."""
+    if parameters < SMALL_MODEL:
+        return RECIPES["quick"]
+    return RECIPES["full" if train_seconds >= MUCH_SPEECH_S else "careful"]
+
+
+def override(recipe: Recipe, settings: Sequence[str]) -> Recipe:
+    """The recipe with `key=value` settings applied. Raises SettingError for a wrong name or value."""
+    hints = get_type_hints(Recipe)
+    values: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        name = name.strip()
+        if not equals:
+            raise SettingError(f"setting {setting!r}: needed is key=value, such as learning_rate=1e-4")
+        if name not in hints or name == "name":
+            raise SettingError(f"a recipe has no setting {name!r}{nearest(name, set(hints) - {'name'})}")
+        values[name] = _parse(name, text.strip(), hints[name])
+    return replace(recipe, **values)
+
+
+def _parse(name: str, text: str, kind: Any) -> Any:
+    """Text as the type of a field."""
+    origin, options = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        if text not in options:
+            raise SettingError(f"{name} is {text!r}; needed is one of {', '.join(options)}")
+        return text
+    if origin is types.UnionType:
+        if text.lower() in ("none", ""):
+            return None
+        return _parse(name, text, next(option for option in options if option is not type(None)))
+    if origin is tuple:
+        return tuple(part.strip() for part in text.split(",") if part.strip())
+    if kind is bool:
+        if text.lower() in ("true", "yes", "1", "on"):
+            return True
+        if text.lower() in ("false", "no", "0", "off"):
+            return False
+        raise SettingError(f"{name} is {text!r}; needed is true or false")
+    try:
+        return cast("type[int] | type[float] | type[str]", kind)(text)
+    except ValueError as error:
+        raise SettingError(f"{name} is {text!r}; needed is a {kind.__name__}") from error

@@ -1,0 +1,269 @@
+"""Segment: recordings become Utterances, spans of at most 30 s that are each transcribed as one text.
+
+A short recording with a given text is one utterance. Everything else is cut at
+pauses that Silero's VAD finds (https://github.com/snakers4/silero-vad), block by
+block, so that a recording of many hours takes no more memory than a short one.
+Letters in shapes: `B` recordings side by side, `S` samples.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from voxloop.audio import measure
+from voxloop.recordings import read_audio
+from voxloop.records import (
+    MAX_UTTERANCE_S,
+    MAX_UTTERANCE_SAMPLES,
+    SAMPLE_RATE,
+    Recording,
+    Transcript,
+    Utterance,
+    seconds,
+    utterance_id,
+)
+from voxloop.stores import catalog as tables
+
+if TYPE_CHECKING:
+    from voxloop.audio import Waveform
+    from voxloop.settings import Settings
+    from voxloop.workspace import Workspace
+
+VAD_FRAME = 512  # samples: what Silero's model hears at once, 32 ms at 16 kHz
+VAD_BLOCK = 60 * SAMPLE_RATE // VAD_FRAME * VAD_FRAME  # samples read at once
+SIDE_BY_SIDE = 16  # short recordings heard by the VAD together
+MIN_SPEECH_MS = 100  # Silero's 250 ms would lose a short word said alone
+JOIN_GAP = int(0.8 * SAMPLE_RATE)  # samples: a shorter pause lies within a phrase
+JOINED = 15 * SAMPLE_RATE  # samples: phrases are joined up to this length
+SHORT = 8 * SAMPLE_RATE  # samples: a recording so short is taken as one phrase
+
+Span = tuple[int, int]
+"""Samples from a start to an end (exclusive)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Cut:
+    """What a recording is cut into."""
+
+    recording: Recording
+    utterances: tuple[Utterance, ...]
+    references: tuple[Transcript, ...] = ()
+    note: str = ""
+
+
+def segment(ws: Workspace, recording_ids: str | Sequence[str]) -> list[Utterance]:
+    """Cut recordings into utterances; all of them, new and old, in the order of the recordings.
+
+    A recording that was cut before is left as it is. A given text of a recording
+    of at most 30 s becomes the reference of its one utterance; a longer recording
+    keeps its text, which belongs to no span yet. Raises UnknownRecord.
+    """
+    ids = [recording_ids] if isinstance(recording_ids, str) else list(recording_ids)
+    with ws.read() as reader:
+        recordings = [reader.get(Recording, id) for id in dict.fromkeys(ids)]
+        table = tables.utterance
+        cut = {
+            recording.id: reader.all(Utterance, table.c.recording == recording.id, order=table.c.start)
+            for recording in recordings
+        }
+    fresh = [recording for recording in recordings if not cut[recording.id]]
+    cuts = [_whole(recording) for recording in fresh if _is_whole(recording)]
+    heard = [recording for recording in fresh if not _is_whole(recording)]
+    for recording, spans in zip(heard, _recorded_spans(ws, heard), strict=True):
+        cuts.append(_spanned(ws, recording, spans))
+    with ws.completion() as tx:
+        for one in cuts:
+            tx.add(*one.utterances)
+            tx.add(*one.references)
+            payload: dict[str, Any] = {
+                "utterances": len(one.utterances),
+                "speech_seconds": round(seconds(sum(u.samples for u in one.utterances)), 3),
+            }
+            if one.note:
+                payload["note"] = one.note
+            tx.emit("recording.segmented", one.recording.id, payload=payload)
+            cut[one.recording.id] = list(one.utterances)
+    return [utterance for recording in recordings for utterance in cut[recording.id]]
+
+
+def utterance_audio(ws: Workspace, utterance: Utterance) -> Waveform:
+    """An utterance's audio, (S,) float32 at 16 kHz."""
+    return read_span(ws, utterance.recording, utterance.start, utterance.end)
+
+
+def read_span(ws: Workspace, recording_id: str, start: int, end: int) -> Waveform:
+    """Samples `start` to `end` (exclusive) of a recording, (S,) float32 at 16 kHz."""
+    return read_audio(ws, recording_id, start, end)
+
+
+def speech_spans(waveform: Waveform, settings: Settings) -> list[Span]:
+    """Spans of (S,) at 16 kHz that hold speech: in order, disjoint, at most 30 s each."""
+    blocks = (waveform[start : start + VAD_BLOCK] for start in range(0, len(waveform), VAD_BLOCK))
+    return spans_of(_stream_probabilities(blocks), len(waveform), settings)
+
+
+def spans_of(probabilities: Sequence[float], samples: int, settings: Settings) -> list[Span]:
+    """Spans from the speech probability of every 512 samples of `samples`.
+
+    Silero's rule finds the speech between pauses of `vad_min_silence_ms`. Pieces less
+    than 0.8 s apart are then joined to phrases of up to 15 s, and all pieces where
+    the whole lasts no longer than 8 s.
+    """
+    from silero_vad import get_speech_timestamps_from_probs
+
+    if not probabilities:
+        return []
+    pieces = get_speech_timestamps_from_probs(
+        list(probabilities),
+        sampling_rate=SAMPLE_RATE,
+        threshold=settings.vad_threshold,
+        min_speech_duration_ms=MIN_SPEECH_MS,
+        max_speech_duration_s=MAX_UTTERANCE_S,
+        min_silence_duration_ms=settings.vad_min_silence_ms,
+        speech_pad_ms=settings.vad_pad_ms,
+        audio_length_samples=samples,
+    )
+    spans: list[Span] = []
+    for piece in pieces:
+        # Padding may reach over the neighbour or, at a hard cut, over the 30 s.
+        start = max(int(piece["start"]), spans[-1][1] if spans else 0)
+        end = min(int(piece["end"]), samples, start + MAX_UTTERANCE_SAMPLES)
+        if end <= start:
+            continue
+        near = spans and start - spans[-1][0] < samples and start - spans[-1][1] < JOIN_GAP
+        if spans and (samples <= SHORT or (near and end - spans[-1][0] <= JOINED)):
+            spans[-1] = (spans[-1][0], end)
+        else:
+            spans.append((start, end))
+    return spans
+
+
+def _is_whole(recording: Recording) -> bool:
+    return recording.text is not None and recording.samples <= MAX_UTTERANCE_SAMPLES
+
+
+def _whole(recording: Recording) -> _Cut:
+    """A recording whose text is known: one utterance, and the text as its reference."""
+    utterance = Utterance(
+        id=utterance_id(recording.id, 0, recording.samples),
+        recording=recording.id,
+        start=0,
+        end=recording.samples,
+        speaker=recording.speaker,
+        language=recording.language,
+        status="reviewed",
+        quality=recording.quality,
+    )
+    reference = Transcript(
+        id=f"{utterance.id}:metadata",
+        utterance=utterance.id,
+        kind="reference",
+        text=recording.text or "",
+        by="metadata",
+    )
+    return _Cut(recording=recording, utterances=(utterance,), references=(reference,))
+
+
+def _spanned(ws: Workspace, recording: Recording, spans: Sequence[Span]) -> _Cut:
+    utterances = tuple(
+        Utterance(
+            id=utterance_id(recording.id, start, end),
+            recording=recording.id,
+            start=start,
+            end=end,
+            speaker=recording.speaker,
+            language=recording.language,
+            quality=measure(read_span(ws, recording.id, start, end)),
+        )
+        for start, end in spans
+    )
+    notes = []
+    if not utterances:
+        notes.append("no speech was found")
+    if recording.text is not None:
+        notes.append(
+            f"the given text is kept on the recording and belongs to no utterance: it lasts "
+            f"{recording.duration:.1f} s, longer than {MAX_UTTERANCE_S:.0f} s"
+        )
+    return _Cut(recording=recording, utterances=utterances, note="; ".join(notes))
+
+
+# The VAD's probabilities, for one long recording or several short ones
+
+_hearing = threading.Lock()  # the model keeps its state between calls
+
+
+@lru_cache(maxsize=1)
+def _vad() -> Any:
+    from silero_vad import load_silero_vad
+
+    return load_silero_vad()
+
+
+def _recorded_spans(ws: Workspace, recordings: Sequence[Recording]) -> Iterator[list[Span]]:
+    """The spans of each recording, in the order given. Short ones are heard side by side."""
+    short = sorted((r for r in recordings if r.samples <= VAD_BLOCK), key=lambda r: r.samples)
+    found: dict[str, list[Span]] = {}
+    for first in range(0, len(short), SIDE_BY_SIDE):
+        group = short[first : first + SIDE_BY_SIDE]
+        waveforms = [read_audio(ws, recording.id) for recording in group]
+        for recording, probabilities in zip(group, _side_by_side(waveforms), strict=True):
+            found[recording.id] = spans_of(probabilities, recording.samples, ws.settings)
+    for recording in recordings:
+        if recording.id not in found:
+            found[recording.id] = spans_of(
+                _stream_probabilities(_recorded_blocks(ws, recording)), recording.samples, ws.settings
+            )
+        yield found[recording.id]
+
+
+def _recorded_blocks(ws: Workspace, recording: Recording) -> Iterator[Waveform]:
+    for start in range(0, recording.samples, VAD_BLOCK):
+        yield read_audio(ws, recording.id, start, min(start + VAD_BLOCK, recording.samples))
+
+
+def _stream_probabilities(blocks: Iterable[Waveform]) -> list[float]:
+    """Speech probability of every 512 samples; the model's state runs on from block to block."""
+    import torch
+
+    probabilities: list[float] = []
+    with _hearing, torch.inference_mode():
+        model = _vad()
+        model.reset_states()
+        for block in blocks:
+            for frame in torch.from_numpy(_framed(block)):
+                probabilities.append(float(model(frame, SAMPLE_RATE)))
+    return probabilities
+
+
+def _side_by_side(waveforms: Sequence[Waveform]) -> list[list[float]]:
+    """As `_stream_probabilities` of each waveform, in one pass over all of them padded to the longest."""
+    import torch
+
+    framed = [_framed(waveform) for waveform in waveforms]
+    longest = max(len(frames) for frames in framed)
+    batch = np.zeros((len(framed), longest, VAD_FRAME), np.float32)
+    for row, frames in zip(batch, framed, strict=True):
+        row[: len(frames)] = frames
+    heard: list[Any] = []
+    with _hearing, torch.inference_mode():
+        model = _vad()
+        model.reset_states()
+        for column in torch.from_numpy(batch).transpose(0, 1):
+            heard.append(model(column.contiguous(), SAMPLE_RATE)[:, 0])
+    table = torch.stack(heard, dim=1).tolist() if heard else [[] for _ in framed]
+    return [row[: len(frames)] for row, frames in zip(table, framed, strict=True)]
+
+
+def _framed(waveform: Waveform) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+    """(S,) as rows of 512 samples, the last one filled with silence, as Silero's own function does."""
+    rows = -(-len(waveform) // VAD_FRAME)
+    frames = np.zeros((rows, VAD_FRAME), np.float32)
+    frames.reshape(-1)[: len(waveform)] = waveform
+    return frames

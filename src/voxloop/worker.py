@@ -1,0 +1,116 @@
+"""A process that runs steps as their jobs come: claim, work, commit; and lets go on Ctrl-C."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from voxloop.errors import LeaseLost, UsageError, nearest
+from voxloop.pipeline import STEPS
+from voxloop.stores.jobs import Claim
+from voxloop.workspace import Workspace
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A batch of jobs that ended."""
+
+    step: str
+    jobs: int
+    seconds: float
+    waiting: int  # jobs of this worker's steps still to do
+    error: str | None = None
+
+
+def work(
+    ws: Workspace,
+    steps: Sequence[str] = (),
+    *,
+    until_idle: bool = False,
+    stop: threading.Event | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> int:
+    """Run the jobs of `steps` (all, where none is named); the number done.
+
+    With `until_idle` it returns when no job of these steps is waiting or held by
+    anybody, buried ones aside; else when `stop` is set.
+    """
+    chosen = tuple(steps) or tuple(STEPS)
+    for step in chosen:
+        if step not in STEPS:
+            raise UsageError(f"there is no step {step!r}{nearest(step, STEPS)}")
+    stop = stop or threading.Event()
+    done = 0
+    while not stop.is_set():
+        claim = None
+        for step in chosen:
+            # In the order of the loop, so that a batch fills before the next step starts on its head.
+            claim = ws.jobs.claim([step], limit=STEPS[step].batch)
+            if claim:
+                break
+        if claim is None:
+            with ws.read() as reader:
+                waiting = ws.jobs.open(reader, chosen)
+            if until_idle and not waiting:
+                return done
+            ws.bus.wait(chosen, ws.settings.poll_s)
+            continue
+        done += _run(ws, claim, chosen, progress)
+    return done
+
+
+def _run(ws: Workspace, claim: Claim, chosen: Sequence[str], progress: Callable[[Progress], None] | None) -> int:
+    """Do one claim; the number of jobs done. A failure is kept with its job, never raised."""
+    began = time.monotonic()
+    error: str | None = None
+    try:
+        with _renewing(ws, claim):
+            STEPS[claim.step].run(ws.under(claim), claim.subjects)
+    except LeaseLost as lost:
+        error = str(lost)
+        log.warning("%s: %s", claim.step, lost, extra={"action": "lease_lost", "step": claim.step})
+    except Exception as failure:
+        buried = ws.jobs.fail(claim, failure)
+        error = f"{type(failure).__name__}: {failure}"
+        log.warning(
+            "%s of %s failed%s: %s",
+            claim.step,
+            ", ".join(claim.subjects[:3]),
+            " for the last time" if buried else ", to be tried again",
+            failure,
+            extra={"action": "job_failed", "step": claim.step, "jobs": claim.jobs},
+            exc_info=log.isEnabledFor(logging.DEBUG),
+        )
+    except BaseException:
+        ws.jobs.release(claim)
+        raise
+    if progress:
+        with ws.read() as reader:
+            waiting = ws.jobs.open(reader, chosen)
+        progress(Progress(claim.step, len(claim.jobs), time.monotonic() - began, waiting, error))
+    return 0 if error else len(claim.jobs)
+
+
+@contextmanager
+def _renewing(ws: Workspace, claim: Claim) -> Iterator[None]:
+    """Prolong the lease while the block runs."""
+    ended = threading.Event()
+
+    def renew() -> None:
+        while not ended.wait(ws.settings.lease_s / 3):
+            if not ws.jobs.renew(claim):
+                return  # lost: the step's own commit will be refused
+
+    thread = threading.Thread(target=renew, name=f"lease-{claim.token}", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()

@@ -1,0 +1,49 @@
+"""Every backend of a store is one parameter of its contract suite."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from voxloop.stores.blobs import Blobs
+from voxloop.stores.bus import Bus, LocalBus
+from voxloop.stores.catalog import Catalog
+from voxloop.stores.jobs import Jobs
+from voxloop.stores.vectors import CatalogVectors, Vectors
+
+CATALOGS = ["sqlite"]
+BLOB_STORES = ["file"]
+VECTOR_STORES = ["catalog"]
+BUSES = ["local"]
+
+LISTENERS = {"recording.ingested": ("segment",), "recording.segmented": ("transcribe", "index")}
+
+
+@pytest.fixture(params=CATALOGS)
+def catalog(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Catalog]:
+    opened = Catalog(f"sqlite:///{tmp_path / 'catalog.db'}")
+    opened.migrate()
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(params=BLOB_STORES)
+def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> Blobs:
+    return Blobs((tmp_path / "a folder with ü").as_uri(), cache=tmp_path / "cache")
+
+
+@pytest.fixture(params=VECTOR_STORES)
+def vectors(request: pytest.FixtureRequest, catalog: Catalog) -> Vectors:
+    return CatalogVectors(catalog)
+
+
+@pytest.fixture(params=BUSES)
+def bus(request: pytest.FixtureRequest) -> Bus:
+    return LocalBus()
+
+
+@pytest.fixture
+def jobs(catalog: Catalog) -> Jobs:
+    return Jobs(catalog, LISTENERS, lease_s=0.3, max_attempts=3)

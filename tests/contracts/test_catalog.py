@@ -1,0 +1,159 @@
+"""The catalog's contract: records come back as they went in, transactions are whole, migrations equal the schema."""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+
+from voxloop.errors import UnknownRecord, WorkspaceError
+from voxloop.records import Quality, Recording, Transcript, Utterance, Word, utterance_id
+from voxloop.stores import catalog as tables
+from voxloop.stores.catalog import Catalog
+
+QUALITY = Quality(level_dbfs=-20.5, peak_dbfs=-3.0, snr_db=None, clipping=0.0, silence=0.25, bandwidth_hz=3400.0)
+
+
+def recording(id: str = "sha256-aa", **values: object) -> Recording:
+    return Recording(id=id, source="/speech/a.wav", name="a.wav", samples=32_000, **values)  # type: ignore[arg-type]
+
+
+def test_records_come_back_as_they_went_in(catalog: Catalog) -> None:
+    stored = recording(speaker="Ngân", language="vi", text="cà phê", quality=QUALITY, created=12.5)
+    utterance = Utterance(
+        id=utterance_id(stored.id, 0, 16_000), recording=stored.id, start=0, end=16_000, quality=QUALITY
+    )
+    words = (
+        Word(text="cà", start=0.0, end=0.2, probability=0.5),
+        Word(text="phê", start=0.2, end=0.5, probability=0.9),
+    )
+    transcript = Transcript(
+        id="t1",
+        utterance=utterance.id,
+        kind="hypothesis",
+        text="cà phê",
+        by="m",
+        confidence=0.7,
+        words=words,
+        created=1.0,
+    )
+    with catalog.write() as tx:
+        assert tx.add(stored, utterance, transcript) == 3
+    with catalog.read() as reader:
+        assert reader.get(Recording, stored.id) == stored
+        assert reader.get(Utterance, utterance.id) == utterance
+        assert reader.get(Transcript, "t1") == transcript
+
+
+def test_adding_again_changes_nothing(catalog: Catalog) -> None:
+    with catalog.write() as tx:
+        assert tx.add(recording(speaker="a")) == 1
+    with catalog.write() as tx:
+        assert tx.add(recording(speaker="b")) == 0
+    with catalog.read() as reader:
+        assert reader.get(Recording, "sha256-aa").speaker == "a"
+
+
+def test_a_transaction_that_raises_leaves_nothing(catalog: Catalog) -> None:
+    with pytest.raises(RuntimeError, match="in the middle"), catalog.write() as tx:
+        tx.add(recording())
+        raise RuntimeError("in the middle")
+    with catalog.read() as reader:
+        assert reader.count(Recording) == 0
+
+
+def test_short_ids_find_one_record_and_say_when_they_do_not(catalog: Catalog) -> None:
+    with catalog.write() as tx:
+        tx.add(recording("sha256-aabb"), recording("sha256-aacc"))
+    with catalog.read() as reader:
+        assert reader.get(Recording, "aab").id == "sha256-aabb"
+        with pytest.raises(UnknownRecord, match="not unique"):
+            reader.get(Recording, "aa")
+        with pytest.raises(UnknownRecord, match="no recording 'zz'"):
+            reader.get(Recording, "zz")
+        with pytest.raises(UnknownRecord):
+            reader.get(Recording, "")
+        with pytest.raises(UnknownRecord):
+            reader.get(Recording, "%")
+
+
+def test_writers_wait_for_each_other(catalog: Catalog) -> None:
+    """Twenty threads add one to a number: every addition counts."""
+    with catalog.write() as tx:
+        tx.add(recording())
+
+    def add_one() -> None:
+        for _ in range(5):
+            with catalog.write() as tx:
+                before = tx.get(Recording, "sha256-aa").samples
+                time.sleep(0.001)
+                tx.change(Recording, "sha256-aa", samples=before + 1)
+
+    threads = [threading.Thread(target=add_one) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    with catalog.read() as reader:
+        assert reader.get(Recording, "sha256-aa").samples == 32_000 + 100
+
+
+def test_a_reader_sees_one_moment(catalog: Catalog) -> None:
+    with catalog.write() as tx:
+        tx.add(recording("sha256-aa"))
+    with catalog.read() as reader:
+        assert reader.count(Recording) == 1
+        with catalog.write() as tx:
+            tx.add(recording("sha256-bb"))
+        assert reader.count(Recording) == 1
+    with catalog.read() as reader:
+        assert reader.count(Recording) == 2
+
+
+def test_the_database_has_the_clock(catalog: Catalog) -> None:
+    with catalog.read() as reader:
+        assert abs(reader.now() - time.time()) < 5
+
+
+def test_migrations_equal_the_schema(catalog: Catalog) -> None:
+    with catalog.engine.begin() as connection:
+        differences = compare_metadata(MigrationContext.configure(connection), tables.metadata)
+    assert differences == []
+
+
+def test_migrating_twice_changes_nothing(catalog: Catalog) -> None:
+    with catalog.write() as tx:
+        tx.add(recording())
+    catalog.migrate()
+    with catalog.read() as reader:
+        assert reader.count(Recording) == 1
+
+
+def test_a_newer_schema_is_refused(catalog: Catalog) -> None:
+    with catalog.engine.begin() as connection:
+        connection.execute(sa.text("update alembic_version set version_num = '9999'"))
+    with pytest.raises(WorkspaceError, match="newer"):
+        catalog.migrate()
+
+
+def _migrate(url: str) -> None:
+    catalog = Catalog(url)
+    catalog.migrate()
+    catalog.close()
+
+
+def test_processes_that_start_together_migrate_once(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'together.db'}"
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_migrate, args=(url,)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0, 0, 0]

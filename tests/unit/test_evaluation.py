@@ -1,0 +1,175 @@
+"""Measuring a model on frozen references: what is counted, kept and refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import frozen_speech
+import pytest
+import tiny_whisper
+
+from voxloop import datasets, evaluation, significance, text
+from voxloop.datasets import DatasetRow
+from voxloop.errors import UnknownRecord, UsageError
+from voxloop.evaluation import evaluate, quiet_inputs, score, scored_rows
+from voxloop.families.contract import Decoding
+from voxloop.pipeline import open_loop
+from voxloop.records import Event
+from voxloop.stores import catalog as tables
+from voxloop.workspace import Workspace
+
+
+@pytest.fixture
+def ws(tmp_path: Path) -> Workspace:
+    base = tiny_whisper.make(tmp_path / "base")
+    return open_loop(tmp_path / "workspace", create=True, base_model=str(base), threads=1, device="cpu", min_snr_db=-99.0)
+
+
+def row(text: str, *, number: int = 0, language: str | None = "en", speaker: str | None = "ann") -> DatasetRow:
+    return DatasetRow(
+        utterance=f"r{number}:0-16000",
+        recording=f"r{number}",
+        start=0,
+        end=16_000,
+        split="test",
+        text=text,
+        kind="reference",
+        transcript=f"t{number}",
+        speaker=speaker,
+        language=language,
+    )
+
+
+def events(ws: Workspace, type: str) -> list[Event]:
+    with ws.read() as reader:
+        rows = reader.connection.execute(tables.event.select().where(tables.event.c.type == type))
+        return [tables.to_event(row) for row in rows]
+
+
+def test_a_model_is_decoded_once_and_everything_heard_is_kept(ws: Workspace, tmp_path: Path) -> None:
+    frozen = frozen_speech.freeze(ws, tmp_path / "speech", clips=23)
+    seen: list[tuple[float, float]] = []
+    first = evaluate(ws, progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (pytest.approx(23.0), pytest.approx(23.0))
+    rows = scored_rows(ws, first)
+    assert [r.utterance for r in rows] == [r.utterance for r in datasets.rows(ws, frozen.id, "test")]
+    counts = text.total(
+        text.word_errors(text.normalise(r.reference, "en"), text.normalise(r.hypothesis, "en")) for r in rows
+    )
+    scores = first.scores
+    assert (scores["errors"], scores["words"], scores["utterances"]) == (counts.errors, counts.units, 23)
+    assert scores["wer"] == pytest.approx(counts.rate)
+    assert scores["wer_low"] <= scores["wer"] <= scores["wer_high"]
+    assert (scores["substitutions"], scores["deletions"], scores["insertions"]) == (
+        counts.substitutions,
+        counts.deletions,
+        counts.insertions,
+    )
+    assert scores["seconds"] == pytest.approx(23.0)
+    assert scores["real_time_factor"] == pytest.approx(scores["decode_seconds"] / 23.0)
+    assert scores["silence"]["inputs"] == len(scores["silence"]["texts"]) == 4
+    assert scores["joined"]["inputs"] == 1
+    assert scores["joined"]["words"] == 5 * 23
+    assert {(s["by"], s["name"], s["utterances"]) for s in scores["slices"] if s["by"] == "speaker"} == {
+        ("speaker", "ann", 12),
+        ("speaker", "bob", 11),
+    }
+    assert first.normaliser == "whisper-english/1"
+
+    asked: list[tuple[float, float]] = []
+    again = evaluate(ws, dataset="frozen", progress=lambda done, total: asked.append((done, total)))
+    assert again == first
+    assert asked == []
+    assert len(events(ws, "model.evaluated")) == 1
+    assert evaluate(ws, decoding=Decoding(language="en", beams=2)).id != first.id
+
+
+def test_another_model_of_the_same_weights_hears_the_same(ws: Workspace, tmp_path: Path) -> None:
+    frozen_speech.freeze(ws, tmp_path / "speech", clips=8)
+    copy = frozen_speech.twin(tmp_path / "base", "copy")
+    first, second = evaluate(ws), evaluate(ws, str(copy))
+    assert first.id != second.id
+    assert scored_rows(ws, first) == scored_rows(ws, second)
+
+
+def test_what_was_heard_before_a_crash_counts(ws: Workspace, tmp_path: Path) -> None:
+    """The blob is written first: the scores that follow, whenever, are of what it holds."""
+    from voxloop import transcripts
+
+    frozen = frozen_speech.freeze(ws, tmp_path / "speech", clips=8)
+    frozen_speech.remember(ws, transcripts.base_model(ws), frozen, frozen_speech.wrong_in(0.5))
+    found = evaluate(ws)
+    assert found.scores["wer"] == pytest.approx(0.1)
+    assert [r.errors for r in scored_rows(ws, found)].count(1) == 4
+
+
+def test_a_step_run_by_a_worker_finishes_its_job_even_when_there_is_nothing_new(ws: Workspace, tmp_path: Path) -> None:
+    frozen_speech.freeze(ws, tmp_path / "speech", clips=6)
+    first = evaluate(ws)
+    ws.jobs.listeners = {"test.asked": ("evaluate",)}
+    with ws.transaction() as tx:
+        tx.emit("test.asked", "anything")
+    claim = ws.jobs.claim(["evaluate"])
+    assert claim is not None
+    assert evaluate(ws.under(claim)) == first
+    assert ws.jobs.claim(["evaluate"]) is None
+    with ws.read() as reader:
+        assert ws.jobs.counts(reader)["evaluate"] == {"done": 1}
+
+
+def test_only_a_persons_references_test_a_model(ws: Workspace, tmp_path: Path) -> None:
+    frozen = frozen_speech.freeze(ws, tmp_path / "speech", clips=6)
+    manifest = ws.blobs.get(f"datasets/{frozen.id}.jsonl").decode().splitlines()
+    changed = [json.dumps(json.loads(line) | {"kind": "clean"}) for line in manifest[:2]] + manifest[2:]
+    ws.blobs.delete(f"datasets/{frozen.id}.jsonl")
+    ws.blobs.put(f"datasets/{frozen.id}.jsonl", "\n".join(changed).encode())
+    with pytest.raises(UsageError, match="2 of 6 texts in the test split of dataset frozen are a machine's"):
+        evaluate(ws)
+
+
+def test_an_empty_split_and_a_missing_dataset_say_what_to_do(ws: Workspace, tmp_path: Path) -> None:
+    with pytest.raises(UnknownRecord, match="dataset build"):
+        evaluate(ws)
+    frozen_speech.freeze(ws, tmp_path / "speech", clips=6)
+    with pytest.raises(UsageError, match=r"val split of dataset frozen is empty.*--ratios"):
+        evaluate(ws, split="val")
+
+
+def test_errors_are_counted_after_normalising_and_the_spelling_beside() -> None:
+    found = score([row("Twenty three, please!")], [("23 please", 0.9)], "en")[0]
+    assert (found.words, found.errors) == (3, 0)
+    assert (found.orthographic_words, found.orthographic_errors) == (3, 3 - 0)
+    assert (found.reference, found.hypothesis) == ("Twenty three, please!", "23 please")
+
+
+def test_an_empty_reference_counts_what_is_heard_in_it() -> None:
+    found = score([row("Um."), row("yes", number=1)], [("thank you", 0.2), ("yes", 0.9)], "en")
+    assert [(r.words, r.errors, r.insertions) for r in found] == [(0, 2, 2), (1, 0, 0)]
+    assert evaluation.wer(found) == 2.0
+
+
+def test_scripts_without_spaces_are_counted_by_character() -> None:
+    found = score([row("你好，世界。", language="zh")], [("你好 世间", None)], "zh")[0]
+    assert (found.words, found.errors, found.characters, found.character_errors) == (4, 1, 4, 1)
+
+
+def test_slices_that_hold_everything_by_length_are_left_out() -> None:
+    found = score([row("a", number=1), row("b", number=2, speaker=None)], [("a", None), ("c", None)], "en")
+    assert set(evaluation.slices(found)) == {("speaker", "ann"), ("language", "en")}
+
+
+def test_the_interval_is_clustered_by_recording() -> None:
+    rows = [row("a b c d", number=n) for n in range(4) for _ in range(10)]
+    heard = [("a b c d" if r.recording in ("r0", "r1") else "x y c d", None) for r in rows]
+    scores = evaluation._scores(score(rows, heard, "en"))
+    low, high = significance.interval([0, 0, 20, 20], [40] * 4, ["0", "1", "2", "3"])
+    assert (scores["wer_low"], scores["wer_high"]) == pytest.approx((low, high), abs=0.02)
+    assert scores["recordings"] == 4
+
+
+def test_quiet_inputs_are_quiet_and_always_the_same() -> None:
+    first, second = quiet_inputs(), quiet_inputs()
+    assert [len(w) for w in first] == [32_000, 32_000, 160_000, 160_000]
+    assert all((a == b).all() for a, b in zip(first, second, strict=True))
+    assert max(float(abs(w).max()) for w in first) < 0.01

@@ -1,0 +1,194 @@
+"""Text: the normaliser's choices, error counts against an independent oracle, clean text."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import unicodedata
+
+import kaldialign
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from voxloop.text import (
+    NORMALISERS,
+    ErrorCounts,
+    align,
+    character_errors,
+    clean,
+    normalise,
+    normaliser_version,
+    total,
+    word_errors,
+    word_errors_each,
+)
+
+WORDS = st.lists(st.sampled_from(["a", "b", "c", "dd", "ee"]), max_size=8).map(" ".join)
+
+
+# Normalising
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "normalised"),
+    [
+        ("one two three", "1 2 3", "1 2 3"),
+        ("One, two, three.", "123", "1 2 3"),
+        ("twenty three", "23", "2 3"),
+        ("twenty-three", "Twenty Three.", "2 3"),
+        ("oh one two", "012", "0 1 2"),
+        ("double oh seven", "007", "0 0 7"),
+        ("zero", "0", "0"),
+        ("one", "1", "1"),
+        ("twenty dollars", "$20", "$2 0"),
+        ("three point one four", "3.14", "3 .1 4"),
+        ("ten oh five", "10:05", "1 0 0 5"),
+        ("nineteen eighty four", "1984", "1 9 8 4"),
+        ("colour of the centre", "Color of the center!", "color of the center"),
+        ("I can't, um, go", "i can not go", "i can not go"),
+    ],
+)
+def test_english_texts_that_are_the_same_speech_compare_equal(left: str, right: str, normalised: str) -> None:
+    assert normalise(left, "en") == normalised
+    assert normalise(right, "en") == normalised
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=10))
+def test_one_wrong_digit_is_one_wrong_word(digits: list[int]) -> None:
+    names = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+    spoken = normalise(" ".join(names[digit] for digit in digits), "en")
+    assert spoken == " ".join(map(str, digits))
+    heard = [names[(digit + (place == 0)) % 10] for place, digit in enumerate(digits)]
+    counts = word_errors(spoken, normalise(" ".join(heard), "en"))
+    assert (counts.errors, counts.units) == (1, len(digits))
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=8))
+def test_digits_compare_equal_written_together_or_apart(digits: list[int]) -> None:
+    together, apart = "".join(map(str, digits)), " ".join(map(str, digits))
+    assert normalise(together, "en") == normalise(apart, "en") == apart
+
+
+@given(st.integers(0, 999))
+def test_numbers_said_as_numbers_equal_their_figures(number: int) -> None:
+    num2words = pytest.importorskip("num2words").num2words
+    assert normalise(num2words(number), "en") == normalise(str(number), "en")
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    ["Hello, world!", "I'd have gone; wouldn't you?", "Mr. Smith's [laughs] dog (a poodle) barked.", "Café — naïve…"],
+)
+def test_english_without_numbers_is_as_transformers_has_it(sentence: str) -> None:
+    from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
+
+    assert normalise(sentence, "en") == EnglishTextNormalizer({})(sentence).strip()
+
+
+@pytest.mark.parametrize(
+    ("given_text", "language", "normalised"),
+    [
+        ("Tiếng Việt, rất ĐẸP!", "vi", "tiếng việt rất đẹp"),
+        ("Straße, Füße.", "de", "straße füße"),
+        ("हिन्दी में, ठीक।", "hi", "हिन्दी में ठीक"),
+        ("你好，世界。", "zh", "你 好 世 界"),
+        ("ภาษาไทย ก็", "th", "ภ า ษ า ไ ท ย ก็"),
+        ("한국어, 좋아요", "ko", "한국어 좋아요"),
+        ("Anything - at all", None, "anything at all"),
+    ],
+)
+def test_marks_and_diacritics_stay_where_they_carry_meaning(given_text: str, language: str, normalised: str) -> None:
+    assert normalise(given_text, language) == normalised
+    assert normalise(unicodedata.normalize("NFD", given_text), language) == normalised
+
+
+def test_tones_are_told_apart() -> None:
+    assert normalise("ma", "vi") != normalise("má", "vi") != normalise("mạ", "vi")
+
+
+@given(st.text(max_size=40), st.sampled_from(["en", "vi", "zh", None]))
+def test_normalising_takes_any_text_and_leaves_single_spaces(anything: str, language: str | None) -> None:
+    normalised = normalise(anything, language)
+    assert normalised == " ".join(normalised.split())
+    assert normalised == normalise(unicodedata.normalize("NFD", anything), language)
+
+
+@pytest.mark.parametrize("language", ["en", "vi", "zh", "ja", None])
+def test_every_language_names_a_documented_normaliser(language: str | None) -> None:
+    assert normaliser_version(language) in NORMALISERS
+
+
+def test_normalising_loads_no_torch() -> None:
+    code = "import sys; from voxloop.text import normalise; normalise('a b', 'en'); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+# Errors
+
+
+@given(WORDS, WORDS)
+def test_word_errors_are_those_of_kaldialign(reference: str, hypothesis: str) -> None:
+    counts = word_errors(reference, hypothesis)
+    oracle = kaldialign.edit_distance(reference.split(), hypothesis.split())
+    assert (counts.errors, counts.units) == (oracle["total"], oracle["ref_len"])
+    assert counts.insertions - counts.deletions == len(hypothesis.split()) - len(reference.split())
+
+
+@given(WORDS, WORDS)
+def test_character_errors_are_those_of_kaldialign(reference: str, hypothesis: str) -> None:
+    counts = character_errors(reference, hypothesis)
+    oracle = kaldialign.edit_distance(reference, hypothesis)
+    assert (counts.errors, counts.units) == (oracle["total"], oracle["ref_len"])
+
+
+@given(st.lists(st.tuples(WORDS, WORDS), max_size=6))
+def test_many_texts_are_counted_as_one_by_one(pairs: list[tuple[str, str]]) -> None:
+    each = word_errors_each([left for left, _ in pairs], [right for _, right in pairs])
+    assert each == [word_errors(left, right) for left, right in pairs]
+    assert total(each).errors == sum(counts.errors for counts in each)
+
+
+def test_what_is_heard_in_an_empty_reference_counts_as_inserted() -> None:
+    assert word_errors("", "you you you") == ErrorCounts(insertions=3)
+    assert word_errors("", "you you you").rate == 3.0
+    assert word_errors("", "").rate == 0.0
+    assert total([word_errors("a b", "a b"), word_errors("", "c")]).rate == 0.5
+
+
+@given(WORDS, WORDS)
+def test_an_alignment_holds_both_texts_and_its_errors(reference: str, hypothesis: str) -> None:
+    pairs = align(reference, hypothesis)
+    assert [p.reference for p in pairs if p.reference is not None] == reference.split()
+    assert [p.hypothesis for p in pairs if p.hypothesis is not None] == hypothesis.split()
+    assert sum(p.operation != "equal" for p in pairs) == word_errors(reference, hypothesis).errors
+    for p in pairs:
+        assert (p.operation == "equal") == (p.reference == p.hypothesis)
+        assert (p.operation == "insert") == (p.reference is None)
+        assert (p.operation == "delete") == (p.hypothesis is None)
+
+
+# Clean text
+
+
+@pytest.mark.parametrize(
+    ("heard", "language", "cleaned"),
+    [
+        ("  Hello ,\n world !  ", "en", "Hello, world!"),
+        ("about .5 percent", "en", "about .5 percent"),
+        ('he said ( loudly ) " no " .', "en", 'he said ( loudly ) " no ".'),
+        ("Ça va ?", "fr", "Ça va ?"),
+        ("Oui .", "fr", "Oui."),
+        ("你好 ，世界", "zh", "你好 ，世界"),
+        ("e\u0301te\u0301\x00", "fr", "été"),
+        ("", None, ""),
+    ],
+)
+def test_clean_text_mends_spaces_and_nothing_else(heard: str, language: str | None, cleaned: str) -> None:
+    assert clean(heard, language) == cleaned
+
+
+@given(st.text(max_size=40))
+def test_cleaning_twice_changes_nothing_more(anything: str) -> None:
+    assert clean(clean(anything)) == clean(anything)

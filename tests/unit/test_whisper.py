@@ -1,0 +1,295 @@
+"""The Whisper family against stock transformers."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_whisper
+import torch
+from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
+
+from voxloop.errors import ModelError, TrainingError, UsageError
+from voxloop.families import whisper
+from voxloop.families.contract import Decoding, family
+from voxloop.families.whisper import WHISPER
+
+RATE = 16_000
+
+
+@pytest.fixture(scope="module")
+def english(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_whisper.make(tmp_path_factory.mktemp("english"))
+
+
+@pytest.fixture(scope="module")
+def multilingual(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_whisper.make(tmp_path_factory.mktemp("multilingual"), multilingual=True, seed=1)
+
+
+def noise(*durations_s: float, seed: int = 0) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return [(0.1 * rng.standard_normal(round(d * RATE))).astype(np.float32) for d in durations_s]
+
+
+def trimmed(folder: Path) -> whisper.WhisperRecogniser:
+    """The model, marked as tuned on trimmed audio."""
+    recogniser = WHISPER.load(folder)
+    recogniser.model.config.voxloop_audio_context = "trimmed"
+    return recogniser
+
+
+class TestFeatures:
+    def test_equal_those_of_transformers_clip_by_clip(self) -> None:
+        extractor = WhisperFeatureExtractor(feature_size=80)
+        filters = torch.tensor(np.asarray(extractor.mel_filters).T, dtype=torch.float32)
+        clips = [*noise(0.31, 2.0, 0.001), np.zeros(8_000, np.float32)]
+        frames = [whisper.padded_frames(len(clip)) for clip in clips]
+        batch = whisper.log_mel(clips, frames, filters)
+        for clip, count, features in zip(clips, frames, batch, strict=True):
+            padded = np.pad(clip, (0, count * 160 - len(clip)))
+            expected = extractor(padded, sampling_rate=RATE, padding="do_not_pad", return_tensors="np").input_features
+            np.testing.assert_allclose(features[:, :count].numpy(), expected[0], atol=2e-5)
+            assert not features[:, count:].any()
+
+    def test_equal_those_of_transformers_at_full_length(self) -> None:
+        extractor = WhisperFeatureExtractor(feature_size=128)
+        filters = torch.tensor(np.asarray(extractor.mel_filters).T, dtype=torch.float32)
+        clips = noise(0.5, 30.0)
+        batch = whisper.log_mel(clips, [3000, 3000], filters)
+        expected = extractor(clips, sampling_rate=RATE, return_tensors="np").input_features
+        np.testing.assert_allclose(batch.numpy(), expected, atol=2e-5)
+
+    @pytest.mark.parametrize("samples", [1, 159, 160, 8_000, 123_457, 469_760, 469_761, 480_000])
+    def test_length_has_the_margin_and_is_a_multiple_of_16(self, samples: int) -> None:
+        frames = whisper.padded_frames(samples)
+        assert frames == 3000 or frames % 16 == 0
+        if frames < 3000:
+            assert frames * 160 - samples >= round(whisper.MARGIN_S * RATE)
+            assert frames * 160 - samples < round(whisper.MARGIN_S * RATE) + 16 * 160
+
+
+class TestNetwork:
+    def test_full_length_equals_stock_exactly(self, english: Path) -> None:
+        stock = WhisperForConditionalGeneration.from_pretrained(english).eval()
+        ours = WHISPER.load(english).model
+        features = torch.randn(2, 80, 3000)
+        tokens = torch.randint(0, 256, (2, 7))
+        with torch.inference_mode():
+            expected = stock(input_features=features, decoder_input_ids=tokens).logits
+            assert torch.equal(ours(input_features=features, decoder_input_ids=tokens).logits, expected)
+
+    @pytest.mark.parametrize("attention", ["sdpa", "eager"])
+    def test_padding_does_not_change_logits(self, english: Path, attention: str) -> None:
+        recogniser = WHISPER.load(english)
+        recogniser.model.set_attn_implementation(attention)
+        short, long = noise(0.4, 3.0)
+        tokens = torch.randint(0, 256, (1, 9))
+
+        def logits(clips: list[np.ndarray]) -> torch.Tensor:
+            features, mask = whisper.features_of(clips, "trimmed", recogniser.filters, "cpu")
+            given = tokens.expand(len(clips), -1)
+            with torch.inference_mode():
+                return recogniser.model(input_features=features, attention_mask=mask, decoder_input_ids=given).logits
+
+        alone, together = logits([short]), logits([short, long])
+        assert alone.std() > 0.1
+        torch.testing.assert_close(together[:1], alone, atol=1e-3, rtol=0)
+        torch.testing.assert_close(together[1:], logits([long]), atol=1e-3, rtol=0)
+
+    def test_mask_is_needed(self, english: Path) -> None:
+        # Guards the test above: without the mask the same padding is heard.
+        recogniser = WHISPER.load(english)
+        features, mask = whisper.features_of(noise(0.4, 3.0), "trimmed", recogniser.filters, "cpu")
+        tokens = torch.randint(0, 256, (2, 9))
+        with torch.inference_mode():
+            masked = recogniser.model(input_features=features, attention_mask=mask, decoder_input_ids=tokens).logits
+            heard = recogniser.model(input_features=features, decoder_input_ids=tokens).logits
+        assert (masked[0] - heard[0]).abs().max() > 0.05
+
+    def test_learns_under_lora_with_a_mask(self, english: Path) -> None:
+        from peft import LoraConfig, get_peft_model
+
+        trainable = WHISPER.open_for_training(english, audio_context="trimmed")
+        model = get_peft_model(trainable.model, LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
+        batch = WHISPER.collate(trainable, noise(0.5, 1.5), ["one", "two three"], [None, None])
+        loss = model(**batch).loss
+        loss.backward()
+        touched = [name for name, weight in model.named_parameters() if weight.grad is not None and weight.grad.any()]
+        assert touched
+        assert all("lora_" in name for name in touched)
+
+
+class TestTranscribe:
+    def test_greedy_equals_stock_generate_at_full_length(self, english: Path) -> None:
+        clips = noise(0.7, 4.0, 2.0)
+        processor = WhisperProcessor.from_pretrained(english)
+        stock = WhisperForConditionalGeneration.from_pretrained(english).eval()
+        features = processor(clips, sampling_rate=RATE, return_tensors="pt").input_features
+        expected = processor.batch_decode(stock.generate(features, max_new_tokens=30), skip_special_tokens=True)
+        found = WHISPER.load(english).transcribe(clips, Decoding(max_new_tokens=30))
+        assert [h.text for h in found] == [text.strip() for text in expected]
+        assert any(h.text for h in found)
+
+    def test_confidence_is_that_of_stock_scores(self, english: Path) -> None:
+        clip = noise(1.0)[0]
+        processor = WhisperProcessor.from_pretrained(english)
+        stock = WhisperForConditionalGeneration.from_pretrained(english).eval()
+        features = processor(clip, sampling_rate=RATE, return_tensors="pt").input_features
+        out = stock.generate(features, max_new_tokens=12, return_dict_in_generate=True, output_scores=True)
+        chances = [scores[0].float().softmax(-1).max().item() for scores in out.scores]
+        found = WHISPER.load(english).transcribe([clip], Decoding(max_new_tokens=12))[0]
+        assert found.confidence == pytest.approx(sum(chances) / len(chances), abs=1e-4)
+
+    def test_language_given_and_detected_equal_stock(self, multilingual: Path) -> None:
+        clips = noise(0.7, 2.5)
+        processor = WhisperProcessor.from_pretrained(multilingual)
+        stock = WhisperForConditionalGeneration.from_pretrained(multilingual).eval()
+        features = processor(clips, sampling_rate=RATE, return_tensors="pt").input_features
+        recogniser = WHISPER.load(multilingual)
+        given = recogniser.transcribe(clips, Decoding(language="vi", max_new_tokens=20))
+        expected = stock.generate(features, language="vi", task="transcribe", max_new_tokens=20)
+        assert [h.text for h in given] == [
+            t.strip() for t in processor.batch_decode(expected, skip_special_tokens=True)
+        ]
+        assert {h.language for h in given} == {"vi"}
+        detected = recogniser.transcribe(clips, Decoding(max_new_tokens=20))
+        ids = stock.detect_language(features).tolist()
+        assert [f"<|{h.language}|>" for h in detected] == processor.tokenizer.convert_ids_to_tokens(ids)
+
+    def test_unknown_language_is_refused(self, multilingual: Path) -> None:
+        with pytest.raises(ModelError, match="no language 'xx'"):
+            WHISPER.load(multilingual).transcribe(noise(0.5), Decoding(language="xx"))
+
+    def test_batch_and_order_do_not_matter(self, english: Path) -> None:
+        recogniser = trimmed(english)
+        clips = noise(0.4, 3.0, 0.9, 0.05, 1.7)
+        alone = [recogniser.transcribe([clip], Decoding())[0] for clip in clips]
+        together = recogniser.transcribe(clips, Decoding())
+        few = recogniser.transcribe(clips, Decoding(batch_seconds=4.0))
+        for hypotheses in (together, few):
+            assert [h.text for h in hypotheses] == [h.text for h in alone]
+            for found, expected in zip(hypotheses, alone, strict=True):
+                assert found.confidence == pytest.approx(expected.confidence, abs=1e-4)
+
+    def test_masks_follow_beams(self, english: Path) -> None:
+        recogniser = trimmed(english)
+        clips = noise(0.4, 3.0)
+        alone = [recogniser.transcribe([clip], Decoding(beams=3))[0] for clip in clips]
+        together = recogniser.transcribe(clips, Decoding(beams=3))
+        assert [h.text for h in together] == [h.text for h in alone]
+        assert all(h.confidence is not None and 0 < h.confidence <= 1 for h in together)
+
+    def test_text_is_bounded_by_the_sound(self, english: Path) -> None:
+        recogniser = trimmed(english)
+        recogniser.model.generation_config.suppress_tokens = [256]  # it never ends by itself
+        found = recogniser.transcribe(noise(0.2), Decoding())[0]
+        assert 0 < len(found.text) <= 0.2 * whisper.TOKENS_PER_S + whisper.SPARE_TOKENS
+
+    def test_empty_and_tiny_sound(self, english: Path) -> None:
+        found = trimmed(english).transcribe([np.zeros(0, np.float32), np.zeros(1, np.float32)], Decoding())
+        assert found[0].text == ""
+        assert found[0].confidence is None
+        assert found[1].confidence is not None
+        assert trimmed(english).transcribe([], Decoding()) == []
+
+    def test_longer_than_the_window_is_refused(self, english: Path) -> None:
+        with pytest.raises(UsageError, match="at most 30 s"):
+            WHISPER.load(english).transcribe([np.zeros(480_001, np.float32)], Decoding())
+
+    def test_untuned_model_warns_when_trimmed(self, english: Path, caplog: pytest.LogCaptureFixture) -> None:
+        recogniser = WHISPER.load(english)
+        with caplog.at_level(logging.WARNING):
+            recogniser.transcribe(noise(0.3), Decoding(audio_context="trimmed", max_new_tokens=2))
+        assert "not tuned on trimmed audio" in caplog.text
+
+    def test_leaves_a_training_model_training(self, english: Path) -> None:
+        trainable = WHISPER.open_for_training(english, audio_context="trimmed")
+        trainable.model.train()
+        WHISPER.recogniser(trainable, trainable.model).transcribe(noise(0.3), Decoding(max_new_tokens=2))
+        assert trainable.model.training
+
+
+class TestEmbed:
+    def test_unit_vectors_that_do_not_depend_on_the_batch(self, english: Path) -> None:
+        recogniser = trimmed(english)
+        clips = noise(0.4, 3.0, 1.0)
+        vectors = recogniser.embed(clips)
+        assert vectors.shape == (3, 32)
+        assert vectors.dtype == np.float32
+        np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+        np.testing.assert_allclose(recogniser.embed(clips[:1])[0], vectors[0], atol=1e-4)
+
+
+class TestTraining:
+    def test_labels_follow_transformers_convention(self, english: Path, multilingual: Path) -> None:
+        for folder, code in ((english, None), (multilingual, "de")):
+            trainable = WHISPER.open_for_training(folder, audio_context="trimmed")
+            tokenizer = WhisperProcessor.from_pretrained(folder).tokenizer
+            batch = WHISPER.collate(trainable, noise(0.5, 0.7), ["one", "two zero"], [code, code])
+            names = tokenizer.convert_ids_to_tokens([t for t in batch["labels"][0].tolist() if t != -100])
+            prompt = ["<|notimestamps|>"] if code is None else ["<|de|>", "<|transcribe|>", "<|notimestamps|>"]
+            assert names == [*prompt, "o", "n", "e", "<|endoftext|>"]
+            assert (batch["labels"][0] == -100).sum() == len("two zero") - len("one")
+            assert WHISPER.label_length(trainable, "one", code) == len(names)
+
+    def test_full_length_batches_are_padded_to_30_s_without_a_mask(self, english: Path) -> None:
+        trainable = WHISPER.open_for_training(english, audio_context="trimmed")
+        batch = WHISPER.collate(trainable, noise(0.5, 0.7), ["a", "b"], [None, None], full_length=True)
+        assert batch["input_features"].shape == (2, 80, 3000)
+        assert "attention_mask" not in batch
+
+    def test_too_long_a_text_is_refused_with_its_length(self, english: Path) -> None:
+        trainable = WHISPER.open_for_training(english, audio_context="trimmed")
+        with pytest.raises(TrainingError, match="102 tokens and the model writes at most 96"):
+            WHISPER.collate(trainable, noise(0.5), ["a" * 100], [None])
+
+    @pytest.mark.parametrize("lora", [False, True])
+    def test_saved_folder_is_plain_whisper(self, english: Path, tmp_path: Path, lora: bool) -> None:
+        from peft import LoraConfig, get_peft_model
+
+        trainable = WHISPER.open_for_training(english, audio_context="trimmed")
+        model = trainable.model
+        if lora:
+            model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+        clips = noise(0.6, 2.0)
+        before = WHISPER.recogniser(trainable, model).transcribe(clips, Decoding(max_new_tokens=16))
+        WHISPER.save(trainable, model, tmp_path / "saved")
+        config = json.loads((tmp_path / "saved" / "config.json").read_text())
+        assert config["architectures"] == ["WhisperForConditionalGeneration"]
+        assert config["voxloop_audio_context"] == "trimmed"
+        assert (tmp_path / "saved" / "adapter" / "adapter_model.safetensors").exists() == lora
+        _, info = WhisperForConditionalGeneration.from_pretrained(tmp_path / "saved", output_loading_info=True)
+        assert not info["missing_keys"]
+        assert not info["unexpected_keys"]
+        after = family("whisper").load(tmp_path / "saved").transcribe(clips, Decoding(max_new_tokens=16))
+        assert [h.text for h in after] == [h.text for h in before]
+
+
+class TestRefusals:
+    def test_another_kind_of_model(self, tmp_path: Path) -> None:
+        from transformers import BertConfig
+
+        BertConfig().save_pretrained(tmp_path)
+        with pytest.raises(ModelError, match="type 'bert'"):
+            WHISPER.load(tmp_path)
+
+    def test_no_model_at_all(self, tmp_path: Path) -> None:
+        with pytest.raises(ModelError, match="not a model folder"):
+            WHISPER.load(tmp_path)
+
+    def test_pickled_weights(self, english: Path, tmp_path: Path) -> None:
+        for file in english.iterdir():
+            if file.suffix != ".safetensors":
+                (tmp_path / file.name).write_bytes(file.read_bytes())
+        torch.save({}, tmp_path / "pytorch_model.bin")
+        with pytest.raises(ModelError, match="pickled weights"):
+            WHISPER.load(tmp_path)
+
+    def test_an_unreachable_hub(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        with pytest.raises(ModelError, match="check the name and the network"):
+            WHISPER.load("nobody/no-such-whisper")
