@@ -323,7 +323,6 @@ class Meter:
         self._peak = 0.0
         self._frames: list[np.ndarray[Any, np.dtype[np.float32]]] = []  # variance in each 20 ms
         self._power = np.zeros(FFT // 2 + 1)
-        self._window = np.hanning(FFT).astype(np.float32)
         self._rest = np.zeros(0, np.float32)
 
     def add(self, block: Waveform) -> None:
@@ -347,7 +346,7 @@ class Meter:
             self._frames.append(frames.var(axis=1))  # an offset or rumble below 25 Hz is no speech
         windows = joined[: len(joined) // FFT * FFT].reshape(-1, FFT)
         for start in range(0, len(windows), 1024):
-            spectrum = np.fft.rfft(windows[start : start + 1024] * self._window, axis=1)
+            spectrum = np.fft.rfft(windows[start : start + 1024] * _WINDOW, axis=1)
             self._power += (spectrum.real**2 + spectrum.imag**2).sum(axis=0)
 
     def quality(self) -> Quality:
@@ -380,6 +379,7 @@ class Meter:
 
 
 _STRIDE = math.lcm(FRAME, FFT)  # samples: 2,560
+_WINDOW = np.hanning(FFT).astype(np.float32)
 
 
 def _db(power: float) -> float:

@@ -156,14 +156,14 @@ def _measure(
 ) -> Evaluation:
     recogniser = transcripts.recogniser(ws, model)
     key = f"evaluations/{id}.jsonl"
-    scored, took_s = _decode(ws, recogniser, rows, decoding, progress)
-    lines = (json.dumps(asdict(row), ensure_ascii=False, sort_keys=True, allow_nan=False) for row in scored)
-    if not ws.blobs.put(key, "".join(f"{line}\n" for line in lines).encode()):
-        # Decoded before, by another process or one that died before its commit: what was kept counts.
-        scored = _read(ws, key)
-    scores = _scores(scored)
-    audio_s = scores["seconds"]
-    scores |= {"decode_seconds": took_s, "real_time_factor": took_s / audio_s if audio_s else None}
+    took_s: float | None = None  # not known where the decoding was another process's
+    if not ws.blobs.exists(key):
+        scored, took_s = _decode(ws, recogniser, rows, decoding, progress)
+        lines = (json.dumps(asdict(row), ensure_ascii=False, sort_keys=True, allow_nan=False) for row in scored)
+        ws.blobs.put(key, "".join(f"{line}\n" for line in lines).encode())
+    # Scores are of what was kept, also where another process or one that died before its commit kept it first.
+    scores = _scores(_read(ws, key))
+    scores |= {"decode_seconds": took_s, "real_time_factor": took_s / scores["seconds"] if took_s else None}
     scores |= _probes(ws, recogniser, rows, decoding)
     return Evaluation(
         id=id,

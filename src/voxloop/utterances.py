@@ -1,17 +1,17 @@
 """Segment: recordings become Utterances, spans of at most 30 s that are each transcribed as one text.
 
 A short recording with a given text is one utterance. Everything else is cut at
-pauses that Silero's VAD finds (https://github.com/snakers4/silero-vad), block by
-block, so that a recording of many hours takes no more memory than a short one.
+pauses that Silero's VAD finds (https://github.com/snakers4/silero-vad), window by
+window, so that a recording of many hours takes no more memory than a short one.
 Letters in shapes: `B` recordings side by side, `S` samples.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,8 +36,9 @@ if TYPE_CHECKING:
     from voxloop.workspace import Workspace
 
 VAD_FRAME = 512  # samples: what Silero's model hears at once, 32 ms at 16 kHz
-VAD_BLOCK = 60 * SAMPLE_RATE // VAD_FRAME * VAD_FRAME  # samples read at once
-SIDE_BY_SIDE = 16  # short recordings heard by the VAD together
+VAD_WINDOW = 60 * SAMPLE_RATE // VAD_FRAME * VAD_FRAME  # samples: longer audio is heard in windows
+VAD_WARM_UP = 4 * SAMPLE_RATE // VAD_FRAME * VAD_FRAME  # samples before a window, from which the model gets its state
+SIDE_BY_SIDE = 16  # waveforms heard by the VAD together: 5 times faster than one after the other
 MIN_SPEECH_MS = 100  # Silero's 250 ms would lose a short word said alone
 JOIN_GAP = int(0.8 * SAMPLE_RATE)  # samples: a shorter pause lies within a phrase
 JOINED = 15 * SAMPLE_RATE  # samples: phrases are joined up to this length
@@ -104,8 +105,8 @@ def read_span(ws: Workspace, recording_id: str, start: int, end: int) -> Wavefor
 
 def speech_spans(waveform: Waveform, settings: Settings) -> list[Span]:
     """Spans of (S,) at 16 kHz that hold speech: in order, disjoint, at most 30 s each."""
-    blocks = (waveform[start : start + VAD_BLOCK] for start in range(0, len(waveform), VAD_BLOCK))
-    return spans_of(_stream_probabilities(blocks), len(waveform), settings)
+    probabilities = _in_windows(lambda start, end: waveform[start:end], len(waveform))
+    return spans_of(probabilities, len(waveform), settings)
 
 
 def spans_of(probabilities: Sequence[float], samples: int, settings: Settings) -> list[Span]:
@@ -136,7 +137,7 @@ def spans_of(probabilities: Sequence[float], samples: int, settings: Settings) -
         end = min(int(piece["end"]), samples, start + MAX_UTTERANCE_SAMPLES)
         if end <= start:
             continue
-        near = spans and start - spans[-1][0] < samples and start - spans[-1][1] < JOIN_GAP
+        near = spans and start - spans[-1][1] < JOIN_GAP
         if spans and (samples <= SHORT or (near and end - spans[-1][0] <= JOINED)):
             spans[-1] = (spans[-1][0], end)
         else:
@@ -208,7 +209,7 @@ def _vad() -> Any:
 
 def _recorded_spans(ws: Workspace, recordings: Sequence[Recording]) -> Iterator[list[Span]]:
     """The spans of each recording, in the order given. Short ones are heard side by side."""
-    short = sorted((r for r in recordings if r.samples <= VAD_BLOCK), key=lambda r: r.samples)
+    short = sorted((r for r in recordings if r.samples <= VAD_WINDOW), key=lambda r: r.samples)
     found: dict[str, list[Span]] = {}
     for first in range(0, len(short), SIDE_BY_SIDE):
         group = short[first : first + SIDE_BY_SIDE]
@@ -217,33 +218,35 @@ def _recorded_spans(ws: Workspace, recordings: Sequence[Recording]) -> Iterator[
             found[recording.id] = spans_of(probabilities, recording.samples, ws.settings)
     for recording in recordings:
         if recording.id not in found:
-            found[recording.id] = spans_of(
-                _stream_probabilities(_recorded_blocks(ws, recording)), recording.samples, ws.settings
-            )
+            probabilities = _in_windows(partial(read_audio, ws, recording.id), recording.samples)
+            found[recording.id] = spans_of(probabilities, recording.samples, ws.settings)
         yield found[recording.id]
 
 
-def _recorded_blocks(ws: Workspace, recording: Recording) -> Iterator[Waveform]:
-    for start in range(0, recording.samples, VAD_BLOCK):
-        yield read_audio(ws, recording.id, start, min(start + VAD_BLOCK, recording.samples))
+def _in_windows(read: Callable[[int, int], Waveform], samples: int) -> list[float]:
+    """Speech probability of every 512 samples of audio of any length, which `read` gives from a start to an end.
 
-
-def _stream_probabilities(blocks: Iterable[Waveform]) -> list[float]:
-    """Speech probability of every 512 samples; the model's state runs on from block to block."""
-    import torch
-
+    Windows are heard side by side, each after 4 s of what precedes it, which is
+    longer than the model's memory lasts; up to one window it is Silero's own result.
+    """
     probabilities: list[float] = []
-    with _hearing, torch.inference_mode():
-        model = _vad()
-        model.reset_states()
-        for block in blocks:
-            for frame in torch.from_numpy(_framed(block)):
-                probabilities.append(float(model(frame, SAMPLE_RATE)))
+    for first in range(0, samples, SIDE_BY_SIDE * VAD_WINDOW):
+        last = min(first + SIDE_BY_SIDE * VAD_WINDOW, samples)
+        before = max(0, first - VAD_WARM_UP)
+        held = read(before, last)
+        starts = range(first, last, VAD_WINDOW)
+        heads = [max(0, start - VAD_WARM_UP) for start in starts]
+        windows = [
+            held[head - before : min(start + VAD_WINDOW, last) - before]
+            for start, head in zip(starts, heads, strict=True)
+        ]
+        for start, head, row in zip(starts, heads, _side_by_side(windows), strict=True):
+            probabilities += row[(start - head) // VAD_FRAME :]
     return probabilities
 
 
 def _side_by_side(waveforms: Sequence[Waveform]) -> list[list[float]]:
-    """As `_stream_probabilities` of each waveform, in one pass over all of them padded to the longest."""
+    """Speech probability of every 512 samples of each (S,), in one pass over all of them padded to the longest."""
     import torch
 
     framed = [_framed(waveform) for waveform in waveforms]

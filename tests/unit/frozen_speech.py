@@ -9,18 +9,23 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import tiny_whisper
 
+from tests.unit import tiny_whisper
 from voxloop import datasets, evaluation, transcripts
 from voxloop.audio import to_pcm16, wav_bytes
 from voxloop.datasets import DatasetRow
-from voxloop.records import Dataset, Model, Recording
 from voxloop.recordings import ingest
+from voxloop.records import Dataset, Model, Recording
 from voxloop.utterances import segment
 from voxloop.workspace import Workspace
 
 RATE = 16_000
-TEXTS = ("the quick brown fox jumps", "over one lazy dog today", "she sells sea shells here", "we are on our way")  # 5 words
+TEXTS = (
+    "the quick brown fox jumps",
+    "over one lazy dog today",
+    "she sells sea shells here",
+    "we are on our way",
+)  # 5 words
 
 
 def freeze(ws: Workspace, folder: Path, *, clips: int = 24, speakers: Sequence[str] = ("ann", "bob")) -> Dataset:
@@ -33,9 +38,7 @@ def freeze(ws: Workspace, folder: Path, *, clips: int = 24, speakers: Sequence[s
         (folder / f"{number:03}.wav").write_bytes(wav_bytes(to_pcm16(waveform)))
         speaker = speakers[number % len(speakers)]
         text = TEXTS[number % len(TEXTS)]
-        lines.append(
-            json.dumps({"file_name": f"{number:03}.wav", "text": text, "speaker": speaker, "language": "en"})
-        )
+        lines.append(json.dumps({"file_name": f"{number:03}.wav", "text": text, "speaker": speaker, "language": "en"}))
     (folder / "metadata.jsonl").write_text("\n".join(lines))
     ingest(ws, folder, processes=1)
     with ws.read() as reader:

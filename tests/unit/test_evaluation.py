@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import frozen_speech
 import pytest
-import tiny_whisper
 
+from tests.unit import frozen_speech, tiny_whisper
 from voxloop import datasets, evaluation, significance, text
 from voxloop.datasets import DatasetRow
 from voxloop.errors import UnknownRecord, UsageError
@@ -23,7 +22,9 @@ from voxloop.workspace import Workspace
 @pytest.fixture
 def ws(tmp_path: Path) -> Workspace:
     base = tiny_whisper.make(tmp_path / "base")
-    return open_loop(tmp_path / "workspace", create=True, base_model=str(base), threads=1, device="cpu", min_snr_db=-99.0)
+    return open_loop(
+        tmp_path / "workspace", create=True, base_model=str(base), threads=1, device="cpu", min_snr_db=-99.0
+    )
 
 
 def row(text: str, *, number: int = 0, language: str | None = "en", speaker: str | None = "ann") -> DatasetRow:

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_whisper
 import torch
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
 
+from tests.unit import tiny_whisper
 from voxloop.errors import ModelError, TrainingError, UsageError
-from voxloop.families import whisper
 from voxloop.families.contract import Decoding, family
-from voxloop.families.whisper import WHISPER
+from voxloop.families.whisper import WHISPER, WhisperRecogniser
+from voxloop.families.whisper.features import MARGIN_S, features_of, log_mel, padded_frames
+from voxloop.families.whisper.recogniser import SPARE_TOKENS, TOKENS_PER_S
 
 RATE = 16_000
 
@@ -35,7 +36,7 @@ def noise(*durations_s: float, seed: int = 0) -> list[np.ndarray]:
     return [(0.1 * rng.standard_normal(round(d * RATE))).astype(np.float32) for d in durations_s]
 
 
-def trimmed(folder: Path) -> whisper.WhisperRecogniser:
+def trimmed(folder: Path) -> WhisperRecogniser:
     """The model, marked as tuned on trimmed audio."""
     recogniser = WHISPER.load(folder)
     recogniser.model.config.voxloop_audio_context = "trimmed"
@@ -47,8 +48,8 @@ class TestFeatures:
         extractor = WhisperFeatureExtractor(feature_size=80)
         filters = torch.tensor(np.asarray(extractor.mel_filters).T, dtype=torch.float32)
         clips = [*noise(0.31, 2.0, 0.001), np.zeros(8_000, np.float32)]
-        frames = [whisper.padded_frames(len(clip)) for clip in clips]
-        batch = whisper.log_mel(clips, frames, filters)
+        frames = [padded_frames(len(clip)) for clip in clips]
+        batch = log_mel(clips, frames, filters)
         for clip, count, features in zip(clips, frames, batch, strict=True):
             padded = np.pad(clip, (0, count * 160 - len(clip)))
             expected = extractor(padded, sampling_rate=RATE, padding="do_not_pad", return_tensors="np").input_features
@@ -59,17 +60,17 @@ class TestFeatures:
         extractor = WhisperFeatureExtractor(feature_size=128)
         filters = torch.tensor(np.asarray(extractor.mel_filters).T, dtype=torch.float32)
         clips = noise(0.5, 30.0)
-        batch = whisper.log_mel(clips, [3000, 3000], filters)
+        batch = log_mel(clips, [3000, 3000], filters)
         expected = extractor(clips, sampling_rate=RATE, return_tensors="np").input_features
         np.testing.assert_allclose(batch.numpy(), expected, atol=2e-5)
 
     @pytest.mark.parametrize("samples", [1, 159, 160, 8_000, 123_457, 469_760, 469_761, 480_000])
     def test_length_has_the_margin_and_is_a_multiple_of_16(self, samples: int) -> None:
-        frames = whisper.padded_frames(samples)
+        frames = padded_frames(samples)
         assert frames == 3000 or frames % 16 == 0
         if frames < 3000:
-            assert frames * 160 - samples >= round(whisper.MARGIN_S * RATE)
-            assert frames * 160 - samples < round(whisper.MARGIN_S * RATE) + 16 * 160
+            assert frames * 160 - samples >= round(MARGIN_S * RATE)
+            assert frames * 160 - samples < round(MARGIN_S * RATE) + 16 * 160
 
 
 class TestNetwork:
@@ -90,7 +91,7 @@ class TestNetwork:
         tokens = torch.randint(0, 256, (1, 9))
 
         def logits(clips: list[np.ndarray]) -> torch.Tensor:
-            features, mask = whisper.features_of(clips, "trimmed", recogniser.filters, "cpu")
+            features, mask = features_of(clips, "trimmed", recogniser.filters, "cpu")
             given = tokens.expand(len(clips), -1)
             with torch.inference_mode():
                 return recogniser.model(input_features=features, attention_mask=mask, decoder_input_ids=given).logits
@@ -103,7 +104,7 @@ class TestNetwork:
     def test_mask_is_needed(self, english: Path) -> None:
         # Guards the test above: without the mask the same padding is heard.
         recogniser = WHISPER.load(english)
-        features, mask = whisper.features_of(noise(0.4, 3.0), "trimmed", recogniser.filters, "cpu")
+        features, mask = features_of(noise(0.4, 3.0), "trimmed", recogniser.filters, "cpu")
         tokens = torch.randint(0, 256, (2, 9))
         with torch.inference_mode():
             masked = recogniser.model(input_features=features, attention_mask=mask, decoder_input_ids=tokens).logits
@@ -187,7 +188,7 @@ class TestTranscribe:
         recogniser = trimmed(english)
         recogniser.model.generation_config.suppress_tokens = [256]  # it never ends by itself
         found = recogniser.transcribe(noise(0.2), Decoding())[0]
-        assert 0 < len(found.text) <= 0.2 * whisper.TOKENS_PER_S + whisper.SPARE_TOKENS
+        assert 0 < len(found.text) <= 0.2 * TOKENS_PER_S + SPARE_TOKENS
 
     def test_empty_and_tiny_sound(self, english: Path) -> None:
         found = trimmed(english).transcribe([np.zeros(0, np.float32), np.zeros(1, np.float32)], Decoding())

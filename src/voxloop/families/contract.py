@@ -66,7 +66,7 @@ class Recogniser(Protocol):
 class Trainable:
     """A model opened for training, with what a trainer needs to feed it."""
 
-    model: torch.nn.Module  # transformers PreTrainedModel
+    model: Any  # transformers PreTrainedModel
     processor: Any
     label_pad: int = -100
     extra: dict[str, Any] = field(default_factory=dict)
@@ -98,10 +98,19 @@ class Family(Protocol):
         *,
         full_length: bool = False,
     ) -> dict[str, torch.Tensor]:
-        """A batch for the model's forward: features (B, F, T), their mask (B, T), labels (B, U).
+        """A batch for the model's forward, and `labels` (B, U): what its logits at each place should say.
 
+        For Whisper: input_features (B, F, T), attention_mask (B, T) where clips differ, decoder_input_ids (B, U).
         `full_length` pads to 30 s, without a mask. Raises TrainingError for a text longer than the model can write.
         """
+        ...
+
+    def padded_seconds(self, seconds: float) -> float:
+        """Seconds that a clip takes up in a trimmed batch, its margin included."""
+        ...
+
+    def label_limit(self, trainable: Trainable) -> int:
+        """Tokens that the model can write, prompt and end included."""
         ...
 
     def label_length(self, trainable: Trainable, text: str, language: str | None) -> int:

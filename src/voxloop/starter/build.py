@@ -48,8 +48,11 @@ class Recipe:
     """After the easy part, where it is 1: the encoder has to learn first that time goes one way."""
     frame_budget: int = 2_200
     """Mel frames in a batch (22 s): small, because on a processor many small steps teach more than few large ones."""
-    easy_share: float = 0.25
+    easy_share: float = 0.16
     """The first part of the training hears single digits and short words alone, in small batches."""
+    clean_share: float = 0.08
+    """Until here nothing is disturbed; the disturbances then grow to their full strength."""
+    full_strength_from: float = 0.55
     easy_frame_budget: int = 1_600
     margin_from: float = 0.6
     """Until this part of the training the silence behind clips is shorter than the 0.64 s of use: less to compute."""
@@ -76,10 +79,10 @@ def train(clips: list[Clip], recipe: Recipe, *, device: str, log: Any = print) -
     head = nn.Linear(recipe.width, len(ALPHABET) + 1).to(device)
     trained = [weight for weight in (*model.parameters(), *head.parameters()) if weight.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=recipe.weight_decay)
-    averaged = copy.deepcopy(model.state_dict())
+    averaged = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     batches = Batches(Mixer(clips, seed=recipe.seed), stage=_stage(0.0, recipe), largest=recipe.largest_batch)
     started = time.monotonic()
-    step, done, losses, drawing_s = 0, 0.0, (0.0, 0.0), 0.0
+    step, done, decoder_mean, encoder_mean, drawing_s = 0, 0.0, 0.0, 0.0, 0.0
     while done < 1:
         model.train()
         drawn_at = time.monotonic()
@@ -101,22 +104,21 @@ def train(clips: list[Clip], recipe: Recipe, *, device: str, log: Any = print) -
         step += 1
         keep = min(recipe.average, (1 + step) / (10 + step))
         with torch.no_grad():
-            for name, value in model.state_dict().items():
+            for name, value in model.named_parameters():
                 averaged[name].lerp_(value, 1 - keep)
-        losses = tuple(
-            0.98 * old + 0.02 * new.item() if step > 1 else new.item()
-            for old, new in zip(losses, (decoder_loss, encoder_loss), strict=True)
-        )
+        fresh = 1.0 if step == 1 else 0.02
+        decoder_mean += fresh * (decoder_loss.item() - decoder_mean)
+        encoder_mean += fresh * (encoder_loss.item() - encoder_mean)
         elapsed = time.monotonic() - started
         done = max(step / recipe.steps, elapsed / (60 * recipe.minutes))
-        if step % 200 == 0 or done >= 1:
+        if step % 100 == 0 or done >= 1:
             left_min = elapsed / 60 * (1 - done) / max(done, 1e-9)
             log(
-                f"step {step:5d}  decoder {losses[0]:.3f}  encoder {losses[1]:.3f}  rate {rate:.1e}  "
+                f"step {step:5d}  decoder {decoder_mean:.3f}  encoder {encoder_mean:.3f}  rate {rate:.1e}  "
                 f"{elapsed / 60:5.1f} min, about {max(0.0, left_min):.1f} left",
                 flush=True,
             )
-    model.load_state_dict(averaged)
+    model.load_state_dict(averaged, strict=False)  # the tied output layer follows the embedding
     model.eval()
     spent = time.monotonic() - started
     return model, {"steps": step, "train_s": round(spent, 1), "drawing_s": round(drawing_s, 1)}
@@ -124,11 +126,12 @@ def train(clips: list[Clip], recipe: Recipe, *, device: str, log: Any = print) -
 
 def _stage(done: float, recipe: Recipe) -> Stage:
     """What to draw when the part `done` (0 to 1) of the training is over."""
+    strength = min(1.0, max(0.0, (done - recipe.clean_share) / (recipe.full_strength_from - recipe.clean_share)))
     if done < recipe.easy_share:
-        return Stage(easy=True, margin_s=(0.1, 0.3), frame_budget=recipe.easy_frame_budget)
-    if done < recipe.margin_from:
-        return Stage(easy=False, margin_s=(0.1, 0.5), frame_budget=recipe.frame_budget)
-    return Stage(easy=False, margin_s=(0.62, 0.9), frame_budget=recipe.frame_budget)
+        margin_s, budget = (0.1, 0.3), recipe.easy_frame_budget
+    else:
+        margin_s, budget = (0.1, 0.5) if done < recipe.margin_from else (0.62, 0.9), recipe.frame_budget
+    return Stage(easy=done < recipe.easy_share, strength=strength, margin_s=margin_s, frame_budget=budget)
 
 
 def _losses(model: Any, head: nn.Linear, batch: Batch, recipe: Recipe, device: str) -> tuple[Tensor, Tensor]:
@@ -203,7 +206,7 @@ def main() -> None:
     began = time.monotonic()
     clips = corpus.synthetic_speech(asked.cache, count=recipe.synthetic_clips, seed=recipe.seed, workers=asked.threads)
     print(f"{len(clips)} synthetic clips, {_minutes(clips):.0f} minutes", flush=True)
-    real = corpus.real_speech(asked.data, leave_out=asked.leave_out) if asked.data else []
+    real = corpus.real_speech(asked.data, leave_out=asked.leave_out, report=print) if asked.data else []
     if real:
         print(
             f"{len(real)} real clips, {_minutes(real):.0f} minutes, without {asked.leave_out or 'exception'}",

@@ -4,7 +4,7 @@ import concurrent.futures
 import json
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -39,11 +39,16 @@ class Clip:
 
     @property
     def wave(self) -> Wave:
-        return self.samples.astype(np.float32) / 32768
+        return self.samples.astype(np.float32) / np.float32(32768)
 
 
-def real_speech(data: Path, *, leave_out: Sequence[str] = ()) -> list[Clip]:
-    """Every usable clip under `data` whose licence is free, whose speaker is not in `leave_out`, without demo words."""
+def real_speech(
+    data: Path, *, leave_out: Sequence[str] = (), report: Callable[[str], object] = lambda line: None
+) -> list[Clip]:
+    """Every usable clip under `data` whose licence is free, whose speaker is not in `leave_out`, without demo words.
+
+    A file that cannot be read is left out and reported.
+    """
     clips = []
     for folder, kind in REAL_SETS.items():
         listing = data / folder / "metadata.jsonl"
@@ -59,7 +64,7 @@ def real_speech(data: Path, *, leave_out: Sequence[str] = ()) -> list[Clip]:
             try:
                 wave = synthesis.read_wave(str(data / folder / row["file"]))
             except soundfile.LibsndfileError as reason:
-                print(f"left out: {folder}/{row['file']}: {reason}")
+                report(f"left out, unreadable: {folder}/{row['file']} ({reason})")
                 continue
             if len(wave) <= LONGEST_S * SAMPLE_RATE:
                 clips.append(Clip(kind=kind, text=text, speaker=row["speaker"], real=True, samples=_int16(wave)))

@@ -43,10 +43,12 @@ class Batch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """What a part of the training draws. Short and easy first: strings are learnt in a fraction of the time after it."""
+    """What a part of the training draws. Short, easy and clean first: all the rest is learnt sooner after it."""
 
     easy: bool
     """Single digits and short words alone."""
+    strength: float
+    """Of every disturbance, 0 (none) to 1."""
     margin_s: tuple[float, float]
     """Silence behind each clip, drawn once per batch."""
     frame_budget: int
@@ -115,12 +117,13 @@ class Mixer:
             name: share for name, share in shares.items() if name in ("real digits", "quiet") or self.others.get(name)
         }
 
-    def example(self, *, easy: bool = False) -> Example:
-        """One disturbed example, before its margin; an `easy` one is a single digit or a short word."""
+    def example(self, *, easy: bool = False, strength: float = 1.0) -> Example:
+        """One example disturbed with `strength`, before its margin; an `easy` one is a single digit or a short word."""
         rng = self.rng
         source = rng.choices(list(self.shares), list(self.shares.values()))[0]
         if easy and source not in ("quiet", "synthetic phrase"):
-            source = "real digits" if self.real_digits and rng.random() < 0.6 else "synthetic digit"
+            real = self.real_digits and (rng.random() < 0.6 or not self.others.get("synthetic digit"))
+            source = "real digits" if real else "synthetic digit"
         if source == "quiet":
             return Example(self._quiet(rng.uniform(0.2, 3.0)), "")
         if source == "real digits":
@@ -135,10 +138,7 @@ class Mixer:
             clips = [min((rng.choice(self.others[source]) for _ in range(6)), key=lambda clip: len(clip.samples))]
         else:
             clips = [rng.choice(self.others[source])]
-        wave = self._join(clips)
-        if not easy or rng.random() < 0.5:
-            wave = self._disturb(wave)
-        return Example(wave, " ".join(clip.text for clip in clips))
+        return Example(self._disturb(self._join(clips, strength), strength), " ".join(clip.text for clip in clips))
 
     def long_example(self, *, seconds: float) -> Example:
         """Speech somewhere in up to `seconds` of sound: what the stock 30 s window looks like."""
@@ -149,32 +149,29 @@ class Mixer:
         wave = np.concatenate([part.wave for part in parts])[: round(seconds * SAMPLE_RATE)]
         return Example(wave, " ".join(part.text for part in parts if part.text))
 
-    def _join(self, clips: Sequence[Clip]) -> Wave:
+    def _join(self, clips: Sequence[Clip], strength: float) -> Wave:
         """The clips one after the other at one speed, with pauses of up to 0.35 s."""
         rng = self.rng
-        speed = rng.uniform(0.8, 1.25)
+        speed = 1 + strength * rng.uniform(-0.2, 0.25)
         pauses = rng.choice((0.05, 0.15, 0.35))
-        parts = [np.zeros(rng.randint(0, 4_800) if rng.random() < 0.6 else 0, np.float32)]
+        parts = [np.zeros(rng.randint(0, 4_800) if rng.random() < 0.6 * strength else 0, np.float32)]
         for clip in clips:
-            wave = clip.wave
-            if not clip.real or len(clips) == 1:
-                factor = speed
-            else:
-                factor = speed * rng.uniform(0.96, 1.04)
-            parts.append(synthesis.change_speed(wave, factor=factor) * 10 ** rng.uniform(-0.15, 0.15))
+            factor = speed * rng.uniform(0.97, 1.03) if clip.real and len(clips) > 1 else speed
+            wave = synthesis.change_speed(clip.wave, factor=factor) if factor != 1 else clip.wave
+            parts.append(wave * np.float32(10 ** rng.uniform(-0.15, 0.15)))
             parts.append(np.zeros(round(rng.uniform(0, pauses) * SAMPLE_RATE), np.float32))
         return np.concatenate(parts)
 
-    def _disturb(self, wave: Wave) -> Wave:
+    def _disturb(self, wave: Wave, strength: float) -> Wave:
         rng = self.rng
         wave = wave / max(1e-4, float(np.abs(wave).max()))
-        if rng.random() < 0.2:
+        if rng.random() < 0.2 * strength:
             wave = synthesis.reverberate(
                 wave, decay_s=rng.uniform(0.05, 0.4), wet=rng.uniform(0.1, 0.7), rng=self.noise
             )
-        if rng.random() < 0.1:
+        if rng.random() < 0.1 * strength:
             wave = synthesis.telephone(wave, mu_law=rng.random() < 0.5)
-        if rng.random() < 0.6:
+        if rng.random() < 0.6 * strength:
             wave = synthesis.add_noise(
                 wave, snr_db=rng.uniform(8, 45), slope=rng.choice((0.0, 1.0, 2.0)), rng=self.noise
             )
@@ -213,7 +210,7 @@ class Batches:
         margin = round(max(self.stage.margin_s) * SAMPLE_RATE)
         drawn, frames = [], 0
         while frames < self.stage.frame_budget * self.pool_batches:
-            drawn.append(self.mixer.example(easy=self.stage.easy))
+            drawn.append(self.mixer.example(easy=self.stage.easy, strength=self.stage.strength))
             frames += (len(drawn[-1].wave) + margin) // HOP
         drawn.sort(key=lambda example: len(example.wave))
         groups, group = [], list[Example]()
@@ -236,7 +233,7 @@ class Batches:
     def _batch(self, waves: Sequence[Wave], words: list[str], *, stretch: bool = True) -> Batch:
         log_power, frames = self.mel.power(waves)
         log_power = self._colour(self._warp(log_power))
-        if stretch and self._uniform(1).item() < 0.5:
+        if stretch and self._uniform(1).item() < 0.5 * self.stage.strength:
             # Slower or faster without a change of pitch; one factor for the batch keeps it one operation.
             steps = round(log_power.shape[2] * (0.85 + 0.4 * self._uniform(1).item()) / FRAME_STEP)
             factor = steps * FRAME_STEP / log_power.shape[2]
@@ -250,9 +247,9 @@ class Batches:
         return torch.rand(*shape, generator=self.generator)
 
     def _warp(self, log_power: Tensor) -> Tensor:
-        """Stretch the mel axis by up to 10 %, as a longer or shorter vocal tract would (VTLP, Jaitly and Hinton 2013)."""
+        """Stretch the mel axis by up to 10 %, as another length of the vocal tract would (VTLP, Jaitly, Hinton 2013)."""
         batch, bands, _ = log_power.shape
-        factor = 0.9 + 0.2 * self._uniform(batch, 1)
+        factor = 1 + self.stage.strength * 0.2 * (self._uniform(batch, 1) - 0.5)
         place = (torch.arange(bands)[None] * factor).clamp(max=bands - 1)
         low = place.floor().long().clamp(max=bands - 2)
         weight = (place - low)[..., None]
@@ -270,7 +267,7 @@ class Batches:
         curve -= 3.5 * (torch.arange(bands)[None] > cut)
         start = torch.where(self._uniform(batch, 1) < 0.2, 2 + 4 * self._uniform(batch, 1), torch.tensor(-1.0))
         curve -= 1.5 * (torch.arange(bands)[None] < start)
-        return log_power + curve[..., None]
+        return log_power + curve[..., None] * (self._uniform(batch, 1, 1) < self.stage.strength)
 
     def _mask(self, features: Tensor, frames: Tensor) -> Tensor:
         """SpecAugment (arXiv:1904.08779): up to two bands of mels and one stretch of time set to the clip's mean."""
@@ -279,11 +276,11 @@ class Batches:
         mel = torch.arange(bands)[None]
         time = torch.arange(length)[None]
         hidden = torch.zeros(batch, bands, length, dtype=torch.bool)
-        for chance in (0.6, 0.3):
+        for chance in (0.6 * self.stage.strength, 0.3 * self.stage.strength):
             width = self._uniform(batch, 1) * 14 * (self._uniform(batch, 1) < chance)
             start = self._uniform(batch, 1) * (bands - width)
             hidden |= ((mel >= start) & (mel < start + width))[:, :, None]
-        width = self._uniform(batch, 1) * 12 * (self._uniform(batch, 1) < 0.5)
+        width = self._uniform(batch, 1) * 12 * (self._uniform(batch, 1) < 0.5 * self.stage.strength)
         start = self._uniform(batch, 1) * (frames[:, None] - 64).clamp(min=16)
         hidden |= ((time >= start) & (time < start + width))[:, None, :]
         return torch.where(hidden & (time < frames[:, None])[:, None], mean, features)

@@ -82,7 +82,10 @@ def new_model(*, width: int, heads: int, encoder_layers: int, decoder_layers: in
         suppress_tokens=None,
         begin_suppress_tokens=None,
     )
+    # How it is trained and is to be fed: clips at their own length plus a margin (families/whisper/network.py).
+    config.voxloop_audio_context = "trimmed"
     model = WhisperForConditionalGeneration(config)
+    _initialise(model, layers=encoder_layers + decoder_layers)
     model.generation_config = GenerationConfig(
         is_multilingual=False,
         decoder_start_token_id=START,
@@ -99,6 +102,24 @@ def new_model(*, width: int, heads: int, encoder_layers: int, decoder_layers: in
     )
     mask_cross_attention(model)
     return model
+
+
+@torch.no_grad()
+def _initialise(model: Any, *, layers: int) -> None:
+    """Random weights scaled by fan-in.
+
+    Whisper's configured spread of 0.02 suits widths of 384 and more: at a tenth of that size the sound reaches the
+    encoder thirty times weaker than the position code, and CTC sits on its plateau for thousands of steps.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv1d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        elif isinstance(module, nn.Linear) and not name.endswith("proj_out"):
+            spread = module.in_features**-0.5
+            # What is added to the residual stream starts small (GPT-2's rule).
+            ends_branch = name.endswith(("out_proj", "fc2"))
+            nn.init.normal_(module.weight, std=spread / (2 * layers) ** 0.5 if ends_branch else spread)
+    nn.init.normal_(model.model.decoder.embed_tokens.weight, std=0.05)
 
 
 def mask_cross_attention(model: Any) -> None:

@@ -77,7 +77,9 @@ def speak(text: str, *, voice: Voice) -> Wave:
         raise SynthesisUnavailable(f"espeak-ng could not say {text!r} as {voice.name}: {reason}")
     # The header of a piped WAV claims a length that espeak-ng did not know yet: read the samples after it.
     rate = int.from_bytes(made.stdout[24:28], "little")
-    wave = np.frombuffer(made.stdout[44 : len(made.stdout) // 2 * 2], dtype="<i2").astype(np.float32) / 32768
+    wave = np.frombuffer(made.stdout[44 : len(made.stdout) // 2 * 2], dtype="<i2").astype(np.float32) / np.float32(
+        32768
+    )
     return trim(resample(wave, rate=rate), keep_s=0.03)
 
 
@@ -121,7 +123,7 @@ def telephone(wave: Wave, *, mu_law: bool) -> Wave:
     peak = max(1e-6, float(np.abs(narrow).max()))
     unit = np.clip(narrow / peak, -1, 1)
     coded = np.round(np.sign(unit) * np.log1p(255 * np.abs(unit)) / np.log(256) * 127) / 127
-    return (np.sign(coded) * np.expm1(np.abs(coded) * np.log(256)) / 255 * peak).astype(np.float32)
+    return np.asarray(np.sign(coded) * np.expm1(np.abs(coded) * np.log(256)) / 255 * peak, dtype=np.float32)
 
 
 def coloured_noise(count: int, *, slope: float, rng: np.random.Generator) -> Wave:
@@ -131,13 +133,13 @@ def coloured_noise(count: int, *, slope: float, rng: np.random.Generator) -> Wav
     spectrum = np.fft.rfft(rng.standard_normal(count, dtype=np.float32))
     hertz = np.maximum(np.fft.rfftfreq(count, 1 / SAMPLE_RATE), 30)
     noise = np.fft.irfft(spectrum * hertz ** (-slope / 2), count)
-    return (noise / max(1e-9, float(np.sqrt(np.mean(noise**2))))).astype(np.float32)
+    return np.asarray(noise / max(1e-9, float(np.sqrt(np.mean(noise**2)))), dtype=np.float32)
 
 
 def add_noise(wave: Wave, *, snr_db: float, slope: float, rng: np.random.Generator) -> Wave:
     """Noise at `snr_db` below the RMS of the wave."""
     level = float(np.sqrt(np.mean(wave**2))) * 10 ** (-snr_db / 20)
-    return wave + level * coloured_noise(len(wave), slope=slope, rng=rng)
+    return np.asarray(wave + level * coloured_noise(len(wave), slope=slope, rng=rng), dtype=np.float32)
 
 
 def reverberate(wave: Wave, *, decay_s: float, wet: float, rng: np.random.Generator) -> Wave:
@@ -147,4 +149,4 @@ def reverberate(wave: Wave, *, decay_s: float, wet: float, rng: np.random.Genera
     tail /= max(1e-9, float(np.sqrt(np.sum(tail**2))))
     size = len(wave) + count
     echo = np.fft.irfft(np.fft.rfft(wave, size) * np.fft.rfft(tail, size), size)[: len(wave)]
-    return (wave + wet * echo).astype(np.float32)
+    return np.asarray(wave + wet * echo, dtype=np.float32)

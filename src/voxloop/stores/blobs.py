@@ -19,6 +19,7 @@ from obstore.store import LocalStore, ObjectStore, from_url
 from voxloop.errors import BlobError
 
 CHUNK = 1 << 20  # bytes hashed or copied at a time
+MULTIPART = 64 << 20  # bytes: larger files are written in parts
 
 
 def sha256_file(path: Path) -> str:
@@ -54,6 +55,12 @@ class Blobs:
     def put(self, key: str, data: bytes | Path) -> bool:
         """Write a blob; False where it is there already (its content is then the same by name)."""
         try:
+            if isinstance(data, Path) and data.stat().st_size > MULTIPART:
+                # Creating takes the whole blob into memory; parts do not, and equal content may be written twice.
+                if self.exists(key):
+                    return False
+                obstore.put(self._store, key, data, use_multipart=True)
+                return True
             obstore.put(self._store, key, data, mode="create")
         except AlreadyExistsError:
             return False

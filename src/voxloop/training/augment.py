@@ -57,7 +57,7 @@ def mask_features(
         return features
     batch, bands, length = features.shape
     inside = torch.arange(length)[None] < frames[:, None]
-    mean = features.sum(dim=(1, 2), keepdim=True) / (frames[:, None, None] * bands)
+    mean = (features * inside[:, None]).sum(dim=(1, 2), keepdim=True) / (frames[:, None, None] * bands)
     hidden = torch.zeros(batch, bands, length, dtype=torch.bool)
     for row in range(batch):
         own = int(frames[row])

@@ -142,8 +142,8 @@ def lhotse_cuts(rows: Sequence[Row]) -> dict[str, Any]:
 class Batch:
     """What one forward pass hears: Lhotse cuts, single clips and strings."""
 
-    number: int  # counted from 0 over the whole run
     epoch: int
+    index: int  # from 0 in each epoch
     cuts: tuple[Any, ...]
     full_length: bool
 
@@ -168,7 +168,7 @@ class Plan:
             """Lhotse's budget, counted with the margin and the rounding that a clip gets."""
 
             def add(self, example: Any) -> None:
-                self.longest_seen = max(self.longest_seen, padded_s(example.duration))
+                self.longest_seen: float = max(self.longest_seen, padded_s(example.duration))
                 self.num_cuts += 1
 
         if not rows:
@@ -187,17 +187,19 @@ class Plan:
             else []
         )
 
-    def batches(self, start: int = 0) -> Iterator[Batch]:
-        """Batches for ever, from number `start` on."""
-        number = 0
-        for epoch in count():
-            for cuts, full_length in self.epoch(epoch):
-                if number >= start:
-                    yield Batch(number, epoch, cuts, full_length)
-                number += 1
+    def batches(self, epoch: int = 0, index: int = 0) -> Iterator[Batch]:
+        """Batches for ever, from that one on."""
+        for current in count(epoch):
+            for batch in self.epoch(current):
+                if current > epoch or batch.index >= index:
+                    yield batch
 
-    def epoch(self, epoch: int) -> Iterator[tuple[tuple[Any, ...], bool]]:
+    def epoch(self, epoch: int) -> Iterator[Batch]:
         """The batches of one epoch: every clip in exactly one of them."""
+        for index, (cuts, full_length) in enumerate(self._sampled(epoch)):
+            yield Batch(epoch, index, cuts, full_length)
+
+    def _sampled(self, epoch: int) -> Iterator[tuple[tuple[Any, ...], bool]]:
         from lhotse.dataset.sampling import DynamicBucketingSampler
 
         sampler = DynamicBucketingSampler(
@@ -213,14 +215,29 @@ class Plan:
         sampler.set_epoch(epoch)
         rng = random.Random(f"full length {self.recipe.seed} {epoch}")
         at_once = max(1, int(self.recipe.batch_seconds // MAX_UTTERANCE_S))
-        for batch in sampler:
-            cuts = tuple(batch)
+        for cuts in (part for batch in sampler for part in self._within_budget(tuple(batch))):
             if rng.random() < self.recipe.full_length_share:
                 # As many as the budget holds at 30 s each; the others are heard at their own length.
                 yield cuts[:at_once], True
-                cuts = cuts[at_once:]
-            if cuts:
+                if cuts[at_once:]:
+                    yield cuts[at_once:], False
+            else:
                 yield cuts, self.recipe.audio_context == "full"
+
+    def _within_budget(self, cuts: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
+        """The batch in parts that keep to the budget, which Lhotse exceeds when a long cut comes last."""
+        constraint = self.constraint.copy()
+        constraint.reset()
+        part: list[Any] = []
+        for cut in cuts:
+            constraint.add(cut)
+            if part and constraint.exceeded():
+                yield tuple(part)
+                part = []
+                constraint.reset()
+                constraint.add(cut)
+            part.append(cut)
+        yield tuple(part)
 
     def examples(self, epoch: int) -> list[Any]:
         """The cuts of one epoch in random order: single clips, and strings of several by one speaker."""
@@ -268,11 +285,13 @@ class Plan:
 
 def spoken(cut: Any, speech: Speech) -> tuple[Waveform, str, str | None]:
     """Samples (S,), text and language of a single clip or of a string."""
+    from lhotse import MonoCut
+
     tracks = getattr(cut, "tracks", None)
     if tracks is None:
         row = speech.row(cut.id)
         return speech.waveform(cut.id), row.text, row.language
-    parts = [(track.offset, speech.row(track.cut.id)) for track in tracks if track.cut.has_recording]
+    parts = [(track.offset, speech.row(track.cut.recording_id)) for track in tracks if isinstance(track.cut, MonoCut)]
     placed = [(round(offset * SAMPLE_RATE), speech.waveform(row.id)) for offset, row in parts]
     whole = np.zeros(max(start + len(clip) for start, clip in placed), dtype=np.float32)
     for start, clip in placed:
@@ -304,14 +323,14 @@ class Collator:
             full_length=batch.full_length,
         )
         tensors["input_features"] = self._masked(tensors, waveforms, batch)
-        return tensors | {"epoch": batch.epoch, "clips": len(heard)}
+        return tensors | {"place": (batch.epoch, batch.index, len(heard))}
 
     def _masked(self, tensors: dict[str, Any], waveforms: Sequence[Waveform], batch: Batch) -> torch.Tensor:
         import torch
 
         features: torch.Tensor = tensors["input_features"]
         frames = torch.tensor([max(1, math.ceil(len(clip) / SAMPLE_RATE * 100)) for clip in waveforms])
-        rng = np.random.default_rng(_seed(self.recipe.seed, batch.epoch, f"mask {batch.number}"))
+        rng = np.random.default_rng(_seed(self.recipe.seed, batch.epoch, f"mask {batch.index}"))
         return augment.mask_features(features, frames.clamp(max=features.shape[-1]), self.recipe, rng)
 
 
@@ -319,8 +338,8 @@ def _seed(seed: int, epoch: int, name: str) -> list[int]:
     return [seed, epoch, *name.encode()]
 
 
-def loader(plan: Plan, collator: Collator, *, start: int, workers: int) -> DataLoader[Any]:
-    """A DataLoader over the plan's batches from number `start` on."""
+def loader(plan: Plan, collator: Collator, *, epoch: int, index: int, workers: int) -> DataLoader[Any]:
+    """A DataLoader over the plan's batches, from that one on."""
     from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
     class Stream(IterableDataset[Any]):
@@ -329,9 +348,9 @@ def loader(plan: Plan, collator: Collator, *, start: int, workers: int) -> DataL
             share, of = (mine.id, mine.num_workers) if mine else (0, 1)
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", module="lhotse")
-                for batch in plan.batches(start):
+                for number, batch in enumerate(plan.batches(epoch, index)):
                     # The loader asks its workers in turn, so the order is that of the plan.
-                    if (batch.number - start) % of == share:
+                    if number % of == share:
                         yield collator(batch)
 
     return DataLoader(Stream(), batch_size=None, num_workers=workers, persistent_workers=workers > 0)

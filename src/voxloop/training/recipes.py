@@ -51,7 +51,7 @@ class Recipe:
     label_smoothing: float = 0.0
     """Share of the probability spread over all tokens (arXiv:1512.00567)."""
     average: float = 0.0
-    """Decay by step of the running average of the weights that is evaluated and kept; 0: the last weights themselves."""
+    """Decay by step of the running average of the weights, which is what is kept; 0: the last weights themselves."""
     precision: Precision = "fp32"
     """Number format of the forward pass; weights stay in fp32. bf16 and fp16 need a GPU."""
     gradient_checkpointing: bool = False
@@ -69,7 +69,7 @@ class Recipe:
     """Names of the layers that get adapters."""
 
     speed: float = 0.1
-    """Clips are played up to this share faster or slower (Ko et al. 2015, Audio augmentation for speech recognition)."""
+    """Clips are played up to this share faster or slower (Ko et al., Interspeech 2015)."""
     volume_db: float = 6.0
     """Clips are made up to this much louder or softer."""
     noise_share: float = 0.3
@@ -161,7 +161,8 @@ def from_dict(values: Mapping[str, Any]) -> Recipe:
     for name in values:
         if name not in known:
             raise SettingError(f"a recipe has no setting {name!r}{nearest(name, known)}")
-    return Recipe(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+    typed: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    return Recipe(**typed)
 
 
 RECIPES: dict[str, Recipe] = {

@@ -1,0 +1,136 @@
+"""Whisper (arXiv:2212.04356): loaded, fed at a clip's own length, decoded, trained and saved.
+
+Stock Whisper pads every clip to 30 s. Here the encoder takes the clip's own
+length plus a margin; padding inside a batch is masked, in the encoder's
+self-attention and in cross-attention. Fed 3,000 frames without a mask, the
+model computes what stock transformers computes, and what is saved is a plain
+Whisper folder that stock transformers loads.
+
+    features.py    log-mel of a batch of clips
+    network.py     encoder and decoder at any length, loading
+    recogniser.py  prompt, decoding, embeddings
+
+Letters in shapes: `B` batch, `F` mel channels, `T` mel frames, `U` label tokens.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from voxloop.errors import ModelError, TrainingError
+from voxloop.families.contract import Trainable
+from voxloop.families.whisper.features import HOP, AudioContext, features_of, mel_filters, padded_frames
+from voxloop.families.whisper.network import CONTEXT_KEY, first_line, load
+from voxloop.families.whisper.recogniser import Vocabulary, WhisperRecogniser, vocabulary
+from voxloop.records import SAMPLE_RATE
+
+if TYPE_CHECKING:
+    from voxloop.families.contract import Waveform
+
+
+class Whisper:
+    """The Whisper family: any size, English-only or multilingual."""
+
+    name = "whisper"
+
+    def load(self, folder: str | Path, *, device: str = "cpu", dtype: str = "float32") -> WhisperRecogniser:
+        """Open a folder or Hub id. Raises ModelError with the remedy."""
+        model, processor = load(folder, getattr(torch, dtype))
+        try:
+            model = model.to(device)
+        except (RuntimeError, AssertionError) as error:
+            raise ModelError(
+                f"device {device!r} cannot be used ({first_line(error)}): "
+                "set `device` to cpu, or free memory on the GPU"
+            ) from error
+        return WhisperRecogniser(model.eval(), processor)
+
+    def open_for_training(self, folder: str | Path, *, audio_context: AudioContext) -> Trainable:
+        """Open a folder or Hub id for training, float32 on the CPU; its config remembers the audio context."""
+        model, processor = load(folder, torch.float32)
+        extra = {
+            "vocabulary": vocabulary(model, processor),
+            "filters": mel_filters(processor),
+            "base_context": getattr(model.config, CONTEXT_KEY, "full"),
+        }
+        setattr(model.config, CONTEXT_KEY, audio_context)
+        model.config.apply_spec_augment = False  # the recipe augments
+        return Trainable(model=model, processor=processor, extra=extra)
+
+    def recogniser(self, trainable: Trainable, model: torch.nn.Module) -> WhisperRecogniser:
+        """The model as it is now, half-way through training; LoRA adapters stay in it."""
+        given: Any = model
+        inner = given.get_base_model() if hasattr(given, "get_base_model") else given
+        return WhisperRecogniser(inner, trainable.processor)
+
+    def collate(
+        self,
+        trainable: Trainable,
+        waveforms: Sequence[Waveform],
+        texts: Sequence[str],
+        languages: Sequence[str | None],
+        *,
+        full_length: bool = False,
+    ) -> dict[str, torch.Tensor]:
+        """A batch for the model's forward: input_features (B, F, T), attention_mask (B, T), labels (B, U)."""
+        context: AudioContext = "full" if full_length else "trimmed"
+        features, mask = features_of(waveforms, context, trainable.extra["filters"], "cpu")
+        limit = self.label_limit(trainable)
+        labels = [self._label(trainable, text, code) for text, code in zip(texts, languages, strict=True)]
+        for label, text in zip(labels, texts, strict=True):
+            if len(label) > limit:
+                raise TrainingError(
+                    f"a text has {len(label)} tokens and the model writes at most {limit}: {text[:60]!r}…; "
+                    "leave it out of the dataset or cut its recording into shorter utterances"
+                )
+        padded = torch.full((len(labels), max(map(len, labels))), trainable.label_pad)
+        for row, label in zip(padded, labels, strict=True):
+            row[: len(label)] = torch.tensor(label)
+        start = torch.full((len(labels), 1), trainable.extra["vocabulary"].start)
+        given = torch.cat([start, padded[:, :-1]], dim=1)
+        # Past its end a text is padded with the end token, which is not learnt from.
+        given = given.masked_fill(given == trainable.label_pad, trainable.extra["vocabulary"].end)
+        batch = {"input_features": features, "decoder_input_ids": given, "labels": padded}
+        return batch if mask is None else batch | {"attention_mask": mask}
+
+    def padded_seconds(self, seconds: float) -> float:
+        """Seconds that a clip takes up in a batch, its margin included."""
+        return padded_frames(round(seconds * SAMPLE_RATE)) * HOP / SAMPLE_RATE
+
+    def label_limit(self, trainable: Trainable) -> int:
+        """Tokens that the model can write, prompt and end included."""
+        limit: int = trainable.model.config.max_target_positions
+        return limit
+
+    def label_length(self, trainable: Trainable, text: str, language: str | None) -> int:
+        """Tokens of the label of a text, prompt and end included."""
+        return len(self._label(trainable, text, language))
+
+    def _label(self, trainable: Trainable, text: str, language: str | None) -> list[int]:
+        """What the decoder is to write after its start token: the rest of the prompt, the text, the end.
+
+        So do transformers' own fine-tuning examples (run_speech_recognition_seq2seq.py), which learn the prompt too.
+        """
+        known: Vocabulary = trainable.extra["vocabulary"]
+        language = language or trainable.extra.get("language")
+        written = trainable.processor.tokenizer(text, add_special_tokens=False).input_ids
+        return [*known.prompt(language)[1:], *written, known.end]
+
+    def save(self, trainable: Trainable, model: torch.nn.Module, folder: Path) -> None:
+        """Write a complete folder that `load` and stock transformers open; LoRA is merged, `adapter/` kept beside."""
+        folder.mkdir(parents=True, exist_ok=True)
+        whole: Any = model
+        if hasattr(whole, "merge_and_unload"):
+            whole.save_pretrained(folder / "adapter")
+            # A copy is merged, since un-merging leaves rounding in the weights that go on training.
+            whole = copy.deepcopy(whole).merge_and_unload()
+        whole.save_pretrained(folder)
+        trainable.processor.save_pretrained(folder)
+
+
+WHISPER = Whisper()

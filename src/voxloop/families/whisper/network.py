@@ -1,0 +1,156 @@
+"""The Whisper network at any length, and how it is loaded.
+
+In transformers 5 the encoder refuses everything but 3,000 frames and the decoder
+passes no mask to its cross-attention. The classes here take both, as ordinary
+arguments; without a mask, at 3,000 frames, they compute what the stock ones do.
+
+Letters in shapes: `B` batch, `F` mel channels, `T` mel frames, `E` encoder positions (T / 2).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional
+from transformers import WhisperForConditionalGeneration, WhisperProcessor
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.models.whisper.modeling_whisper import WhisperDecoderLayer, WhisperEncoder, WhisperModel
+
+from voxloop.errors import ModelError
+
+CONTEXT_KEY = "voxloop_audio_context"  # in config.json: how the model was tuned; absent means full
+
+
+def position_mask(attention_mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A mask of mel frames (B, T) as an additive mask (B, 1, 1, E) of encoder positions.
+
+    Position e is computed from frames 2e - 1 to 2e + 1 (the second convolution has stride 2).
+    """
+    outside = attention_mask[:, ::2] == 0
+    mask = torch.zeros(outside.shape, dtype=dtype, device=outside.device)
+    return mask.masked_fill(outside, torch.finfo(dtype).min)[:, None, None, :]
+
+
+class LengthAwareEncoder(WhisperEncoder):  # type: ignore[misc]
+    """The encoder at any even number of frames up to 3,000, with padding masked."""
+
+    def forward(
+        self, input_features: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
+    ) -> BaseModelOutput:
+        if attention_mask is None and input_features.shape[-1] == 2 * self.config.max_source_positions:
+            return super().forward(input_features, **kwargs)
+        states = functional.gelu(self.conv1(input_features))
+        states = functional.gelu(self.conv2(states)).permute(0, 2, 1)
+        states = states + self.embed_positions.weight[: states.shape[1]]
+        states = functional.dropout(states, p=self.dropout, training=self.training)
+        mask = None if attention_mask is None else position_mask(attention_mask, states.dtype)
+        for layer in self.layers:
+            if self.training and self.layerdrop > 0.0 and torch.rand([]) < self.layerdrop:
+                continue
+            states = layer(states, mask)
+        return BaseModelOutput(last_hidden_state=self.layer_norm(states))
+
+
+class LengthAwareDecoderLayer(WhisperDecoderLayer):  # type: ignore[misc]
+    """A decoder layer that takes the cross-attention mask, for which the stock decoder passes None."""
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
+        cross_attention_mask: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        mask = encoder_attention_mask if cross_attention_mask is None else cross_attention_mask
+        return super().forward(hidden_states, attention_mask, encoder_hidden_states, mask, **kwargs)  # type: ignore[no-any-return]
+
+
+class LengthAwareModel(WhisperModel):  # type: ignore[misc]
+    """Encoder and decoder that share the mask of the audio: `attention_mask` (B, T) counts mel frames.
+
+    The mask is an ordinary argument, so generation repeats it for beams like any other.
+    """
+
+    def forward(
+        self,
+        input_features: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        encoder_outputs: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        if encoder_outputs is None:
+            features = self._mask_input_features(input_features, attention_mask=attention_mask)
+            encoder_outputs = self.encoder(features, attention_mask=attention_mask)
+        if attention_mask is not None:
+            kwargs["cross_attention_mask"] = position_mask(attention_mask, encoder_outputs[0].dtype)
+        return super().forward(encoder_outputs=encoder_outputs, **kwargs)
+
+
+def length_aware(model: WhisperForConditionalGeneration) -> WhisperForConditionalGeneration:
+    """Teach a stock model to take clips of any length, in place.
+
+    Only the classes of its parts change: weights, names and what is saved stay those of plain Whisper.
+    """
+    model.model.__class__ = LengthAwareModel
+    model.model.encoder.__class__ = LengthAwareEncoder
+    for layer in model.model.decoder.layers:
+        layer.__class__ = LengthAwareDecoderLayer
+    return model
+
+
+# Loading -------------------------------------------------------------------------------------------------------------
+
+
+def load(folder: str | Path, dtype: torch.dtype) -> tuple[WhisperForConditionalGeneration, WhisperProcessor]:
+    """Model and processor of a folder or Hub id. Raises ModelError with the remedy."""
+    from transformers import AutoConfig
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()  # a bar for loading a few tensors is noise in every log
+    name = str(folder)
+    local = Path(name).is_dir()
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ModelError(_unreachable(name, local, error)) from error
+    if config.model_type != "whisper":
+        raise ModelError(
+            f"{name} holds a model of type {config.model_type!r}: a Whisper model is needed, "
+            "such as openai/whisper-small, or `starter`"
+        )
+    try:
+        model = WhisperForConditionalGeneration.from_pretrained(name, config=config, dtype=dtype, use_safetensors=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        if local and not any(Path(name).glob("*.safetensors")):
+            raise ModelError(
+                f"{name} holds no safetensors weights: pickled weights (.bin, .pt) are refused, since loading one "
+                "can run code; convert them with save_pretrained of a trusted copy"
+            ) from error
+        if local:
+            raise ModelError(f"the weights in {name} cannot be loaded: {first_line(error)}") from error
+        raise ModelError(_unreachable(name, local, error)) from error
+    try:
+        processor = WhisperProcessor.from_pretrained(name)
+    except (OSError, ValueError, TypeError) as error:
+        raise ModelError(
+            f"{name} has no usable tokenizer and feature extractor ({first_line(error)}): "
+            "copy those of the model it was made from beside the weights"
+        ) from error
+    return length_aware(model), processor
+
+
+def _unreachable(name: str, local: bool, error: BaseException) -> str:
+    if local:
+        return f"{name} is not a model folder ({first_line(error)}): config.json, weights and tokenizer are needed"
+    return (
+        f"model {name!r} is neither a folder here nor could it be had from the Hugging Face Hub "
+        f"({first_line(error)}): check the name and the network, or give a local folder, or use `starter`"
+    )
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,108 @@
+"""The training process: `python -m voxloop.training.child RUN_DIR`.
+
+It reads `training_config.json` in that folder and nothing else, and tells how it
+stands in `status.json`: running -> completed | stopped | failed. SIGTERM and
+SIGINT end it at the next step, with a checkpoint to go on from.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import resource
+import signal
+import sys
+import time
+import traceback
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from voxloop.errors import VoxloopError
+from voxloop.training.files import STATUS, write_json
+
+if TYPE_CHECKING:
+    from voxloop.training.trainer import Outcome
+
+log = logging.getLogger("voxloop.training")
+
+
+def main(arguments: list[str]) -> int:
+    """Train in the folder given; 0 completed or stopped, 1 failed, 2 wrong usage."""
+    if len(arguments) != 1 or not Path(arguments[0]).is_dir():
+        sys.stderr.write("usage: python -m voxloop.training.child RUN_DIR\n")
+        return 2
+    folder = Path(arguments[0]).absolute()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    for chatty in ("httpx", "accelerate", "transformers", "lhotse"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    status: dict[str, Any] = {"status": "running", "pid": os.getpid(), "started": time.time()}
+    write_json(folder / STATUS, status)
+    try:
+        outcome = _train(folder)
+    except Exception as error:  # noqa: BLE001 - the process's last word: told to the parent and kept in the log
+        traceback.print_exc()
+        write_json(folder / STATUS, status | _usage() | {"status": "failed", **_reason(error)})
+        return 1
+    write_json(folder / STATUS, status | _usage() | _result(outcome))
+    return 0
+
+
+def _train(folder: Path) -> Outcome:
+    # Heard from the first moment on: importing the libraries takes seconds.
+    asked: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda received, _: asked.append(received))
+    import torch
+
+    from voxloop.training import trainer
+
+    config = trainer.TrainingConfig.load(folder)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    stop = trainer.StopFlag()
+
+    def end(*_: object) -> None:
+        stop.set = True
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
+    stop.set = bool(asked)
+    return trainer.run(folder, stop)
+
+
+def _result(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "status": outcome.status,
+        "steps": outcome.steps,
+        "base": asdict(outcome.base) if outcome.base else None,
+        "best": asdict(outcome.best) if outcome.best else None,
+        "notes": list(outcome.notes),
+    }
+
+
+def _usage() -> dict[str, Any]:
+    """Peak memory in MB, of the process and of the GPU."""
+    usage: dict[str, Any] = {
+        "finished": time.time(),
+        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+    }
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        usage["peak_gpu_memory_mb"] = torch.cuda.max_memory_allocated() >> 20
+    return usage
+
+
+def _reason(error: BaseException) -> dict[str, Any]:
+    """What went wrong in a line, and what to do."""
+    if isinstance(error, VoxloopError):
+        return {"error": str(error), "remedy": None}
+    line = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return {"error": line, "remedy": "the disk is full: free some space and retry the run"}
+    return {"error": line, "remedy": "this was not foreseen: the log tells where; a retry goes on from the checkpoint"}
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

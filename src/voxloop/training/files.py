@@ -1,0 +1,35 @@
+"""The files of a run's folder: their names, and how they are written so that a reader never sees half of one."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+CONFIG = "training_config.json"
+METRICS = "metrics.jsonl"
+STATUS = "status.json"
+LOG = "train.log"
+LOOP_STATE = "loop_state.json"  # in a checkpoint: written last
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Replace a file in one move."""
+    partial = path.with_name(f"{path.name}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        json.dump(values, file, ensure_ascii=False, indent=2)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return values
+
+
+def append_line(path: Path, values: dict[str, Any]) -> None:
+    """Add a line in one write."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n")

@@ -1,0 +1,87 @@
+"""Recipes: complete, checked, overridable."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+
+import pytest
+
+from voxloop.errors import SettingError
+from voxloop.training import recipes
+from voxloop.training.recipes import Recipe
+
+
+@pytest.mark.parametrize("name", sorted(recipes.RECIPES))
+def test_named_recipes_survive_json(name: str) -> None:
+    recipe = recipes.named(name)
+    assert recipe.name == name
+    assert recipes.from_dict(json.loads(json.dumps(recipe.as_dict()))) == recipe
+    assert set(recipe.as_dict()) == {f.name for f in fields(Recipe)}
+
+
+def test_an_unknown_recipe_names_the_nearest() -> None:
+    with pytest.raises(SettingError, match="did you mean quick"):
+        recipes.named("quik")
+
+
+@pytest.mark.parametrize(
+    ("setting", "name", "value"),
+    [
+        ("learning_rate=1e-4", "learning_rate", 1e-4),
+        ("accumulation=4", "accumulation", 4),
+        ("max_seconds=none", "max_seconds", None),
+        ("max_steps=12", "max_steps", 12),
+        ("method=lora", "method", "lora"),
+        ("freeze_encoder=yes", "freeze_encoder", True),
+        ("lora_targets=q_proj, v_proj", "lora_targets", ("q_proj", "v_proj")),
+    ],
+)
+def test_overrides_take_the_type_of_the_field(setting: str, name: str, value: object) -> None:
+    assert getattr(recipes.override(recipes.named("quick"), [setting]), name) == value
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("learning_rat=1", "did you mean learning_rate"),
+        ("learning_rate=fast", "needed is a float"),
+        ("accumulation=1.5", "needed is a int"),
+        ("method=half", "one of full, lora"),
+        ("freeze_encoder=perhaps", "true or false"),
+        ("learning_rate", "key=value"),
+        ("name=mine", "no setting 'name'"),
+        ("batch_seconds=0", "above 0"),
+        ("join_clips=1", "join_share=0"),
+        ("warmup_steps=-1", "0 or more"),
+        ("noise_share=1.5", "from 0 to 1"),
+    ],
+)
+def test_wrong_overrides_are_refused_with_the_remedy(setting: str, message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        recipes.override(recipes.named("quick"), [setting])
+
+
+def test_a_recipe_needs_an_end() -> None:
+    with pytest.raises(SettingError, match="needs an end"):
+        recipes.override(recipes.named("quick"), ["max_seconds=none", "max_epochs=none"])
+
+
+def test_settings_that_contradict_each_other() -> None:
+    with pytest.raises(SettingError, match="full_length_share is for audio_context=trimmed"):
+        Recipe(max_steps=1, audio_context="full", full_length_share=0.5)
+    with pytest.raises(SettingError, match="average is for method=full"):
+        Recipe(max_steps=1, method="lora", average=0.9)
+
+
+def test_a_saved_recipe_with_an_unknown_setting_is_refused() -> None:
+    with pytest.raises(SettingError, match="no setting 'dropout'"):
+        recipes.from_dict(recipes.named("quick").as_dict() | {"dropout": 0.1})
+
+
+@pytest.mark.parametrize(
+    ("hours", "parameters", "name"),
+    [(0.01, 1_600_000, "quick"), (100, 1_600_000, "quick"), (0.5, 244_000_000, "careful"), (50, 244_000_000, "full")],
+)
+def test_choice_follows_model_and_data(hours: float, parameters: int, name: str) -> None:
+    assert recipes.choose(train_seconds=hours * 3600, parameters=parameters).name == name

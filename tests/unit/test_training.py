@@ -1,0 +1,448 @@
+"""Runs, from the step down to the child process: what they leave behind, how they end, how they go on."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.unit import tiny_whisper
+from voxloop import datasets, training, transcripts
+from voxloop.audio import to_pcm16, wav_bytes
+from voxloop.errors import SettingError, TrainingError, UsageError
+from voxloop.families.contract import Decoding, family
+from voxloop.recordings import ingest
+from voxloop.records import Dataset, Event, Model, Recording, Run
+from voxloop.stores import catalog as tables
+from voxloop.stores.catalog import to_event
+from voxloop.training import control, recipes, trainer
+from voxloop.training.files import LOOP_STATE, read_json
+from voxloop.training.trainer import StopFlag, TrainingConfig
+from voxloop.utterances import segment
+from voxloop.workspace import Workspace
+
+RATE = 16_000
+WORDS = ("one", "two", "six")
+PITCHES = {"one": 300.0, "two": 700.0, "six": 1500.0}
+
+
+def tone(word: str, rng: np.random.Generator) -> np.ndarray:
+    """A word of a language of tones: learnable in a few steps."""
+    time_s = np.arange(round(RATE * rng.uniform(0.3, 0.5))) / RATE
+    wave = 0.3 * np.sin(2 * np.pi * PITCHES[word] * rng.uniform(0.97, 1.03) * time_s)
+    return (wave + 0.01 * rng.standard_normal(len(time_s))).astype(np.float32)
+
+
+def write_data(folder: Path, *, train: int = 24, val: int = 6, text: str | None = None) -> Path:
+    rng = np.random.default_rng(5)
+    folder.mkdir(parents=True)
+    for split, clips in (("train", train), ("val", val)):
+        lines = []
+        for number in range(clips):
+            word = WORDS[number % len(WORDS)]
+            wave = tone(word, rng)
+            name = f"{split}-{number}.wav"
+            (folder / name).write_bytes(wav_bytes(to_pcm16(wave)))
+            row = {"audio_path": name, "text": text or word, "duration": len(wave) / RATE, "id": f"{split}-{number}"}
+            lines.append(json.dumps(row | {"speaker": "s", "language": "en"}))
+        (folder / f"{split}.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+SMALL = ("max_seconds=none", "batch_seconds=12", "log_steps=2", "eval_seconds=none", "learning_rate=2e-3")
+
+
+def lay_out(folder: Path, base: Path, *overrides: str, data: Path | None = None) -> Path:
+    """A run's folder, ready for the child."""
+    data = data or write_data(folder / "data")
+    recipe = recipes.override(recipes.named("quick"), [*SMALL, *overrides])
+    config = TrainingConfig(
+        run="r",
+        family="whisper",
+        base=str(base),
+        train=str(data / "train.jsonl"),
+        val=str(data / "val.jsonl"),
+        recipe=recipe.as_dict(),
+        device="cpu",
+        threads=1,
+    )
+    config.save(folder)
+    return folder
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_whisper.make(tmp_path_factory.mktemp("base") / "model", sharpness=1.0, width=48)
+
+
+class TestRun:
+    def test_learns_and_leaves_everything_behind(self, base: Path, tmp_path: Path) -> None:
+        folder = lay_out(tmp_path / "run", base, "max_steps=60", "eval_steps=20", "warmup_steps=5")
+        outcome = trainer.run(folder, StopFlag())
+        assert outcome.status == "completed"
+        assert outcome.steps == 60
+        lines = metrics(folder)
+        losses = [line["loss"] for line in lines if "loss" in line]
+        assert losses[-1] < 0.5 * losses[0]
+        assert [line["step"] for line in lines if "val_wer" in line] == [0, 20, 40, 60]
+        assert {"step", "epoch", "learning_rate", "samples_per_second", "elapsed_s", "eta_s", "time"} <= set(lines[-2])
+        rates = [line["learning_rate"] for line in lines if "learning_rate" in line]
+        assert rates[0] < max(rates)
+        assert rates[-1] < 0.1 * max(rates)
+        for name in ("best", "final"):
+            found = family("whisper").load(folder / name).transcribe([np.zeros(RATE, np.float32)], Decoding())
+            assert len(found) == 1
+            assert read_json(folder / name / "config.json")["voxloop_audio_context"] == "trimmed"
+        assert read_json(folder / "train_results.json")["steps"] == 60
+        assert set(read_json(folder / "eval_results.json")) == {"base", "best"}
+
+    def test_generated_text_on_val_is_that_of_serving(self, base: Path, tmp_path: Path) -> None:
+        folder = lay_out(tmp_path / "run", base, "max_steps=40", "eval_steps=40")
+        outcome = trainer.run(folder, StopFlag())
+        session_rows = trainer.read_rows(folder / "data" / "val.jsonl")
+        heard = (
+            family("whisper")
+            .load(folder / "final")
+            .transcribe(
+                [trainer.Speech(session_rows).waveform(row.id) for row in session_rows], Decoding(language="en")
+            )
+        )
+        from voxloop import text
+
+        expected = text.total(
+            text.word_errors_each(
+                [text.normalise(row.text, "en") for row in session_rows],
+                [text.normalise(h.text, "en") for h in heard],
+            )
+        )
+        assert metrics(folder)[-1]["val_wer"] == pytest.approx(expected.rate)
+        assert outcome.best is not None
+
+    @pytest.mark.parametrize("extra", [(), ("average=0.9",), ("method=lora", "lora_dropout=0")])
+    def test_resuming_ends_at_the_weights_of_an_undisturbed_run(
+        self, base: Path, tmp_path: Path, extra: tuple[str, ...]
+    ) -> None:
+        steps = ("max_steps=12", "eval_steps=6", *extra)
+        whole = lay_out(tmp_path / "whole", base, *steps)
+        trainer.run(whole, StopFlag())
+        halved = lay_out(tmp_path / "halved", base, *steps)
+        stop = StopAt(halved, 5)
+        assert trainer.run(halved, stop).status == "stopped"
+        assert (halved / "checkpoint-5" / LOOP_STATE).exists()
+        assert not (halved / "final").exists()
+        # A checkpoint that a kill cut off is not used.
+        (halved / "checkpoint-9").mkdir()
+        assert trainer.run(halved, StopFlag()).status == "completed"
+        for name, weight in weights(whole / "final").items():
+            torch.testing.assert_close(weights(halved / "final")[name], weight, atol=1e-5, rtol=1e-4)
+        heard = [(line["step"], line["epoch"]) for line in metrics(whole) if "loss" in line]
+        again = {line["step"]: line["epoch"] for line in metrics(halved) if "loss" in line}
+        assert all(again[step] == epoch for step, epoch in heard if step in again)
+
+    def test_lora_keeps_the_adapter_beside_merged_weights(self, base: Path, tmp_path: Path) -> None:
+        folder = lay_out(tmp_path / "run", base, "max_steps=4", "method=lora", "lora_rank=4", "eval_steps=4")
+        trainer.run(folder, StopFlag())
+        assert (folder / "final" / "adapter" / "adapter_model.safetensors").exists()
+        moved = [n for n, w in weights(folder / "final").items() if not torch.equal(w, weights(base)[n])]
+        assert moved
+        assert all(any(target in name for target in recipes.Recipe(max_steps=1).lora_targets) for name in moved)
+
+    def test_a_frozen_encoder_does_not_move(self, base: Path, tmp_path: Path) -> None:
+        folder = lay_out(tmp_path / "run", base, "max_steps=3", "freeze_encoder=true")
+        trainer.run(folder, StopFlag())
+        moved = [n for n, w in weights(folder / "final").items() if not torch.equal(w, weights(base)[n])]
+        assert moved
+        assert not any("encoder.layers" in name or "conv" in name for name in moved)
+
+    def test_the_base_is_kept_where_training_spoils_it(self, base: Path, tmp_path: Path) -> None:
+        good = lay_out(tmp_path / "good", base, "max_steps=150", "eval_steps=50")
+        trained = trainer.run(good, StopFlag())
+        assert trained.best is not None
+        assert trained.best.wer < 0.5
+        spoilt = lay_out(
+            tmp_path / "spoilt",
+            good / "best",
+            "max_steps=6",
+            "eval_steps=3",
+            "learning_rate=0.5",
+            "warmup_steps=0",
+            data=good / "data",
+        )
+        outcome = trainer.run(spoilt, StopFlag())
+        assert outcome.best is not None
+        assert outcome.best.step == 0
+        assert any("best` is the base model" in note for note in outcome.notes)
+        for name, weight in weights(good / "best").items():
+            assert torch.equal(weights(spoilt / "best")[name], weight)
+
+    def test_without_val_the_last_weights_are_kept(self, base: Path, tmp_path: Path) -> None:
+        data = write_data(tmp_path / "data", val=0)
+        folder = lay_out(tmp_path / "run", base, "max_steps=2", data=data)
+        outcome = trainer.run(folder, StopFlag())
+        assert any("val split is empty" in note for note in outcome.notes)
+        assert torch.equal(
+            weights(folder / "best")["proj_out.weight"]
+            if "proj_out.weight" in weights(folder / "best")
+            else weights(folder / "best")["model.decoder.embed_tokens.weight"],
+            weights(folder / "final")["model.decoder.embed_tokens.weight"],
+        )
+
+    def test_the_clock_ends_a_run_and_the_rate_falls_with_it(self, base: Path, tmp_path: Path) -> None:
+        folder = lay_out(tmp_path / "run", base, "max_seconds=6", "max_epochs=none", "eval_seconds=2")
+        began = time.monotonic()
+        trainer.run(folder, StopFlag())
+        assert time.monotonic() - began < 12  # six, and what comes before the model is loaded
+        lines = metrics(folder)
+        assert lines[-1]["elapsed_s"] < 6.5
+        rates = [line["learning_rate"] for line in lines if "learning_rate" in line]
+        assert rates[-1] < 0.2 * max(rates)
+
+    def test_patience_ends_a_run(self, base: Path, tmp_path: Path) -> None:
+        folder = lay_out(tmp_path / "run", base, "max_steps=500", "eval_steps=1", "patience=2", "learning_rate=1e-9")
+        assert trainer.run(folder, StopFlag()).steps <= 4
+
+    def test_out_of_memory_halves_the_batch_and_keeps_the_step(
+        self, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        folder = lay_out(tmp_path / "run", base, "max_steps=4", "batch_seconds=16")
+        real = trainer.SpeechTrainer.training_step
+
+        def tight(self: Any, model: Any, inputs: dict[str, Any], items: Any = None) -> torch.Tensor:
+            if inputs["labels"].shape[0] * inputs["input_features"].shape[-1] > 900:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return real(self, model, inputs, items)
+
+        monkeypatch.setattr(trainer.SpeechTrainer, "training_step", tight)
+        outcome = trainer.run(folder, StopFlag())
+        assert outcome.status == "completed"
+        assert any("batches are now 8 s, 2 to a step" in note for note in outcome.notes)
+        results = read_json(folder / "train_results.json")
+        assert results["batch_seconds"] * results["accumulation"] == 16
+
+    def test_accumulation_changes_nothing_but_memory(self, base: Path, tmp_path: Path) -> None:
+        # The loss of a step is over all its tokens: two small batches teach what one large does.
+        data = write_data(tmp_path / "data", train=8)
+        plain = ("speed=0", "noise_share=0", "volume_db=0", "mask_bands=0", "mask_frames=0", "join_share=0")
+        plain += ("max_steps=1", "warmup_steps=0", "log_steps=1")
+        one = lay_out(tmp_path / "one", base, "batch_seconds=100", *plain, data=data)
+        trainer.run(one, StopFlag())
+        two = lay_out(tmp_path / "two", base, "batch_seconds=5", "accumulation=2", *plain, data=data)
+        trainer.run(two, StopFlag())
+        losses = [next(line["loss"] for line in metrics(folder) if "loss" in line) for folder in (one, two)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+    def test_half_precision_on_the_cpu_is_refused(self, base: Path, tmp_path: Path) -> None:
+        folder = lay_out(tmp_path / "run", base, "max_steps=1", "precision=bf16")
+        with pytest.raises(SettingError, match="set precision=fp32"):
+            trainer.run(folder, StopFlag())
+
+    def test_texts_longer_than_the_model_can_write_are_left_out(self, base: Path, tmp_path: Path) -> None:
+        data = write_data(tmp_path / "data", text="a" * 200)
+        folder = lay_out(tmp_path / "run", base, "max_steps=1", data=data)
+        with pytest.raises(TrainingError, match="train split is empty"):
+            trainer.run(folder, StopFlag())
+
+
+class StopAt(StopFlag):
+    """Asks to stop once a step has been logged."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        self.folder, self.step = folder, step
+
+    @property
+    def set(self) -> bool:  # type: ignore[override]
+        path = self.folder / "metrics.jsonl"
+        return path.exists() and any(line["step"] >= self.step - 1 and "loss" in line for line in metrics(self.folder))
+
+
+class TestChild:
+    def test_a_child_is_followed_to_its_end(self, base: Path, tmp_path: Path) -> None:
+        folder = lay_out(tmp_path / "run", base, "max_steps=4", "eval_steps=2")
+        process = control.start(folder, device="cpu", threads=1)
+        lines = [line for line in control.follow(process, folder) if line]
+        assert lines == metrics(folder)
+        ending = control.ending(process, folder)
+        assert ending.status == "completed"
+        assert ending.values["peak_memory_mb"] > 100
+        assert "step 4" in (folder / "train.log").read_text()
+
+    def test_a_stopped_child_leaves_a_checkpoint_and_goes_on(self, base: Path, tmp_path: Path) -> None:
+        folder = lay_out(tmp_path / "run", base, "max_steps=100000", "max_epochs=none")
+        process = control.start(folder, device="cpu", threads=1)
+        for line in control.follow(process, folder):
+            if line.get("step", 0) >= 2:
+                break
+        control.stop(process)
+        assert control.ending(process, folder).status == "stopped"
+        assert trainer.newest_checkpoint(folder) is not None
+
+    def test_a_killed_child_has_failed_with_a_reason(self, base: Path, tmp_path: Path) -> None:
+        folder = lay_out(tmp_path / "run", base, "max_steps=100000", "max_epochs=none")
+        process = control.start(folder, device="cpu", threads=1)
+        for line in control.follow(process, folder):
+            if line:
+                process.send_signal(signal.SIGKILL)
+                break
+        process.wait(30)
+        ending = control.ending(process, folder)
+        assert ending.status == "failed"
+        assert "SIGKILL" in str(ending.error)
+
+    def test_a_failed_child_says_why_in_a_line(self, base: Path, tmp_path: Path) -> None:
+        folder = lay_out(tmp_path / "run", tmp_path / "no-model", "max_steps=1")
+        process = control.start(folder, device="cpu", threads=1)
+        list(control.follow(process, folder))
+        ending = control.ending(process, folder)
+        assert ending.status == "failed"
+        assert "no-model" in str(ending.error)
+        assert "\n" not in str(ending.error)
+        assert "Traceback" in (folder / "train.log").read_text()
+
+    def test_a_child_that_does_not_end_is_killed(self) -> None:
+        process = subprocess.Popen(["sh", "-c", "trap '' TERM; sleep 60"], start_new_session=True)
+        time.sleep(0.2)
+        control.stop(process, patience_s=0.5)
+        assert process.returncode == -signal.SIGKILL
+
+
+def frozen(ws: Workspace, folder: Path, *, clips: int = 36) -> Dataset:
+    """A workspace with a dataset of tones."""
+    rng = np.random.default_rng(11)
+    folder.mkdir()
+    lines = []
+    for number in range(clips):
+        word = WORDS[number % len(WORDS)]
+        (folder / f"{number}.wav").write_bytes(wav_bytes(to_pcm16(tone(word, rng))))
+        lines.append(json.dumps({"file_name": f"{number}.wav", "text": word, "speaker": "s", "language": "en"}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    ingest(ws, folder, processes=1)
+    with ws.read() as reader:
+        recordings = [recording.id for recording in reader.all(Recording)]
+    segment(ws, recordings)
+    return datasets.build(taking_tones(ws), ratios=(0.6, 0.2, 0.2))
+
+
+def taking_tones(ws: Workspace) -> Workspace:
+    """A steady tone is all noise to the measure of SNR."""
+    return replace(ws, settings=replace(ws.settings, min_snr_db=-100.0))
+
+
+def events(ws: Workspace) -> list[Event]:
+    with ws.read() as reader:
+        rows = reader.connection.execute(tables.event.select().order_by(tables.event.c.seq))
+        return [to_event(row) for row in rows if row.type.startswith("training.")]
+
+
+class TestStep:
+    def test_a_run_ends_in_a_registered_model(self, workspace: Workspace, base: Path, tmp_path: Path) -> None:
+        dataset = frozen(workspace, tmp_path / "speech")
+        told: list[dict[str, Any]] = []
+        run = training.train(
+            workspace,
+            base=str(base),
+            recipe="quick",
+            overrides=["max_steps=4", "eval_steps=2", "batch_seconds=12"],
+            max_seconds=60,
+            progress=told.append,
+        )
+        assert run.status == "completed"
+        assert run.dataset == dataset.id
+        assert run.recipe["max_steps"] == 4
+        assert run.recipe["max_seconds"] == 60
+        assert run.progress["step"] == 4
+        assert run.finished is not None
+        assert [line["step"] for line in told if "val_wer" in line] == [0, 2, 4]
+        with workspace.read() as reader:
+            model = reader.get(Model, str(run.model))
+        assert model.run == run.id
+        assert model.kind == "full"
+        assert transcripts.model_id(model.files) == model.id
+        best = workspace.runs / run.id / "best"
+        assert set(model.files) == {p.relative_to(best).as_posix() for p in best.rglob("*") if p.is_file()}
+        opened = family("whisper").load(transcripts.model_folder(workspace, model))
+        assert opened.transcribe([np.zeros(RATE, np.float32)], Decoding())[0].confidence is not None
+        kinds = [event.type for event in events(workspace)]
+        assert kinds[0] == "training.started"
+        assert kinds[-1] == "training.completed"
+        last = events(workspace)[-1]
+        assert last.subject == run.id
+        assert last.payload["model"] == model.id
+
+    def test_registering_twice_changes_nothing(self, workspace: Workspace, base: Path, tmp_path: Path) -> None:
+        frozen(workspace, tmp_path / "speech")
+        run = training.train(workspace, base=str(base), recipe="quick", overrides=["max_steps=2"])
+        before = events(workspace)
+        again = training._register(workspace, run, run.progress)
+        assert again.model == run.model
+        assert events(workspace) == before
+        with workspace.read() as reader:
+            assert reader.count(Model, tables.model.c.run == run.id) == 1
+
+    def test_a_failed_run_is_kept_with_its_reason(self, workspace: Workspace, base: Path, tmp_path: Path) -> None:
+        frozen(workspace, tmp_path / "speech")
+        with pytest.raises(TrainingError, match=r"precision=fp32; its log is .*train\.log"):
+            training.train(workspace, base=str(base), recipe="quick", overrides=["max_steps=2", "precision=fp16"])
+        with workspace.read() as reader:
+            run = reader.all(Run)[0]
+        assert run.status == "failed"
+        assert "precision=fp32" in str(run.error)
+        assert events(workspace)[-1].type == "training.failed"
+
+    def test_ctrl_c_stops_the_child(self, workspace: Workspace, base: Path, tmp_path: Path) -> None:
+        frozen(workspace, tmp_path / "speech")
+
+        def impatient(line: dict[str, Any]) -> None:
+            if line["step"] >= 1:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            training.train(
+                workspace, base=str(base), recipe="quick", overrides=["max_steps=100000"], progress=impatient
+            )
+        with workspace.read() as reader:
+            run = reader.all(Run)[0]
+        assert run.status == "stopped"
+        folder = workspace.runs / run.id
+        assert read_json(folder / "status.json")["status"] == "stopped"
+        assert trainer.newest_checkpoint(folder) is not None
+
+    def test_wrong_settings_are_refused_before_a_run_begins(
+        self, workspace: Workspace, base: Path, tmp_path: Path
+    ) -> None:
+        frozen(workspace, tmp_path / "speech")
+        with pytest.raises(SettingError, match="did you mean"):
+            training.train(workspace, base=str(base), overrides=["learning_rte=1"])
+        with pytest.raises(SettingError, match="full or lora"):
+            training.train(workspace, base=str(base), method="half")
+        with workspace.read() as reader:
+            assert reader.count(Run) == 0
+
+    def test_a_dataset_without_training_clips_is_refused(
+        self, workspace: Workspace, base: Path, tmp_path: Path
+    ) -> None:
+        frozen(workspace, tmp_path / "speech")
+        datasets.build(taking_tones(workspace), name="tests", ratios=(0.6, 0.2, 0.2), train_limit=0)
+        with pytest.raises(UsageError, match="no clips in its train split"):
+            training.train(workspace, dataset="tests", base=str(base))
+
+
+def test_parameters_are_counted_off_the_files(base: Path) -> None:
+    assert training.parameters(base) == sum(weight.numel() for weight in weights(base).values())

@@ -1,0 +1,209 @@
+"""Segmentation: spans by the VAD on real speech, references from given texts, invariants by property tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import sqlalchemy as sa
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from voxloop import utterances as module
+from voxloop.audio import Waveform, decode, measure
+from voxloop.errors import UnknownRecord
+from voxloop.recordings import ingest, read_audio
+from voxloop.records import MAX_UTTERANCE_SAMPLES, Transcript, Utterance
+from voxloop.settings import Settings
+from voxloop.stores import catalog as tables
+from voxloop.utterances import VAD_FRAME, segment, spans_of, speech_spans, utterance_audio
+from voxloop.workspace import Workspace
+
+RATE = 16_000
+
+
+def take(ws: Workspace, path: Path, waveform: Waveform, text: str | None = None, **said: Any) -> str:
+    """A waveform as a recording of the workspace."""
+    soundfile.write(path, waveform, RATE)
+    if text is not None:
+        path.with_suffix(".txt").write_text(text)
+    (id,) = ingest(ws, path, **said).taken
+    return id
+
+
+def pause(seconds: float) -> Waveform:
+    return np.random.default_rng(0).normal(0, 1e-4, round(seconds * RATE)).astype(np.float32)
+
+
+def payload(ws: Workspace, recording: str) -> dict[str, Any]:
+    event = tables.event
+    with ws.read() as reader:
+        where = (event.c.type == "recording.segmented", event.c.subject == recording)
+        found: dict[str, Any] = reader.connection.execute(sa.select(event.c.payload).where(*where)).scalar_one()
+        return found
+
+
+@pytest.fixture(scope="module")
+def sentences(real_speech: Path) -> list[Waveform]:
+    """Six clean read sentences of about 3 s."""
+    return [decode(path) for path in sorted((real_speech / "kathleen_en").glob("*.flac"))[:6]]
+
+
+def check_spans(spans: list[tuple[int, int]], samples: int) -> None:
+    end = 0
+    for start, stop in spans:
+        assert end <= start < stop <= samples
+        assert stop - start <= MAX_UTTERANCE_SAMPLES
+        end = stop
+
+
+# Runs of frames that sound alike make realistic patterns likelier than single frames would.
+runs = st.lists(st.tuples(st.floats(0, 1), st.integers(1, 400)), max_size=12)
+
+
+@hypothesis_settings(max_examples=300, deadline=None)
+@given(runs, st.integers(1, VAD_FRAME), st.integers(0, 2_000), st.integers(0, 1_000))
+def test_spans_lie_inside_in_order_disjoint_and_within_30_s(
+    pattern: list[tuple[float, int]], last: int, min_silence_ms: int, pad_ms: int
+) -> None:
+    probabilities = [value for value, length in pattern for _ in range(length)]
+    samples = max(0, len(probabilities) - 1) * VAD_FRAME + (last if probabilities else 0)
+    chosen = Settings(vad_min_silence_ms=min_silence_ms, vad_pad_ms=pad_ms)
+    check_spans(spans_of(probabilities, samples, chosen), samples)
+
+
+def test_an_hour_of_unbroken_speech_is_cut_without_losing_any() -> None:
+    frames = 3600 * RATE // VAD_FRAME
+    samples = frames * VAD_FRAME
+    spans = spans_of([0.99] * frames, samples, Settings())
+    check_spans(spans, samples)
+    covered = sum(end - start for start, end in spans)
+    assert covered > 0.99 * samples
+
+
+def test_the_vad_side_by_side_is_silero_s_own(sentences: list[Waveform]) -> None:
+    import torch
+    from silero_vad import get_speech_timestamps, get_speech_timestamps_from_probs, load_silero_vad
+
+    whole = np.concatenate([part for sentence in sentences for part in (sentence, pause(1.5))])
+    beside = module._side_by_side([sentences[0], whole, sentences[1]])
+    for waveform, probabilities in zip([sentences[0], whole, sentences[1]], beside, strict=True):
+        expected = get_speech_timestamps(torch.from_numpy(waveform), load_silero_vad())
+        assert get_speech_timestamps_from_probs(probabilities, audio_length_samples=len(waveform)) == expected
+
+
+def test_a_long_recording_in_windows_is_cut_as_in_one_piece(
+    sentences: list[Waveform], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "VAD_WINDOW", 200 * VAD_FRAME)  # 6.4 s, so that 38 s take several rounds
+    monkeypatch.setattr(module, "SIDE_BY_SIDE", 2)
+    whole = np.concatenate([part for sentence in sentences * 2 for part in (sentence, pause(1.5))])
+    (in_one,) = module._side_by_side([whole])
+    reads: list[int] = []
+
+    def read(start: int, end: int) -> Waveform:
+        reads.append(end - start)
+        return whole[start:end]
+
+    in_windows = module._in_windows(read, len(whole))
+    assert len(in_windows) == len(in_one)
+    assert np.mean((np.array(in_windows) > 0.5) != (np.array(in_one) > 0.5)) < 0.005
+    assert len(reads) > 2
+    assert max(reads) <= 2 * module.VAD_WINDOW + module.VAD_WARM_UP
+    cut, expected = (spans_of(found, len(whole), Settings()) for found in (in_windows, in_one))
+    assert len(cut) == len(expected)
+    assert np.abs(np.array(cut) - np.array(expected)).max() <= 2 * VAD_FRAME
+
+
+def test_phrases_are_found_where_they_were_put(sentences: list[Waveform]) -> None:
+    parts: list[Waveform] = []
+    places: list[tuple[int, int]] = []
+    length = 0
+    for sentence in sentences:
+        parts.append(pause(2.0))
+        length += len(parts[-1])
+        inner = speech_spans(sentence, Settings())
+        places.append((length + inner[0][0], length + inner[-1][1]))
+        parts.append(sentence)
+        length += len(sentence)
+    spans = speech_spans(np.concatenate([*parts, pause(2.0)]), Settings())
+    assert len(spans) == len(sentences)
+    for (start, end), (put_start, put_end) in zip(spans, places, strict=True):
+        assert abs(start - put_start) < 0.3 * RATE
+        assert abs(end - put_end) < 0.3 * RATE
+
+
+def test_phrases_close_together_are_joined_up_to_fifteen_seconds(sentences: list[Waveform]) -> None:
+    close = np.concatenate([part for sentence in sentences * 3 for part in (sentence, pause(0.1))])
+    spans = speech_spans(close, Settings())
+    check_spans(spans, len(close))
+    assert len(spans) < 3 * len(sentences)
+    assert np.median([end - start for start, end in spans[:-1]]) > 5 * RATE
+
+
+def test_a_short_recording_is_one_phrase(workspace: Workspace, tmp_path: Path, sentences: list[Waveform]) -> None:
+    word = sentences[0][: 2 * RATE]
+    id = take(workspace, tmp_path / "a.wav", np.concatenate([pause(1), word, pause(1.2), word, pause(1)]))
+    (utterance,) = segment(workspace, id)
+    assert utterance.start > RATE // 2
+    assert utterance.status == "new"
+    assert utterance.quality == measure(utterance_audio(workspace, utterance))
+
+
+def test_a_given_text_becomes_the_reference(workspace: Workspace, tmp_path: Path, sentences: list[Waveform]) -> None:
+    id = take(workspace, tmp_path / "a.wav", sentences[0], "a cry of joy", speaker="kathleen", language="en")
+    (utterance,) = segment(workspace, id)
+    assert (utterance.start, utterance.end) == (0, len(sentences[0]))
+    assert (utterance.status, utterance.speaker, utterance.language) == ("reviewed", "kathleen", "en")
+    with workspace.read() as reader:
+        (reference,) = reader.all(Transcript)
+    assert (reference.kind, reference.by, reference.text) == ("reference", "metadata", "a cry of joy")
+    assert reference.utterance == utterance.id
+    assert np.array_equal(utterance_audio(workspace, utterance), read_audio(workspace, id))
+
+
+def test_the_text_of_a_long_recording_is_not_attached(
+    workspace: Workspace, tmp_path: Path, sentences: list[Waveform]
+) -> None:
+    long = np.concatenate([part for sentence in sentences * 3 for part in (sentence, pause(1.5))])
+    id = take(workspace, tmp_path / "a.wav", long, "all that was said")
+    found = segment(workspace, id)
+    assert len(found) > 1
+    check_spans([(u.start, u.end) for u in found], len(long))
+    with workspace.read() as reader:
+        assert reader.all(Transcript) == []
+    assert "given text" in payload(workspace, id)["note"]
+
+
+def test_silence_and_noise_have_no_utterances(workspace: Workspace, tmp_path: Path) -> None:
+    silent = take(workspace, tmp_path / "a.wav", np.zeros(3 * RATE, np.float32))
+    noise = np.random.default_rng(1).normal(0, 0.05, 3 * RATE).astype(np.float32)
+    noisy = take(workspace, tmp_path / "b.wav", noise)
+    assert segment(workspace, [silent, noisy]) == []
+    for id in (silent, noisy):
+        assert payload(workspace, id) == {"utterances": 0, "speech_seconds": 0.0, "note": "no speech was found"}
+
+
+def test_segmenting_again_changes_nothing(workspace: Workspace, tmp_path: Path, sentences: list[Waveform]) -> None:
+    ids = [take(workspace, tmp_path / f"{n}.wav", sentence) for n, sentence in enumerate(sentences[:3])]
+    first = segment(workspace, ids)
+    assert [u.recording for u in first] == ids
+    assert segment(workspace, ids[1]) == [first[1]]
+    assert segment(workspace, ids) == first
+    with workspace.read() as reader:
+        assert reader.count(Utterance) == len(first)
+
+
+def test_ids_are_those_of_the_span(workspace: Workspace, tmp_path: Path, sentences: list[Waveform]) -> None:
+    id = take(workspace, tmp_path / "a.wav", sentences[0])
+    (utterance,) = segment(workspace, id)
+    assert utterance.id == f"{id}:{utterance.start}-{utterance.end}"
+
+
+def test_a_recording_that_is_not_there_is_an_error(workspace: Workspace) -> None:
+    with pytest.raises(UnknownRecord):
+        segment(workspace, "sha256-0")
