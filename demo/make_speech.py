@@ -1,5 +1,6 @@
-"""Make the demo's own speech anew: `python demo/make_speech.py` writes `demo/speech/` (the same for the same espeak-ng).
+"""Make the demo's own speech anew: `python demo/make_speech.py` writes `demo/speech/`.
 
+The same espeak-ng makes the same clips.
 One synthetic speaker, "coral", says two dozen household commands in Caribbean English: an accent and words the starter
 has never heard. Speed, pitch, room and noise vary from clip to clip, as a person's do.
 """
@@ -48,7 +49,7 @@ def main() -> None:
         for text in DEMO_COMMANDS:
             name = f"{text.replace(' ', '-')}-{number + 1:02d}.ogg"
             wave = take(text, rng=random.Random(f"{name}"), noise=np.random.default_rng(len(rows)))
-            soundfile.write(folder / name, wave, SAMPLE_RATE, format="OGG", subtype="OPUS", compression_level=0.8)
+            soundfile.write(folder / name, wave, SAMPLE_RATE, format="OGG", subtype="OPUS", compression_level=0.9)
             rows.append(
                 {
                     "file": name,

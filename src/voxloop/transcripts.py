@@ -66,16 +66,17 @@ def _register(ws: Workspace, name: str) -> Model:
     files = _hash_files(folder)
     if not any(file.endswith(".safetensors") for file in files):
         raise ModelError(
-            f"{folder} holds no .safetensors weights: a model folder with config.json, tokenizer and safetensors is needed"
+            f"{folder} holds no .safetensors weights: needed is a model folder with config.json, tokenizer and safetensors"
         )
     where = name if folder != Path(name).absolute() else str(folder)
     model = Model(id=model_id(files), family=_family_of(folder), base=where, kind="full", where=where, files=files)
     with ws.read() as reader:
         known = reader.find(Model, model.id)
-    if known is None:
-        with ws.transaction() as tx:
-            tx.add(model)
-    return known or model
+    if known:
+        return known
+    with ws.catalog.write() as tx:  # true whatever becomes of the job in hand, so not fenced by its claim
+        tx.add(model)
+        return tx.get(Model, model.id)
 
 
 @lru_cache(maxsize=32)

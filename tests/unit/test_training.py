@@ -62,6 +62,7 @@ SMALL = ("max_seconds=none", "batch_seconds=12", "log_steps=2", "eval_seconds=no
 
 def lay_out(folder: Path, base: Path, *overrides: str, data: Path | None = None) -> Path:
     """A run's folder, ready for the child."""
+    folder.mkdir(exist_ok=True)
     data = data or write_data(folder / "data")
     recipe = recipes.override(recipes.named("quick"), [*SMALL, *overrides])
     config = TrainingConfig(
@@ -198,22 +199,19 @@ class TestRun:
         folder = lay_out(tmp_path / "run", base, "max_steps=2", data=data)
         outcome = trainer.run(folder, StopFlag())
         assert any("val split is empty" in note for note in outcome.notes)
-        assert torch.equal(
-            weights(folder / "best")["proj_out.weight"]
-            if "proj_out.weight" in weights(folder / "best")
-            else weights(folder / "best")["model.decoder.embed_tokens.weight"],
-            weights(folder / "final")["model.decoder.embed_tokens.weight"],
-        )
+        best, final = weights(folder / "best"), weights(folder / "final")
+        assert all(torch.equal(best[name], final[name]) for name in final)
 
     def test_the_clock_ends_a_run_and_the_rate_falls_with_it(self, base: Path, tmp_path: Path) -> None:
-        folder = lay_out(tmp_path / "run", base, "max_seconds=6", "max_epochs=none", "eval_seconds=2")
+        folder = lay_out(tmp_path / "run", base, "max_seconds=8", "max_epochs=none", "warmup_steps=0", "log_steps=1")
         began = time.monotonic()
         trainer.run(folder, StopFlag())
-        assert time.monotonic() - began < 12  # six, and what comes before the model is loaded
+        assert time.monotonic() - began < 16  # eight, and what comes before the model is loaded
         lines = metrics(folder)
-        assert lines[-1]["elapsed_s"] < 6.5
+        assert lines[-1]["elapsed_s"] < 8.5
         rates = [line["learning_rate"] for line in lines if "learning_rate" in line]
-        assert rates[-1] < 0.2 * max(rates)
+        assert rates == sorted(rates, reverse=True)
+        assert rates[-1] < 0.3 * rates[0]
 
     def test_patience_ends_a_run(self, base: Path, tmp_path: Path) -> None:
         folder = lay_out(tmp_path / "run", base, "max_steps=500", "eval_steps=1", "patience=2", "learning_rate=1e-9")
@@ -360,13 +358,13 @@ class TestStep:
             base=str(base),
             recipe="quick",
             overrides=["max_steps=4", "eval_steps=2", "batch_seconds=12"],
-            max_seconds=60,
+            max_seconds=600,
             progress=told.append,
         )
         assert run.status == "completed"
         assert run.dataset == dataset.id
         assert run.recipe["max_steps"] == 4
-        assert run.recipe["max_seconds"] == 60
+        assert run.recipe["max_seconds"] == 600
         assert run.progress["step"] == 4
         assert run.finished is not None
         assert [line["step"] for line in told if "val_wer" in line] == [0, 2, 4]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -76,4 +77,7 @@ models.register(app)
 
 def main() -> None:
     """The console script."""
+    # Read once, when torch loads its OpenMP. A thread that waits by spinning costs the others of a shared machine their
+    # core: transcribing was 20 times slower beside another busy process (docs/log.md).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     app()

@@ -18,7 +18,7 @@ METADATA = ("metadata.jsonl", "metadata.csv")  # the first that a folder holds
 AUDIO_SUFFIXES = frozenset((
     ".3g2", ".3gp", ".aac", ".ac3", ".aif", ".aifc", ".aiff", ".amr", ".ape", ".au", ".avi", ".caf", ".flac", ".flv",
     ".gsm", ".m4a", ".m4b", ".mka", ".mkv", ".mov", ".mp2", ".mp3", ".mp4", ".mpeg", ".mpg", ".nist", ".oga", ".ogg",
-    ".opus", ".rf64", ".snd", ".sph", ".ts", ".tta", ".voc", ".w64", ".wav", ".webm", ".wma", ".wv",
+    ".opus", ".rf64", ".snd", ".sph", ".tta", ".voc", ".w64", ".wav", ".webm", ".wma", ".wv",
 ))
 # fmt: on
 FILE_KEYS = ("file", "file_name", "audio_path", "audio_filepath")

@@ -9,7 +9,9 @@ import copy
 import json
 import math
 import os
+import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -66,7 +68,15 @@ class Recipe:
     synthetic_clips: int = 8_000
 
 
-def train(clips: list[Clip], recipe: Recipe, *, device: str, log: Any = print) -> tuple[Any, dict[str, float]]:
+def say(line: str) -> None:
+    """A line of progress, at once."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def train(
+    clips: list[Clip], recipe: Recipe, *, device: str, log: Callable[[str], object] = say
+) -> tuple[Any, dict[str, float]]:
     """The averaged model and how the training went."""
     torch.manual_seed(recipe.seed)
     model = network.new_model(
@@ -98,7 +108,7 @@ def train(clips: list[Clip], recipe: Recipe, *, device: str, log: Any = print) -
         decoder_loss, encoder_loss = _losses(model, head, batch, recipe, device)
         optimiser.zero_grad(set_to_none=True)
         weight = 1.0 if batches.stage.easy else recipe.ctc_weight
-        (decoder_loss + weight * encoder_loss).backward()
+        (decoder_loss + weight * encoder_loss).backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(trained, 1.0)
         optimiser.step()
         step += 1
@@ -115,8 +125,7 @@ def train(clips: list[Clip], recipe: Recipe, *, device: str, log: Any = print) -
             left_min = elapsed / 60 * (1 - done) / max(done, 1e-9)
             log(
                 f"step {step:5d}  decoder {decoder_mean:.3f}  encoder {encoder_mean:.3f}  rate {rate:.1e}  "
-                f"{elapsed / 60:5.1f} min, about {max(0.0, left_min):.1f} left",
-                flush=True,
+                f"{elapsed / 60:5.1f} min, about {max(0.0, left_min):.1f} left"
             )
     model.load_state_dict(averaged, strict=False)  # the tied output layer follows the embedding
     model.eval()
@@ -193,7 +202,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Build the starter model.")
     parser.add_argument("--data", type=Path, help="folder of real speech (digits_en, prompts_en, keywords_en)")
     parser.add_argument("--leave-out", action="append", default=[], metavar="SPEAKER", help="never heard; measured")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the model")
+    parser.add_argument("--out", type=Path, default=Path("build/starter/model"), help="folder for the model")
     parser.add_argument("--cache", type=Path, default=Path("build/starter"), help="where synthetic speech is kept")
     parser.add_argument("--minutes", type=float, default=usual.minutes, help="training time at most")
     parser.add_argument("--steps", type=int, default=usual.steps, help="training steps at most")
@@ -205,15 +214,12 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     began = time.monotonic()
     clips = corpus.synthetic_speech(asked.cache, count=recipe.synthetic_clips, seed=recipe.seed, workers=asked.threads)
-    print(f"{len(clips)} synthetic clips, {_minutes(clips):.0f} minutes", flush=True)
-    real = corpus.real_speech(asked.data, leave_out=asked.leave_out, report=print) if asked.data else []
+    say(f"{len(clips)} synthetic clips, {_minutes(clips):.0f} minutes")
+    real = corpus.real_speech(asked.data, leave_out=asked.leave_out, report=say) if asked.data else []
     if real:
-        print(
-            f"{len(real)} real clips, {_minutes(real):.0f} minutes, without {asked.leave_out or 'exception'}",
-            flush=True,
-        )
+        say(f"{len(real)} real clips, {_minutes(real):.0f} minutes, without {asked.leave_out or 'exception'}")
     else:
-        print("no real speech was given: training on synthetic voices alone, which real speakers will notice")
+        say("no real speech was given: training on synthetic voices alone, which real speakers will notice")
     model, spent = train(clips + real, recipe, device=device)
     save(model, asked.out)
     model = model.to("cpu")
@@ -227,7 +233,7 @@ def main() -> None:
         "total_s": round(time.monotonic() - began, 1),
     }
     (asked.out / "metrics.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(result["word_error_rates"], indent=2))
+    say(json.dumps(result["word_error_rates"], indent=2))
 
 
 def _minutes(clips: list[Clip]) -> float:

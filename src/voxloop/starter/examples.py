@@ -247,7 +247,7 @@ class Batches:
         return torch.rand(*shape, generator=self.generator)
 
     def _warp(self, log_power: Tensor) -> Tensor:
-        """Stretch the mel axis by up to 10 %, as another length of the vocal tract would (VTLP, Jaitly, Hinton 2013)."""
+        """Stretch the mel axis by up to 10 %, as a vocal tract of another length would (VTLP, Jaitly 2013)."""
         batch, bands, _ = log_power.shape
         factor = 1 + self.stage.strength * 0.2 * (self._uniform(batch, 1) - 0.5)
         place = (torch.arange(bands)[None] * factor).clamp(max=bands - 1)

@@ -109,7 +109,7 @@ def trim(wave: Wave, *, keep_s: float, floor: float = 0.01) -> Wave:
 def change_speed(wave: Wave, *, factor: float) -> Wave:
     """Faster and higher (`factor` > 1) or slower and lower, as a tape would; linear interpolation suffices here."""
     count = max(1, round(len(wave) / factor))
-    return np.interp(np.arange(count) * factor, np.arange(len(wave)), wave).astype(np.float32)
+    return np.asarray(np.interp(np.arange(count) * factor, np.arange(len(wave)), wave), dtype=np.float32)
 
 
 def telephone(wave: Wave, *, mu_law: bool) -> Wave:

@@ -424,6 +424,7 @@ class SpeechTrainer(Seq2SeqTrainer):  # type: ignore[misc]
         self.busy_s += self.session.elapsed_s - began
         metrics = {"val_wer": score.wer, "val_cer": score.cer}
         self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def _determine_best_metric(self, metrics: Any, trial: Any) -> bool:
@@ -470,6 +471,7 @@ class SpeechTrainer(Seq2SeqTrainer):  # type: ignore[misc]
         append_line(session.folder / METRICS, {k: v for k, v in line.items() if v is not None})
         self.state.log_history.append(line)
         log.info(_sentence(line))
+        self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
 
 
 def _on_gpu(device: str) -> bool:

@@ -1,0 +1,63 @@
+"""Write docs/commands.md and docs/settings.md from the program itself: `python docs/make_reference.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import typer.main
+
+from voxloop import settings
+from voxloop.cli import app
+
+HERE = Path(__file__).parent
+
+
+def commands_page() -> str:
+    """Every command with its arguments and options, as the program states them."""
+    root = typer.main.get_command(app)
+    lines = ["# Commands", "", "Written by `python docs/make_reference.py`; a test holds it true.", ""]
+    lines += ["Every command takes the workspace with `voxloop -C FOLDER` or `VOXLOOP_WORKSPACE`; the exit status is 0"]
+    lines += ["where it was done, 1 where it failed, 2 where it was asked for wrongly.", ""]
+    for path, command in _walk("voxloop", root):
+        arguments = [p for p in command.params if p.param_type_name == "argument"]
+        options = [p for p in command.params if p.param_type_name == "option" and p.name != "help"]
+        usage = " ".join([path, *(_metavar(p) for p in arguments)])
+        lines += [f"## {path}", "", (command.help or "").strip(), "", "```", usage + (" [OPTIONS]" if options else ""), "```", ""]
+        described = [(f"`{', '.join(p.opts)}`", p.help or "") for p in options]
+        described += [(f"`{_metavar(p)}`", getattr(p, "help", "") or "") for p in arguments if getattr(p, "help", "")]
+        if described:
+            lines += ["| | |", "|---|---|"]
+            lines += [f"| {name} | {meaning} |" for name, meaning in described]
+            lines.append("")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _metavar(parameter: Any) -> str:
+    name = parameter.metavar or (parameter.name or "").upper()
+    return name if parameter.required or name.startswith("[") else f"[{name}]"
+
+
+def _walk(path: str, command: Any) -> Iterator[tuple[str, Any]]:
+    if hasattr(command, "commands"):
+        for name, child in command.commands.items():
+            yield from _walk(f"{path} {name}", child)
+    else:
+        yield path, command
+
+
+def settings_page() -> str:
+    """Every setting with its default and meaning."""
+    lines = ["# Settings", "", "Written by `python docs/make_reference.py`; a test holds it true.", ""]
+    lines += ["They stand in the workspace's `voxloop.toml`; an environment variable `VOXLOOP_<NAME>` wins over the file.", ""]
+    lines += ["| setting | default | meaning |", "|---|---|---|"]
+    for name, default, meaning in settings.described():
+        shown = "/".join(map(str, default)) if isinstance(default, tuple) else default
+        lines.append(f"| `{name}` | {f'`{shown}`' if shown != '' else 'empty'} | {meaning} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    (HERE / "commands.md").write_text(commands_page())
+    (HERE / "settings.md").write_text(settings_page())

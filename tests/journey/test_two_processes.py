@@ -1,0 +1,66 @@
+"""Two processes on one workspace: `voxloop ingest` while `voxloop worker` runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+CLIPS = 40
+DEADLINE_S = 300
+
+
+def voxloop(workspace: Path, *arguments: str) -> list[str]:
+    return [sys.executable, "-c", "from voxloop.cli import main; main()", "-C", str(workspace), *arguments]
+
+
+def output(workspace: Path, *arguments: str) -> Any:
+    done = subprocess.run(voxloop(workspace, *arguments), capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_audio_comes_in_while_a_worker_runs(tmp_path: Path, demo_speech: Path) -> None:
+    folders = []
+    files = sorted(demo_speech.glob("*.ogg"))[:CLIPS]
+    for part in range(4):
+        folder = tmp_path / f"part{part}"
+        folder.mkdir()
+        for file in files[part::4]:
+            shutil.copy(file, folder)
+        folders.append(folder)
+    workspace = tmp_path / "workspace"
+    subprocess.run(voxloop(workspace, "init"), check=True, timeout=120)
+    with (tmp_path / "worker.log").open("w") as log:
+        worker = subprocess.Popen(
+            voxloop(workspace, "worker"), stdout=log, stderr=log, env=os.environ | {"VOXLOOP_POLL_S": "0.1"}
+        )
+    try:
+        taken = sum(output(workspace, "ingest", str(folder), "--json")["taken"] for folder in folders)
+        assert taken == CLIPS
+        again = output(workspace, "ingest", str(folders[0]), "--json")
+        assert (again["taken"], again["known"]) == (0, CLIPS // 4)
+        ended = time.monotonic() + DEADLINE_S
+        while True:
+            status = output(workspace, "status", "--json")
+            if status["jobs"].get("index", {}).get("done", 0) == CLIPS:
+                break
+            assert time.monotonic() < ended, (tmp_path / "worker.log").read_text()
+            assert worker.poll() is None, (tmp_path / "worker.log").read_text()
+            time.sleep(0.5)
+        assert {step: set(states) for step, states in status["jobs"].items()} == {
+            step: {"done"} for step in ("segment", "transcribe", "restore", "index")
+        }
+        assert status["utterances"].get("new", 0) == 0
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(60) == 0
+    finally:
+        if worker.poll() is None:
+            worker.kill()
+            worker.wait()
