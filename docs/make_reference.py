@@ -24,7 +24,8 @@ def commands_page() -> str:
         arguments = [p for p in command.params if p.param_type_name == "argument"]
         options = [p for p in command.params if p.param_type_name == "option" and p.name != "help"]
         usage = " ".join([path, *(_metavar(p) for p in arguments)])
-        lines += [f"## {path}", "", (command.help or "").strip(), "", "```", usage + (" [OPTIONS]" if options else ""), "```", ""]
+        usage += " [OPTIONS]" if options else ""
+        lines += [f"## {path}", "", (command.help or "").strip(), "", "```", usage, "```", ""]
         described = [(f"`{', '.join(p.opts)}`", p.help or "") for p in options]
         described += [(f"`{_metavar(p)}`", getattr(p, "help", "") or "") for p in arguments if getattr(p, "help", "")]
         if described:
@@ -50,7 +51,10 @@ def _walk(path: str, command: Any) -> Iterator[tuple[str, Any]]:
 def settings_page() -> str:
     """Every setting with its default and meaning."""
     lines = ["# Settings", "", "Written by `python docs/make_reference.py`; a test holds it true.", ""]
-    lines += ["They stand in the workspace's `voxloop.toml`; an environment variable `VOXLOOP_<NAME>` wins over the file.", ""]
+    lines += [
+        "They stand in the workspace's `voxloop.toml`; the variable `VOXLOOP_<NAME>` of the environment wins.",
+        "",
+    ]
     lines += ["| setting | default | meaning |", "|---|---|---|"]
     for name, default, meaning in settings.described():
         shown = "/".join(map(str, default)) if isinstance(default, tuple) else default

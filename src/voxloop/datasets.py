@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
@@ -253,7 +253,7 @@ def _fill(
     settled = {u.recording for u in utterances if u.split}
     free = [recording for recording in free if recording not in settled]
     middle = {"train": ratios[0] / 2, "val": ratios[0] + ratios[1] / 2, "test": 1 - ratios[2] / 2}
-    for split in ("test", "val", "train"):
+    for split in reversed(SPLITS):
         if split not in wanted or split in assigned.values():
             continue
         counts = Counter(assigned.values())
@@ -269,7 +269,7 @@ def _fill(
         free.remove(taken)
         for utterance in utterances:
             if utterance.recording == taken:
-                assigned[utterance.id] = cast("Split", split)
+                assigned[utterance.id] = split
     return assigned
 
 
@@ -347,8 +347,8 @@ def _nothing(candidates: Sequence[Utterance], exclusions: Sequence[Exclusion]) -
         return "there are no utterances yet: `voxloop ingest` takes audio in, `voxloop worker --until-idle` segments it"
     reasons = "; ".join(f"{count} {reason}" for reason, count in Counter(e.reason for e in exclusions).most_common())
     return (
-        f"none of {len(candidates)} utterances can enter a dataset ({reasons}): correct some with `voxloop review save`, "
-        "or take confident machine text with --machine-text 0.9"
+        f"none of {len(candidates)} utterances can enter a dataset ({reasons}): correct some with "
+        "`voxloop review save`, or take confident machine text with --machine-text 0.9"
     )
 
 

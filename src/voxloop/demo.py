@@ -181,5 +181,5 @@ def _farewell(result: DemoResult, folder: Path, out: Path, say: Say) -> None:
     say("Your own voice:      voxloop ingest FOLDER --speaker ME; voxloop worker --until-idle; voxloop review list;")
     say('                     voxloop review save UTTERANCE "what was said"; voxloop dataset build; voxloop train')
     say(
-        'A real base model:   put base_model = "openai/whisper-small" into voxloop.toml, or train --base openai/whisper-small'
+        'A real base model:   base_model = "openai/whisper-small" in voxloop.toml, or train --base openai/whisper-small'
     )

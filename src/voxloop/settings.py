@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import itertools
 import json
 import os
 import tomllib
@@ -35,7 +36,7 @@ class Settings:
     bus: str = "local"
     """`local`: workers poll the job table."""
     base_model: str = "starter"
-    """What transcribes before any champion is promoted: `starter`, a Hub id such as openai/whisper-small, or a folder."""
+    """What transcribes before there is a champion: `starter`, a Hub id such as openai/whisper-small, or a folder."""
     language: str = ""
     """Language taken where a recording names none (ISO 639-1); empty: the model detects it."""
     device: str = ""
@@ -92,7 +93,7 @@ def described() -> list[tuple[str, Any, str]]:
     body = cast("ast.ClassDef", tree.body[0]).body
     defaults = Settings()
     found = []
-    for field, doc in zip(body, body[1:], strict=False):
+    for field, doc in itertools.pairwise(body):
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(doc, ast.Expr):
             meaning = " ".join(str(cast("ast.Constant", doc.value).value).split())
             found.append((field.target.id, getattr(defaults, field.target.id), meaning))

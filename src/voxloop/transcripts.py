@@ -66,7 +66,7 @@ def _register(ws: Workspace, name: str) -> Model:
     files = _hash_files(folder)
     if not any(file.endswith(".safetensors") for file in files):
         raise ModelError(
-            f"{folder} holds no .safetensors weights: needed is a model folder with config.json, tokenizer and safetensors"
+            f"{folder} holds no .safetensors weights: needed is a folder with config.json, tokenizer and safetensors"
         )
     where = name if folder != Path(name).absolute() else str(folder)
     model = Model(id=model_id(files), family=_family_of(folder), base=where, kind="full", where=where, files=files)

@@ -23,7 +23,7 @@ def emit(jobs: Jobs, catalog: Catalog, *subjects: str, type: str = "recording.in
 def states(catalog: Catalog) -> dict[str, int]:
     with catalog.read() as reader:
         rows = reader.connection.execute(sa.select(tables.job.c.state, sa.func.count()).group_by(tables.job.c.state))
-        return {state: count for state, count in rows}
+        return {row[0]: row[1] for row in rows}
 
 
 def test_an_event_makes_one_job_for_each_listener(jobs: Jobs, catalog: Catalog) -> None:

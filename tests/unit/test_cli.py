@@ -34,7 +34,8 @@ def test_help_loads_nothing_heavy() -> None:
 
 
 def test_the_package_and_its_data_half_load_no_torch() -> None:
-    code = "import sys, voxloop, voxloop.pipeline, voxloop.promotion, voxloop.training; assert 'torch' not in sys.modules"
+    modules = "voxloop, voxloop.pipeline, voxloop.promotion, voxloop.training"
+    code = f"import sys, {modules}; assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
 

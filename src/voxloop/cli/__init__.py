@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from voxloop import __version__
-from voxloop.cli import data, models, work
+from voxloop.cli import datasets, models, review, speech, work
 from voxloop.errors import UsageError, VoxloopError
 
 
@@ -71,7 +71,9 @@ def _main(
 
 
 work.register(app)
-data.register(app)
+speech.register(app)
+review.register(app)
+datasets.register(app)
 models.register(app)
 
 

@@ -47,7 +47,8 @@ def training_lines(say: Callable[[str], None]) -> Callable[[dict[str, Any]], Non
         left = f", {line['eta_s']:.0f} s left" if line.get("eta_s") is not None else ""
         loss = f", loss {line['loss']:.3f}" if line.get("loss") is not None else ""
         say(
-            f"  step {line.get('step', 0):>5}{loss}, val WER {percent(line['val_wer'])}, {line.get('elapsed_s', 0):.0f} s{left}"
+            f"  step {line.get('step', 0):>5}{loss}, val WER {percent(line['val_wer'])}, "
+            f"{line.get('elapsed_s', 0):.0f} s{left}"
         )
 
     return told
@@ -328,7 +329,8 @@ def model_promote(
         if outcome.comparison:
             c = outcome.comparison
             typer.echo(
-                f"WER {percent(c.wer_before)} -> {percent(c.wer_after)} on {c.utterances} unseen utterances ({c.words} words)"
+                f"WER {percent(c.wer_before)} -> {percent(c.wer_after)} on {c.utterances} unseen utterances "
+                f"({c.words} words)"
             )
             print_comparison(c)
         typer.echo(outcome.message)

@@ -63,7 +63,8 @@ def _print_status(found: Status) -> None:
     if found.newest_run and found.newest_run.status == "running":
         progress = found.newest_run.progress
         typer.echo(
-            f"{'training':<12}{found.newest_run.id}: step {progress.get('step', 0)}, val WER {percent(progress.get('val_wer'))}"
+            f"{'training':<12}{found.newest_run.id}: step {progress.get('step', 0)}, "
+            f"val WER {percent(progress.get('val_wer'))}"
         )
     waiting = {step: states for step, states in found.jobs.items() if set(states) != {"done"}}
     if waiting:

@@ -56,12 +56,12 @@ def _train(folder: Path) -> Outcome:
         signal.signal(number, lambda received, _: asked.append(received))
     import torch
 
-    from voxloop.training import trainer
+    from voxloop.training import session, trainer
 
-    config = trainer.TrainingConfig.load(folder)
+    config = session.TrainingConfig.load(folder)
     if config.threads:
         torch.set_num_threads(config.threads)
-    stop = trainer.StopFlag()
+    stop = session.StopFlag()
 
     def end(*_: object) -> None:
         stop.set = True

@@ -2,8 +2,7 @@
 
 A folder tells what to do (`training_config.json`) and takes everything that comes
 of it: `metrics.jsonl`, `checkpoint-N`, `best/`, `final/`, `train_results.json`,
-`eval_results.json`, `status.json`. What is best is decided by the word error rate
-of generated text on val, through the code that serves, never by loss.
+`eval_results.json`.
 """
 
 from __future__ import annotations
@@ -12,9 +11,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,285 +19,16 @@ import torch
 from torch.nn import functional
 from transformers import PrinterCallback, Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
 
-from voxloop import text as _text
 from voxloop.errors import SettingError, TrainingError
-from voxloop.families.contract import Decoding, Family, Trainable, family
 from voxloop.training import recipes
-from voxloop.training.batches import Collator, Plan, Row, Speech, loader, read_rows
-from voxloop.training.files import CONFIG, LOOP_STATE, METRICS, append_line, read_json, write_json
+from voxloop.training.batches import Collator, loader
+from voxloop.training.files import LOOP_STATE, METRICS, append_line, read_json, write_json
 from voxloop.training.recipes import Recipe
+from voxloop.training.session import Progress, Score, Session, StopFlag, TrainingConfig
 
 log = logging.getLogger(__name__)
 
 AVERAGE = "average.safetensors"  # in a checkpoint: the running average of the weights
-ENDLESS = 10_000_000  # steps: where only the clock ends a run
-SPARE_S = 0.5  # kept back of the time budget for what was not measured
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
-    """What a run's folder says: complete, so that the child needs nothing else."""
-
-    run: str
-    """The run's id."""
-    family: str
-    """Name of the model family."""
-    base: str
-    """Folder or Hub id of the model to begin with."""
-    train: str
-    """Manifest to learn from; relative to the run's folder."""
-    val: str
-    """Manifest to measure on."""
-    recipe: dict[str, Any]
-    """`Recipe.as_dict()`."""
-    device: str = "auto"
-    """cpu, cuda, cuda:N, or auto: the first GPU, or the CPU where there is none."""
-    threads: int = 0
-    """CPU threads; 0: all cores."""
-
-    def save(self, folder: Path) -> None:
-        write_json(folder / CONFIG, asdict(self))
-
-    @classmethod
-    def load(cls, folder: Path) -> TrainingConfig:
-        return cls(**read_json(folder / CONFIG))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Score:
-    """Errors on val. Fewer word errors are better, then fewer character errors."""
-
-    step: int
-    wer: float
-    cer: float
-
-    def at_least_as_good_as(self, other: Score) -> bool:
-        return (self.wer, self.cer) <= (other.wer, other.cer)
-
-
-@dataclass(kw_only=True)
-class Progress:
-    """What a checkpoint carries beside weights, optimiser and generators: the rest of where a run stood."""
-
-    epoch: int = 0
-    batch: int = 0  # of the epoch, the next to hear
-    batch_seconds: float = 0.0  # the budget that `batch` counts in
-    elapsed_s: float = 0.0
-    stale: int = 0  # evaluations since the last better one
-    base: Score | None = None
-    best: Score | None = None
-    notes: list[str] = field(default_factory=list)
-
-
-class StopFlag:
-    """Set by a signal; the run ends at the next step, with a checkpoint."""
-
-    def __init__(self) -> None:
-        self.set = False
-
-
-class Average:
-    """A running average of the trained weights, which is steadier than the last ones (Polyak and Juditsky 1992)."""
-
-    def __init__(self, model: torch.nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.weights: list[torch.Tensor] = [weight for weight in model.parameters() if weight.requires_grad]
-        self.kept = [weight.detach().clone() for weight in self.weights]
-        self.updates = 0
-
-    def update(self) -> None:
-        self.updates += 1
-        # Early on the average covers few steps, so that the weights it began with do not linger.
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        with torch.no_grad():
-            torch._foreach_lerp_(self.kept, self.weights, 1 - decay)
-
-    def save(self, path: Path) -> None:
-        from safetensors.torch import save_file
-
-        weights = {str(index): kept.contiguous() for index, kept in enumerate(self.kept)}
-        save_file(weights | {"updates": torch.tensor(self.updates)}, path)
-
-    def load(self, path: Path) -> None:
-        from safetensors.torch import load_file
-
-        saved = load_file(path)
-        self.updates = int(saved["updates"])
-        for index, kept in enumerate(self.kept):
-            kept.copy_(saved[str(index)])
-
-    def swap(self) -> None:
-        """Exchange the average and the model's weights."""
-        with torch.no_grad():
-            for weight, kept in zip(self.weights, self.kept, strict=True):
-                held = weight.detach().clone()
-                weight.copy_(kept)
-                kept.copy_(held)
-
-
-class Session:
-    """One attempt at a run: the model, the speech and the clock."""
-
-    def __init__(
-        self, folder: Path, config: TrainingConfig, recipe: Recipe, stop: StopFlag, progress: Progress
-    ) -> None:
-        self.folder = folder
-        self.config = config
-        self.recipe = recipe
-        self.stop = stop
-        self.family: Family = family(config.family)
-        self.trainable: Trainable = self.family.open_for_training(config.base, audio_context=recipe.audio_context)
-        self.started = time.monotonic()
-        self.progress = progress
-        self.before_s = progress.elapsed_s
-        self.train_speech = Speech(read_rows(folder / config.train))
-        self.val = _val_rows(folder / config.val, recipe)
-        self.val_speech = Speech(self.val)
-        self.plan = Plan(
-            self._learnable(self.train_speech.rows),
-            recipe,
-            padded_s=self.family.padded_seconds if recipe.audio_context == "trimmed" else lambda _: 30.0,
-            label_length=lambda text, language: self.family.label_length(self.trainable, text, language),
-            label_limit=self.family.label_limit(self.trainable),
-        )
-        self.model: Any = self.trainable.model
-        _prepare_weights(self.trainable, recipe)
-        if recipe.method == "lora":
-            self.model = _with_adapters(self.trainable, recipe)
-        self.average = Average(self.model, recipe.average) if recipe.average else None
-        self.eval_s = 0.0  # the last evaluation
-        self.save_s = 0.0  # the last saved model
-        self.steps = self._steps()
-
-    def _learnable(self, rows: Sequence[Row]) -> list[Row]:
-        limit = self.family.label_limit(self.trainable)
-        kept = [r for r in rows if self.family.label_length(self.trainable, r.text, r.language) <= limit]
-        if len(kept) < len(rows):
-            self.note(f"{len(rows) - len(kept)} clips left out: their texts have more than {limit} tokens")
-        return kept
-
-    def _steps(self) -> int:
-        recipe = self.recipe
-        steps = recipe.max_steps or ENDLESS
-        if recipe.max_epochs is not None:
-            batches = recipe.max_epochs * self.plan.batches_in_epoch()
-            steps = min(steps, max(1, math.ceil(batches / recipe.accumulation)))
-        return steps
-
-    @property
-    def elapsed_s(self) -> float:
-        return self.before_s + time.monotonic() - self.started
-
-    def note(self, text: str) -> None:
-        """Something worth telling the user at the end."""
-        log.warning(text)
-        if text not in self.progress.notes:
-            self.progress.notes.append(text)
-
-    def done(self, step: int) -> float:
-        """Share of the run that is over, by steps or by the clock, whichever is further."""
-        share = step / self.steps
-        if self.recipe.max_seconds is not None:
-            usable = max(1.0, self.recipe.max_seconds - self.reserve_s)
-            share = max(share, self.elapsed_s / usable)
-        return min(1.0, share)
-
-    @property
-    def reserve_s(self) -> float:
-        """Time for the last evaluation and for two saved models."""
-        return self.eval_s + 2 * self.save_s + SPARE_S
-
-    def rate(self, step: int) -> float:
-        """The learning rate as a share of its highest: a rise, then half a cosine (arXiv:1608.03983)."""
-        recipe = self.recipe
-        rise = min(1.0, (step + 1) / recipe.warmup_steps) if recipe.warmup_steps else 1.0
-        fall = 0.5 * (1 + math.cos(math.pi * self.done(step)))
-        return rise * (recipe.final_share + (1 - recipe.final_share) * fall)
-
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """The averaged weights in the model's place, where there are any."""
-        if self.average is None or not self.average.updates:
-            yield
-            return
-        self.average.swap()
-        try:
-            yield
-        finally:
-            self.average.swap()
-
-    def measure(self, step: int, *, context: str = "auto") -> Score:
-        """Word and character error rates of generated text on val, as served."""
-        began = time.monotonic()
-        language = self.val[0].language if len({row.language for row in self.val}) == 1 else None
-        decoding = Decoding(language=language, audio_context=context)  # type: ignore[arg-type]
-        with self.averaged():
-            recogniser = self.family.recogniser(self.trainable, self.model)
-            heard = recogniser.transcribe([self.val_speech.waveform(row.id) for row in self.val], decoding)
-        references = [_text.normalise(row.text, row.language) for row in self.val]
-        hypotheses = [_text.normalise(h.text, row.language) for h, row in zip(heard, self.val, strict=True)]
-        words = _text.total(_text.word_errors_each(references, hypotheses))
-        characters = _text.total(_text.character_errors_each(references, hypotheses))
-        self.eval_s = time.monotonic() - began
-        return Score(step=step, wer=words.rate, cer=characters.rate)
-
-    def judge(self, score: Score) -> None:
-        """Keep the model where it is at least as good as the best so far: of equals, the one trained longer."""
-        progress = self.progress
-        better = progress.best is None or score.wer < progress.best.wer
-        progress.stale = 0 if better else progress.stale + 1
-        if progress.best is None or score.at_least_as_good_as(progress.best):
-            progress.best = score
-            self.save("best")
-
-    def save(self, name: str) -> None:
-        """Write a complete model folder; the earlier one stays until the new one is whole."""
-        began = time.monotonic()
-        partial = self.folder / f"{name}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        with self.averaged():
-            self.family.save(self.trainable, self.model, partial)
-        shutil.rmtree(self.folder / name, ignore_errors=True)
-        partial.rename(self.folder / name)
-        self.save_s = time.monotonic() - began
-
-
-def _val_rows(manifest: Path, recipe: Recipe) -> list[Row]:
-    """The clips of val that are measured on: the same ones every time."""
-    rows = sorted(read_rows(manifest), key=lambda row: row.id) if manifest.exists() else []
-    step = max(1, math.ceil(len(rows) / recipe.max_val_clips))
-    return rows[::step]
-
-
-def _prepare_weights(trainable: Trainable, recipe: Recipe) -> None:
-    model = trainable.model
-    if recipe.freeze_encoder:
-        model.freeze_encoder()
-    if recipe.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.config.use_cache = False
-
-
-def _with_adapters(trainable: Trainable, recipe: Recipe) -> Any:
-    from peft import LoraConfig, get_peft_model
-
-    config = LoraConfig(
-        r=recipe.lora_rank,
-        lora_alpha=recipe.lora_alpha,
-        lora_dropout=recipe.lora_dropout,
-        target_modules=list(recipe.lora_targets),
-        bias="none",
-    )
-    try:
-        model = get_peft_model(trainable.model, config)
-    except ValueError as error:
-        raise SettingError(f"lora_targets {', '.join(recipe.lora_targets)}: {error}") from error
-    if recipe.gradient_checkpointing:
-        trainable.model.enable_input_require_grads()
-    return model
-
-
-# The trainer ---------------------------------------------------------------------------------------------------------
 
 
 class Pace(TrainerCallback):  # type: ignore[misc]
@@ -424,7 +152,7 @@ class SpeechTrainer(Seq2SeqTrainer):  # type: ignore[misc]
         self.busy_s += self.session.elapsed_s - began
         metrics = {"val_wer": score.wer, "val_cer": score.cer}
         self.log(dict(metrics))
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def _determine_best_metric(self, metrics: Any, trial: Any) -> bool:

@@ -1,0 +1,140 @@
+"""ingest, transcribe."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from voxloop.cli.screen import Json, opened, print_json, progress, table
+
+if TYPE_CHECKING:
+    from voxloop.recordings import IngestReport
+
+
+class Format(StrEnum):
+    text = "text"
+    json = "json"
+    srt = "srt"
+    vtt = "vtt"
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(ingest)
+    app.command()(transcribe)
+
+
+def ingest(
+    ctx: typer.Context,
+    paths: Annotated[list[Path], typer.Argument(help="Files and folders of audio.", metavar="PATH...")],
+    metadata: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSONL with file, text, speaker, language; a folder's own metadata.jsonl is found by itself."
+        ),
+    ] = None,
+    speaker: Annotated[str | None, typer.Option(help="Who speaks, where the metadata does not say.")] = None,
+    language: Annotated[
+        str | None, typer.Option(help="Language, where the metadata does not say (en, vi, ...).")
+    ] = None,
+    session: Annotated[str | None, typer.Option(help="Name of the recording session.")] = None,
+    consent: Annotated[str | None, typer.Option(help="What the speaker agreed to; kept with the recording.")] = None,
+    processes: Annotated[
+        int | None, typer.Option(help="Processes that decode; as many as there are cores, where not given.", min=1)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Take audio in: decoded, measured, stored once. What cannot be taken is named with its reason."""
+    from voxloop.recordings import ingest as take
+
+    with opened(ctx, create=True) as ws, progress("ingest", "files") as told:
+        report = take(
+            ws,
+            paths,
+            metadata=metadata,
+            speaker=speaker,
+            language=language,
+            session=session,
+            consent=consent,
+            processes=processes,
+            progress=lambda p: told(p.done, p.total),
+        )
+    if as_json:
+        print_json(
+            {
+                "taken": len(report.taken),
+                "known": len(report.known),
+                "refused": len(report.refused),
+                "hours": report.seconds_of_audio / 3600,
+                "elapsed_s": report.elapsed,
+                "recordings": report.taken,
+                "refusals": report.refused,
+                "notes": report.notes,
+            }
+        )
+    else:
+        _print_ingest(report)
+    if report.refused and not report.taken and not report.known:
+        raise typer.Exit(1)
+
+
+def _print_ingest(report: IngestReport) -> None:
+    typer.echo(
+        f"{len(report.taken)} taken ({report.seconds_of_audio / 60:.1f} min), {len(report.known)} known, "
+        f"{len(report.refused)} refused, in {report.elapsed:.1f} s"
+    )
+    if report.refused:
+        shown = report.refused[:20]
+        table(["refused", "reason", "why"], [[refusal.path, refusal.reason, refusal.message] for refusal in shown])
+        if len(report.refused) > len(shown):
+            typer.echo(f"... and {len(report.refused) - len(shown)} more; --json lists all")
+    for note in report.notes[:10]:
+        typer.echo(f"note: {note}")
+    if report.taken:
+        typer.echo("next: voxloop worker --until-idle")
+
+
+def transcribe(
+    ctx: typer.Context,
+    files: Annotated[list[Path], typer.Argument(help="Audio files.", metavar="FILE...")],
+    format: Annotated[Format, typer.Option("--format", "-f", help="How the text is written.")] = Format.text,
+    model: Annotated[str | None, typer.Option(help="champion, a model's id, starter, a folder or a Hub id.")] = None,
+    language: Annotated[str | None, typer.Option(help="Language spoken; detected where the model can.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="A folder for one file each, instead of the screen.")
+    ] = None,
+) -> None:
+    """The text of audio files, which are not taken into the workspace."""
+    import tempfile
+
+    from voxloop.errors import AudioError
+    from voxloop.settings import CONFIG_NAME, workspace_folder
+    from voxloop.transcripts import formatted, transcribe_file
+
+    failed = 0
+    with tempfile.TemporaryDirectory() as temporary:
+        # Text for a file needs no workspace: without one the base model speaks.
+        if ctx.obj is None and not (workspace_folder() / CONFIG_NAME).exists():
+            ctx.obj = Path(temporary)
+        with opened(ctx, create=ctx.obj == Path(temporary)) as ws:
+            for file in files:
+                try:
+                    with progress(file.name, "s") as told:
+                        found = transcribe_file(ws, file, model=model, language=language, progress=told)
+                except AudioError as error:
+                    typer.echo(f"error: {error}", err=True)
+                    failed += 1
+                    continue
+                text = formatted(found, format.value)
+                if output:
+                    output.mkdir(parents=True, exist_ok=True)
+                    suffix = ".txt" if format is Format.text else f".{format.value}"
+                    (output / (file.stem + suffix)).write_text(text + "\n")
+                elif len(files) > 1 and format is Format.text:
+                    typer.echo(f"{file}\t{text}")
+                else:
+                    typer.echo(text)
+    if failed:
+        raise typer.Exit(1)
