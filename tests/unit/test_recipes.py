@@ -70,8 +70,8 @@ def test_a_recipe_needs_an_end() -> None:
 def test_settings_that_contradict_each_other() -> None:
     with pytest.raises(SettingError, match="full_length_share is for audio_context=trimmed"):
         Recipe(max_steps=1, audio_context="full", full_length_share=0.5)
-    with pytest.raises(SettingError, match="average is for method=full"):
-        Recipe(max_steps=1, method="lora", average=0.9)
+    with pytest.raises(SettingError, match="lora_targets is empty"):
+        Recipe(max_steps=1, method="lora", lora_targets=())
 
 
 def test_a_saved_recipe_with_an_unknown_setting_is_refused() -> None:

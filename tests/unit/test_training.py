@@ -136,7 +136,7 @@ class TestRun:
         assert metrics(folder)[-1]["val_wer"] == pytest.approx(expected.rate)
         assert outcome.best is not None
 
-    @pytest.mark.parametrize("extra", [(), ("average=0.9",), ("method=lora", "lora_dropout=0")])
+    @pytest.mark.parametrize("extra", [(), ("average=0.9",), ("method=lora", "average=0.9")])
     def test_resuming_ends_at_the_weights_of_an_undisturbed_run(
         self, base: Path, tmp_path: Path, extra: tuple[str, ...]
     ) -> None:

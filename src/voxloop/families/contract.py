@@ -70,6 +70,7 @@ class Trainable:
     processor: Any
     label_pad: int = -100
     extra: dict[str, Any] = field(default_factory=dict)
+    """What the family keeps by it; `base_context`: how the base was tuned; `language`: of clips that name none."""
 
 
 class Family(Protocol):

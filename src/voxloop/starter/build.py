@@ -88,7 +88,9 @@ def train(
     ).to(device)
     head = nn.Linear(recipe.width, len(ALPHABET) + 1).to(device)
     trained = [weight for weight in (*model.parameters(), *head.parameters()) if weight.requires_grad]
-    optimiser = torch.optim.AdamW(trained, lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=recipe.weight_decay)
+    optimiser = torch.optim.AdamW(
+        trained, lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=recipe.weight_decay, fused=True
+    )
     averaged = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     batches = Batches(Mixer(clips, seed=recipe.seed), stage=_stage(0.0, recipe), largest=recipe.largest_batch)
     started = time.monotonic()

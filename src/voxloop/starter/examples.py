@@ -105,11 +105,11 @@ class Mixer:
             else:
                 self.others[f"{'real' if clip.real else 'synthetic'} {clip.kind}"].append(clip)
         shares = {
-            "real digits": 0.50 if self.real_digits else 0.0,
+            "real digits": 0.54 if self.real_digits else 0.0,
             "synthetic digit": 0.10,
             "synthetic digits": 0.10,
-            "synthetic phrase": 0.16,
-            "real phrase": 0.09,
+            "synthetic phrase": 0.14,
+            "real phrase": 0.07,
             "real keyword": 0.02,
             "quiet": 0.03,
         }
@@ -128,7 +128,7 @@ class Mixer:
             return Example(self._quiet(rng.uniform(0.2, 3.0)), "")
         if source == "real digits":
             speaker = rng.choice(sorted(self.real_digits))
-            count = 1 if easy else rng.choices(range(1, 11), (42, 10, 13, 13, 11, 5, 2, 1.5, 1.5, 1))[0]
+            count = 1 if easy else rng.choices(range(1, 11), (30, 9, 16, 17, 15, 6, 3, 1.5, 1.5, 1))[0]
             clips = [rng.choice(self.real_digits[speaker]) for _ in range(count)]
         elif source == "synthetic digit":
             pool = self.others[source]

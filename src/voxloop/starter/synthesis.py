@@ -114,10 +114,11 @@ def change_speed(wave: Wave, *, factor: float) -> Wave:
 
 def telephone(wave: Wave, *, mu_law: bool) -> Wave:
     """300 to 3,400 Hz, and with `mu_law` the 8-bit companding of ITU-T G.711 (its curve, not its codec)."""
-    spectrum = np.fft.rfft(wave)
-    hertz = np.fft.rfftfreq(len(wave), 1 / SAMPLE_RATE)
+    size = _fast_length(len(wave))
+    spectrum = np.fft.rfft(wave, size)
+    hertz = np.fft.rfftfreq(size, 1 / SAMPLE_RATE)
     low, high = 1 / (1 + (300 / np.maximum(hertz, 1)) ** 8), 1 / (1 + (hertz / 3_400) ** 16)
-    narrow = np.fft.irfft(spectrum * np.sqrt(low * high), len(wave)).astype(np.float32)
+    narrow = np.fft.irfft(spectrum * np.sqrt(low * high), size)[: len(wave)].astype(np.float32)
     if not mu_law:
         return narrow
     peak = max(1e-6, float(np.abs(narrow).max()))
@@ -130,9 +131,10 @@ def coloured_noise(count: int, *, slope: float, rng: np.random.Generator) -> Wav
     """`count` samples of noise of RMS 1 whose power falls with frequency to the `slope` (0 white, 1 pink, 2 brown)."""
     if slope == 0:
         return rng.standard_normal(count, dtype=np.float32)
-    spectrum = np.fft.rfft(rng.standard_normal(count, dtype=np.float32))
-    hertz = np.maximum(np.fft.rfftfreq(count, 1 / SAMPLE_RATE), 30)
-    noise = np.fft.irfft(spectrum * hertz ** (-slope / 2), count)
+    size = _fast_length(count)
+    spectrum = np.fft.rfft(rng.standard_normal(size, dtype=np.float32))
+    hertz = np.maximum(np.fft.rfftfreq(size, 1 / SAMPLE_RATE), 30)
+    noise = np.fft.irfft(spectrum * hertz ** (-slope / 2), size)[:count]
     return np.asarray(noise / max(1e-9, float(np.sqrt(np.mean(noise**2)))), dtype=np.float32)
 
 
@@ -147,6 +149,12 @@ def reverberate(wave: Wave, *, decay_s: float, wet: float, rng: np.random.Genera
     count = max(2, round(decay_s * SAMPLE_RATE))
     tail = rng.standard_normal(count, dtype=np.float32) * np.exp(-6.9 * np.arange(count) / count)
     tail /= max(1e-9, float(np.sqrt(np.sum(tail**2))))
-    size = len(wave) + count
+    size = _fast_length(len(wave) + count)
     echo = np.fft.irfft(np.fft.rfft(wave, size) * np.fft.rfft(tail, size), size)[: len(wave)]
     return np.asarray(wave + wet * echo, dtype=np.float32)
+
+
+def _fast_length(count: int) -> int:
+    """The least 2^n or 3 * 2^n that holds `count` samples: transforms of arbitrary lengths cost several times more."""
+    power = 1 << max(1, count - 1).bit_length()
+    return power * 3 // 4 if power * 3 // 4 >= count else power

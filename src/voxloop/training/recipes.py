@@ -143,8 +143,6 @@ class Recipe:
             raise SettingError(
                 "full_length_share is for audio_context=trimmed: with full every batch is padded to 30 s"
             )
-        if self.average and self.method == "lora":
-            raise SettingError("average is for method=full: set average=0 with lora")
 
     def _check(self, name: str, good: bool, needed: str) -> None:
         if not good:

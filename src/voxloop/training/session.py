@@ -10,11 +10,12 @@ import logging
 import math
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -28,6 +29,7 @@ from voxloop.training.recipes import Recipe
 log = logging.getLogger(__name__)
 
 ENDLESS = 10_000_000  # steps: where only the clock ends a run
+LISTENED = 8  # clips in which the base model hears which language it is
 SPARE_S = 0.5  # kept back of the time budget for what was not measured
 
 
@@ -148,6 +150,7 @@ class Session:
         self.progress = progress
         self.before_s = progress.elapsed_s
         self.train_speech = Speech(read_rows(folder / config.train))
+        self._say_language()
         self.val = _val_rows(folder / config.val, recipe)
         self.val_speech = Speech(self.val)
         self.plan = Plan(
@@ -165,6 +168,19 @@ class Session:
         self.eval_s = 0.0  # the last evaluation
         self.save_s = 0.0  # the last saved model
         self.steps = self._steps()
+
+    def _say_language(self) -> None:
+        """Where clips have no language, the prompt names the one that the base model hears in most of them."""
+        unnamed = [row for row in self.train_speech.rows if row.language is None][:LISTENED]
+        if not unnamed:
+            return
+        context = self.trainable.extra.get("base_context", "auto")
+        recogniser = self.family.recogniser(self.trainable, self.trainable.model)
+        decoding = Decoding(max_new_tokens=1, audio_context=context)
+        heard = recogniser.transcribe([self.train_speech.waveform(row.id) for row in unnamed], decoding)
+        languages = Counter(hypothesis.language for hypothesis in heard if hypothesis.language)
+        if languages:
+            self.trainable.extra["language"] = languages.most_common(1)[0][0]
 
     def _learnable(self, rows: Sequence[Row]) -> list[Row]:
         limit = self.family.label_limit(self.trainable)
@@ -223,16 +239,19 @@ class Session:
         finally:
             self.average.swap()
 
-    def measure(self, step: int, *, context: str = "auto") -> Score:
+    def measure(self, step: int, *, context: Literal["auto", "trimmed", "full"] = "auto") -> Score:
         """Word and character error rates of generated text on val, as served."""
         began = time.monotonic()
-        language = self.val[0].language if len({row.language for row in self.val}) == 1 else None
-        decoding = Decoding(language=language, audio_context=context)  # type: ignore[arg-type]
+        references: list[str] = []
+        hypotheses: list[str] = []
         with self.averaged():
             recogniser = self.family.recogniser(self.trainable, self.model)
-            heard = recogniser.transcribe([self.val_speech.waveform(row.id) for row in self.val], decoding)
-        references = [_text.normalise(row.text, row.language) for row in self.val]
-        hypotheses = [_text.normalise(h.text, row.language) for h, row in zip(heard, self.val, strict=True)]
+            for language in sorted({row.language for row in self.val}, key=str):
+                rows = [row for row in self.val if row.language == language]
+                decoding = Decoding(language=language, audio_context=context)
+                heard = recogniser.transcribe([self.val_speech.waveform(row.id) for row in rows], decoding)
+                references += [_text.normalise(row.text, language) for row in rows]
+                hypotheses += [_text.normalise(hypothesis.text, language) for hypothesis in heard]
         words = _text.total(_text.word_errors_each(references, hypotheses))
         characters = _text.total(_text.character_errors_each(references, hypotheses))
         self.eval_s = time.monotonic() - began
