@@ -1,7 +1,8 @@
-"""Write docs/commands.md and docs/settings.md from the program itself: `python docs/make_reference.py`."""
+"""Write what the docs say of commands, settings and files from the program itself: `python docs/make_reference.py`."""
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from voxloop import settings
 from voxloop.cli import app
 
 HERE = Path(__file__).parent
+PACKAGE = HERE.parent / "src" / "voxloop"
 
 
 def commands_page() -> str:
@@ -62,6 +64,31 @@ def settings_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def architecture_page() -> str:
+    """docs/architecture.md with its tree as the modules' docstrings have it."""
+    page = (HERE / "architecture.md").read_text()
+    head, _, rest = page.partition("```text\n")
+    _, _, tail = rest.partition("```")
+    return f"{head}```text\n{_tree(PACKAGE)}```{tail}"
+
+
+def _tree(folder: Path, indent: str = "") -> str:
+    lines = ""
+    for path in sorted(folder.iterdir(), key=lambda path: (path.is_dir(), path.name)):
+        if path.suffix == ".py" and (path.name != "__init__.py" or not indent):
+            lines += f"{indent}{path.name:<{26 - len(indent)}}{_first_line(path)}\n"
+        elif path.is_dir() and (path / "__init__.py").exists():
+            lines += f"{indent}{path.name + '/':<{26 - len(indent)}}{_first_line(path / '__init__.py')}\n"
+            lines += _tree(path, indent + "  ")
+    return lines
+
+
+def _first_line(module: Path) -> str:
+    text = " ".join((ast.get_docstring(ast.parse(module.read_text())) or "").split("\n\n")[0].split())
+    return text.split(". ")[0].rstrip(".")
+
+
 if __name__ == "__main__":
+    (HERE / "architecture.md").write_text(architecture_page())
     (HERE / "commands.md").write_text(commands_page())
     (HERE / "settings.md").write_text(settings_page())

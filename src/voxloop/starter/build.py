@@ -32,7 +32,7 @@ class Recipe:
     """Every number of the recipe; saved with the metrics."""
 
     seed: int = 1
-    steps: int = 12_000
+    steps: int = 6_000
     """Optimiser steps, unless `minutes` end first."""
     minutes: float = 75.0
     """Training time at most; the learning rate falls with whichever of the two is further on."""
