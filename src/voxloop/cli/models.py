@@ -238,6 +238,7 @@ def model_list(ctx: typer.Context, as_json: Json = False) -> None:
         names: dict[str, list[str]] = {}
         for alias, id in reader.connection.execute(sa.select(catalog.alias.c.name, catalog.alias.c.model)):
             names.setdefault(id, []).append(alias)
+        origins = {m.id: m.where for m in models if m.run is None}  # what has a name is shown by it
         measured = {e.model: e for e in reader.all(Evaluation, catalog.evaluation.c.split == "test")}
     if as_json:
         print_json([{"model": m, "aliases": names.get(m.id, []), "evaluation": measured.get(m.id)} for m in models])
@@ -249,7 +250,7 @@ def model_list(ctx: typer.Context, as_json: Json = False) -> None:
                 short(m.id),
                 ", ".join(sorted(names.get(m.id, []))),
                 m.kind,
-                short(m.base),
+                origins.get(m.base, short(m.base)),
                 m.run,
                 percent(measured[m.id].scores["wer"]) if m.id in measured else None,
                 measured[m.id].scores["utterances"] if m.id in measured else None,

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from voxloop.status import Status
     from voxloop.worker import Progress
 
+PAYLOAD_SHOWN = 140  # characters of an event on a line; --json has all
+
 
 def register(app: typer.Typer) -> None:
     app.command()(init)
@@ -152,6 +154,7 @@ def events(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
 ) -> None:
     """The audit trail: everything that happened, in order."""
+    import dataclasses
     import json
     import time
 
@@ -166,23 +169,14 @@ def events(
                 found = [catalog.to_event(row) for row in reader.connection.execute(statement)]
             for event in found:
                 since = event.seq
-                when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.created))
-                payload = json.dumps(event.payload, ensure_ascii=False)
                 if as_json:
-                    typer.echo(
-                        json.dumps(
-                            {
-                                "seq": event.seq,
-                                "type": event.type,
-                                "subject": event.subject,
-                                "payload": event.payload,
-                                "created": event.created,
-                            },
-                            ensure_ascii=False,
-                        )
-                    )
-                else:
-                    typer.echo(f"{event.seq:>6}  {when}  {event.type:<24} {short(event.subject):<28} {payload}")
+                    typer.echo(json.dumps(dataclasses.asdict(event), ensure_ascii=False))
+                    continue
+                when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.created))
+                payload = json.dumps(event.payload, ensure_ascii=False) if event.payload else ""
+                if len(payload) > PAYLOAD_SHOWN:
+                    payload = payload[: PAYLOAD_SHOWN - 1] + "…"
+                typer.echo(f"{event.seq:>6}  {when}  {event.type:<24} {short(event.subject):<28} {payload}")
             if not follow:
                 return
             ws.bus.wait((), ws.settings.poll_s)
