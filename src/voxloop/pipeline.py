@@ -19,6 +19,7 @@ from voxloop.workspace import Workspace, open_workspace
 
 LISTENERS: Mapping[str, tuple[str, ...]] = {
     "recording.ingested": ("segment",),
+    "recording.described": ("segment",),  # a text or segments for audio that is known already
     "recording.segmented": ("transcribe",),
     "transcription.completed": ("restore",),
     "nlp.postprocessed": ("index",),
