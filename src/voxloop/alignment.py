@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from voxloop.workspace import Workspace
 
 GOOD = 0.8  # share of words that agree from which the given words are taken as what was said
+FEW = 3  # words: fewer that agree may do so by chance, unless the words around them agree too
 SUGGESTED = 0.3  # below it the words that fall on an utterance are as likely a neighbour's
 
 
@@ -35,7 +36,7 @@ class Part:
 
     text: str
     agreement: float  # share of the words, given and heard, that agree: 0 to 1
-    edges: bool  # its first and last word were heard as they are given, so that the cut is in the right place
+    edges: bool  # its first and last word were heard as given, and around few words their neighbours: it is in place
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -155,30 +156,31 @@ def parts(text: str, heard: Sequence[str], language: str | None = None) -> list[
                 places.append(index)
     owner = _owners([key for key in keys if key], said, places)
     words: list[list[str]] = [[] for _ in heard]
-    agreed = [0] * len(heard)
-    counted = [0] * len(heard)
-    edges: list[list[bool]] = [[] for _ in heard]
-    current = 0
-    with_key = iter(owner)
+    members: list[list[int]] = [[] for _ in heard]  # places in `owner` of each utterance's words
+    current = number = 0
     for word, key in zip(given, keys, strict=True):
-        equal = False
         if key:  # a lone dash is no word: it follows the word before it
-            place, equal = next(with_key)
+            place = owner[number][0]
             current = max(current, place) if place is not None else current
-            counted[current] += 1
-            agreed[current] += equal
-            edges[current].append(equal)
-        if words:
-            words[current].append(word)
-    spoken = [places.count(index) for index in range(len(heard))]
+            members[current].append(number)
+            number += 1
+        words[current].append(word)
+    equal = [agrees for _, agrees in owner]
     return [
         Part(
             text=" ".join(words[index]),
-            agreement=agreed[index] / max(counted[index], spoken[index], 1),
-            edges=bool(edges[index]) and edges[index][0] and edges[index][-1],
+            agreement=sum(equal[one] for one in mine) / max(len(mine), places.count(index), 1),
+            edges=_in_place(mine, equal),
         )
-        for index in range(len(heard))
+        for index, mine in enumerate(members)
     ]
+
+
+def _in_place(mine: Sequence[int], equal: Sequence[bool]) -> bool:
+    if not mine or not equal[mine[0]] or not equal[mine[-1]]:
+        return False
+    around = equal[max(0, mine[0] - 1) : mine[-1] + 2]
+    return len(mine) >= FEW or all(around)
 
 
 def _owners(given: Sequence[str], said: Sequence[str], places: Sequence[int]) -> list[tuple[int | None, bool]]:
