@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import struct
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import soundfile
 import sqlalchemy as sa
 
 from voxloop import audio
-from voxloop.errors import AudioError, SettingError, UsageError
+from voxloop.errors import AudioError, SettingError, UsageError, WorkspaceError
 from voxloop.recordings import conversion, ingest, keeping, read_audio
 from voxloop.recordings.conversion import spool_folder
 from voxloop.records import Recording, Transcript, Utterance
@@ -183,12 +184,41 @@ def test_an_unchanged_file_is_not_read_again(
     assert len(read) == 7  # the other way of taking channels asks the file
 
 
+def test_a_disk_that_is_full_is_told(workspace: Workspace, tmp_path: Path) -> None:
+    """With files of at most 1 MB, as on a disk that has no more: 40 s go to the store, 70 s to the spool first."""
+    make(tmp_path / "in" / "a.wav", 40.0)
+    make(tmp_path / "in" / "b.wav", 70.0, seed=1)
+    make(tmp_path / "in" / "c.wav", 1.0, seed=2)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
+    try:
+        report = ingest(workspace, tmp_path / "in", processes=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert {Path(r.path).name: r.reason for r in report.refused} == {"a.wav": "not-stored", "b.wav": "no-space"}
+    assert len(report.taken) == 1
+    assert len(ingest(workspace, tmp_path / "in", processes=1).taken) == 2
+
+
+def test_a_catalog_that_is_full_is_told(workspace: Workspace, tmp_path: Path) -> None:
+    for number in range(200):
+        make(tmp_path / "in" / f"{number:03}.wav", 0.05, seed=number)
+
+    def full(connection: sa.Connection) -> None:
+        pages = connection.exec_driver_sql("pragma page_count").scalar_one()
+        connection.exec_driver_sql(f"pragma max_page_count={pages + 4}")
+
+    sa.event.listen(workspace.catalog.engine, "begin", full)
+    with pytest.raises(WorkspaceError, match="disk is full"):
+        ingest(workspace, tmp_path / "in", processes=1)
+    sa.event.remove(workspace.catalog.engine, "begin", full)
+
+
 def test_a_forgotten_recording_is_read_again(workspace: Workspace, tmp_path: Path) -> None:
     path = make(tmp_path / "a.wav")
     (id,) = ingest(workspace, path).taken
     with workspace.transaction() as tx:
-        for table, column in ((tables.source_file, "recording"), (tables.recording, "id")):
-            tx.connection.execute(sa.delete(table).where(table.c[column] == id))
+        tx.connection.execute(sa.delete(tables.recording).where(tables.recording.c.id == id))
     assert ingest(workspace, path).taken == (id,)
 
 

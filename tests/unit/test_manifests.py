@@ -268,8 +268,16 @@ def test_supervisions_alone_ask_for_their_recordings(workspace: Workspace, tmp_p
         ingest(workspace, lines(tmp_path / "supervisions.jsonl", [row]))
 
 
-texts = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=20)
-values = st.none() | st.booleans() | st.integers(-5, 5) | st.floats() | texts | st.lists(st.integers(), max_size=2)
+texts = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=20) | st.sampled_from(["\ud800", "a" * 300])
+values = (
+    st.none()
+    | st.booleans()
+    | st.integers(-5, 5)
+    | st.just(10**400)
+    | st.floats()
+    | texts
+    | st.lists(st.integers(), max_size=2)
+)
 COLUMNS = ["file", "path", "text", "start", "end", "offset", "duration", "channel", "speaker", "language"]
 keys = st.sampled_from(COLUMNS)
 
@@ -284,7 +292,7 @@ def test_no_line_breaks_the_reading(
     if kind == "jsonl":
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     else:
-        with file.open("w", newline="") as out:
+        with file.open("w", newline="", errors="replace") as out:
             quoted = {"quoting": csv.QUOTE_NONE, "escapechar": "\\", "delimiter": "\t"} if kind == "tsv" else {}
             writer = csv.DictWriter(out, COLUMNS, **quoted)
             writer.writeheader()
@@ -304,3 +312,24 @@ def test_a_broken_gzip_is_told_and_not_raised(workspace: Workspace, tmp_path: Pa
     (tmp_path / "in" / "m.jsonl.gz").write_bytes(whole[: len(whole) // 2])
     report = ingest(workspace, tmp_path / "in")
     assert (len(report.taken), report.reasons) == (1, {"bad-metadata": 1})
+
+
+@hypothesis_settings(max_examples=60, deadline=None)
+@given(st.lists(st.dictionaries(keys, values, max_size=6), min_size=1, max_size=6))
+def test_no_line_breaks_a_batch(tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, Any]]) -> None:
+    from voxloop.pipeline import open_loop
+
+    folder = tmp_path_factory.mktemp("m")
+    make(folder / "in" / "a.wav", 0.3)
+    lines(folder / "in" / "metadata.jsonl", [{"file": "a.wav"}, *({**row, "file": "a.wav"} for row in rows), *rows])
+    with open_loop(folder / "ws", create=True) as ws:
+        assert len(ingest(ws, folder / "in").taken) == 1
+
+
+def test_a_name_that_is_no_unicode_is_refused(workspace: Workspace, tmp_path: Path) -> None:
+    make(tmp_path / "in" / "a.wav")
+    (tmp_path / "in" / "a.wav").rename(tmp_path / "in" / "caf\udce9.wav")
+    make(tmp_path / "in" / "b.wav", seed=1)
+    report = ingest(workspace, tmp_path / "in")
+    assert (len(report.taken), report.reasons) == (1, {"bad-name": 1})
+    assert "caf\\udce9.wav" in report.refused[0].path

@@ -31,6 +31,7 @@ METADATA = ("metadata.jsonl", "metadata.csv")  # the first that a folder holds
 COMMON_VOICE = ("validated.tsv", "train.tsv", "dev.tsv", "test.tsv")
 LISTINGS = (".jsonl", ".jsonl.gz", ".json", ".csv", ".tsv", ".trans.txt", "wav.scp")  # what may be a manifest
 AUDIO_BESIDE = (".flac", ".wav", ".ogg", ".opus", ".mp3")  # beside a *.trans.txt
+LONGEST_S = 1e7  # 115 days: no time in a file is later
 MAX_LINE = 1 << 20  # characters: longer is no manifest
 
 Kind = Literal[
@@ -120,6 +121,8 @@ def named(file: Path) -> Manifest:
 def recognised(file: Path) -> Manifest | None:
     """What a file lists, by its first line; None where it is no manifest."""
     name = file.name
+    if not file.is_file():
+        return None
     if name == "wav.scp":
         return Manifest(file=file, kind="kaldi", complete=True)
     if name.endswith(".trans.txt"):
@@ -240,7 +243,7 @@ def _seconds(value: Any, what: str) -> float | None:
         return None
     try:
         found = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         found = math.nan
     if isinstance(value, bool) or not math.isfinite(found):
         raise ValueError(f"{what} is {value!r}; needed is a number of seconds")
@@ -255,7 +258,7 @@ def _channel(value: Any) -> int | None:
         return None
     try:
         found = int(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         found = -1
     if found < 0:
         raise ValueError(f"channel is {value!r}; needed is a number from 0")
@@ -263,6 +266,9 @@ def _channel(value: Any) -> int | None:
 
 
 def _span_problem(start: float | None, end: float | None) -> str | None:
+    for value in (start, end):
+        if value is not None and not abs(value) <= LONGEST_S:  # so written, what is no number does not pass either
+            return f"the span is from {start} s to {end} s; needed are seconds within the file"
     if start is not None and start < 0:
         return f"the span begins at {start:g} s; needed is 0 or more"
     if start is not None and end is not None and end <= start:
@@ -435,7 +441,7 @@ def _lhotse_items(file: Path, *kinds: str) -> Iterator[tuple[str, Any]]:
             continue
         try:
             item = deserialize_item(values)
-        except (KeyError, TypeError, ValueError, AttributeError, AssertionError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, AssertionError, ArithmeticError) as error:
             # Lhotse reports a malformed item by whatever its constructors happen to raise.
             yield where, Row(where=where, problem=f"Lhotse cannot read the line: {type(error).__name__}: {error}")
             continue
@@ -487,14 +493,19 @@ def name(value: Any) -> str | None:
     """A speaker, session, language or consent as given; what says that it is not known is None."""
     if value is None or isinstance(value, (dict, list)):
         return None
-    text = unicodedata.normalize("NFC", str(value)).strip()
+    text = unicodedata.normalize("NFC", _storable(str(value))).strip()
     return None if text.lower() in ("", "unknown", "none", "null", "n/a") else text
 
 
 def plain_text(value: Any) -> str | None:
     """A text with single spaces, in NFC; None where there is none."""
-    text = unicodedata.normalize("NFC", value).strip() if isinstance(value, str) else ""
+    text = unicodedata.normalize("NFC", _storable(value)).strip() if isinstance(value, str) else ""
     return " ".join(text.split()) or None
+
+
+def _storable(text: str) -> str:
+    """Text without halves of surrogate pairs and NUL, which no database takes."""
+    return text.replace("\0", "").encode("utf-8", "replace").decode()
 
 
 def language_code(value: str | None) -> str | None:

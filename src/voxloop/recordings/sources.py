@@ -83,7 +83,18 @@ def _unseen(items: Iterator[Item], seen: set[Path]) -> Iterator[Item]:
     for item in items:
         if item.path not in seen:
             seen.add(item.path)
-            yield item
+            yield _nameable(item)
+
+
+def _nameable(item: Item) -> Item:
+    """The item, refused where its name is no Unicode: nothing could be said of it in a catalog or on a screen."""
+    try:
+        str(item.path).encode()
+    except UnicodeEncodeError:
+        shown = str(item.path).encode("utf-8", "backslashreplace").decode()
+        message = f"the file name {shown} is not in UTF-8: rename it"
+        return Item(path=Path(shown), refusal=Refusal(path=shown, reason="bad-name", message=message))
+    return item
 
 
 def _in_folder(folder: Path, given: Item, speakers: Sequence[str] | None, *, lines: bool, bare: bool) -> Iterator[Item]:
@@ -154,7 +165,8 @@ def _wrong(row: Row, reason: str, message: str) -> Item:
 def _resolved(base: Path, file: str, manifest: Manifest) -> Path:
     """A file as a manifest writes it. Kaldi's and Lhotse's relative paths start where their tools are run."""
     path = Path(os.path.normpath(base / file))
-    if manifest.complete and not path.exists() and Path(file).is_file():
+    # os.path says False of a name that no file can have, where Path raises.
+    if manifest.complete and not os.path.exists(path) and os.path.isfile(file):  # noqa: PTH110, PTH113
         return Path(os.path.normpath(file))
     return path
 

@@ -92,7 +92,7 @@ source_file = sa.Table(
     sa.Column("channel", sa.String, primary_key=True),  # "mix", or "0", "1", ... of a file taken by channel
     sa.Column("size", sa.BigInteger, nullable=False),
     sa.Column("mtime_ns", sa.BigInteger, nullable=False),
-    sa.Column("recording", sa.ForeignKey("recording.id"), nullable=False, index=True),
+    sa.Column("recording", sa.ForeignKey("recording.id", ondelete="CASCADE"), nullable=False, index=True),
 )
 
 utterance = sa.Table(
@@ -439,8 +439,17 @@ class Catalog:
     @contextmanager
     def write(self) -> Iterator[Writer]:
         """A transaction: committed when the block ends, undone when it raises."""
-        with self.engine.begin() as connection:
-            yield Writer(connection)
+        try:
+            with self.engine.begin() as connection:
+                yield Writer(connection)
+        except sa.exc.OperationalError as error:
+            # SQLITE_FULL, and PostgreSQL's 53100 disk_full
+            if "disk is full" in str(error.orig) or "No space left" in str(error.orig):
+                raise WorkspaceError(
+                    f"the catalog cannot be written, its disk is full ({error.orig}): make room and run it again; "
+                    "what was committed before is kept"
+                ) from error
+            raise
 
     def migrate(self) -> None:
         """Bring the schema to this program's version. Raises WorkspaceError for a newer catalog."""

@@ -19,7 +19,9 @@ def upgrade() -> None:
         sa.Column("size", sa.BigInteger(), nullable=False),
         sa.Column("mtime_ns", sa.BigInteger(), nullable=False),
         sa.Column("recording", sa.String(), nullable=False),
-        sa.ForeignKeyConstraint(["recording"], ["recording.id"], name=op.f("fk_source_file_recording")),
+        sa.ForeignKeyConstraint(
+            ["recording"], ["recording.id"], name=op.f("fk_source_file_recording"), ondelete="CASCADE"
+        ),
         sa.PrimaryKeyConstraint("path", "channel", name=op.f("pk_source_file")),
     )
     with op.batch_alter_table("source_file", schema=None) as batch_op:
