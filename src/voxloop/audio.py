@@ -54,9 +54,12 @@ def decode(path: Path | str, *, max_seconds: float = MAX_SECONDS, max_bytes: int
     return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
 
 
-def stream(path: Path | str, *, max_seconds: float = MAX_SECONDS, max_bytes: int = MAX_BYTES) -> Iterator[Waveform]:
-    """An audio file in blocks of (S,) float32 at 16 kHz, channels mixed by their mean; memory stays bounded.
+def stream(
+    path: Path | str, *, max_seconds: float = MAX_SECONDS, max_bytes: int = MAX_BYTES, channel: int | None = None
+) -> Iterator[Waveform]:
+    """An audio file in blocks of (S,) float32 at 16 kHz; memory stays bounded.
 
+    Channels are mixed by their mean, or `channel`, counted from 0, is taken alone.
     libsndfile reads WAV, FLAC, OGG, MP3, AIFF and SPHERE; FFmpeg's libraries
     what it refuses. Raises AudioError with one of the reasons missing, unreadable,
     empty (no samples), too-large, too-long, bad-rate, too-many-channels, not-audio
@@ -65,7 +68,7 @@ def stream(path: Path | str, *, max_seconds: float = MAX_SECONDS, max_bytes: int
     path = Path(path)
     _check_file(path, max_bytes)
     samples = 0
-    for block in _resampled(_native(path, max_seconds)):
+    for block in _resampled(_native(path, max_seconds, channel)):
         samples += len(block)
         if samples > max_seconds * SAMPLE_RATE:
             raise _too_long(path, samples / SAMPLE_RATE, max_seconds)
@@ -74,6 +77,24 @@ def stream(path: Path | str, *, max_seconds: float = MAX_SECONDS, max_bytes: int
         yield block
     if not samples:
         raise AudioError("empty", f"{path} is an audio file without a single sample")
+
+
+def channel_count(path: Path | str, *, max_bytes: int = MAX_BYTES) -> int:
+    """How many channels a file has, by its header. Raises AudioError as `stream` does."""
+    import av
+    import soundfile
+
+    path = Path(path)
+    _check_file(path, max_bytes)
+    try:
+        return int(soundfile.info(path).channels)
+    except (soundfile.LibsndfileError, OSError, ValueError, TypeError):
+        pass  # FFmpeg is asked next
+    try:
+        with av.open(f"file:{path.absolute()}", options=dict(_FFMPEG_OPTIONS), metadata_errors="replace") as container:
+            return int(container.streams.audio[0].channels) if container.streams.audio else 1
+    except (av.error.FFmpegError, OSError):
+        return 1  # decoding it will say what is wrong
 
 
 def _check_file(path: Path, max_bytes: int) -> None:
@@ -113,15 +134,25 @@ def _check_claims(path: Path, rate: int, channels: int) -> None:
         raise AudioError("too-many-channels", f"{path} claims {channels} channels; taken are 1 to {MAX_CHANNELS}")
 
 
-def _native(path: Path, max_seconds: float) -> Iterator[tuple[int, Waveform]]:
+def _mixed(block: Any, channel: int | None) -> Waveform:
+    """(S, C) as (S,): one channel, or the mean of all."""
+    if block.shape[1] == 1:
+        channel = 0
+    mixed: Waveform = block.mean(axis=1, dtype=np.float32) if channel is None else block[:, channel]
+    return mixed
+
+
+def _native(path: Path, max_seconds: float, channel: int | None) -> Iterator[tuple[int, Waveform]]:
     """(rate, (S,) block) at the file's own rate, by the first library that opens it."""
     import soundfile
 
     _check_wav(path)
+    _check_ogg(path)
+    _check_mp3(path)
     try:
         file = soundfile.SoundFile(path)
     except (soundfile.LibsndfileError, OSError, ValueError, TypeError) as error:
-        yield from _by_ffmpeg(path, max_seconds, error)
+        yield from _by_ffmpeg(path, max_seconds, error, channel)
         return
     with file:
         _check_claims(path, file.samplerate, file.channels)
@@ -140,7 +171,7 @@ def _native(path: Path, max_seconds: float) -> Iterator[tuple[int, Waveform]]:
             if not len(block):
                 break
             read += len(block)
-            yield file.samplerate, block[:, 0] if file.channels == 1 else block.mean(axis=1, dtype=np.float32)
+            yield file.samplerate, _mixed(block, channel)
         if read < claimed < _UNKNOWN_FRAMES and file.format in _EXACT:
             got_s, claimed_s = read / file.samplerate, claimed / file.samplerate
             raise AudioError("broken", f"{path} is truncated: {got_s:.2f} s of the {claimed_s:.2f} s it claims")
@@ -171,14 +202,67 @@ def _check_wav(path: Path) -> None:
             place += 8 + length + length % 2
 
 
-def _by_ffmpeg(path: Path, max_seconds: float, refused: Exception) -> Iterator[tuple[int, Waveform]]:
+def _check_ogg(path: Path) -> None:
+    """Whether the last page of an Ogg file (RFC 3533, section 6) is whole: libsndfile drops it without a word."""
+    with path.open("rb") as file:
+        if file.read(4) != b"OggS":
+            return
+        size = file.seek(0, 2)
+        start = file.seek(max(0, size - (128 << 10)))  # a page has at most 65,307 bytes
+        tail = file.read()
+    place = tail.rfind(b"OggS")
+    if place < 0:
+        raise AudioError("broken", f"{path} is damaged: no Ogg page begins in its last {size - start:,} bytes")
+    page = tail[place:]
+    segments = page[26] if len(page) > 26 else 0
+    needed = 27 + segments + sum(page[27 : 27 + segments])
+    if len(page) < max(needed, 28):
+        raise AudioError("broken", f"{path} is truncated: its last Ogg page is cut off after {len(page):,} bytes")
+
+
+_XING_AT = {(True, True): 36, (True, False): 21, (False, True): 21, (False, False): 13}  # by MPEG-1, by stereo
+_MISSING_MP3 = 2_048  # bytes: tags at the end are counted differently by different writers
+
+
+def _check_mp3(path: Path) -> None:
+    """Compare an MP3's size with what its Xing or Info header claims; LAME and FFmpeg write one."""
+    with path.open("rb") as file:
+        head = file.read(10)
+        begin = 0
+        if head[:3] == b"ID3" and len(head) == 10:  # https://id3.org/id3v2.4.0-structure: 7 bits in each byte
+            begin = 10 + (head[6] << 21 | head[7] << 14 | head[8] << 7 | head[9])
+        elif len(head) < 4 or head[0] != 0xFF or head[1] & 0xE6 != 0xE2:
+            return
+        file.seek(begin)
+        frame = file.read(64)
+        size = file.seek(0, 2)
+    if len(frame) < 64 or frame[0] != 0xFF or frame[1] & 0xE6 != 0xE2:
+        return
+    tag = _XING_AT[frame[1] & 0x18 == 0x18, frame[3] & 0xC0 != 0xC0]
+    if frame[tag : tag + 4] not in (b"Xing", b"Info"):
+        return
+    flags = int.from_bytes(frame[tag + 4 : tag + 8], "big")
+    if flags & 2:
+        at = tag + (12 if flags & 1 else 8)
+        claimed = int.from_bytes(frame[at : at + 4], "big")
+        if size - begin < claimed - _MISSING_MP3:
+            raise AudioError(
+                "broken", f"{path} is truncated: {size - begin:,} bytes of the {claimed:,} bytes of audio it claims"
+            )
+
+
+_FFMPEG_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS}
+
+
+def _by_ffmpeg(
+    path: Path, max_seconds: float, refused: Exception, channel: int | None
+) -> Iterator[tuple[int, Waveform]]:
     """(rate, (S,) block) from FFmpeg's libraries."""
     import av
 
-    options = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS}
     read_s = 0.0
     try:
-        with av.open(f"file:{path.absolute()}", options=options, metadata_errors="replace") as container:
+        with av.open(f"file:{path.absolute()}", options=dict(_FFMPEG_OPTIONS), metadata_errors="replace") as container:
             if not container.streams.audio:
                 raise AudioError("not-audio", f"{path} holds no audio stream")
             source = container.streams.audio[0]
@@ -196,7 +280,7 @@ def _by_ffmpeg(path: Path, max_seconds: float, refused: Exception) -> Iterator[t
                         yield rate, np.concatenate(held)
                         held = []
                     rate = frame.sample_rate
-                    converter = _Float(frame)
+                    converter = _Float(frame, channel)
                 read_s += frame.samples / rate
                 held.append(converter(frame))
                 if sum(map(len, held)) >= BLOCK_S * rate:
@@ -204,6 +288,10 @@ def _by_ffmpeg(path: Path, max_seconds: float, refused: Exception) -> Iterator[t
                     held = []
             if held:
                 yield rate, np.concatenate(held)
+            # MP4 and its kin write how long the track is; elsewhere the length is a guess from the bit rate.
+            track_s = float((source.duration or 0) * (source.time_base or 0)) if "mp4" in container.format.name else 0.0
+            if read_s and read_s < track_s - max(0.5, 0.02 * track_s):
+                raise AudioError("broken", f"{path} is truncated: {read_s:.2f} s of the {track_s:.2f} s it claims")
     except av.error.FFmpegError as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOENT, errno.EACCES):
             raise AudioError("unreadable", f"{path} cannot be read: {error.strerror}") from error
@@ -217,21 +305,24 @@ def _by_ffmpeg(path: Path, max_seconds: float, refused: Exception) -> Iterator[t
 class _Float:
     """Turns decoded frames of one format into mono float32."""
 
-    def __init__(self, first: Any) -> None:
+    def __init__(self, first: Any, channel: int | None) -> None:
         import av
 
+        self._channel = channel
         self._form = (first.format.name, first.layout.name)
         self._resampler = av.AudioResampler(format="fltp", layout=first.layout, rate=first.sample_rate)
 
     def __call__(self, frame: Any) -> Waveform:
         """(S,) of one frame. A change of channels in mid-stream is mixed from what it becomes."""
         if (frame.format.name, frame.layout.name) != self._form:
-            self.__init__(frame)  # type: ignore[misc]
+            self.__init__(frame, self._channel)  # type: ignore[misc]
         parts = [part.to_ndarray() for part in self._resampler.resample(frame)]  # each (C, S)
         if not parts:
             return np.zeros(0, np.float32)
-        mixed: Waveform = np.concatenate(parts, axis=1).mean(axis=0, dtype=np.float32)
-        return mixed
+        joined = np.concatenate(parts, axis=1)
+        # A stream that loses channels on the way goes on with what it has.
+        wanted = None if self._channel is None or self._channel >= len(joined) else self._channel
+        return _mixed(joined.T, wanted)
 
 
 _MAGIC = (b"RIFF", b"FORM", b"OggS", b"fLaC", b"ID3", b"NIST", b"caff", b".snd", b"\x1aE\xdf\xa3")

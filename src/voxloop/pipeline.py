@@ -2,6 +2,7 @@
 
     recording.ingested ──► segment ──► recording.segmented ──► transcribe
         ──► transcription.completed ──► restore ──► nlp.postprocessed ──► index
+                                    └─► align (a long recording's given text)
 
 What follows is a person's decision in this version, made from the command line:
 review, freeze a dataset, train, evaluate, promote.
@@ -14,13 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from voxloop import similarity, transcripts, utterances
+from voxloop import alignment, similarity, transcripts, utterances
 from voxloop.workspace import Workspace, open_workspace
 
 LISTENERS: Mapping[str, tuple[str, ...]] = {
     "recording.ingested": ("segment",),
+    "recording.described": ("segment",),  # a text or segments for audio that is known already
     "recording.segmented": ("transcribe",),
-    "transcription.completed": ("restore",),
+    "transcription.completed": ("restore", "align"),
     "nlp.postprocessed": ("index",),
 }
 
@@ -37,6 +39,7 @@ STEPS: Mapping[str, Step] = {
     "segment": Step(utterances.segment, batch=16),
     "transcribe": Step(transcripts.transcribe, batch=64),
     "restore": Step(transcripts.restore, batch=64),
+    "align": Step(alignment.align, batch=64),
     "index": Step(similarity.index, batch=64),
 }
 

@@ -45,6 +45,17 @@ class Quality:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class GivenSegment:
+    """A span of a recording that its metadata names; not yet an utterance, and it may be longer than 30 s."""
+
+    start: int  # samples from the recording's beginning
+    end: int  # samples, exclusive
+    text: str | None = None
+    speaker: str | None = None
+    language: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Recording:
     """One piece of audio, stored once under the hash of its samples; not a file on the user's disk."""
 
@@ -56,7 +67,8 @@ class Recording:
     language: str | None = None  # ISO 639-1 code, as Whisper names languages
     consent: str | None = None
     session: str | None = None
-    text: str | None = None  # what the given metadata says was spoken
+    text: str | None = None  # what the given metadata says was spoken, from beginning to end
+    segments: tuple[GivenSegment, ...] = ()  # what the given metadata says was spoken where
     quality: Quality | None = None
     created: float = 0.0  # seconds since the epoch
 

@@ -45,6 +45,8 @@ class Settings:
     """CPU threads for models; 0: as many as there are cores."""
     batch_seconds: float = 120.0
     """Padded seconds of audio transcribed at once."""
+    channels: str = "mix"
+    """Files of several channels: `mix` them, or `split` them, each channel a recording with a speaker of its own."""
     max_file_mb: int = 4096
     """Files larger than this are refused."""
     max_recording_hours: float = 24.0
@@ -81,6 +83,8 @@ class Settings:
         for name in ("lease_s", "poll_s", "batch_seconds", "max_recording_hours"):
             if getattr(self, name) <= 0:
                 raise SettingError(f"{name} is {getattr(self, name)}: it must be above 0")
+        if self.channels not in ("mix", "split"):
+            raise SettingError(f"channels is {self.channels!r}: it must be mix or split")
         if self.max_attempts < 1:
             raise SettingError(f"max_attempts is {self.max_attempts}: it must be 1 or more")
         if not 0.5 <= self.promote_confidence < 1:

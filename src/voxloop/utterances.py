@@ -8,6 +8,7 @@ Letters in shapes: `B` recordings side by side, `S` samples.
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import sqlalchemy as sa
 
 from voxloop.audio import measure
 from voxloop.recordings import read_audio
@@ -22,6 +24,7 @@ from voxloop.records import (
     MAX_UTTERANCE_S,
     MAX_UTTERANCE_SAMPLES,
     SAMPLE_RATE,
+    GivenSegment,
     Recording,
     Transcript,
     Utterance,
@@ -29,10 +32,12 @@ from voxloop.records import (
     utterance_id,
 )
 from voxloop.stores import catalog as tables
+from voxloop.stores.jobs import News
 
 if TYPE_CHECKING:
     from voxloop.audio import Waveform
     from voxloop.settings import Settings
+    from voxloop.stores.catalog import Reader
     from voxloop.workspace import Workspace
 
 VAD_FRAME = 512  # samples: what Silero's model hears at once, 32 ms at 16 kHz
@@ -50,47 +55,80 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Cut:
-    """What a recording is cut into."""
+    """What a recording is cut into, or what is added to one that was cut before."""
 
     recording: Recording
     utterances: tuple[Utterance, ...]
     references: tuple[Transcript, ...] = ()
-    note: str = ""
+    replaced: tuple[str, ...] = ()  # utterances that given segments take the place of
+    notes: tuple[str, ...] = ()
 
 
 def segment(ws: Workspace, recording_ids: str | Sequence[str]) -> list[Utterance]:
     """Cut recordings into utterances; all of them, new and old, in the order of the recordings.
 
-    A recording that was cut before is left as it is. A given text of a recording
-    of at most 30 s becomes the reference of its one utterance; a longer recording
-    keeps its text, which belongs to no span yet. Raises UnknownRecord.
+    Given segments of at most 30 s are utterances as they are and their texts are
+    references; so is a recording of at most 30 s with its text. Longer ones are cut at
+    pauses and their text belongs to no span yet: `alignment.align` gives it to the utterances once
+    they are transcribed. A recording that was cut before is left as it is, but for a text or
+    segments that it was given since. Raises UnknownRecord.
     """
     ids = [recording_ids] if isinstance(recording_ids, str) else list(recording_ids)
     with ws.read() as reader:
         recordings = [reader.get(Recording, id) for id in dict.fromkeys(ids)]
-        table = tables.utterance
-        cut = {
-            recording.id: reader.all(Utterance, table.c.recording == recording.id, order=table.c.start)
-            for recording in recordings
-        }
-    fresh = [recording for recording in recordings if not cut[recording.id]]
-    cuts = [_whole(recording) for recording in fresh if _is_whole(recording)]
-    heard = [recording for recording in fresh if not _is_whole(recording)]
-    for recording, spans in zip(heard, _recorded_spans(ws, heard), strict=True):
-        cuts.append(_spanned(ws, recording, spans))
+        cut = {recording.id: _cut_before(reader, recording.id) for recording in recordings}
+        made = set(
+            reader.connection.execute(
+                sa.select(tables.event.c.subject).where(
+                    tables.event.c.type == "recording.segmented",
+                    tables.event.c.subject.in_([recording.id for recording in recordings]),
+                )
+            ).scalars()
+        )
+    fresh = [recording for recording in recordings if not cut[recording.id] and recording.id not in made]
+    heard = [recording for recording in fresh if not recording.segments and not _is_whole(recording)]
+    spans = dict(zip([recording.id for recording in heard], _recorded_spans(ws, heard), strict=True))
+    cuts: list[_Cut] = []
+    for recording in recordings:
+        if recording.id in spans:
+            cuts.append(_spanned(ws, recording, spans[recording.id]))
+        elif recording.segments:
+            cuts += _given(ws, recording, cut[recording.id], first=recording in fresh)
+        elif _is_whole(recording) and not cut[recording.id]:
+            cuts.append(_whole(recording))
+        elif _is_whole(recording):
+            cuts += _late_text(ws, recording, cut[recording.id])
     with ws.completion() as tx:
-        for one in cuts:
-            tx.add(*one.utterances)
-            tx.add(*one.references)
-            payload: dict[str, Any] = {
-                "utterances": len(one.utterances),
-                "speech_seconds": round(seconds(sum(u.samples for u in one.utterances)), 3),
-            }
-            if one.note:
-                payload["note"] = one.note
-            tx.emit("recording.segmented", one.recording.id, payload=payload)
-            cut[one.recording.id] = list(one.utterances)
+        tx.add(*(utterance for one in cuts for utterance in one.utterances))
+        tx.add(*(reference for one in cuts for reference in one.references))
+        tx.change(Utterance, [id for one in cuts for id in one.replaced], status="rejected")
+        tx.change(Utterance, [one.utterance for cut in cuts for one in cut.references], status="reviewed")
+        told = {one.recording.id for one in cuts}
+        news = [_news(one, again=one.recording not in fresh) for one in cuts]
+        # A described recording to which nothing could be given is told of too: the next step waits for the word.
+        news += [News(recording.id, None, {"utterances": 0}) for recording in fresh if recording.id not in told]
+        tx.emit_all("recording.segmented", news)
+        cut |= {id: _cut_before(tx, id) for id in told}
     return [utterance for recording in recordings for utterance in cut[recording.id]]
+
+
+def _cut_before(reader: Reader, recording: str) -> list[Utterance]:
+    return reader.all(Utterance, tables.utterance.c.recording == recording, order=tables.utterance.c.start)
+
+
+def _news(cut: _Cut, *, again: bool) -> News:
+    payload: dict[str, Any] = {
+        "utterances": len(cut.utterances),
+        "speech_seconds": round(seconds(sum(u.samples for u in cut.utterances)), 3),
+    }
+    if cut.notes:
+        payload["note"] = "; ".join(cut.notes)
+    if not again:
+        return News(cut.recording.id, None, payload)
+    made = [*(u.id for u in cut.utterances), *(t.id for t in cut.references), *cut.replaced, *cut.notes]
+    return News(
+        cut.recording.id, f"{cut.recording.id}:{hashlib.sha256(' '.join(made).encode()).hexdigest()[:16]}", payload
+    )
 
 
 def utterance_audio(ws: Workspace, utterance: Utterance) -> Waveform:
@@ -161,14 +199,109 @@ def _whole(recording: Recording) -> _Cut:
         status="reviewed",
         quality=recording.quality,
     )
-    reference = Transcript(
-        id=f"{utterance.id}:metadata",
-        utterance=utterance.id,
-        kind="reference",
-        text=recording.text or "",
-        by="metadata",
+    return _Cut(recording=recording, utterances=(utterance,), references=(_reference(utterance, recording.text or ""),))
+
+
+def _reference(utterance: Utterance, text: str) -> Transcript:
+    return Transcript(id=f"{utterance.id}:metadata", utterance=utterance.id, kind="reference", text=text, by="metadata")
+
+
+def _late_text(ws: Workspace, recording: Recording, cut: Sequence[Utterance]) -> list[_Cut]:
+    """The text that a short recording was given after it was cut: the reference of its one utterance."""
+    open_to = [utterance for utterance in cut if utterance.status != "rejected"]
+    with ws.read() as reader:
+        spoken = _with_reference(reader, cut)
+    if spoken:
+        return []  # a person's text, or this one: it was attached before
+    if len(open_to) != 1:
+        note = f"the text given later is kept on the recording: it has {len(open_to)} utterances, and one is needed"
+        return [_Cut(recording=recording, utterances=(), notes=(note,))]
+    reference = _reference(open_to[0], recording.text or "")
+    note = "the text given later became the utterance's reference"
+    return [_Cut(recording=recording, utterances=(), references=(reference,), notes=(note,))]
+
+
+def _with_reference(reader: Reader, cut: Sequence[Utterance]) -> set[str]:
+    table = tables.transcript
+    ids = [utterance.id for utterance in cut]
+    query = sa.select(table.c.utterance).where(table.c.utterance.in_(ids), table.c.kind == "reference")
+    return set(reader.connection.execute(query).scalars())
+
+
+def _given(ws: Workspace, recording: Recording, cut: Sequence[Utterance], *, first: bool) -> list[_Cut]:
+    """The segments that came with a recording, or that it was given after it was cut.
+
+    Those that a reviewed utterance overlaps are left out; utterances that nobody
+    has worked on make room.
+    """
+    there = {utterance.id for utterance in cut}
+    with ws.read() as reader:
+        spoken = _with_reference(reader, cut)
+    worked_on = [u for u in cut if u.id in spoken or u.split is not None]
+    utterances: list[Utterance] = []
+    references: list[Transcript] = []
+    notes: list[str] = []
+    without_room = 0
+    for given in recording.segments:
+        for start, end in _pieces(ws, recording, given):
+            id = utterance_id(recording.id, start, end)
+            if id in there:
+                continue
+            if any(start < other.end and other.start < end for other in worked_on):
+                without_room += 1
+                continue
+            utterance = Utterance(
+                id=id,
+                recording=recording.id,
+                start=start,
+                end=end,
+                speaker=given.speaker or recording.speaker,
+                language=given.language or recording.language,
+                quality=measure(read_span(ws, recording.id, start, end)),
+            )
+            utterances.append(utterance)
+            if given.text and (start, end) == (given.start, given.end):
+                references.append(_reference(utterance, given.text))
+        if first and given.text and given.end - given.start > MAX_UTTERANCE_SAMPLES:
+            place = f"the text of the segment at {seconds(given.start):.1f} s"
+            notes.append(f"{place} waits until it is aligned: {_too_long(given.end - given.start)}")
+    replaced = tuple(
+        old.id
+        for old in cut
+        if old.status in ("new", "transcribed")
+        and old not in worked_on
+        and any(old.start < new.end and new.start < old.end for new in utterances)
     )
-    return _Cut(recording=recording, utterances=(utterance,), references=(reference,))
+    if without_room:
+        notes.append(f"{without_room} given segments lie over utterances that are reviewed or in a dataset: left out")
+    if replaced:
+        notes.append(f"{len(replaced)} utterances made room for given segments")
+    if not first and not utterances:
+        return []
+    return [
+        _Cut(
+            recording=recording,
+            utterances=tuple(utterances),
+            references=tuple(references),
+            replaced=replaced,
+            notes=tuple(notes),
+        )
+    ]
+
+
+def _pieces(ws: Workspace, recording: Recording, given: GivenSegment) -> list[Span]:
+    """A given segment as it is, or cut at pauses where it is longer than 30 s."""
+    samples = given.end - given.start
+    if samples <= MAX_UTTERANCE_SAMPLES:
+        return [(given.start, given.end)]
+    probabilities = _in_windows(
+        lambda start, end: read_audio(ws, recording.id, given.start + start, given.start + end), samples
+    )
+    return [(given.start + start, given.start + end) for start, end in spans_of(probabilities, samples, ws.settings)]
+
+
+def _too_long(samples: int) -> str:
+    return f"it lasts {seconds(samples):.1f} s, longer than {MAX_UTTERANCE_S:.0f} s"
 
 
 def _spanned(ws: Workspace, recording: Recording, spans: Sequence[Span]) -> _Cut:
@@ -188,11 +321,8 @@ def _spanned(ws: Workspace, recording: Recording, spans: Sequence[Span]) -> _Cut
     if not utterances:
         notes.append("no speech was found")
     if recording.text is not None:
-        notes.append(
-            f"the given text is kept on the recording and belongs to no utterance: it lasts "
-            f"{recording.duration:.1f} s, longer than {MAX_UTTERANCE_S:.0f} s"
-        )
-    return _Cut(recording=recording, utterances=utterances, note="; ".join(notes))
+        notes.append(f"the given text is kept on the recording until it is aligned: {_too_long(recording.samples)}")
+    return _Cut(recording=recording, utterances=utterances, notes=tuple(notes))
 
 
 # The VAD's probabilities, for one long recording or several short ones

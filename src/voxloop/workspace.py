@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from voxloop.settings import Settings
 from voxloop.stores.blobs import Blobs
 from voxloop.stores.bus import Bus, LocalBus
 from voxloop.stores.catalog import Catalog, Reader, Writer
-from voxloop.stores.jobs import Claim, Jobs, Listeners
+from voxloop.stores.jobs import Claim, Jobs, Listeners, News
 from voxloop.stores.vectors import CatalogVectors, Vectors
 
 
@@ -28,6 +28,10 @@ class Transaction(Writer):
     def emit(self, type: str, subject: str, *, key: str | None = None, payload: dict[str, Any] | None = None) -> bool:
         """Tell of an event: it and the jobs it causes are committed with this transaction. True where it is new."""
         return self._jobs.emit(self, type, subject, key=key, payload=payload)
+
+    def emit_all(self, type: str, news: Sequence[News]) -> int:
+        """As `emit`, for many subjects at once; the number of events that were new."""
+        return self._jobs.emit_all(self, type, news)
 
 
 @dataclass(frozen=True, kw_only=True)

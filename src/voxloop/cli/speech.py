@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from voxloop.recordings import IngestReport
 
 
+class Channels(StrEnum):
+    MIX = "mix"
+    SPLIT = "split"
+
+
 class Format(StrEnum):
     text = "text"
     json = "json"
@@ -32,7 +37,7 @@ def ingest(
     metadata: Annotated[
         Path | None,
         typer.Option(
-            help="JSONL with file, text, speaker, language; a folder's own metadata.jsonl is found by itself."
+            help="A manifest (JSONL, CSV, NeMo, Lhotse, Kaldi, Common Voice); what lies in a folder is found by itself."
         ),
     ] = None,
     speaker: Annotated[str | None, typer.Option(help="Who speaks, where the metadata does not say.")] = None,
@@ -41,6 +46,9 @@ def ingest(
     ] = None,
     session: Annotated[str | None, typer.Option(help="Name of the recording session.")] = None,
     consent: Annotated[str | None, typer.Option(help="What the speaker agreed to; kept with the recording.")] = None,
+    channels: Annotated[
+        Channels | None, typer.Option(help="Several channels: mix them, or split them, each a recording; as set.")
+    ] = None,
     processes: Annotated[
         int | None, typer.Option(help="Processes that decode; as many as there are cores, where not given.", min=1)
     ] = None,
@@ -58,6 +66,7 @@ def ingest(
             language=language,
             session=session,
             consent=consent,
+            channels=channels.value if channels else None,
             processes=processes,
             progress=lambda p: told(p.done, p.total),
         )
@@ -81,10 +90,12 @@ def ingest(
 
 
 def _print_ingest(report: IngestReport) -> None:
-    typer.echo(
-        f"{len(report.taken)} taken ({report.seconds_of_audio / 60:.1f} min), {len(report.known)} known, "
-        f"{len(report.refused)} refused, in {report.elapsed:.1f} s"
-    )
+    rows: list[list[object]] = [
+        ["taken", len(report.taken), f"{report.seconds_of_audio / 60:.1f} min of audio"],
+        ["known", len(report.known), ""],
+        *(["refused", count, reason] for reason, count in report.reasons.items()),
+    ]
+    table(["", "files", ""], rows)
     if report.refused:
         shown = report.refused[:20]
         table(["refused", "reason", "why"], [[refusal.path, refusal.reason, refusal.message] for refusal in shown])
@@ -92,6 +103,11 @@ def _print_ingest(report: IngestReport) -> None:
             typer.echo(f"... and {len(report.refused) - len(shown)} more; --json lists all")
     for note in report.notes[:10]:
         typer.echo(f"note: {note}")
+    if len(report.notes) > 10:
+        typer.echo(f"... and {len(report.notes) - 10} more notes; --json lists all")
+    typer.echo(
+        f"{len(report.taken)} taken, {len(report.known)} known, {len(report.refused)} refused in {report.elapsed:.1f} s"
+    )
     if report.taken:
         typer.echo("next: voxloop worker --until-idle")
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import multiprocessing
 import os
+import shutil
 import signal
 import tempfile
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -24,37 +27,106 @@ from voxloop.records import SAMPLE_RATE, Quality
 
 CHUNK = 8  # files handed to a worker process at once
 FORK_BYTES = 64 << 20  # of audio files: for less, starting processes takes longer than the work
-SPOOL_SAMPLES = 600 * SAMPLE_RATE  # longer audio goes through a file on the disk instead of memory
+SPOOL_SAMPLES = 60 * SAMPLE_RATE  # longer audio goes through a file on the disk: many files are held at once
+STALE_S = 3600.0  # a spool folder without a lock is one that is just being made, unless it is older
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Converted:
-    """A file's audio in the stored form."""
+    """A file's audio, or that of one of its channels, in the stored form."""
 
     id: str
     samples: int
     quality: Quality
     wav: bytes | Path  # Path: a spooled file
+    channel: int | None = None  # None: all of them, mixed
+
+    @property
+    def held(self) -> int:
+        """Bytes in memory or on the disk until it is stored."""
+        return audio.WAV_HEADER_BYTES + audio.SAMPLE_BYTES * self.samples
+
+
+Outcome = tuple[Converted, ...] | Refusal
+"""A file's channels, one where they are mixed; or why it was not taken."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bounds:
+    """What is taken and how."""
+
+    max_seconds: float
+    max_bytes: int
+    split: bool = False  # each channel is a recording of its own
 
 
 @contextmanager
 def spool_folder(workspace: Path) -> Iterator[Path]:
-    """A folder in the workspace for audio too long to hold in memory; gone afterwards."""
+    """A folder in the workspace for audio too long to hold in memory; gone afterwards.
+
+    What killed processes left behind is removed: a folder whose lock nobody holds.
+    """
     parent = workspace / "spool"
     parent.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=parent, prefix="ingest-") as folder:
-        yield Path(folder)
+    for folder in parent.glob("ingest-*"):
+        if _is_stale(folder):
+            shutil.rmtree(folder, ignore_errors=True)  # another process may be removing it too
+    with tempfile.TemporaryDirectory(dir=parent, prefix="ingest-") as made, (Path(made) / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield Path(made)
 
 
-def _convert(path: Path, spool: Path, max_seconds: float, max_bytes: int) -> Converted | Refusal:
+def _is_stale(folder: Path) -> bool:
+    try:
+        with (folder / "lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        try:
+            return folder.stat().st_mtime < time.time() - STALE_S
+        except OSError:
+            return False  # gone meanwhile
+    return True
+
+
+def _convert(path: Path, spool: Path, bounds: Bounds) -> Outcome:
     """Decode, measure and encode one file. Runs in a worker process; never raises for a file's sake."""
+    made: list[Converted] = []
+    try:
+        channels: Sequence[int | None] = (None,)
+        if bounds.split:
+            count = audio.channel_count(path, max_bytes=bounds.max_bytes)
+            if 1 < count <= audio.MAX_CHANNELS:
+                channels = range(count)
+        for channel in channels:
+            made.append(_convert_channel(path, spool, bounds, channel))
+    except AudioError as error:
+        _discard(made)
+        return Refusal(path=str(path), reason=error.reason, message=str(error))
+    except OSError as error:
+        _discard(made)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        reason = "no-space" if full else "missing" if isinstance(error, FileNotFoundError) else "unreadable"
+        return Refusal(path=str(path), reason=reason, message=f"{path} could not be converted: {error}")
+    return tuple(made)
+
+
+def _discard(made: Sequence[Converted]) -> None:
+    for one in made:
+        if isinstance(one.wav, Path):
+            one.wav.unlink(missing_ok=True)
+
+
+def _convert_channel(path: Path, spool: Path, bounds: Bounds, channel: int | None) -> Converted:
+    """All of a file, or one of its channels. Raises AudioError and OSError."""
     digest = hashlib.sha256()
     meter = audio.Meter()
     parts: list[bytes] = []
     spooled: Path | None = None
     samples = 0
     try:
-        for block in audio.stream(path, max_seconds=max_seconds, max_bytes=max_bytes):
+        for block in audio.stream(path, max_seconds=bounds.max_seconds, max_bytes=bounds.max_bytes, channel=channel):
             pcm = audio.to_pcm16(block)
             digest.update(pcm)
             meter.add(audio.from_pcm16(pcm))  # what is stored is measured, so that it can be measured again
@@ -76,28 +148,24 @@ def _convert(path: Path, spool: Path, max_seconds: float, max_bytes: int) -> Con
             with spooled.open("r+b") as file:
                 file.write(audio.wav_header(samples * audio.SAMPLE_BYTES))
             wav = spooled
-    except AudioError as error:
+    except (AudioError, OSError):
         if spooled is not None:
             spooled.unlink(missing_ok=True)
-        return Refusal(path=str(path), reason=error.reason, message=str(error))
-    except OSError as error:
-        if spooled is not None:
-            spooled.unlink(missing_ok=True)
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        reason = "no-space" if full else "missing" if isinstance(error, FileNotFoundError) else "unreadable"
-        return Refusal(path=str(path), reason=reason, message=f"{path} could not be converted: {error}")
-    return Converted(id=f"sha256-{digest.hexdigest()}", samples=samples, quality=meter.quality(), wav=wav)
+        raise
+    return Converted(
+        id=f"sha256-{digest.hexdigest()}", samples=samples, quality=meter.quality(), wav=wav, channel=channel
+    )
 
 
-def _convert_chunk(paths: Sequence[Path], spool: Path, max_seconds: float, max_bytes: int) -> list[Converted | Refusal]:
-    return [_convert(path, spool, max_seconds, max_bytes) for path in paths]
+def _convert_chunk(paths: Sequence[Path], spool: Path, bounds: Bounds) -> list[Outcome]:
+    return [_convert(path, spool, bounds) for path in paths]
 
 
 def convert_all(
-    items: Sequence[Item], spool: Path, max_seconds: float, max_bytes: int, processes: int | None
-) -> Iterator[tuple[Item, Converted | Refusal]]:
+    items: Sequence[Item], spool: Path, bounds: Bounds, processes: int | None
+) -> Iterator[tuple[Item, Outcome]]:
     """Every item with its audio or its refusal, in the order given."""
-    convert = partial(_convert_chunk, spool=spool, max_seconds=max_seconds, max_bytes=max_bytes)
+    convert = partial(_convert_chunk, spool=spool, bounds=bounds)
     wanted = processes or os.cpu_count() or 1
     if processes is None and sum(map(_size, items)) < FORK_BYTES:
         wanted = 1
@@ -121,8 +189,8 @@ def _size(item: Item) -> int:
 
 
 def in_processes(
-    convert: Callable[[list[Path]], list[Converted | Refusal]], chunks: Sequence[Sequence[Item]], wanted: int
-) -> Iterator[list[Converted | Refusal]]:
+    convert: Callable[[list[Path]], list[Outcome]], chunks: Sequence[Sequence[Item]], wanted: int
+) -> Iterator[list[Outcome]]:
     """The results of each chunk, a few of which are ahead at any time.
 
     Where a decoder takes its process down with it, the chunks under way are done
@@ -130,7 +198,7 @@ def in_processes(
     """
     waiting = deque(chunks)
     while waiting:
-        ahead: deque[tuple[Sequence[Item], Future[list[Converted | Refusal]]]] = deque()
+        ahead: deque[tuple[Sequence[Item], Future[list[Outcome]]]] = deque()
         pool = _pool(wanted)
         try:
             while waiting or ahead:
@@ -146,7 +214,7 @@ def in_processes(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _alone(convert: Callable[[list[Path]], list[Converted | Refusal]], path: Path) -> Converted | Refusal:
+def _alone(convert: Callable[[list[Path]], list[Outcome]], path: Path) -> Outcome:
     with _pool(1) as pool:
         try:
             return pool.submit(convert, [path]).result()[0]

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import os
-import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from voxloop.errors import UsageError
+from voxloop.recordings import manifests
+from voxloop.recordings.manifests import LISTINGS, Manifest, Row, language_code, plain_text
 
-METADATA = ("metadata.jsonl", "metadata.csv")  # the first that a folder holds
+__all__ = ["AUDIO_SUFFIXES", "Item", "Refusal", "Said", "find_items", "language_code"]
+
 # fmt: off
 AUDIO_SUFFIXES = frozenset((
     ".3g2", ".3gp", ".aac", ".ac3", ".aif", ".aifc", ".aiff", ".amr", ".ape", ".au", ".avi", ".caf", ".flac", ".flv",
@@ -21,18 +20,29 @@ AUDIO_SUFFIXES = frozenset((
     ".opus", ".rf64", ".snd", ".sph", ".tta", ".voc", ".w64", ".wav", ".webm", ".wma", ".wv",
 ))
 # fmt: on
-FILE_KEYS = ("file", "file_name", "audio_path", "audio_filepath")
-TEXT_KEYS = ("text", "sentence", "transcription", "transcript")
 MAX_TEXT_BYTES = 1 << 20  # a sidecar text beyond it is no transcript
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Refusal:
-    """A file that was not taken, and why."""
+    """A file (or a line of a manifest, as `file:line`) that was not taken, and why."""
 
     path: str
     reason: str  # a short stable word
     message: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Said:
+    """What a line of metadata says of a span of a file."""
+
+    where: str  # "<manifest>:<line>"
+    start: float  # seconds
+    end: float | None  # seconds; None: to the end
+    text: str | None = None
+    speaker: str | None = None
+    language: str | None = None
+    channel: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,32 +55,46 @@ class Item:
     language: str | None = None
     session: str | None = None
     consent: str | None = None
+    said: tuple[Said, ...] = ()  # of spans of it
     refusal: Refusal | None = None  # decided before the file was opened
 
 
 def find_items(
     sources: Sequence[Path], metadata: Path | None, given: Item, speakers: Sequence[str] | None
 ) -> Iterator[Item]:
+    """Every file once, in the order in which it is first named. Raises UsageError."""
     seen: set[Path] = set()
     if metadata is not None:
-        if not metadata.is_file():
-            raise UsageError(f"there is no metadata file {metadata}")
-        base = sources[0] if len(sources) == 1 and sources[0].is_dir() else metadata.parent
-        for item in _from_metadata(metadata, base, given, speakers):
-            if item.path not in seen:
-                seen.add(item.path)
-                yield item
+        base = sources[0] if len(sources) == 1 and sources[0].is_dir() else None
+        yield from _unseen(_listed([manifests.named(metadata)], given, speakers, base=base), seen)
     for source in sources:
         if source.is_dir():
             found = _in_folder(source, given, speakers, lines=metadata is None, bare=metadata is None and not speakers)
+        elif source.is_file() and source.name.endswith(LISTINGS):
+            found = _listed([manifests.named(source)], given, speakers)
         elif source.exists() or len(sources) > 1:
             found = iter([_bare(source, given)] if not speakers else [])
         else:
             raise UsageError(f"there is nothing at {source}: give audio files or folders of them")
-        for item in found:
-            if item.path not in seen:
-                seen.add(item.path)
-                yield item
+        yield from _unseen(found, seen)
+
+
+def _unseen(items: Iterator[Item], seen: set[Path]) -> Iterator[Item]:
+    for item in items:
+        if item.path not in seen:
+            seen.add(item.path)
+            yield _nameable(item)
+
+
+def _nameable(item: Item) -> Item:
+    """The item, refused where its name is no Unicode: nothing could be said of it in a catalog or on a screen."""
+    try:
+        str(item.path).encode()
+    except UnicodeEncodeError:
+        shown = str(item.path).encode("utf-8", "backslashreplace").decode()
+        message = f"the file name {shown} is not in UTF-8: rename it"
+        return Item(path=Path(shown), refusal=Refusal(path=shown, reason="bad-name", message=message))
+    return item
 
 
 def _in_folder(folder: Path, given: Item, speakers: Sequence[str] | None, *, lines: bool, bare: bool) -> Iterator[Item]:
@@ -85,70 +109,101 @@ def _in_folder(folder: Path, given: Item, speakers: Sequence[str] | None, *, lin
     for root, folders, names in os.walk(folder, onerror=unreadable):
         folders.sort()
         here = Path(root)
-        named: set[Path] = set()
-        listing = next((name for name in METADATA if name in names), None)
-        if lines and listing:
-            for item in _from_metadata(here / listing, here, given, None):
-                named.add(item.path)
-                if not speakers or item.speaker in speakers or item.refusal:
-                    yield item
-        if bare:
+        listings = manifests.in_folder(here, names) if lines else []
+        # The top folder is the user's word; a manifest found further down may not reach out of it.
+        yield from _listed(listings, given, speakers, within=None if here == folder else folder)
+        if any(manifest.complete for manifest in listings):
+            folders.clear()
+        elif bare:
             for name in sorted(names):
                 path = here / name
-                if path.suffix.lower() in AUDIO_SUFFIXES and path not in named:
-                    yield _bare(path, given)
+                if path.suffix.lower() in AUDIO_SUFFIXES:
+                    yield _bare(path, given)  # where a line named it, that was first
     yield from refused
 
 
-def _from_metadata(file: Path, base: Path, given: Item, speakers: Sequence[str] | None) -> Iterator[Item]:
-    """The files that a metadata file names; paths in it are relative to `base`."""
+def _listed(
+    listings: Sequence[Manifest],
+    given: Item,
+    speakers: Sequence[str] | None,
+    *,
+    base: Path | None = None,
+    within: Path | None = None,
+) -> Iterator[Item]:
+    """The files that manifests name, each once with all that is said of it; then the lines that are wrong."""
+    files: dict[Path, list[Row]] = {}
+    wrong: list[Item] = []
+    for manifest in listings:
+        for row in manifest.rows():
+            if row.problem:
+                wrong.append(_wrong(row, "bad-metadata", row.problem))
+                continue
+            speaker = row.speaker or given.speaker
+            if speakers and speaker not in speakers:
+                continue
+            path = _resolved(base or manifest.base, row.file, manifest)
+            if within is not None and not path.resolve().is_relative_to(within.resolve()):
+                message = f"{row.file} lies outside {within}: name the manifest itself if that is meant"
+                wrong.append(_wrong(row, "outside", message))
+                continue
+            rows = files.setdefault(path, [])
+            whole = next((one for one in rows if one.start is None), None) if row.start is None else None
+            if whole is None:
+                rows.append(row)
+            elif whole.text != row.text:
+                message = f"{row.file} has another text in {whole.where}; that one is taken"
+                wrong.append(_wrong(row, "contradiction", message))
+    for path, rows in files.items():
+        yield _item(path, rows, given)
+    yield from wrong
 
-    def bad(number: int, message: str) -> Item:
-        path = f"{file}:{number}"
-        return Item(path=Path(path), refusal=Refusal(path=path, reason="bad-metadata", message=f"{path}: {message}"))
 
-    for number, row in _rows(file):
-        if isinstance(row, str):
-            yield bad(number, row)
-            continue
-        name = next((row[key] for key in FILE_KEYS if row.get(key)), None)
-        if not isinstance(name, str) or "\0" in name:
-            yield bad(number, f"the line names no file; needed is one of {', '.join(FILE_KEYS)}")
-            continue
-        item = replace(
-            given,
-            path=Path(os.path.normpath(base / name)),
-            text=_text(next((row[key] for key in TEXT_KEYS if row.get(key)), None)),
-            speaker=_name(row.get("speaker")) or given.speaker,
-            language=language_code(_name(row.get("language"))) or given.language,
-            session=_name(row.get("session")) or given.session,
-            consent=_name(row.get("consent")) or given.consent,
+def _wrong(row: Row, reason: str, message: str) -> Item:
+    return Item(path=Path(row.where), refusal=Refusal(path=row.where, reason=reason, message=f"{row.where}: {message}"))
+
+
+def _resolved(base: Path, file: str, manifest: Manifest) -> Path:
+    """A file as a manifest writes it. Kaldi's and Lhotse's relative paths start where their tools are run."""
+    path = Path(os.path.normpath(base / file))
+    # os.path says False of a name that no file can have, where Path raises.
+    if manifest.complete and not os.path.exists(path) and os.path.isfile(file):  # noqa: PTH110, PTH113
+        return Path(os.path.normpath(file))
+    return path
+
+
+def _item(path: Path, rows: Sequence[Row], given: Item) -> Item:
+    """What all the lines about one file say together."""
+    whole = next((row for row in rows if row.start is None), None)
+    said = tuple(
+        Said(
+            where=row.where,
+            start=row.start,
+            end=row.end,
+            text=row.text,
+            speaker=row.speaker,
+            language=row.language,
+            channel=row.channel,
         )
-        if not speakers or item.speaker in speakers:
-            yield item
+        for row in rows
+        if row.start is not None
+    )
 
+    def agreed(values: Sequence[str | None]) -> str | None:
+        """What all spans have in common is true of the recording."""
+        found = set(values)
+        return next(iter(found)) if len(found) == 1 else None
 
-def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """Line numbers of a JSONL or CSV file, each with its values or with what is wrong with it."""
-    try:
-        if file.suffix.lower() == ".csv":
-            with file.open(encoding="utf-8-sig", newline="") as text:
-                reader = csv.DictReader(text)
-                for line in reader:
-                    yield reader.line_num, {key: value for key, value in line.items() if key}
-            return
-        with file.open("rb") as stream:
-            for number, raw in enumerate(stream, 1):
-                if not raw.strip():
-                    continue
-                try:
-                    row = json.loads(raw.decode("utf-8-sig"))
-                except ValueError as error:
-                    yield number, f"the line is no JSON in UTF-8: {error}"
-                    continue
-                yield number, row if isinstance(row, dict) else "the line is no JSON object"
-    except (OSError, ValueError, csv.Error) as error:
-        yield 0, f"the file cannot be read as UTF-8 {file.suffix[1:].upper()}: {error}"
+    consents = sorted({row.consent for row in rows if row.consent})
+    return replace(
+        given,
+        path=path,
+        text=whole.text if whole else None,
+        speaker=(whole.speaker if whole else agreed([row.speaker for row in rows])) or given.speaker,
+        language=(whole.language if whole else agreed([row.language for row in rows])) or given.language,
+        session=next((row.session for row in rows if row.session), None) or given.session,
+        consent="; ".join(consents) or given.consent,  # of several people: all that was agreed to is kept
+        said=said,
+    )
 
 
 def _bare(path: Path, given: Item) -> Item:
@@ -159,25 +214,7 @@ def _bare(path: Path, given: Item) -> Item:
             return replace(given, path=path)
         if beside.stat().st_size > MAX_TEXT_BYTES:
             raise ValueError(f"it has more than {MAX_TEXT_BYTES:,} bytes")
-        return replace(given, path=path, text=_text(beside.read_bytes().decode("utf-8-sig")))
+        return replace(given, path=path, text=plain_text(beside.read_bytes().decode("utf-8-sig")))
     except (OSError, ValueError) as error:
         message = f"the text {beside} beside {path.name} cannot be read as UTF-8: {error}; mend or remove it"
         return Item(path=path, refusal=Refusal(path=str(path), reason="bad-text", message=message))
-
-
-def _name(value: Any) -> str | None:
-    """A speaker, session, language or consent as given; what says that it is not known is None."""
-    if value is None or isinstance(value, (dict, list)):
-        return None
-    text = unicodedata.normalize("NFC", str(value)).strip()
-    return None if text.lower() in ("", "unknown", "none", "null", "n/a") else text
-
-
-def _text(value: Any) -> str | None:
-    text = unicodedata.normalize("NFC", value).strip() if isinstance(value, str) else ""
-    return " ".join(text.split()) or None
-
-
-def language_code(value: str | None) -> str | None:
-    """`en-GB`, `EN` and `en_US` as `en`."""
-    return value.strip().lower().replace("_", "-").split("-")[0] or None if value else None

@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
+from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +26,7 @@ from voxloop.records import (
     Dataset,
     Evaluation,
     Event,
+    GivenSegment,
     Model,
     Promotion,
     Quality,
@@ -78,7 +80,19 @@ recording = sa.Table(
     sa.Column("consent", sa.String),
     sa.Column("session", sa.String),
     sa.Column("text", sa.Text),
+    sa.Column("segments", sa.JSON),
     sa.Column("quality", sa.JSON),
+)
+
+# Which recording a file held when it was last read, so that an unchanged file is not decoded again.
+source_file = sa.Table(
+    "source_file",
+    metadata,
+    sa.Column("path", sa.String, primary_key=True),  # absolute
+    sa.Column("channel", sa.String, primary_key=True),  # "mix", or "0", "1", ... of a file taken by channel
+    sa.Column("size", sa.BigInteger, nullable=False),
+    sa.Column("mtime_ns", sa.BigInteger, nullable=False),
+    sa.Column("recording", sa.ForeignKey("recording.id", ondelete="CASCADE"), nullable=False, index=True),
 )
 
 utterance = sa.Table(
@@ -275,6 +289,8 @@ def to_record(kind: type[R], row: sa.Row[Any] | sa.RowMapping) -> R:
     values = {f.name: mapping[f.name] for f in fields(kind)}
     if values.get("quality") is not None:
         values["quality"] = Quality(**values["quality"])
+    if kind is Recording:
+        values["segments"] = tuple(GivenSegment(**segment) for segment in values["segments"] or ())
     if kind is Transcript:
         values["words"] = tuple(Word(**word) for word in values["words"] or ())
     return kind(**values)
@@ -287,14 +303,21 @@ def to_event(row: sa.Row[Any]) -> Event:
 
 def insert_new(connection: sa.Connection, table: sa.Table, rows: Sequence[dict[str, Any]]) -> int:
     """Insert the rows whose primary or unique key is not there yet; the number inserted."""
+    return len(insert_keys(connection, table, rows, next(iter(table.primary_key.columns))))
+
+
+def insert_keys(
+    connection: sa.Connection, table: sa.Table, rows: Sequence[dict[str, Any]], column: sa.Column[Any]
+) -> list[Any]:
+    """As `insert_new`; the values of `column` in the rows inserted. All rows have the same keys.
+
+    Sent to the database many rows at a time: one by one costs a third of an ingest of short files.
+    """
     if not rows:
-        return 0
+        return []
     insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    statement = insert(table).on_conflict_do_nothing()
-    inserted = 0
-    for row in rows:
-        inserted += connection.execute(statement, row).rowcount
-    return inserted
+    statement = insert(table).on_conflict_do_nothing().returning(column)
+    return list(connection.execute(statement, list(rows)).scalars())
 
 
 class Reader:
@@ -377,12 +400,13 @@ class Writer(Reader):
         """Insert records that are not there yet; the number that was new. `created` is set where it is 0."""
         now: float | None = None
         inserted = 0
-        for record in records:
-            row = to_row(record)
-            if row.get("created") == 0.0:
-                now = self.now() if now is None else now
-                row["created"] = now
-            inserted += insert_new(self.connection, TABLES[type(record)], [row])
+        for kind, group in groupby(records, type):  # in the order given: an utterance needs its recording
+            rows = [to_row(record) for record in group]
+            for row in rows:
+                if row.get("created") == 0.0:
+                    now = self.now() if now is None else now
+                    row["created"] = now
+            inserted += insert_new(self.connection, TABLES[kind], rows)
         return inserted
 
     def change(self, kind: type[Record], ids: str | Iterable[str], **values: Any) -> int:
@@ -415,8 +439,17 @@ class Catalog:
     @contextmanager
     def write(self) -> Iterator[Writer]:
         """A transaction: committed when the block ends, undone when it raises."""
-        with self.engine.begin() as connection:
-            yield Writer(connection)
+        try:
+            with self.engine.begin() as connection:
+                yield Writer(connection)
+        except sa.exc.OperationalError as error:
+            # SQLITE_FULL, and PostgreSQL's 53100 disk_full
+            if "disk is full" in str(error.orig) or "No space left" in str(error.orig):
+                raise WorkspaceError(
+                    f"the catalog cannot be written, its disk is full ({error.orig}): make room and run it again; "
+                    "what was committed before is kept"
+                ) from error
+            raise
 
     def migrate(self) -> None:
         """Bring the schema to this program's version. Raises WorkspaceError for a newer catalog."""

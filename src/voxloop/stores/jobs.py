@@ -19,7 +19,7 @@ import sqlalchemy as sa
 
 from voxloop.errors import LeaseLost, UnknownRecord
 from voxloop.stores import catalog as tables
-from voxloop.stores.catalog import Catalog, Reader, Writer, insert_new, now_s
+from voxloop.stores.catalog import Catalog, Reader, Writer, insert_keys, insert_new, now_s
 
 Listeners = Mapping[str, Sequence[str]]
 """Event type -> names of the steps that it wakes."""
@@ -37,6 +37,15 @@ class Claim:
     subjects: tuple[str, ...]  # of the jobs, in the same order
 
 
+@dataclass(frozen=True, slots=True)
+class News:
+    """What one event of many tells of; `key` is its natural id, by default the subject."""
+
+    subject: str
+    key: str | None = None
+    payload: dict[str, Any] | None = None
+
+
 class Jobs:
     """The job table of one catalog."""
 
@@ -50,9 +59,15 @@ class Jobs:
         self, tx: Writer, type: str, subject: str, *, key: str | None = None, payload: dict[str, Any] | None = None
     ) -> bool:
         """Tell of an event inside `tx`. `key` is its natural id, by default the subject; True where it is new."""
-        id = f"{type}:{key or subject}"
+        return bool(self.emit_all(tx, type, [News(subject, key, payload)]))
+
+    def emit_all(self, tx: Writer, type: str, news: Sequence[News]) -> int:
+        """As `emit`, for many subjects at once; the number that was new."""
+        if not news:
+            return 0
         now = tx.now()
-        new = insert_new(
+        subjects = {f"{type}:{one.key or one.subject}": one for one in news}
+        new = insert_keys(
             tx.connection,
             tables.event,
             [
@@ -60,31 +75,33 @@ class Jobs:
                     "id": id,
                     "created": now,
                     "type": type,
-                    "subject": subject,
-                    "payload": payload or {},
+                    "subject": one.subject,
+                    "payload": one.payload or {},
                     "published": False,
                 }
+                for id, one in subjects.items()
+            ],
+            tables.event.c.id,
+        )
+        insert_new(
+            tx.connection,
+            job,
+            [
+                {
+                    "id": f"{step}:{id}",
+                    "created": now,
+                    "step": step,
+                    "event": id,
+                    "subject": subjects[id].subject,
+                    "state": "ready",
+                    "run_at": now,
+                    "attempts": 0,
+                }
+                for id in new
+                for step in self.listeners.get(type, ())
             ],
         )
-        if new:
-            insert_new(
-                tx.connection,
-                job,
-                [
-                    {
-                        "id": f"{step}:{id}",
-                        "created": now,
-                        "step": step,
-                        "event": id,
-                        "subject": subject,
-                        "state": "ready",
-                        "run_at": now,
-                        "attempts": 0,
-                    }
-                    for step in self.listeners.get(type, ())
-                ],
-            )
-        return bool(new)
+        return len(new)
 
     def claim(self, steps: Sequence[str], *, limit: int = 1) -> Claim | None:
         """Lease the oldest waiting jobs of one of `steps`, at most `limit`; None where nothing waits.
