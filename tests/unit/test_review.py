@@ -173,7 +173,7 @@ def test_bulk_accept_takes_what_is_confident_and_leaves_what_is_doubtful(workspa
     for number in range(10):
         add_utterance(workspace, f"r{number}", heard="hello there", confidence=number / 10)
     add_utterance(workspace, "odd", heard="no no no no no", confidence=0.99)
-    add_utterance(workspace, "empty", heard="", confidence=0.99)
+    add_utterance(workspace, "empty", heard=" ", confidence=0.99)
     add_utterance(workspace, "done", heard="hello", reference="hello", confidence=0.99)
     turn = review.next(workspace, by="bo", where=Filters(min_confidence=0.9, max_confidence=0.9))
     assert turn

@@ -71,6 +71,11 @@ class Filters:
             if value is not None and not 0 <= value <= 1:
                 raise UsageError(f"{name} is {value}: a confidence is from 0 to 1")
 
+    @property
+    def sifts(self) -> bool:
+        """Whether some of what the database finds has to be sifted by `matches`."""
+        return bool(self.contains or self.warning) or self.warned is not None
+
 
 EVERYTHING = Filters()
 
@@ -86,9 +91,8 @@ class Page:
 def page(ws: Workspace, *, where: Filters = EVERYTHING, limit: int = 50, after: str | None = None) -> Page:
     """Utterances to review by priority, highest first; `after` is the cursor of the last page."""
     found: list[Item] = []
-    sifted = where.contains or where.warning or where.warned is not None  # by `matches`, of what the database finds
     with ws.read() as reader:
-        for item in walk(reader, where, after=after, batch=BATCH if sifted else limit + 1):
+        for item in walk(reader, where, after=after, batch=BATCH if where.sifts else limit + 1):
             if len(found) == limit:
                 return Page(items=tuple(found), after=found[-1].cursor)
             found.append(item)

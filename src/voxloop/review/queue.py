@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -12,7 +13,7 @@ from ulid import ULID
 from voxloop import similarity
 from voxloop.errors import UsageError
 from voxloop.records import Utterance
-from voxloop.review.items import EVERYTHING, Filters, Item, item_of, machine_confidence, walk
+from voxloop.review.items import EVERYTHING, Filters, Item, conditions_of, item_of, machine_confidence, walk
 from voxloop.stores import catalog as tables
 from voxloop.stores.catalog import now_s
 
@@ -136,15 +137,16 @@ def _candidates(reader: Reader, where: Filters) -> list[str]:
     taken = sa.select(turn.c.utterance).where(turn.c.until > now_s())
     skipped = sa.select(turn.c.utterance).where(turn.c.skipped > now_s())
     waiting = (table.c.status == "transcribed", table.c.id.not_in(taken))
-    found = []
     for also in ((*waiting, table.c.id.not_in(skipped)), (*waiting, table.c.id.in_(skipped))):
-        for item in walk(reader, where, batch=CANDIDATES, also=also):
-            found.append(item.utterance.id)
-            if len(found) == CANDIDATES:
-                return found
+        if where.sifts:
+            found = [item.utterance.id for item in islice(walk(reader, where, also=also), CANDIDATES)]
+        else:
+            statement = sa.select(table.c.id).where(*conditions_of(where), *also)
+            first = statement.order_by(table.c.priority.desc(), table.c.id).limit(CANDIDATES)
+            found = list(reader.connection.execute(first).scalars())
         if found:
-            break
-    return found
+            return found
+    return []
 
 
 def _upsert(
