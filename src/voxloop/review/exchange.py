@@ -108,14 +108,15 @@ def export(
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write(unfinished, format, groups())
-        unfinished.replace(path)
+        try:
+            _write(unfinished, format, groups())
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
         if format == "label-studio":
             path.with_suffix(".xml").write_text(labelstudio.LABELLING_CONFIG)
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error}") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
     return Exported(path=path, format=format, **counted)
 
 
@@ -349,7 +350,7 @@ def _take(
         return "unknown", str(error)
     texts = [_corrected(item, one) for one in texts]
     here = [version for version in item.versions if version.kind == "reference"]
-    missing = [one for one in texts if one.text and not _is_here(here, one)]
+    missing = _news(item, here, texts)
     rejection = next((one for one in texts if one.rejected is not None), None)
     if item.utterance.status == "rejected" and rejection:
         rejection = None
@@ -359,7 +360,7 @@ def _take(
         return "same", ""
     if not overwrite and item.reference and not _known(item.reference, texts, missing):
         return "conflicting", f"here {item.reference.by!r} saved {item.reference.text!r}"
-    for one in sorted(missing, key=lambda one: (one.created is None, one.created or 0.0)):
+    for one in missing:
         write_reference(
             tx,
             item,
@@ -374,6 +375,17 @@ def _take(
     if rejection:
         write_rejection(tx, item, reason=rejection.rejected or "not said", by=rejection.by or by)
     return "new", ""
+
+
+def _news(item: Item, here: Sequence[Transcript], texts: Sequence[Incoming]) -> list[Incoming]:
+    """The texts after the last one that is here, oldest first; none where they end in what counts here."""
+    ordered = sorted((one for one in texts if one.text), key=lambda one: (one.created is None, one.created or 0.0))
+    if ordered and item.reference and ordered[-1].text.split() == item.reference.text.split():
+        return []
+    for place in range(len(ordered), 0, -1):
+        if _is_here(here, ordered[place - 1]):
+            return ordered[place:]
+    return ordered
 
 
 def _known(current: Transcript, texts: Sequence[Incoming], missing: Sequence[Incoming]) -> bool:
