@@ -16,7 +16,8 @@ MAX_UTTERANCE_SAMPLES = int(MAX_UTTERANCE_S * SAMPLE_RATE)  # 480,000 samples
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
-TranscriptKind = Literal["hypothesis", "clean", "reference"]
+# reference -> withdrawn (undone) -> reference; the others stay what they are
+TranscriptKind = Literal["hypothesis", "clean", "reference", "withdrawn"]
 
 # new -> transcribed -> reviewed; new | transcribed -> rejected; rejected -> reviewed
 UtteranceStatus = Literal["new", "transcribed", "reviewed", "rejected"]
@@ -120,11 +121,11 @@ class Word:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Transcript:
-    """One text of one utterance. Never changed: a correction is a new transcript."""
+    """One text of one utterance. Its text never changes: a correction is a new transcript, undone it is withdrawn."""
 
     id: str  # ULID, or a name derived from what was transcribed by which model
     utterance: str
-    kind: TranscriptKind  # hypothesis: a model's; clean: post-processed; reference: a person's
+    kind: TranscriptKind  # hypothesis: a model's; clean: post-processed; reference: a person's; withdrawn: undone
     text: str
     by: str  # a person, "metadata", or the model's id
     confidence: float | None = None  # mean probability of the tokens, 0 to 1

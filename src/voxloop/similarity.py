@@ -12,7 +12,11 @@ from voxloop.records import Utterance
 from voxloop.stores import catalog as tables
 from voxloop.transcripts import STARTER, base_model, blocks, recogniser
 
+COMPARED = 2_000  # known utterances that novelty is measured against, at most: enough to tell what is new
+BLOCK = 4_096  # waiting utterances compared at once: 33 MB of cosines
+
 if TYPE_CHECKING:
+    from voxloop.stores.vectors import Matrix
     from voxloop.workspace import Workspace
 
 
@@ -44,3 +48,31 @@ def nearest(ws: Workspace, utterance: str, *, limit: int = 10) -> list[tuple[str
     query = recogniser(ws, model).embed([_utterances.utterance_audio(ws, found)])[0]
     near = ws.vectors.search(model.id, np.asarray(query, dtype=np.float32), limit=limit + 1)
     return [(id, similarity) for id, similarity in near if id != found.id][:limit]
+
+
+def novelty(ws: Workspace, waiting: Sequence[str], known: Sequence[str]) -> dict[str, float]:
+    """How unlike the known utterances each waiting one sounds: 1 minus the greatest cosine, 0 to 1.
+
+    Mean encoder states of speech all point one way, so the mean of all vectors is
+    taken off first (Mu and Viswanath 2018, arXiv:1702.01417), else everything would
+    be alike. Only utterances that have a vector are in the answer; where no known
+    one has, all are new (1).
+    """
+    space = base_model(ws, STARTER).id
+    ids, vectors = ws.vectors.read(space, waiting)
+    step = max(1, len(known) // COMPARED)
+    _, reviewed = ws.vectors.read(space, known[::step][:COMPARED])
+    if not ids or not len(reviewed):
+        return dict.fromkeys(ids, 1.0)
+    mean = np.concatenate([vectors, reviewed]).mean(axis=0)
+    vectors, reviewed = _unit(vectors - mean), _unit(reviewed - mean)
+    likest = np.concatenate(
+        [(vectors[start : start + BLOCK] @ reviewed.T).max(axis=1) for start in range(0, len(vectors), BLOCK)]
+    )
+    return dict(zip(ids, np.clip(1.0 - likest, 0.0, 1.0).tolist(), strict=True))
+
+
+def _unit(matrix: Matrix) -> Matrix:
+    length = np.linalg.norm(matrix, axis=1, keepdims=True)
+    unit: Matrix = (matrix / np.maximum(length, 1e-12)).astype(np.float32)
+    return unit

@@ -253,6 +253,36 @@ vector = sa.Table(
     sa.Column("values", sa.LargeBinary, nullable=False),  # little-endian float32
 )
 
+# One line a decision of a reviewer, never changed: undoing one is another decision that names it.
+review_decision = sa.Table(
+    "review_decision",
+    metadata,
+    sa.Column("seq", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
+    _created(),
+    sa.Column("utterance", sa.ForeignKey("utterance.id", ondelete="CASCADE"), nullable=False, index=True),
+    sa.Column("kind", sa.String, nullable=False),  # save, accept, bulk accept, reject, skip, import, undo
+    sa.Column("by", sa.String, nullable=False),
+    sa.Column("before", sa.String, nullable=False),  # the utterance's status until then
+    sa.Column("transcript", sa.String),  # the reference written
+    sa.Column("replaced", sa.String),  # the reference withdrawn for it, where the one written is the older
+    sa.Column("reason", sa.Text),
+    sa.Column("seconds", sa.Double),  # from taking the utterance to deciding
+    sa.Column("undoes", sa.BigInteger().with_variant(sa.Integer, "sqlite")),  # seq of another decision
+)
+
+# Whose turn an utterance is; no row: nobody's, and not skipped.
+review_turn = sa.Table(
+    "review_turn",
+    metadata,
+    sa.Column("utterance", sa.ForeignKey("utterance.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("by", sa.String),
+    sa.Column("taken", sa.Double, nullable=False),
+    sa.Column("until", sa.Double, nullable=False),  # nobody else gets it before
+    sa.Column("seen", sa.String),  # the reference that the reviewer was shown, empty: none
+    sa.Column("shown", sa.String),  # the machine's text that the reviewer was shown
+    sa.Column("skipped", sa.Double, nullable=False),  # not offered before, 0: not skipped
+)
+
 # One line a refused file, so that a second run and `voxloop status` can tell of it.
 refusal = sa.Table(
     "refusal",

@@ -20,6 +20,7 @@ Matrix = np.ndarray[tuple[int, int], np.dtype[np.float32]]
 Vector = np.ndarray[tuple[int], np.dtype[np.float32]]
 
 vector = tables.vector
+_AT_ONCE = 500  # ids asked for at once: SQLite takes a bounded number of parameters
 
 
 class Vectors(Protocol):
@@ -35,6 +36,10 @@ class Vectors(Protocol):
 
     def search(self, space: str, query: Vector, *, limit: int = 10) -> list[tuple[str, float]]:
         """The nearest ids with their cosine similarity, nearest first; query (D,)."""
+        ...
+
+    def read(self, space: str, ids: Sequence[str]) -> tuple[list[str], Matrix]:
+        """Those of `ids` that have a vector, with their vectors in the same order, (B, D); (0, 0) where none has."""
         ...
 
     def count(self, space: str) -> int: ...
@@ -72,6 +77,21 @@ class CatalogVectors:
         similarity = matrix @ np.asarray(query, dtype=np.float32)
         best = np.argsort(-similarity, kind="stable")[:limit]
         return [(rows[i][0], float(similarity[i])) for i in best]
+
+    def read(self, space: str, ids: Sequence[str]) -> tuple[list[str], Matrix]:
+        values: dict[str, bytes] = {}
+        with self._catalog.read() as reader:
+            for begin in range(0, len(ids), _AT_ONCE):
+                wanted = vector.c.id.in_(ids[begin : begin + _AT_ONCE])
+                rows = reader.connection.execute(
+                    sa.select(vector.c.id, vector.c["values"]).where(vector.c.space == space, wanted)
+                )
+                values.update((row[0], row[1]) for row in rows)
+        found = [id for id in ids if id in values]
+        if not found:
+            return [], np.zeros((0, 0), dtype=np.float32)
+        matrix = np.frombuffer(b"".join(values[id] for id in found), dtype="<f4").reshape(len(found), -1)
+        return found, matrix.astype(np.float32, copy=False)
 
     def count(self, space: str) -> int:
         with self._catalog.read() as reader:

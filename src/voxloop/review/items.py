@@ -1,0 +1,212 @@
+"""What there is to review: utterances with their texts, filtered and in pages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import sqlalchemy as sa
+
+from voxloop.errors import UsageError, nearest
+from voxloop.records import Transcript, Utterance, UtteranceStatus
+from voxloop.review.warnings import WARNINGS, ReviewWarning, WarningKind, warnings_of
+from voxloop.stores import catalog as tables
+from voxloop.transcripts import latest
+
+if TYPE_CHECKING:
+    from voxloop.stores.catalog import Reader
+    from voxloop.workspace import Workspace
+
+BATCH = 200  # utterances read at once while filtering
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Item:
+    """An utterance with its texts, as a reviewer sees it."""
+
+    utterance: Utterance
+    reference: Transcript | None
+    hypothesis: Transcript | None  # the clean text where there is one
+    versions: tuple[Transcript, ...]  # every text, oldest first, also withdrawn ones
+    warnings: tuple[ReviewWarning, ...]
+
+    @property
+    def text(self) -> str:
+        """The text that counts now."""
+        shown = self.reference or self.hypothesis
+        return shown.text if shown else ""
+
+    @property
+    def version(self) -> str:
+        """What to give as `seen` when deciding: the id of the reference shown, empty where there is none."""
+        return self.reference.id if self.reference else ""
+
+    @property
+    def cursor(self) -> str:
+        """Where this item stands in the listing: `page(after=…)` goes on behind it."""
+        return f"{self.utterance.priority!r}@{self.utterance.id}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Filters:
+    """Which utterances are meant; what is None does not narrow."""
+
+    status: UtteranceStatus | None = None
+    speaker: str | None = None
+    language: str | None = None
+    min_confidence: float | None = None  # of the machine's text, 0 to 1
+    max_confidence: float | None = None
+    since: float | None = None  # taken in at this time or later, seconds since the epoch
+    until: float | None = None  # taken in before this time
+    contains: str | None = None  # in the text that counts, whatever its case
+    warning: WarningKind | None = None  # has this warning
+    warned: bool | None = None  # True: has any warning; False: has none
+
+    def __post_init__(self) -> None:
+        if self.warning is not None and self.warning not in WARNINGS:
+            raise UsageError(f"there is no warning {self.warning!r}{nearest(self.warning, WARNINGS)}")
+        for name in ("min_confidence", "max_confidence"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise UsageError(f"{name} is {value}: a confidence is from 0 to 1")
+
+    @property
+    def sifts(self) -> bool:
+        """Whether some of what the database finds has to be sifted by `matches`."""
+        return bool(self.contains or self.warning) or self.warned is not None
+
+
+EVERYTHING = Filters()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Page:
+    """Some items of a listing."""
+
+    items: tuple[Item, ...]
+    after: str | None  # gives the next page; None: there is no more
+
+
+def page(ws: Workspace, *, where: Filters = EVERYTHING, limit: int = 50, after: str | None = None) -> Page:
+    """Utterances to review by priority, highest first; `after` is the cursor of the last page."""
+    found: list[Item] = []
+    with ws.read() as reader:
+        for item in walk(reader, where, after=after, batch=BATCH if where.sifts else limit + 1):
+            if len(found) == limit:
+                return Page(items=tuple(found), after=found[-1].cursor)
+            found.append(item)
+    return Page(items=tuple(found), after=None)
+
+
+def show(ws: Workspace, utterance: str) -> Item:
+    """One utterance with all its texts. Raises UnknownRecord."""
+    with ws.read() as reader:
+        return item_of(reader, reader.get(Utterance, utterance))
+
+
+def walk(
+    reader: Reader, where: Filters, *, after: str | None = None, batch: int = BATCH, also: Sequence[object] = ()
+) -> Iterator[Item]:
+    """Items that match, by priority; read in batches, each from where the last one ended.
+
+    `also` are further conditions on the utterance table.
+    """
+    table = tables.utterance
+    place = _place(after) if after else None
+    conditions = [*conditions_of(where), *also]
+    while True:
+        behind = []
+        if place:
+            priority, id = place
+            behind = [sa.or_(table.c.priority < priority, sa.and_(table.c.priority == priority, table.c.id > id))]
+        found = reader.all(
+            Utterance,
+            *conditions,  # type: ignore[arg-type]
+            *behind,
+            order=(table.c.priority.desc(), table.c.id),
+            limit=min(batch, BATCH),
+        )
+        for item in items_of(reader, found):
+            if matches(item, where):
+                yield item
+        if len(found) < min(batch, BATCH):
+            return
+        place = (found[-1].priority, found[-1].id)
+
+
+def _place(cursor: str) -> tuple[float, str]:
+    priority, at, id = cursor.partition("@")
+    try:
+        return float(priority), id if at else ""
+    except ValueError as error:
+        raise UsageError(f"after is {cursor!r}: needed is the cursor that the last page gave") from error
+
+
+def machine_confidence() -> sa.ScalarSelect[float | None]:
+    """The confidence of an utterance's newest machine text, for a statement over the utterance table."""
+    text = tables.transcript.alias()
+    return (
+        sa.select(text.c.confidence)
+        .where(text.c.utterance == tables.utterance.c.id, text.c.kind.in_(("clean", "hypothesis")))
+        .order_by(text.c.kind, text.c.created.desc(), text.c.id.desc())  # clean before hypothesis
+        .limit(1)
+        .correlate(tables.utterance)
+        .scalar_subquery()
+    )
+
+
+def conditions_of(where: Filters) -> list[sa.ColumnElement[bool]]:
+    """The part of the filters that the database judges; `matches` judges the rest."""
+    table = tables.utterance
+    found: list[sa.ColumnElement[bool]] = []
+    for name in ("status", "speaker", "language"):
+        value = getattr(where, name)
+        if value is not None:
+            found.append(table.c[name] == value)
+    if where.min_confidence is not None:
+        found.append(machine_confidence() >= where.min_confidence)
+    if where.max_confidence is not None:
+        found.append(machine_confidence() <= where.max_confidence)
+    recording = tables.recording
+    if where.since is not None or where.until is not None:
+        dates = [recording.c.created >= where.since] if where.since is not None else []
+        dates += [recording.c.created < where.until] if where.until is not None else []
+        found.append(table.c.recording.in_(sa.select(recording.c.id).where(*dates)))
+    if where.contains and where.contains.isascii():
+        # Beyond ASCII SQLite's lower() leaves letters as they are; a superset is enough here.
+        text = tables.transcript.alias()
+        holds = sa.func.lower(text.c.text).contains(where.contains.lower(), autoescape=True)
+        found.append(sa.exists().where(text.c.utterance == table.c.id, holds))
+    return found
+
+
+def matches(item: Item, where: Filters) -> bool:
+    """Whether an item that the database found matches all of the filters."""
+    if where.contains and where.contains.casefold() not in item.text.casefold():
+        return False
+    if where.warned is not None and where.warned != bool(item.warnings):
+        return False
+    return where.warning is None or any(warning.kind == where.warning for warning in item.warnings)
+
+
+def items_of(reader: Reader, utterances: Sequence[Utterance]) -> list[Item]:
+    """Items of at most BATCH utterances, in their order."""
+    texts: dict[str, list[Transcript]] = {utterance.id: [] for utterance in utterances}
+    for transcript in reader.all(Transcript, tables.transcript.c.utterance.in_(list(texts))) if texts else ():
+        texts[transcript.utterance].append(transcript)
+    return [
+        Item(
+            utterance=utterance,
+            reference=latest(texts[utterance.id], "reference"),
+            hypothesis=latest(texts[utterance.id], "clean") or latest(texts[utterance.id], "hypothesis"),
+            versions=tuple(texts[utterance.id]),
+            warnings=warnings_of(utterance, texts[utterance.id]),
+        )
+        for utterance in utterances
+    ]
+
+
+def item_of(reader: Reader, utterance: Utterance) -> Item:
+    """One utterance with its texts."""
+    return items_of(reader, [utterance])[0]
