@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
@@ -34,6 +35,15 @@ def sha256_file(path: Path) -> str:
 def sha256_bytes(data: bytes) -> str:
     """`sha256-<hex>` of bytes."""
     return f"sha256-{hashlib.sha256(data).hexdigest()}"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A blob as a listing shows it."""
+
+    key: str
+    size: int  # bytes
+    modified: float  # seconds since the epoch
 
 
 class Blobs:
@@ -94,8 +104,17 @@ class Blobs:
             for entry in page:
                 yield str(entry["path"])
 
+    def entries(self, prefix: str) -> Iterator[Entry]:
+        """As `list`, with size and age."""
+        for page in obstore.list(self._store, prefix):
+            for entry in page:
+                yield Entry(
+                    key=str(entry["path"]), size=int(entry["size"]), modified=entry["last_modified"].timestamp()
+                )
+
     def delete(self, key: str) -> None:
-        """Remove a blob; removing what is not there is no error."""
+        """Remove a blob, and its cached copy; removing what is not there is no error."""
+        (self._cache / key).unlink(missing_ok=True)
         try:
             obstore.delete(self._store, key)
         except (NotFoundError, FileNotFoundError):
