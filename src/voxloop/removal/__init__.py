@@ -28,8 +28,17 @@ from voxloop import datasets
 from voxloop.errors import BlobError, ConflictError, UnknownRecord, UsageError, nearest
 from voxloop.evaluation import Scored, scores_of
 from voxloop.recordings import audio_key
-from voxloop.records import SAMPLE_RATE, SPLITS, Dataset, Evaluation, Model, Recording, Run
-from voxloop.removal.finishing import Progress, clean_run_data, finish, redacted, resume, unfinished
+from voxloop.records import SAMPLE_RATE, Dataset, Evaluation, Model, Recording, Run
+from voxloop.removal.finishing import (
+    Progress,
+    clean_run_data,
+    finish,
+    redact_dataset,
+    redacted,
+    redaction,
+    resume,
+    unfinished,
+)
 from voxloop.stores import catalog as tables
 from voxloop.stores.blobs import sha256_bytes
 from voxloop.training.files import STATUS, read_json
@@ -38,7 +47,18 @@ if TYPE_CHECKING:
     from voxloop.stores.catalog import Reader, Writer
     from voxloop.workspace import Transaction, Workspace
 
-__all__ = ["Marked", "Progress", "Removal", "alive", "clean_run_data", "forget", "redacted", "resume", "unfinished"]
+__all__ = [
+    "Marked",
+    "Progress",
+    "Removal",
+    "alive",
+    "clean_run_data",
+    "forget",
+    "redact_dataset",
+    "redacted",
+    "resume",
+    "unfinished",
+]
 
 FORGOTTEN = "(forgotten)"  # stands where a name or an id was
 ATTEMPTS = 5  # plans made anew because the catalog changed between plan and transaction
@@ -207,38 +227,20 @@ def _plan(ws: Workspace, scope: _Scope) -> _Plan:
 
 def _redact_dataset(ws: Workspace, dataset: Dataset, scope: _Scope, plan: _Plan) -> int:
     """Plan a dataset's new manifest; the number of rows that a training on it learnt from or chose by."""
-    key = dataset.manifest or f"datasets/{dataset.id}.jsonl"
-    excluded_key = datasets.excluded_key(key)
-    try:
-        manifest, removed = redacted(ws.blobs.get(key), scope.holds)
-    except BlobError:
-        manifest, removed = b"", []  # lost already: `verify` tells of it
-    excluded = b""
-    left_out: list[dict[str, Any]] = []
-    if ws.blobs.exists(excluded_key):
-        excluded, left_out = redacted(ws.blobs.get(excluded_key), scope.holds, "utterance")
+    left = redaction(ws, dataset, scope.holds)
+    plan.blobs |= left.blobs
+    plan.pending |= set(left.replaced)
+    values = dict(left.values)
     filters = scrubbed(dataset.filters, scope)
     name = _without_name(dataset, scope)
-    values: dict[str, Any] = {}
-    if removed or left_out:
-        # Named by the content of both files, so that a second redaction never meets the first one's key.
-        left = f"{sha256_bytes(manifest)}-{sha256_bytes(excluded)[7:15]}"
-        values["manifest"] = f"datasets/{dataset.id}.redacted-{left}.jsonl"
-        plan.blobs[values["manifest"]] = manifest
-        plan.blobs[datasets.excluded_key(values["manifest"])] = excluded
-        plan.pending |= {key, excluded_key}
-        kept = [datasets.DatasetRow(**json.loads(line)) for line in manifest.splitlines()]
-        values["forgotten"] = dataset.forgotten + len(removed)
-        values["clips"] = {split: sum(row.split == split for row in kept) for split in SPLITS}
-        values["hours"] = {s: sum(row.duration for row in kept if row.split == s) / 3600 for s in SPLITS}
     if filters != dataset.filters:
         values["filters"] = filters
     if name != dataset.name:
         values["name"] = name
     if values:
         plan.datasets[dataset.id] = values
-        plan.marked_datasets.append(Marked(id=dataset.id, name=name, utterances=len(removed)))
-    return sum(row.get("split") != "test" for row in removed)
+        plan.marked_datasets.append(Marked(id=dataset.id, name=name, utterances=len(left.removed)))
+    return sum(row.get("split") != "test" for row in left.removed)
 
 
 def _redact_evaluation(ws: Workspace, evaluation: Evaluation, scope: _Scope, plan: _Plan) -> None:

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
 from voxloop import datasets
-from voxloop.records import Dataset, Evaluation, Recording
+from voxloop.records import SPLITS, Dataset, Evaluation, Recording
 from voxloop.stores import catalog as tables
+from voxloop.stores.blobs import sha256_bytes
 
 if TYPE_CHECKING:
     from voxloop.stores.catalog import Reader
@@ -35,6 +37,57 @@ def redacted(data: bytes, gone: Callable[[str], bool], key: str = "recording") -
         else:
             kept.append(line)
     return b"".join(kept), removed
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Redaction:
+    """A dataset without some of its rows: what changes in its row, and what its new blobs hold."""
+
+    values: dict[str, Any]  # of the dataset's row; empty where nothing goes
+    blobs: dict[str, bytes]  # to be written, by key
+    replaced: tuple[str, ...]  # keys to delete
+    removed: list[dict[str, Any]]  # rows of the manifest
+
+
+def redaction(ws: Workspace, dataset: Dataset, gone: Callable[[str], bool]) -> Redaction:
+    """What a dataset becomes without the utterances that are gone. Nothing is written."""
+    key = dataset.manifest or f"datasets/{dataset.id}.jsonl"
+    excluded_key = datasets.excluded_key(key)
+    manifest = excluded = b""
+    removed: list[dict[str, Any]] = []
+    left_out: list[dict[str, Any]] = []
+    # What is lost already holds nothing to remove; `verify` tells of it.
+    if ws.blobs.exists(key):
+        manifest, removed = redacted(ws.blobs.get(key), gone, "utterance")
+    if ws.blobs.exists(excluded_key):
+        excluded, left_out = redacted(ws.blobs.get(excluded_key), gone, "utterance")
+    if not removed and not left_out:
+        return Redaction(values={}, blobs={}, replaced=(), removed=[])
+    # Named by the content of both files, so that a second redaction never meets the first one's key.
+    name = f"datasets/{dataset.id}.redacted-{sha256_bytes(manifest)}-{sha256_bytes(excluded)[7:15]}.jsonl"
+    kept = [datasets.DatasetRow(**json.loads(line)) for line in manifest.splitlines()]
+    values = {
+        "manifest": name,
+        "forgotten": dataset.forgotten + len(removed),
+        "clips": {split: sum(row.split == split for row in kept) for split in SPLITS},
+        "hours": {split: sum(row.duration for row in kept if row.split == split) / 3600 for split in SPLITS},
+    }
+    blobs = {name: manifest, datasets.excluded_key(name): excluded}
+    return Redaction(values=values, blobs=blobs, replaced=(key, excluded_key), removed=removed)
+
+
+def redact_dataset(ws: Workspace, dataset: Dataset, gone: Callable[[str], bool]) -> bool:
+    """Take the utterances that are gone out of a dataset and mark it; False where there were none in it."""
+    left = redaction(ws, dataset, gone)
+    if not left.values:
+        return False
+    for key, data in left.blobs.items():
+        ws.blobs.put(key, data)
+    with ws.transaction() as tx:
+        tx.change(Dataset, dataset.id, **left.values)
+    for key in left.replaced:
+        ws.blobs.delete(key)
+    return True
 
 
 def unfinished(ws: Workspace) -> list[str]:
