@@ -207,6 +207,9 @@ class _Copying:
         """Take up a file that lies there."""
         path = self._folder / name
         self.files[name] = {"size": path.stat().st_size, "sha256": sha256_file(path)}
+        if name not in self._before:
+            self.copied += 1
+            self.copied_bytes += path.stat().st_size
 
     def copy_all(self, wanted: list[tuple[Any, str]]) -> list[str]:
         """Copy blobs and files of runs; the blobs that are not there."""

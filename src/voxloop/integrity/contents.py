@@ -27,6 +27,9 @@ from voxloop.stores.catalog import insert_new
 if TYPE_CHECKING:
     from voxloop.workspace import Workspace
 
+LOST = "its audio is not among the blobs"
+
+
 # Audio ---------------------------------------------------------------------------------------------------------------
 
 
@@ -38,9 +41,8 @@ def check_recordings(check: Check) -> None:
         check.tick("recordings")
         if not wrong or not still(check.ws, Recording, recording.id):
             continue
-        missing = wrong.startswith("its audio is not")
         check.report(
-            "audio-missing" if missing else "audio-damaged",
+            "audio-missing" if wrong == LOST else "audio-damaged",
             recording.id,
             f"{recording.name}: {wrong}",
             f"takes it from {recording.source} where that is still the same audio; else restore a backup, or "
@@ -54,8 +56,11 @@ def _audio_fault(ws: Workspace, recording: Recording) -> str | None:
     key = audio_key(recording.id)
     size = audio.WAV_HEADER_BYTES + recording.samples * audio.SAMPLE_BYTES
     digest = hashlib.sha256()
-    if not ws.blobs.exists(key):
-        return "its audio is not among the blobs"
+    found = ws.blobs.size(key)
+    if found is None:
+        return LOST
+    if found != size:
+        return f"its audio has {found} bytes instead of {size}"
     try:
         for start in range(audio.WAV_HEADER_BYTES, size, READ):
             digest.update(ws.blobs.get(key, start, min(start + READ, size)))
@@ -244,8 +249,7 @@ def _file_fault(ws: Workspace, key: str, expected: str) -> str | None:
 def blob_hash(ws: Workspace, key: str) -> str:
     """`sha256-<hex>` of a blob, read piece by piece."""
     digest = hashlib.sha256()
-    entry = next(iter(ws.blobs.entries(key)), None)
-    size = entry.size if entry and entry.key == key else len(ws.blobs.get(key))
+    size = ws.blobs.size(key) or 0
     for start in range(0, size, READ):
         digest.update(ws.blobs.get(key, start, min(start + READ, size)))
     return f"sha256-{digest.hexdigest()}"

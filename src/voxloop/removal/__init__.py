@@ -268,11 +268,14 @@ def _models_that_learnt(runs: Sequence[Run], models: Sequence[Model], learnt: Ma
     """Models trained or chosen on removed rows, and those made from such models."""
     by_run = {run.id: run for run in runs}
     found: dict[str, Marked] = {}
-    for model in models:  # oldest first, so a base stands before what was made from it
-        run = by_run.get(model.run or "")
-        rows = learnt.get(run.dataset, 0) if run else 0
-        if rows or model.base in found or (run and run.base in found):
-            found[model.id] = Marked(id=model.id, name=model.run or model.where, utterances=rows)
+    before = -1
+    while len(found) > before:  # again, for what was made from those found in this round
+        before = len(found)
+        for model in models:
+            run = by_run.get(model.run or "")
+            rows = learnt.get(run.dataset, 0) if run else 0
+            if rows or model.base in found or (run and run.base in found):
+                found.setdefault(model.id, Marked(id=model.id, name=model.run or model.where, utterances=rows))
     return list(found.values())
 
 

@@ -90,13 +90,16 @@ class Blobs:
             raise BlobError(f"reading blob {key} from {self.url} failed: {error}") from error
 
     def exists(self, key: str) -> bool:
+        return self.size(key) is not None
+
+    def size(self, key: str) -> int | None:
+        """Bytes of a blob; None where it is not there."""
         try:
-            obstore.head(self._store, key)
+            return int(obstore.head(self._store, key)["size"])
         except (NotFoundError, FileNotFoundError):
-            return False
+            return None
         except BaseError as error:
             raise BlobError(f"looking for blob {key} in {self.url} failed: {error}") from error
-        return True
 
     def list(self, prefix: str) -> Iterator[str]:
         """Keys under a prefix."""
