@@ -11,6 +11,7 @@ import numpy as np
 from voxloop import datasets, evaluation
 from voxloop.audio import to_pcm16, wav_bytes
 from voxloop.evaluation import scores_of
+from voxloop.pipeline import open_loop
 from voxloop.recordings import ingest
 from voxloop.records import Dataset, Evaluation, Model, Promotion, Recording, Run, Transcript, Utterance
 from voxloop.stores import catalog as tables
@@ -50,6 +51,14 @@ def fill(ws: Workspace, folder: Path, *, clips: int = 16) -> Dataset:
     datasets.build(ws, name=f"{WHO}-only", ratios=(0.5, 0.2, 0.3), speakers=[WHO])
     learn(ws, frozen)
     return frozen
+
+
+def template(folder: Path) -> Path:
+    """A filled workspace to copy, beside the files that it was made from; its folder."""
+    with open_loop(folder / "workspace", create=True) as ws:
+        fill(ws, folder / "speech")
+        ws.catalog.compact()  # all of it in one file
+    return folder / "workspace"
 
 
 def take(ws: Workspace, folder: Path, *, clips: int) -> None:

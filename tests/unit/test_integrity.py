@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -30,10 +30,16 @@ from voxloop.workspace import Workspace
 t = tables
 
 
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return kept.template(tmp_path_factory.mktemp("template"))
+
+
 @pytest.fixture
-def filled(workspace: Workspace, tmp_path: Path) -> Workspace:
-    kept.fill(workspace, tmp_path / "speech")
-    return workspace
+def filled(template: Path, tmp_path: Path) -> Iterator[Workspace]:
+    shutil.copytree(template, tmp_path / "workspace")
+    with open_loop(tmp_path / "workspace") as ws:
+        yield ws
 
 
 def kinds(found: integrity.Verification) -> list[str]:
@@ -152,7 +158,7 @@ def job_missing(ws: Workspace) -> None:
 
 def job_lone(ws: Workspace) -> None:
     some = sa.select(t.job.c.id).limit(1).scalar_subquery()
-    execute(ws, sa.update(t.job).where(t.job.c.id == some).values(event="none"))
+    execute(ws, sa.update(t.job).where(t.job.c.id == some).values(event="none", id="segment:none"))
 
 
 def vector_lone(ws: Workspace) -> None:
@@ -239,11 +245,12 @@ def test_what_cannot_be_mended_is_listed(
     assert all(finding.remedy for finding in found.findings)
 
 
-def test_lost_audio_whose_file_changed_stays_lost(filled: Workspace, tmp_path: Path) -> None:
-    lose_audio(filled)
+def test_lost_audio_whose_file_changed_stays_lost(workspace: Workspace, tmp_path: Path) -> None:
+    kept.take(workspace, tmp_path / "speech", clips=2)
+    lose_audio(workspace)
     for file in (tmp_path / "speech").glob("*.wav"):
         file.write_bytes(audio.wav_bytes(b"\0\0" * 16_000))
-    found = verify(filled, repair=True, min_age_s=0)
+    found = verify(workspace, repair=True, min_age_s=0)
     assert kinds(found) == ["audio-missing"]
     assert "forget --recording" in found.findings[0].remedy
 
