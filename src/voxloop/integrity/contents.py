@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import tempfile
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -13,12 +14,10 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 
 from voxloop import audio, datasets, removal, transcripts
-from voxloop.errors import BlobError
+from voxloop.errors import AudioError, BlobError
 from voxloop.evaluation import Scored
 from voxloop.integrity.check import READ, Check, still
 from voxloop.recordings import audio_key
-from voxloop.recordings.conversion import Converted, convert_all, spool_folder
-from voxloop.recordings.sources import Item
 from voxloop.records import MAX_UTTERANCE_SAMPLES, Dataset, Evaluation, Model, Recording, utterance_id
 from voxloop.stores import catalog as tables
 from voxloop.stores.blobs import sha256_bytes, sha256_file
@@ -79,13 +78,26 @@ def _take_again(ws: Workspace, recording: Recording) -> bool:
     source = Path(recording.source)
     if not source.is_file():
         return False
-    limits = (ws.settings.max_recording_hours * 3600, ws.settings.max_file_mb << 20)
-    with spool_folder(ws.folder) as spool:
-        for _, found in convert_all([Item(path=source)], spool, *limits, 1):
-            if isinstance(found, Converted) and found.id == recording.id:
-                ws.blobs.delete(audio_key(recording.id))
-                return ws.blobs.put(audio_key(recording.id), found.wav)
-    return False
+    bounds = {"max_seconds": ws.settings.max_recording_hours * 3600, "max_bytes": ws.settings.max_file_mb << 20}
+    digest = hashlib.sha256()
+    spool = ws.folder / "spool"
+    spool.mkdir(exist_ok=True)
+    # Through a file on the disk, since a recording may last for hours.
+    with tempfile.TemporaryDirectory(dir=spool, prefix="verify-") as folder:
+        wav = Path(folder) / "again.wav"
+        try:
+            with wav.open("wb") as file:
+                file.write(audio.wav_header(recording.samples * audio.SAMPLE_BYTES))
+                for block in audio.stream(source, **bounds):  # type: ignore[arg-type]
+                    pcm = audio.to_pcm16(block)
+                    digest.update(pcm)
+                    file.write(pcm)
+        except AudioError:
+            return False
+        if f"sha256-{digest.hexdigest()}" != recording.id:
+            return False
+        ws.blobs.delete(audio_key(recording.id))
+        return ws.blobs.put(audio_key(recording.id), wav)
 
 
 def check_utterances(check: Check) -> None:

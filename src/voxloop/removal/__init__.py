@@ -186,6 +186,9 @@ def _scope(ws: Workspace, reader: Reader, speaker: str | None, recording: str | 
     if name is not None:
         found = set(reader.connection.execute(sa.select(r.id).where(r.speaker == name)).scalars())
         found |= set(reader.connection.execute(sa.select(u.recording).where(u.speaker == name)).scalars())
+        if "segments" in tables.recording.c:  # spans with their speakers, not yet utterances
+            given = reader.connection.execute(sa.select(r.id, r["segments"])).all()
+            found |= {id for id, spans in given if any(span.get("speaker") == name for span in spans or ())}
         if not found:
             names = reader.connection.execute(
                 sa.select(r.speaker).where(r.speaker.is_not(None)).union(sa.select(u.speaker))
@@ -421,6 +424,10 @@ def _clean_events(tx: Transaction, scope: _Scope, renamed: Mapping[str, str]) ->
     for chunk in _chunks(scope.recordings):
         r = tables.recording.c
         sources |= set(tx.connection.execute(sa.select(r.source).where(r.id.in_(chunk))).scalars())
+        for table in tables.metadata.sorted_tables:
+            if {"recording", "path"} <= set(table.c.keys()):  # further files that held the same audio
+                paths = sa.select(table.c.path).where(table.c.recording.in_(chunk))
+                sources |= set(tx.connection.execute(paths).scalars())
 
     def is_about(path: str, message: str) -> bool:
         """Of a refused file: its path is a recording's, or the name stands in it."""
