@@ -314,7 +314,10 @@ def _freeze(
         parent=parent,
     )
     with ws.completion() as tx:
-        tx.add(dataset)
+        if not tx.add(dataset) and tx.get(Dataset, id).forgotten:
+            # What had been forgotten was taken in anew: the dataset is whole again.
+            whole = {"manifest": None, "forgotten": 0, "clips": dataset.clips, "hours": dataset.hours}
+            tx.change(Dataset, id, **whole, excluded=dataset.excluded)
         _keep_splits(tx.connection, splits)
         tables.insert_new(
             tx.connection,
@@ -371,15 +374,27 @@ def find(ws: Workspace, name: str | None = None) -> Dataset:
     raise UnknownRecord("there is no dataset yet: `voxloop dataset build` freezes one")
 
 
+def manifest_key(ws: Workspace, dataset: str) -> str:
+    """Where a dataset's manifest lies among the blobs: under its id or, where something was forgotten, elsewhere."""
+    with ws.read() as reader:
+        found = reader.find(Dataset, dataset)
+    return (found and found.manifest) or f"datasets/{dataset}.jsonl"
+
+
+def excluded_key(manifest: str) -> str:
+    """Where the list of what was left out lies, beside the manifest."""
+    return manifest.removesuffix(".jsonl") + ".excluded.jsonl"
+
+
 def rows(ws: Workspace, dataset: str, split: Split | None = None) -> list[DatasetRow]:
     """The frozen rows of a dataset, of one split or of all, in the order of the manifest."""
-    found = [DatasetRow(**json.loads(line)) for line in ws.blobs.get(f"datasets/{dataset}.jsonl").splitlines()]
+    found = [DatasetRow(**json.loads(line)) for line in ws.blobs.get(manifest_key(ws, dataset)).splitlines()]
     return [row for row in found if split is None or row.split == split]
 
 
 def exclusions(ws: Workspace, dataset: str) -> list[Exclusion]:
     """What was left out of a dataset, and why."""
-    lines = ws.blobs.get(f"datasets/{dataset}.excluded.jsonl").splitlines()
+    lines = ws.blobs.get(excluded_key(manifest_key(ws, dataset))).splitlines()
     return [Exclusion(**json.loads(line)) for line in lines]
 
 

@@ -162,7 +162,7 @@ def _measure(
         lines = (json.dumps(asdict(row), ensure_ascii=False, sort_keys=True, allow_nan=False) for row in scored)
         ws.blobs.put(key, "".join(f"{line}\n" for line in lines).encode())
     # Scores are of what was kept, also where another process or one that died before its commit kept it first.
-    scores = _scores(_read(ws, key))
+    scores = scores_of(_read(ws, key))
     scores |= {"decode_seconds": took_s, "real_time_factor": took_s / scores["seconds"] if took_s else None}
     scores |= _probes(ws, recogniser, rows, decoding)
     return Evaluation(
@@ -280,7 +280,7 @@ def _read(ws: Workspace, key: str) -> list[Scored]:
 # Scores --------------------------------------------------------------------------------------------------------------
 
 
-def _scores(rows: Sequence[Scored]) -> dict[str, Any]:
+def scores_of(rows: Sequence[Scored]) -> dict[str, Any]:
     """The numbers of an evaluation, each a sum over utterances."""
     words = sum(row.words for row in rows)
     characters = sum(row.characters for row in rows)

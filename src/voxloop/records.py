@@ -144,6 +144,8 @@ class Dataset:
     hours: dict[str, float]  # by split
     excluded: dict[str, int] = field(default_factory=dict)  # utterances left out, by reason
     parent: str | None = None
+    manifest: str | None = None  # blob key of what is left, where something was forgotten; None: as it was frozen
+    forgotten: int = 0  # utterances that were frozen in it and removed since
     created: float = 0.0
 
 
@@ -176,6 +178,7 @@ class Model:
     where: str  # blob prefix, a Hub id or a folder
     run: str | None = None
     files: dict[str, str] = field(default_factory=dict)  # name -> sha256-<hex>
+    forgotten: int = 0  # utterances that it was trained or chosen on and that were removed since: it cannot unlearn
     created: float = 0.0
 
 

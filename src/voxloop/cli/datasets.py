@@ -55,6 +55,8 @@ def _print_dataset(made: Dataset) -> None:
         ["split", "clips", "minutes"],
         [[split, made.clips[split], round(made.hours[split] * 60, 2)] for split in made.clips],
     )
+    if made.forgotten:
+        typer.echo(f"forgotten: {made.forgotten} utterances were removed since it was frozen")
     for reason, count in sorted(made.excluded.items(), key=lambda item: -item[1]):
         typer.echo(f"left out: {count} {reason}")
 

@@ -243,6 +243,9 @@ def model_list(ctx: typer.Context, as_json: Json = False) -> None:
     if as_json:
         print_json([{"model": m, "aliases": names.get(m.id, []), "evaluation": measured.get(m.id)} for m in models])
         return
+    for marked in models:
+        if marked.forgotten:
+            typer.echo(f"{short(marked.id)} learnt from speech that was forgotten since: it cannot unlearn it")
     table(
         ["model", "alias", "kind", "base", "run", "test WER", "utterances"],
         [

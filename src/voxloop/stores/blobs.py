@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
@@ -34,6 +35,15 @@ def sha256_file(path: Path) -> str:
 def sha256_bytes(data: bytes) -> str:
     """`sha256-<hex>` of bytes."""
     return f"sha256-{hashlib.sha256(data).hexdigest()}"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A blob as a listing shows it."""
+
+    key: str
+    size: int  # bytes
+    modified: float  # seconds since the epoch
 
 
 class Blobs:
@@ -80,13 +90,16 @@ class Blobs:
             raise BlobError(f"reading blob {key} from {self.url} failed: {error}") from error
 
     def exists(self, key: str) -> bool:
+        return self.size(key) is not None
+
+    def size(self, key: str) -> int | None:
+        """Bytes of a blob; None where it is not there."""
         try:
-            obstore.head(self._store, key)
+            return int(obstore.head(self._store, key)["size"])
         except (NotFoundError, FileNotFoundError):
-            return False
+            return None
         except BaseError as error:
             raise BlobError(f"looking for blob {key} in {self.url} failed: {error}") from error
-        return True
 
     def list(self, prefix: str) -> Iterator[str]:
         """Keys under a prefix."""
@@ -94,8 +107,17 @@ class Blobs:
             for entry in page:
                 yield str(entry["path"])
 
+    def entries(self, prefix: str) -> Iterator[Entry]:
+        """As `list`, with size and age."""
+        for page in obstore.list(self._store, prefix):
+            for entry in page:
+                yield Entry(
+                    key=str(entry["path"]), size=int(entry["size"]), modified=entry["last_modified"].timestamp()
+                )
+
     def delete(self, key: str) -> None:
-        """Remove a blob; removing what is not there is no error."""
+        """Remove a blob, and its cached copy; removing what is not there is no error."""
+        (self._cache / key).unlink(missing_ok=True)
         try:
             obstore.delete(self._store, key)
         except (NotFoundError, FileNotFoundError):

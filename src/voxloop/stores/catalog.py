@@ -9,12 +9,13 @@ processes wait for each other instead of failing half-way
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from itertools import groupby
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
@@ -136,6 +137,8 @@ dataset = sa.Table(
     sa.Column("hours", sa.JSON, nullable=False),
     sa.Column("excluded", sa.JSON, nullable=False),
     sa.Column("parent", sa.String),
+    sa.Column("manifest", sa.String),
+    sa.Column("forgotten", sa.Integer, nullable=False, server_default="0"),
 )
 
 # What a dataset holds, for questions such as "which datasets used this speaker"; its manifest blob is the truth.
@@ -176,6 +179,7 @@ model = sa.Table(
     sa.Column("where", sa.String, nullable=False),
     sa.Column("run", sa.String),
     sa.Column("files", sa.JSON, nullable=False),
+    sa.Column("forgotten", sa.Integer, nullable=False, server_default="0"),
 )
 
 evaluation = sa.Table(
@@ -291,6 +295,21 @@ refusal = sa.Table(
     _created(),
     sa.Column("reason", sa.String, nullable=False),
     sa.Column("message", sa.Text, nullable=False),
+)
+
+# What was forgotten, without whose it was. `pending` lists what is still to be deleted and ends as null.
+removal = sa.Table(
+    "removal",
+    metadata,
+    sa.Column("id", sa.String, primary_key=True),  # ULID, drawn at random: it stands for the request
+    _created(),
+    sa.Column("kind", sa.String, nullable=False),  # speaker or recording
+    sa.Column("by", sa.String, nullable=False),
+    sa.Column("counts", sa.JSON, nullable=False),
+    sa.Column("datasets", sa.JSON, nullable=False),
+    sa.Column("models", sa.JSON, nullable=False),
+    sa.Column("pending", sa.JSON(none_as_null=True)),
+    sa.Column("finished", sa.Double),
 )
 
 Record = Recording | Utterance | Transcript | Dataset | Run | Model | Evaluation | Promotion
@@ -499,6 +518,48 @@ class Catalog:
                     f"the catalog's schema is not known to this version of Voxloop ({error}); "
                     "it was written by a newer one: install that"
                 ) from error
+
+    def compact(self) -> bool:
+        """Overwrite what deleted rows leave behind in the file; False where others hold the catalog just now.
+
+        SQLite keeps deleted content in free pages and in the write-ahead log until
+        both are rewritten (https://sqlite.org/lang_vacuum.html). PostgreSQL's own
+        vacuum does that.
+        """
+        if self.engine.dialect.name != "sqlite":
+            return True
+        raw = self.engine.raw_connection()
+        try:
+            cursor = raw.cursor()
+            try:
+                cursor.execute("VACUUM")
+                busy = cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                    return False
+                raise WorkspaceError(
+                    f"the catalog cannot be compacted: {error}; free some space, then again"
+                ) from error
+            return not busy
+        finally:
+            raw.close()
+
+    def copy(self, target: Path) -> None:
+        """Write the catalog as it is at one moment to a new SQLite file, while others go on working.
+
+        SQLite's online backup (https://sqlite.org/backup.html), in one step. Raises
+        WorkspaceError where the catalog is not SQLite.
+        """
+        if self.engine.dialect.name != "sqlite":
+            raise WorkspaceError(f"catalog {self.engine.url!r}: only SQLite is copied; use its own backup (pg_dump)")
+        raw = self.engine.raw_connection()
+        copied = sqlite3.connect(target)
+        try:
+            cast("sqlite3.Connection", raw.driver_connection).backup(copied)
+            copied.execute("PRAGMA journal_mode=DELETE")  # one file, without a log beside it
+        finally:
+            copied.close()
+            raw.close()
 
     def close(self) -> None:
         self.engine.dispose()

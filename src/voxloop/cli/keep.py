@@ -1,0 +1,158 @@
+"""forget, verify, backup, restore."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from voxloop.cli.screen import By, Json, opened, print_json, progress, short, table
+
+if TYPE_CHECKING:
+    from voxloop.integrity import Verification
+    from voxloop.removal import Removal
+
+SHOWN = 50  # findings; --json prints all
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(forget)
+    app.command()(verify)
+    app.command()(backup)
+    app.command()(restore)
+
+
+def forget(
+    ctx: typer.Context,
+    speaker: Annotated[str | None, typer.Option(help="All recordings in which this speaker speaks.")] = None,
+    recording: Annotated[str | None, typer.Option(help="This recording.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Finish what was cut off, and nothing else.")] = False,
+    by: By = "cli",
+    as_json: Json = False,
+) -> None:
+    """Remove a speaker or a recording: audio, texts, vectors, copies; name and mark what used them."""
+    import sys
+
+    from voxloop.errors import UsageError
+    from voxloop.removal import forget as remove
+    from voxloop.removal import resume as finish
+    from voxloop.removal import unfinished
+
+    with opened(ctx) as ws:
+        if resume:
+            with progress("forget", "blobs") as told:
+                finished = finish(ws, progress=told)
+            left = len(unfinished(ws))
+            typer.echo(f"{finished} removals finished, {left} unfinished")
+            if left:
+                raise typer.Exit(1)
+            return
+        if not (dry_run or yes):
+            if not sys.stdin.isatty():
+                raise UsageError("forgetting cannot be undone: look with --dry-run, then say --yes")
+            _print_removal(remove(ws, speaker=speaker, recording=recording, by=by, dry_run=True))
+            typer.confirm("Forget all this for good?", abort=True)
+        with progress("forget", "blobs") as told:
+            done = remove(ws, speaker=speaker, recording=recording, by=by, dry_run=dry_run, progress=told)
+    print_json(done) if as_json else _print_removal(done)
+
+
+def _print_removal(done: Removal) -> None:
+    typer.echo(
+        f"{'would be forgotten' if done.dry_run else 'forgotten'}: {done.recordings} recordings "
+        f"({done.seconds_of_audio / 60:.1f} min), {done.utterances} utterances, {done.transcripts} texts, "
+        f"{done.vectors} vectors, rows of {done.evaluations} evaluations; {done.blobs} blobs"
+    )
+    for dataset in done.datasets:
+        typer.echo(f"dataset {dataset.name} {short(dataset.id)}: {dataset.utterances} utterances taken out, marked")
+    for model in done.models:
+        how = f"learnt from {model.utterances} of them" if model.utterances else "made from a model that learnt"
+        typer.echo(f"model {short(model.id)} (run {model.name}): {how}, marked")
+    for note in done.notes:
+        typer.echo(f"note: {note}")
+    if done.id:
+        typer.echo(f"audit entry: {done.id}" + ("" if done.finished else ", not finished"))
+
+
+def verify(
+    ctx: typer.Context,
+    repair: Annotated[bool, typer.Option("--repair", help="Mend what can be mended.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Recompute every hash and hold catalog, blobs and files against each other; 1 where something is wrong."""
+    from voxloop.integrity import verify as check
+
+    with opened(ctx) as ws, progress("verify", "things") as told:
+        found = check(ws, repair=repair, progress=told)
+    if as_json:
+        print_json({"sound": found.sound, "checked": found.checked, "findings": found.findings})
+    else:
+        _print_verification(found)
+    if not found.sound:
+        raise typer.Exit(1)
+
+
+def _print_verification(found: Verification) -> None:
+    checked = ", ".join(f"{count} {kind}" for kind, count in found.checked.items() if count)
+    typer.echo(f"checked in {found.elapsed:.1f} s: {checked or 'nothing'}")
+    table(
+        ["", "finding", "of", "what", "what to do"],
+        [
+            ["mended" if f.repaired else "wrong", f.kind, short(f.subject), f.message, "" if f.repaired else f.remedy]
+            for f in found.findings[:SHOWN]
+        ],
+        empty="all is as it should be",
+    )
+    if len(found.findings) > SHOWN:
+        typer.echo(f"... and {len(found.findings) - SHOWN} more; --json lists all")
+
+
+def backup(
+    ctx: typer.Context,
+    folder: Annotated[Path, typer.Argument(help="Where to; a folder with an earlier backup takes only what is new.")],
+    as_json: Json = False,
+) -> None:
+    """Copy the workspace while work goes on: the catalog at one moment, the blobs it names, settings, runs."""
+    from voxloop.integrity import backup as copy
+
+    with opened(ctx) as ws, progress("backup", "files") as told:
+        done = copy(ws, folder, progress=told)
+    if as_json:
+        print_json(done)
+    else:
+        typer.echo(
+            f"{done.folder}: {done.files} files, {done.copied} copied ({done.copied_bytes / 1e6:.1f} MB), "
+            f"{done.removed} no longer named removed, in {done.elapsed:.1f} s"
+        )
+        typer.echo("left out: the runs' copies of audio and their checkpoints, exports, caches")
+    for key in done.missing:
+        typer.echo(f"missing: {key}; see `voxloop verify`", err=True)
+    if done.missing:
+        raise typer.Exit(1)
+
+
+def restore(
+    ctx: typer.Context,
+    source: Annotated[Path, typer.Argument(help="A folder that `voxloop backup` wrote.")],
+    as_json: Json = False,
+) -> None:
+    """Make a new workspace (named with -C) from a backup, every file checked. An existing one is never touched."""
+    import time
+
+    from voxloop.integrity import restore as bring_back
+    from voxloop.settings import workspace_folder
+
+    with progress("restore", "files") as told:
+        done = bring_back(source, workspace_folder(ctx.obj), progress=told)
+    if as_json:
+        print_json(done)
+        return
+    made = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(done.made))
+    typer.echo(f"{done.folder}: {done.files} files ({done.bytes / 1e6:.1f} MB) as of {made}, in {done.elapsed:.1f} s")
+    for key in done.missing:
+        typer.echo(f"missing when the backup was made: {key}", err=True)
+    typer.echo("what was forgotten after that moment is there again: forget it again")
+    typer.echo(f"next: voxloop -C {done.folder} verify")

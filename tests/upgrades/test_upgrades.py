@@ -1,0 +1,81 @@
+"""Catalogs of earlier releases open, are brought up to date, and hold what they held.
+
+`0001.sql` is the dump (`sqlite3.Connection.iterdump`) of a catalog that the code at
+schema 0001 wrote: ten clips of demo/speech taken in, eight with their texts; the
+worker run until idle; one text saved and one utterance rejected in review; a dataset
+frozen; the starter trained for 6 s; the new model promoted by force.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from voxloop import integrity, removal
+from voxloop.pipeline import open_loop
+from voxloop.records import Dataset, Evaluation, Model, Promotion, Recording, Run, Transcript, Utterance
+from voxloop.settings import CONFIG_NAME
+from voxloop.stores import catalog as tables
+from voxloop.workspace import Workspace
+
+HERE = Path(__file__).parent
+DUMPS = sorted(HERE.glob("*.sql"))
+
+
+def opened(dump: Path, folder: Path) -> Workspace:
+    folder.mkdir()
+    (folder / CONFIG_NAME).touch()
+    connection = sqlite3.connect(folder / "catalog.db")
+    connection.executescript(dump.read_text())
+    connection.close()
+    return open_loop(folder)
+
+
+@pytest.mark.parametrize("dump", DUMPS, ids=lambda dump: dump.stem)
+def test_every_row_of_an_earlier_catalog_is_there(dump: Path, tmp_path: Path) -> None:
+    old = sqlite3.connect(":memory:")
+    old.executescript(dump.read_text())
+    names = [row[0] for row in old.execute("select name from sqlite_master where type = 'table'")]
+    with opened(dump, tmp_path / "w") as ws, ws.read() as reader:
+        for name in set(names) - {"alembic_version"}:
+            columns = [f'"{row[1]}"' for row in old.execute(f'pragma table_info("{name}")')]
+            select = f'select {", ".join(columns)} from "{name}"'
+            expected = sorted(old.execute(select), key=repr)
+            found = reader.connection.exec_driver_sql(select).all()
+            assert sorted(map(tuple, found), key=repr) == expected, name
+
+
+def test_the_first_schema_in_records(tmp_path: Path) -> None:
+    with opened(HERE / "0001.sql", tmp_path / "w") as ws, ws.read() as reader:
+        kinds = (Recording, Utterance, Transcript, Dataset, Run, Model, Evaluation, Promotion)
+        assert [reader.count(kind) for kind in kinds] == [10, 10, 29, 1, 1, 2, 2, 1]  # type: ignore[type-var]
+        speakers = [recording.speaker for recording in reader.all(Recording)]
+        assert (speakers.count("Ngân"), speakers.count("theo"), speakers.count(None)) == (4, 4, 2)
+        (dataset,) = reader.all(Dataset)
+        assert (dataset.clips, dataset.manifest, dataset.forgotten) == ({"train": 1, "val": 5, "test": 3}, None, 0)
+        (run,) = reader.all(Run)
+        assert (run.status, run.dataset) == ("completed", dataset.id)
+        assert [model.forgotten for model in reader.all(Model)] == [0, 0]
+        assert next(t for t in reader.all(Transcript) if t.by == "ann").text == "a person's text"
+        assert all(evaluation.scores["utterances"] == 3 for evaluation in reader.all(Evaluation))
+        widths = set(reader.connection.execute(sa.select(sa.func.length(tables.vector.c["values"]))).scalars())
+        assert len(widths) == 1
+        assert ws.jobs.counts(reader) == {step: {"done": 10} for step in ("segment", "transcribe", "restore", "index")}
+
+
+def test_the_first_schema_in_use(tmp_path: Path) -> None:
+    """Nothing but the blobs, which no dump holds, is found missing, and forgetting works on the old rows."""
+    with opened(HERE / "0001.sql", tmp_path / "w") as ws:
+        found = integrity.verify(ws, min_age_s=0)
+        assert {finding.kind for finding in found.findings} == {
+            "audio-missing",
+            "manifest-missing",
+            "model-file",
+            "hypotheses-missing",
+        }
+        assert removal.forget(ws, speaker="theo").recordings == 4
+        with ws.read() as reader:
+            assert reader.count(Recording) == 6
