@@ -55,7 +55,7 @@ def test_audio_comes_in_while_a_worker_runs(tmp_path: Path, demo_speech: Path) -
             assert worker.poll() is None, (tmp_path / "worker.log").read_text()
             time.sleep(0.5)
         assert {step: set(states) for step, states in status["jobs"].items()} == {
-            step: {"done"} for step in ("segment", "transcribe", "restore", "index")
+            step: {"done"} for step in ("segment", "transcribe", "restore", "align", "index")
         }
         assert status["utterances"].get("new", 0) == 0
         worker.send_signal(signal.SIGTERM)

@@ -244,6 +244,8 @@ def test_several_processes_take_the_same_as_one(workspace: Workspace, tmp_path: 
     for number in range(30):
         make(tmp_path / "audio" / f"{number:02}.wav", seed=number)
     alone = ingest(workspace, tmp_path / "audio", processes=1)
+    for path in (tmp_path / "audio").iterdir():
+        os.utime(path, (1, 1))  # or it would not be read again
     together = ingest(workspace, tmp_path / "audio", processes=2)
     assert together.known == alone.taken
 
