@@ -187,8 +187,9 @@ def test_an_export_holds_the_rows_beside_their_audio(workspace: Workspace, tmp_p
     chance = np.random.default_rng(0)
     lines = []
     for i in range(6):
-        words = chance.standard_normal(8000 + 100 * i) * (np.arange(8000 + 100 * i) % 4000 < 2000)  # with pauses
-        soundfile.write(source / f"{i}.wav", 0.2 * words, 16_000, subtype="PCM_16")
+        samples = np.arange(8000 + 100 * i)
+        loudness = np.where(samples % 4000 < 2000, 0.2, 0.002)  # with quiet pauses, as speech has
+        soundfile.write(source / f"{i}.wav", loudness * chance.standard_normal(len(samples)), 16_000, subtype="PCM_16")
         lines.append(json.dumps({"file": f"{i}.wav", "text": f"tëxt {i}", "speaker": "ann", "language": "en"}))
     (source / "metadata.jsonl").write_text("\n".join(lines))
     recordings.ingest(workspace, source, processes=1)

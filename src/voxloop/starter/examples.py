@@ -53,6 +53,8 @@ class Stage:
     """Silence behind each clip, drawn once per batch."""
     frame_budget: int
     """Mel frames in a batch, margins included."""
+    uneven: bool = False
+    """Pauses and tempo vary so much that the length of a clip says little about how many words are in it."""
 
 
 def with_margin(wave: Wave, *, margin_s: float = MARGIN_S) -> Wave:
@@ -117,7 +119,7 @@ class Mixer:
             name: share for name, share in shares.items() if name in ("real digits", "quiet") or self.others.get(name)
         }
 
-    def example(self, *, easy: bool = False, strength: float = 1.0) -> Example:
+    def example(self, *, easy: bool = False, strength: float = 1.0, uneven: bool = False) -> Example:
         """One example disturbed with `strength`, before its margin; an `easy` one is a single digit or a short word."""
         rng = self.rng
         source = rng.choices(list(self.shares), list(self.shares.values()))[0]
@@ -138,7 +140,9 @@ class Mixer:
             clips = [min((rng.choice(self.others[source]) for _ in range(6)), key=lambda clip: len(clip.samples))]
         else:
             clips = [rng.choice(self.others[source])]
-        return Example(self._disturb(self._join(clips, strength), strength), " ".join(clip.text for clip in clips))
+        return Example(
+            self._disturb(self._join(clips, strength, uneven), strength), " ".join(clip.text for clip in clips)
+        )
 
     def long_example(self, *, seconds: float) -> Example:
         """Speech somewhere in up to `seconds` of sound: what the stock 30 s window looks like."""
@@ -149,8 +153,8 @@ class Mixer:
         wave = np.concatenate([part.wave for part in parts])[: round(seconds * SAMPLE_RATE)]
         return Example(wave, " ".join(part.text for part in parts if part.text))
 
-    def _join(self, clips: Sequence[Clip], strength: float) -> Wave:
-        """The clips one after the other at one speed, with pauses of up to 0.35 s."""
+    def _join(self, clips: Sequence[Clip], strength: float, uneven: bool) -> Wave:
+        """The clips one after the other at one speed, with pauses of up to 0.35 s (0.9 s where `uneven`)."""
         rng = self.rng
         speed = 1 + strength * rng.uniform(-0.2, 0.25)
         pauses = rng.choice((0.05, 0.15, 0.35))
@@ -159,8 +163,22 @@ class Mixer:
             factor = speed * rng.uniform(0.97, 1.03) if clip.real and len(clips) > 1 else speed
             wave = synthesis.change_speed(clip.wave, factor=factor) if factor != 1 else clip.wave
             parts.append(wave * np.float32(10 ** rng.uniform(-0.15, 0.15)))
-            parts.append(np.zeros(round(rng.uniform(0, pauses) * SAMPLE_RATE), np.float32))
+            pause_s = rng.uniform(0, pauses)
+            if uneven and rng.random() < 0.6:
+                pause_s = rng.uniform(0, rng.choice((0.1, 0.4, 0.9)))
+            pause = np.zeros(round(pause_s * SAMPLE_RATE), np.float32)
+            parts.append(self._click(pause) if uneven and rng.random() < 0.25 else pause)
         return np.concatenate(parts)
+
+    def _click(self, pause: Wave) -> Wave:
+        """The pause with a breath, a click or a knock of 10 to 150 ms somewhere in it: sound that is no word."""
+        count = min(len(pause), round(self.rng.uniform(0.01, 0.15) * SAMPLE_RATE))
+        if count < 16:
+            return pause
+        sound = synthesis.coloured_noise(count, slope=self.rng.choice((0.0, 1.0)), rng=self.noise) * np.hanning(count)
+        start = self.rng.randint(0, len(pause) - count)
+        pause[start : start + count] = sound * 10 ** self.rng.uniform(-2.2, -1)
+        return pause
 
     def _disturb(self, wave: Wave, strength: float) -> Wave:
         rng = self.rng
@@ -210,7 +228,9 @@ class Batches:
         margin = round(max(self.stage.margin_s) * SAMPLE_RATE)
         drawn, frames = [], 0
         while frames < self.stage.frame_budget * self.pool_batches:
-            drawn.append(self.mixer.example(easy=self.stage.easy, strength=self.stage.strength))
+            drawn.append(
+                self.mixer.example(easy=self.stage.easy, strength=self.stage.strength, uneven=self.stage.uneven)
+            )
             frames += (len(drawn[-1].wave) + margin) // HOP
         drawn.sort(key=lambda example: len(example.wave))
         groups, group = [], list[Example]()
@@ -233,9 +253,12 @@ class Batches:
     def _batch(self, waves: Sequence[Wave], words: list[str], *, stretch: bool = True) -> Batch:
         log_power, frames = self.mel.power(waves)
         log_power = self._colour(self._warp(log_power))
+        if self.stage.uneven:
+            log_power = self._contrast(log_power)
         if stretch and self._uniform(1).item() < 0.5 * self.stage.strength:
             # Slower or faster without a change of pitch; one factor for the batch keeps it one operation.
-            steps = round(log_power.shape[2] * (0.85 + 0.4 * self._uniform(1).item()) / FRAME_STEP)
+            fastest, spread = (0.8, 0.8) if self.stage.uneven else (0.85, 0.4)
+            steps = round(log_power.shape[2] * (fastest + spread * self._uniform(1).item()) / FRAME_STEP)
             factor = steps * FRAME_STEP / log_power.shape[2]
             log_power = functional.interpolate(log_power, size=steps * FRAME_STEP, mode="linear")
             frames = ((frames * factor) // FRAME_STEP).long().clamp(min=4) * FRAME_STEP
@@ -268,6 +291,12 @@ class Batches:
         start = torch.where(self._uniform(batch, 1) < 0.2, 2 + 4 * self._uniform(batch, 1), torch.tensor(-1.0))
         curve -= 1.5 * (torch.arange(bands)[None] < start)
         return log_power + curve[..., None] * (self._uniform(batch, 1, 1) < self.stage.strength)
+
+    def _contrast(self, log_power: Tensor) -> Tensor:
+        """Quiet parts quieter (up to 1.5 times as many decibels below the peak) or louder (0.8 times)."""
+        peak = log_power.amax(dim=(1, 2), keepdim=True)
+        factor = 0.8 + 0.7 * self._uniform(len(log_power), 1, 1)
+        return torch.where(self._uniform(len(log_power), 1, 1) < 0.7, peak + (log_power - peak) * factor, log_power)
 
     def _mask(self, features: Tensor, frames: Tensor) -> Tensor:
         """SpecAugment (arXiv:1904.08779): up to two bands of mels and one stretch of time set to the clip's mean."""

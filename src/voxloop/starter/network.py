@@ -104,6 +104,13 @@ def new_model(*, width: int, heads: int, encoder_layers: int, decoder_layers: in
     return model
 
 
+def load_model(folder: Path) -> Any:
+    """A saved starter, in float32, with its cross-attention masked."""
+    model = WhisperForConditionalGeneration.from_pretrained(folder)
+    mask_cross_attention(model)
+    return model
+
+
 @torch.no_grad()
 def _initialise(model: Any, *, layers: int) -> None:
     """Random weights scaled by fan-in.

@@ -340,6 +340,7 @@ def _seed(seed: int, epoch: int, name: str) -> list[int]:
 
 def loader(plan: Plan, collator: Collator, *, epoch: int, index: int, workers: int) -> DataLoader[Any]:
     """A DataLoader over the plan's batches, from that one on."""
+    import torch
     from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
     class Stream(IterableDataset[Any]):
@@ -353,4 +354,8 @@ def loader(plan: Plan, collator: Collator, *, epoch: int, index: int, workers: i
                     if number % of == share:
                         yield collator(batch)
 
-    return DataLoader(Stream(), batch_size=None, num_workers=workers, persistent_workers=workers > 0)
+    # A loader draws a seed when it begins; from a generator of its own, so that a resumed run's dropout is not shifted.
+    generator = torch.Generator()
+    return DataLoader(
+        Stream(), batch_size=None, num_workers=workers, persistent_workers=workers > 0, generator=generator
+    )
