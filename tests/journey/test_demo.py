@@ -66,6 +66,12 @@ def test_the_demos_own_speech(tmp_path: Path, demo_speech: Path) -> None:
     champion = next(m for m in listing(workspace, "model", "list") if "champion" in m["aliases"])
     assert champion["evaluation"]["scores"]["wer"] == pytest.approx(result["wer_after"])
 
+    # Every look at what was measured tells the same.
+    for command in (["evaluate"], ["model", "show", "champion"], ["model", "list"]):
+        assert f"{100 * result['wer_after']:.1f} %" in run("-C", workspace, *command)
+    assert "verdict: promote" in run("-C", workspace, "model", "compare", "champion", "previous")
+    assert "champion already" in run("-C", workspace, "model", "promote", "champion")
+
     # The champion transcribes from now on; a rollback gives its place back.
     clip = next(iter(sorted(demo_speech.glob("*.ogg"))))
     spoken = json.loads(run("-C", workspace, "transcribe", str(clip), "--format", "json"))

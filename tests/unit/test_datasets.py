@@ -118,7 +118,7 @@ def test_freezing_the_same_content_gives_the_same_dataset(workspace: Workspace) 
         add_utterance(workspace, f"r{i}", reference="yes")
     first, second = datasets.build(workspace, ratios=RATIOS), datasets.build(workspace, ratios=RATIOS)
     assert first == second
-    review.save(workspace, "sha256-r3:0-16000", "really yes", by="bo")
+    review.save(workspace, "sha256-r3:0-16000", "really yes", by="ann")
     third = datasets.build(workspace, ratios=RATIOS)
     assert third.id != first.id
     assert {row.text for row in datasets.rows(workspace, first.id)} == {"yes"}

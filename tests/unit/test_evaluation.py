@@ -163,7 +163,7 @@ def test_slices_that_hold_everything_by_length_are_left_out() -> None:
 def test_the_interval_is_clustered_by_recording() -> None:
     rows = [row("a b c d", number=n) for n in range(4) for _ in range(10)]
     heard = [("a b c d" if r.recording in ("r0", "r1") else "x y c d", None) for r in rows]
-    scores = evaluation._scores(score(rows, heard, "en"))
+    scores = evaluation.scores_of(score(rows, heard, "en"))
     low, high = significance.interval([0, 0, 20, 20], [40] * 4, ["0", "1", "2", "3"])
     assert (scores["wer_low"], scores["wer_high"]) == pytest.approx((low, high), abs=0.02)
     assert scores["recordings"] == 4

@@ -195,8 +195,7 @@ def print_evaluations(rows: list[tuple[str, Evaluation]]) -> None:
     """Scores of evaluations side by side."""
 
     def interval(scores: dict[str, Any]) -> str:
-        low, high = scores["wer_interval"]
-        return f"{100 * low:.1f} to {100 * high:.1f}"
+        return f"{100 * scores['wer_low']:.1f} to {100 * scores['wer_high']:.1f}"
 
     table(
         ["", "model", "WER", "95 % interval", "CER", "sub", "del", "ins", "words", "utterances"],
