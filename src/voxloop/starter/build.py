@@ -116,6 +116,8 @@ def train(
     began = time.monotonic()
     spent: dict[str, float] = {}
     for part in rounds[1:] if start else rounds:
+        if part.minutes <= 0:
+            continue
         spent["polish_steps" if part.polish else "steps"] = _learn(model, mixer, recipe, part, device, log)
     return model, spent | {"train_s": round(time.monotonic() - began, 1)}
 
@@ -140,9 +142,9 @@ def _learn(model: Any, mixer: Mixer, recipe: Recipe, part: Round, device: str, l
         rate = part.learning_rate * min((step + 1) / recipe.warmup, falling)
         for group in optimiser.param_groups:
             group["lr"] = rate
-        decoder_loss, encoder_loss = _losses(model, head, batch, recipe, device)
+        decoder_loss, encoder_loss = _losses(model, head, batch, recipe, device, with_ctc=not part.polish)
         # The encoder has to learn first that time goes one way; a polished one knows.
-        weight = 0.0 if part.polish else 1.0 if batches.stage.easy else recipe.ctc_weight
+        weight = 1.0 if batches.stage.easy else recipe.ctc_weight
         optimiser.zero_grad(set_to_none=True)
         (decoder_loss + weight * encoder_loss).backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(trained, 1.0)
@@ -181,7 +183,9 @@ def _stage(done: float, recipe: Recipe, part: Round) -> Stage:
     return Stage(easy=done < recipe.easy_share, strength=strength, margin_s=margin_s, frame_budget=budget)
 
 
-def _losses(model: Any, head: nn.Linear, batch: Batch, recipe: Recipe, device: str) -> tuple[Tensor, Tensor]:
+def _losses(
+    model: Any, head: nn.Linear, batch: Batch, recipe: Recipe, device: str, *, with_ctc: bool
+) -> tuple[Tensor, Tensor]:
     """Cross-entropy per token of the decoder; CTC per character of the encoder."""
     state = network.encode(model, batch.features.to(device), batch.frames)
     inputs, labels = network.token_batch(batch.texts)
@@ -189,6 +193,8 @@ def _losses(model: Any, head: nn.Linear, batch: Batch, recipe: Recipe, device: s
     decoder_loss = functional.cross_entropy(
         logits.flatten(0, 1), labels.flatten().to(device), label_smoothing=recipe.label_smoothing
     )
+    if not with_ctc:
+        return decoder_loss, torch.zeros((), device=device)
     targets = [[ALPHABET.index(letter) + 1 for letter in text] for text in batch.texts]
     lengths = torch.tensor([len(target) for target in targets])
     encoder_loss = functional.ctc_loss(
