@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -46,8 +46,20 @@ class DemoResult:
     workspace: str
 
 
-def run_demo(audio: Path, *, speaker: str | None, clips: int, train_seconds: float, out: Path, say: Say) -> DemoResult:
-    """Run the loop on `audio`, of which at most `clips` train, in a new workspace below `out`."""
+def run_demo(
+    audio: Path,
+    *,
+    speaker: str | None,
+    clips: int,
+    train_seconds: float,
+    out: Path,
+    say: Say,
+    overrides: Sequence[str] = (),
+) -> DemoResult:
+    """Run the loop on `audio`, of which at most `clips` train, in a new workspace below `out`.
+
+    `overrides` are `key=value` settings of the recipe `quick`.
+    """
     began = time.monotonic()
     folder = _new_folder(out)
     with open_loop(folder, create=True, min_clip_s=0.1) as ws:
@@ -60,7 +72,12 @@ def run_demo(audio: Path, *, speaker: str | None, clips: int, train_seconds: flo
         )
         started = time.monotonic()
         run = training.train(
-            ws, dataset=dataset.id, recipe="quick", max_seconds=train_seconds, progress=_training_lines(say)
+            ws,
+            dataset=dataset.id,
+            recipe="quick",
+            overrides=overrides,
+            max_seconds=train_seconds,
+            progress=_training_lines(say),
         )
         train_took = time.monotonic() - started
         if run.model is None:

@@ -167,7 +167,15 @@ RECIPES: dict[str, Recipe] = {
     # A minute on two cores: small models whole, a personal voice from a few dozen clips. Small batches, since a
     # minute is short of steps, and averaged weights, since small batches are noisy. With fewer strings (0.3 to 0.5 of
     # the clips) single digits got better and digit strings worse: 15 -> 16 %; with 0.8, 15 -> 14 %.
-    "quick": Recipe(name="quick", max_seconds=60.0, max_epochs=400, batch_seconds=16.0, average=0.98, join_share=0.8),
+    "quick": Recipe(
+        name="quick",
+        max_seconds=60.0,
+        max_epochs=400,
+        batch_seconds=16.0,
+        average=0.98,
+        join_share=0.8,
+        join_seconds=4.0,  # strings of single words; joined phrases cost three times the time and helped nothing
+    ),
     # Few clips and a large model: adapters, little risk, stops when it no longer helps.
     "careful": Recipe(
         name="careful",
