@@ -60,7 +60,7 @@ def test_the_recipe_runs_both_rounds() -> None:
     from voxloop.starter.corpus import Clip
 
     chance = random.Random(0)
-    digits = "zero one two three four five six seven eight nine".split()
+    digits = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
     clips = []
     for text in digits:
         wave = synthesis.speak(text, voice=synthesis.random_voice(chance))
