@@ -165,16 +165,17 @@ def from_dict(values: Mapping[str, Any]) -> Recipe:
 
 RECIPES: dict[str, Recipe] = {
     # A minute on two cores: small models whole, a personal voice from a few dozen clips. Small batches, since a
-    # minute is short of steps, and averaged weights, since small batches are noisy. With fewer strings (0.3 to 0.5 of
-    # the clips) single digits got better and digit strings worse: 15 -> 16 %; with 0.8, 15 -> 14 %.
+    # minute is short of steps, and averaged weights, since small batches are noisy. Joining is for short clips: without
+    # strings digits are learnt and strings forgotten, with strings of whole phrases too little is learnt.
     "quick": Recipe(
         name="quick",
+        learning_rate=6e-4,
         max_seconds=60.0,
         max_epochs=400,
         batch_seconds=16.0,
         average=0.98,
-        join_share=0.8,
-        join_seconds=4.0,  # strings of single words; joined phrases cost three times the time and helped nothing
+        join_share=0.5,
+        join_seconds=2.5,
     ),
     # Few clips and a large model: adapters, little risk, stops when it no longer helps.
     "careful": Recipe(
