@@ -280,7 +280,7 @@ class WhisperRecogniser:
             best = mine[-1]
             if set(best.fired) - {"no speech"}:
                 best = max(mine, key=lambda draft: ("repetition" not in draft.fired, draft.mean_logprob))
-            cut = len(best.tokens) == limit and best.tokens[-1] != self.vocabulary.end
+            cut = len(best.tokens) == limit and best.tokens[-1] != self.vocabulary.end and "no speech" not in best.fired
             seen = [guard for draft in mine for guard in draft.fired] + ["cut off"] * cut
             best.history = tuple(dict.fromkeys(seen))
             if "no speech" in best.fired:

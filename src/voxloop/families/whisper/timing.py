@@ -168,8 +168,8 @@ def first_positions(costs: Sequence[Matrix]) -> list[list[int]]:
     rows, columns = max(len(one) for one in costs), max(one.shape[1] for one in costs)
     skewed = np.zeros((rows + columns - 1, len(costs), rows))  # of cell (i, j) at [i + j, :, i]
     for index, one in enumerate(costs):
-        i, j = np.indices(one.shape)
-        skewed[i + j, index, i] = one
+        row, column = np.indices(one.shape)
+        skewed[row + column, index, row] = one
     came = np.empty(skewed.shape, np.int8)  # 0: over the corner, 1: from the row above, 2: from the column before
     older = np.full((len(costs), rows + 1), np.inf)  # costs of the diagonal before the last; column 0 is outside
     last = older.copy()
