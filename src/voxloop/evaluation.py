@@ -101,7 +101,7 @@ def measure(
     rows = datasets.rows(ws, frozen.id, split)
     _check_rows(rows, frozen.name, split)
     decoding = decoding or transcripts.decoding(ws)
-    normaliser = normalisers(rows, decoding)
+    normaliser = normalisers(rows, decoding, ws.settings.normaliser)
     id = evaluation_id(record.id, frozen.id, split, decoding, normaliser)
     with ws.read() as reader:
         evaluation = reader.find(Evaluation, id)
@@ -120,9 +120,9 @@ def evaluation_id(model: str, dataset: str, split: Split, decoding: Decoding, no
     return f"sha256-{hashlib.sha256(identity.encode()).hexdigest()}"
 
 
-def normalisers(rows: Sequence[DatasetRow], decoding: Decoding) -> str:
+def normalisers(rows: Sequence[DatasetRow], decoding: Decoding, changes: text.Changes | None = None) -> str:
     """The versions of the normalisers that the rows' languages ask for, joined by `+`."""
-    return "+".join(sorted({text.normaliser_version(_language(row, decoding)) for row in rows}))
+    return "+".join(sorted({text.normaliser_version(_language(row, decoding), changes) for row in rows}))
 
 
 def _check_rows(rows: Sequence[DatasetRow], name: str, split: Split) -> None:
@@ -194,7 +194,7 @@ def _decode(
         heard = recogniser.transcribe(waveforms, replace(decoding, language=language))
         took_s += time.perf_counter() - began
         found = [(hypothesis.text, hypothesis.confidence) for hypothesis in heard]
-        scored |= {row.utterance: row for row in score(block, found, language)}
+        scored |= {row.utterance: row for row in score(block, found, language, ws.settings.normaliser)}
         done_s += sum(row.duration for row in block)
         if progress:
             progress(done_s, all_s)
@@ -221,15 +221,26 @@ def _blocks(rows: Sequence[DatasetRow], decoding: Decoding) -> Iterator[tuple[st
             yield language, block
 
 
-def score(rows: Sequence[DatasetRow], heard: Sequence[tuple[str, float | None]], language: str | None) -> list[Scored]:
-    """Count the errors in texts heard (with their confidence) against the rows' references."""
+def score(
+    rows: Sequence[DatasetRow],
+    heard: Sequence[tuple[str, float | None]],
+    language: str | None,
+    changes: text.Changes | None = None,
+) -> list[Scored]:
+    """Count the errors in texts heard (with their confidence) against the rows' references.
+
+    `changes` is the setting `normaliser`.
+    """
     hypotheses = [hypothesis for hypothesis, _ in heard]
-    left = [text.normalise(row.text, language) for row in rows]
-    right = [text.normalise(hypothesis, language) for hypothesis in hypotheses]
+    left = [text.normalise(row.text, language, changes) for row in rows]
+    right = [text.normalise(hypothesis, language, changes) for hypothesis in hypotheses]
     words = text.word_errors_each(left, right)
-    letters = text.character_errors_each([_letters(t, language) for t in left], [_letters(t, language) for t in right])
+    letters = text.character_errors_each(
+        [text.letters(one, language, changes) for one in left], [text.letters(one, language, changes) for one in right]
+    )
     spelled = text.word_errors_each(
-        [_as_written(row.text, language) for row in rows], [_as_written(t, language) for t in hypotheses]
+        [text.as_written(row.text, language, changes) for row in rows],
+        [text.as_written(hypothesis, language, changes) for hypothesis in hypotheses],
     )
     return [
         Scored(
@@ -255,17 +266,6 @@ def score(rows: Sequence[DatasetRow], heard: Sequence[tuple[str, float | None]],
             rows, heard, words, letters, spelled, strict=True
         )
     ]
-
-
-def _letters(normalised: str, language: str | None) -> str:
-    """What a character error rate counts: where the normaliser parted characters, its spaces are no characters."""
-    return normalised.replace(" ", "") if language in text.CHARACTER_LANGUAGES else normalised
-
-
-def _as_written(spelled: str, language: str | None) -> str:
-    """The words as a reader sees them, with case and punctuation, for the orthographic error rate."""
-    cleaned = text.clean(spelled, language)
-    return " ".join(cleaned.replace(" ", "")) if language in text.CHARACTER_LANGUAGES else cleaned
 
 
 def scored_rows(ws: Workspace, evaluation: Evaluation) -> list[Scored]:
@@ -349,15 +349,16 @@ def _probes(
     language = languages.most_common(1)[0][0]
     asked = replace(decoding, language=language)
     silent = [hypothesis.text for hypothesis in recogniser.transcribe(quiet_inputs(), asked)]
-    heard_words = sum(len(text.normalise(heard, language).split()) for heard in silent)
+    changes = ws.settings.normaliser
+    heard_words = sum(len(text.normalise(heard, language, changes).split()) for heard in silent)
     probes: dict[str, dict[str, Any]] = {"silence": {"inputs": len(silent), "words": heard_words, "texts": silent}}
     joined = list(_joined([row for row in rows if _language(row, decoding) == language]))
     if joined:
         heard = recogniser.transcribe([_join(ws, group) for group in joined], asked)
         counts = text.total(
             text.word_errors_each(
-                [text.normalise(" ".join(row.text for row in group), language) for group in joined],
-                [text.normalise(hypothesis.text, language) for hypothesis in heard],
+                [text.normalise(" ".join(row.text for row in group), language, changes) for group in joined],
+                [text.normalise(hypothesis.text, language, changes) for hypothesis in heard],
             )
         )
         probes["joined"] = {
