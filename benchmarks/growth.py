@@ -1,6 +1,6 @@
 """What the catalog costs as it grows: pages, filters, counts and a dataset build, at 10,000 to 1,000,000 utterances.
 
-The rows are synthetic, five utterances to a recording, with the texts, events and done jobs that the loop leaves behind.
+The rows are synthetic, five utterances to a recording, with the texts, events and done jobs that the loop leaves.
 Each dataset build runs in a process of its own, so that its peak memory is its own.
 """
 
@@ -9,20 +9,21 @@ from __future__ import annotations
 import json
 import random
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import sqlalchemy as sa
 
-from benchmarks.side_by_side import machine
+from benchmarks.side_by_side import Row
 from voxloop import datasets, review
 from voxloop.pipeline import open_loop
 from voxloop.records import Quality, Recording, Transcript, Utterance, utterance_id
@@ -39,7 +40,7 @@ SPEAKERS = 2_000
 LANGUAGES = ("en", "vi", "de")
 REVIEWED = 0.3  # share of the utterances
 QUALITY = Quality(level_dbfs=-24.1, peak_dbfs=-3.2, snr_db=31.5, clipping=0.0, silence=0.12, bandwidth_hz=7_100.0)
-WORDS = "please open the small window and turn down the radio before supper is ready for everybody at home".split()
+WORDS = ("please", "open", "the", "small", "window", "and", "turn", "down", "radio", "before", "supper", "everybody")
 BEGAN = 1_790_000_000.0  # seconds since the epoch
 BLOCK = 20_000  # rows sent at once
 REPEATS = 7
@@ -133,33 +134,83 @@ def _told(type: str, subject: str, steps: tuple[str, ...], now: float) -> Iterat
 def questions(ws: Workspace) -> dict[str, Callable[[], Any]]:
     """What screens and commands ask, each as a call."""
     first = review.page(ws, limit=50)
-    deep = Filters(status="transcribed")
-    return {
+    with ws.read() as reader:
+        newest = float(reader.connection.execute(sa.select(sa.func.max(tables.recording.c.created))).scalar_one())
+    filters = {
+        "waiting": Filters(status="transcribed"),
+        "one speaker": Filters(speaker="speaker0007"),
+        "one language": Filters(language="vi"),
+        "confidence below 0.2": Filters(max_confidence=0.2),
+        "of the last hour": Filters(since=newest - 3600),
+    }
+    asked: dict[str, Callable[[], Any]] = {
         "page of 50": lambda: review.page(ws, limit=50),
         "next page": lambda: review.page(ws, limit=50, after=first.after),
-        "waiting, page": lambda: review.page(ws, where=deep, limit=50),
-        "one speaker, page": lambda: review.page(ws, where=Filters(speaker="speaker0007"), limit=50),
-        "one language, page": lambda: review.page(ws, where=Filters(language="vi"), limit=50),
-        "confidence below 0.2, page": lambda: review.page(ws, where=Filters(max_confidence=0.2), limit=50),
-        "since the last hour, page": lambda: review.page(
-            ws, where=Filters(since=first_hour(ws)), limit=50
-        ),
         "counts of the status page": lambda: status(ws),
     }
+    asked |= {f"page, {name}": partial(review.page, ws, where=where, limit=50) for name, where in filters.items()}
+    return asked
 
 
-def first_hour(ws: Workspace) -> float:
-    with ws.read() as reader:
-        newest = reader.connection.execute(sa.select(sa.func.max(tables.recording.c.created))).scalar_one()
-    return float(newest) - 3600
-
-
-def timed(call: Callable[[], Any]) -> float:
-    """Median milliseconds of a call; the first, which fills the caches, is not counted."""
+def timed(call: Callable[[], Any]) -> list[float]:
+    """Milliseconds of each of some calls; the first, which fills the caches, is not counted."""
     call()
     found = []
     for _ in range(REPEATS):
         began = time.perf_counter()
         call()
         found.append((time.perf_counter() - began) * 1000)
-    return statistics.median(found)
+    return found
+
+
+def build(folder: Path) -> dict[str, float]:
+    """A dataset of all that is reviewed: seconds, and the process's memory before it and at its peak in MB."""
+    with open_loop(folder) as ws:
+        before = _peak_mb()
+        began = time.perf_counter()
+        datasets.build(ws, name="all")
+        return {"seconds": time.perf_counter() - began, "before_mb": before, "peak_mb": _peak_mb()}
+
+
+def _peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def measure(rounds: int) -> list[Row]:
+    """Each question at the largest size ("ours") and at the smallest ("peer"): how much it grows."""
+    del rounds  # each question is asked REPEATS times: they take milliseconds
+    found: dict[int, dict[str, list[float]]] = {}
+    memory: dict[int, float] = {}
+    for size in SIZES:
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) / "workspace"
+            with open_loop(folder, create=True) as ws:
+                fill(ws, size)
+                found[size] = {name: timed(call) for name, call in questions(ws).items()}
+            command = [sys.executable, "-m", "benchmarks.growth", str(folder)]
+            built = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            found[size]["dataset build"] = [built["seconds"] * 1000]
+            memory[size] = built["peak_mb"]
+        print(f"{size:>9,} utterances: " + ", ".join(f"{name} {median(ms):.1f} ms" for name, ms in found[size].items()))
+        print(f"{'':>9} dataset build: {memory[size]:.0f} MB at its peak", flush=True)
+    small, large = SIZES[0], SIZES[-1]
+    return [_row(name, found[large][name], found[small][name]) for name in found[large]]
+
+
+def _row(name: str, large: list[float], small: list[float]) -> Row:
+    ratios = [one / median(small) for one in large]
+    return Row(
+        name=f"{name}, {SIZES[-1]:,} against {SIZES[0]:,} utterances",
+        ours=median(large),
+        peer=median(small),
+        unit="ms",
+        ratio_median=median(ratios),
+        ratio_min=min(ratios),
+        ratio_max=max(ratios),
+        quality_ours=f"x{SIZES[-1] // SIZES[0]} rows",
+        quality_peer="",
+    )
+
+
+if __name__ == "__main__":
+    print(json.dumps(build(Path(sys.argv[1]))))

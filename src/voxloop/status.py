@@ -88,7 +88,9 @@ def status(ws: Workspace) -> Status:
 
 def _by_status(reader: Reader) -> dict[str, int]:
     """Utterances by status. One count a status takes half the time of one query that groups."""
-    counts = {status: reader.count(Utterance, tables.utterance.c.status == status) for status in get_args(UtteranceStatus)}
+    counts = {
+        status: reader.count(Utterance, tables.utterance.c.status == status) for status in get_args(UtteranceStatus)
+    }
     return {status: count for status, count in sorted(counts.items()) if count}
 
 
