@@ -67,7 +67,7 @@ def measure(
     rows = datasets.rows(ws, frozen.id, split)
     _check_rows(rows, frozen.name, split)
     decoding = decoding or transcripts.decoding(ws)
-    normaliser = normalisers(rows, decoding)
+    normaliser = normalisers(rows, decoding, ws.settings.normaliser)
     id = evaluation_id(record.id, frozen.id, split, decoding, normaliser)
     with ws.read() as reader:
         evaluation = reader.find(Evaluation, id)
@@ -86,9 +86,9 @@ def evaluation_id(model: str, dataset: str, split: Split, decoding: Decoding, no
     return f"sha256-{hashlib.sha256(identity.encode()).hexdigest()}"
 
 
-def normalisers(rows: Sequence[DatasetRow], decoding: Decoding) -> str:
+def normalisers(rows: Sequence[DatasetRow], decoding: Decoding, changes: text.Changes | None = None) -> str:
     """The versions of the normalisers that the rows' languages ask for, joined by `+`."""
-    return "+".join(sorted({text.normaliser_version(_language(row, decoding)) for row in rows}))
+    return "+".join(sorted({text.normaliser_version(_language(row, decoding), changes) for row in rows}))
 
 
 def _check_rows(rows: Sequence[DatasetRow], name: str, split: Split) -> None:
@@ -154,6 +154,7 @@ def _decode(
     scored: dict[str, Scored] = {}
     done_s = took_s = 0.0
     all_s = sum(row.duration for row in rows)
+    changes = ws.settings.normaliser
     for language, block in _blocks(rows, decoding):
         waveforms = [read_span(ws, row.recording, row.start, row.end) for row in block]
         with ws.read() as reader:
@@ -163,7 +164,7 @@ def _decode(
         heard = recogniser.transcribe(waveforms, replace(decoding, language=language), word_times=timed)
         took_s += time.perf_counter() - began
         found = [(hypothesis.text, hypothesis.confidence) for hypothesis in heard]
-        ones = score(block, found, language)
+        ones = score(block, found, language, changes)
         for row, one, hypothesis, (session, snr_db, spoken) in zip(block, ones, heard, around, strict=True):
             times = word_times(spoken, hypothesis.words, language)
             scored[row.utterance] = replace(one, session=session, snr_db=snr_db, **times)

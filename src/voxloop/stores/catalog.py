@@ -75,7 +75,7 @@ recording = sa.Table(
     _created(),
     sa.Column("source", sa.String, nullable=False),
     sa.Column("name", sa.String, nullable=False),
-    sa.Column("samples", sa.BigInteger, nullable=False),
+    sa.Column("samples", sa.BigInteger, nullable=False, index=True),  # summed from the index
     sa.Column("speaker", sa.String),
     sa.Column("language", sa.String),
     sa.Column("consent", sa.String),
@@ -109,7 +109,12 @@ utterance = sa.Table(
     sa.Column("status", sa.String, nullable=False),
     sa.Column("quality", sa.JSON),
     sa.Column("priority", sa.Double, nullable=False, default=0.0),
-    sa.Index("ix_utterance_status_priority_id", "status", "priority", "id"),
+    # Each page of a listing is read off one of these in order, whatever the number of utterances.
+    sa.Index("ix_utterance_listed", sa.text("priority DESC"), "id"),
+    sa.Index("ix_utterance_status_listed", "status", sa.text("priority DESC"), "id"),
+    sa.Index("ix_utterance_speaker_listed", "speaker", sa.text("priority DESC"), "id"),
+    sa.Index("ix_utterance_language_listed", "language", sa.text("priority DESC"), "id"),
+    sa.Index("ix_utterance_status", "status"),  # counted from: a tenth of the size of the others
 )
 
 transcript = sa.Table(
@@ -129,6 +134,7 @@ transcript = sa.Table(
     sa.Column("guards", sa.JSON),
     sa.Column("temperature", sa.Double),
     sa.Index("ix_transcript_utterance_kind_created", "utterance", "kind", "created"),
+    sa.Index("ix_transcript_kind", "kind"),
 )
 
 dataset = sa.Table(
@@ -473,6 +479,20 @@ class Writer(Reader):
         return changed
 
 
+# What SQLite and PostgreSQL (53100 disk_full) say of a database that cannot be used, and what to do.
+FAULTS = (
+    (
+        ("disk is full", "No space left"),
+        "cannot be written, its disk is full ({}): make room and run it again; what was committed before is kept",
+    ),
+    (
+        ("readonly database", "unable to open database"),
+        "cannot be opened for writing ({}): mind the permissions of the file, its folder, and what lies beside it",
+    ),
+    (("not a database", "malformed"), "is damaged ({}): keep the file, and restore a backup (`voxloop restore`)"),
+)
+
+
 class Catalog:
     """The open catalog. Connections are pooled; each transaction takes one."""
 
@@ -488,23 +508,25 @@ class Catalog:
     @contextmanager
     def read(self) -> Iterator[Reader]:
         """A consistent view; writes in it are not committed."""
-        with self.engine.connect().execution_options(write=False) as connection:
+        with self._told(), self.engine.connect().execution_options(write=False) as connection:
             yield Reader(connection)
 
     @contextmanager
     def write(self) -> Iterator[Writer]:
         """A transaction: committed when the block ends, undone when it raises."""
+        with self._told(), self.engine.begin() as connection:
+            yield Writer(connection)
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """What is wrong with the database itself is said in words."""
         try:
-            with self.engine.begin() as connection:
-                yield Writer(connection)
-        except sa.exc.OperationalError as error:
-            # SQLITE_FULL, and PostgreSQL's 53100 disk_full
-            if "disk is full" in str(error.orig) or "No space left" in str(error.orig):
-                raise WorkspaceError(
-                    f"the catalog cannot be written, its disk is full ({error.orig}): make room and run it again; "
-                    "what was committed before is kept"
-                ) from error
-            raise
+            yield
+        except sa.exc.DatabaseError as error:
+            found = next((remedy for signs, remedy in FAULTS if any(sign in str(error.orig) for sign in signs)), None)
+            if found is None:
+                raise
+            raise WorkspaceError(f"the catalog {self.engine.url!r} {found.format(error.orig)}") from error
 
     def migrate(self) -> None:
         """Bring the schema to this program's version. Raises WorkspaceError for a newer catalog."""
@@ -515,7 +537,7 @@ class Catalog:
         config = Config()
         config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
         # On SQLite the IMMEDIATE transaction makes a second process wait, then find the work done.
-        with self.engine.begin() as connection:
+        with self._told(), self.engine.begin() as connection:
             config.attributes["connection"] = connection
             try:
                 command.upgrade(config, "head")
