@@ -193,7 +193,9 @@ def resolve(
     config = folder / CONFIG_NAME
     if config.exists():
         try:
-            given = tomllib.loads(config.read_text())
+            given = tomllib.loads(config.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingError(f"{config} cannot be read as text in UTF-8: {error}") from error
         except tomllib.TOMLDecodeError as error:
             raise SettingError(f"{config} is not valid TOML: {error}") from error
         for name, value in given.items():
