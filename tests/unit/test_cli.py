@@ -160,8 +160,8 @@ def test_wide_characters_stand_under_each_other(reference: str, hypothesis: str,
 
 def test_differences_have_colours_and_signs() -> None:
     reference, hypothesis, signs = aligned_lines(align("a b c", "a x c d"), 80)
-    assert [str(span.style) for span in reference.spans] == ["bold yellow", "bold green"]
-    assert [str(span.style) for span in hypothesis.spans] == ["bold yellow", "bold green"]
+    assert [str(span.style) for span in reference.spans] == ["dim", "bold yellow", "bold green"]
+    assert [str(span.style) for span in hypothesis.spans] == ["dim", "bold yellow", "bold green"]
     assert signs.plain == "       S   I"
 
 
