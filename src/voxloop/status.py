@@ -7,6 +7,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from voxloop import training
 from voxloop.records import Dataset, Model, Recording, Run, Transcript
 from voxloop.stores import catalog as tables
 from voxloop.stores.catalog import Reader
@@ -48,6 +49,7 @@ class Status:
 
 def status(ws: Workspace) -> Status:
     """Count everything; a handful of grouped queries, whatever the size."""
+    training.reconcile(ws)
     with ws.read() as reader:
         samples = reader.connection.execute(sa.select(sa.func.sum(tables.recording.c.samples))).scalar() or 0
         champion = reader.connection.execute(
@@ -107,6 +109,8 @@ def _next_steps(
         steps.append("voxloop dataset build    freeze the corrected utterances")
     if dataset is not None and (run is None or run.dataset != dataset.id):
         steps.append("voxloop train    fine-tune on the newest dataset")
+    if run is not None and run.status in ("paused", "interrupted"):
+        steps.append(f"voxloop run resume {run.id}    go on with the run that is {run.status}")
     if run is not None and run.status == "completed" and run.model and run.model != champion:
         steps.append(f"voxloop model promote {run.model[7:19]}    make it champion, if it is really better")
     if run is not None and run.status == "failed":
