@@ -216,15 +216,18 @@ class TestRun:
         folder = lay_out(tmp_path / "run", base, "max_steps=500", "eval_steps=1", "patience=2", "learning_rate=1e-9")
         assert trainer.run(folder, StopFlag()).steps <= 4
 
+    @pytest.mark.parametrize("device", ["GPU", "CPU"])
     def test_out_of_memory_halves_the_batch_and_keeps_the_step(
-        self, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str
     ) -> None:
         folder = lay_out(tmp_path / "run", base, "max_steps=4", "batch_seconds=16")
         real = trainer.SpeechTrainer.training_step
 
         def tight(self: Any, model: Any, inputs: dict[str, Any], items: Any = None) -> torch.Tensor:
             if inputs["labels"].shape[0] * inputs["input_features"].shape[-1] > 900:
-                raise torch.OutOfMemoryError("CUDA out of memory")
+                if device == "GPU":
+                    raise torch.OutOfMemoryError("CUDA out of memory")
+                torch.empty(1 << 55, dtype=torch.uint8)  # refused by the system: more than an address can reach
             return real(self, model, inputs, items)
 
         monkeypatch.setattr(trainer.SpeechTrainer, "training_step", tight)
@@ -233,6 +236,8 @@ class TestRun:
         assert any("batches are now 8 s, 2 to a step" in note for note in outcome.notes)
         results = read_json(folder / "train_results.json")
         assert results["batch_seconds"] * results["accumulation"] == 16
+        kept = TrainingConfig.load(folder).recipe
+        assert (kept["batch_seconds"], kept["accumulation"]) == (8, 2)
 
     def test_accumulation_changes_nothing_but_memory(self, base: Path, tmp_path: Path) -> None:
         # The loss of a step is over all its tokens: two small batches teach what one large does.
