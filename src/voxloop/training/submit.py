@@ -133,6 +133,7 @@ def lay_out(ws: Workspace, run: Run) -> Path:
             "train": str(manifests["train"].relative_to(folder)),
             "val": str(manifests["val"].relative_to(folder)),
             "recipe": run.recipe,
+            "normaliser": ws.settings.normaliser,  # of the beginning, so that all it measures is comparable
         }
         | values,
     )
