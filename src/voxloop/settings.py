@@ -60,8 +60,10 @@ class Settings:
     """Kept on both sides of the speech found."""
     ratios: tuple[float, float, float] = (0.92, 0.04, 0.04)
     """Shares of train, val and test among speakers (or recordings, where speakers are few)."""
-    min_clip_s: float = 0.2
+    min_clip_s: float = 0.5
     """Utterances shorter than this stay out of datasets."""
+    max_clip_s: float = 30.0
+    """Utterances longer than this stay out of datasets."""
     min_snr_db: float = 5.0
     """Utterances measured noisier than this stay out of datasets."""
     promote_confidence: float = 0.95
@@ -168,7 +170,9 @@ def resolve(
     config = folder / CONFIG_NAME
     if config.exists():
         try:
-            given = tomllib.loads(config.read_text())
+            given = tomllib.loads(config.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingError(f"{config} cannot be read as text in UTF-8: {error}") from error
         except tomllib.TOMLDecodeError as error:
             raise SettingError(f"{config} is not valid TOML: {error}") from error
         for name, value in given.items():
