@@ -194,6 +194,6 @@ def _sudden(code: int | None, folder: Path) -> str:
     if code is not None and code < 0:
         return f"the training process died of {signal.Signals(-code).name}; {goes_on}"
     if code is None:
-        return f"the training process died without a word; {goes_on}"
+        return f"the training process died without a word (killed, often because memory ran out); {goes_on}"
     tail = (folder / LOG).read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
     return f"the training process ended with status {code} before it began: {' '.join(tail)[:200]}"

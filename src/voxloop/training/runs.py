@@ -253,6 +253,8 @@ def _train(ws: Workspace, run: Run, progress: Progress | None, waiting: Callable
             child.stop()
         except KeyboardInterrupt:  # in a hurry: the newest checkpoint will do
             child.kill()
+        with ws.transaction() as tx:
+            tx.change(Run, run.id, progress=state | (control.metrics(folder) or [{}])[-1])
         raise
     return _take_over(ws, run, child, state, wish)
 
@@ -369,7 +371,7 @@ def _without_training(ws: Workspace, run: Run, wish: RunWish | None) -> Run:
         if (ws.runs / run.id / BEST).exists() and read_json(ws.runs / run.id / BEST)["step"]:
             return _register(ws, run, state, status="stopped")
         _remove(ws, run, "checkpoint-*")
-        return _end(ws, run, "stopped", "it was stopped before anything better than the base was measured", state)
+        return _end(ws, run, "stopped", "nothing better than the base had been measured", state)
     if wish == "pause":
         return _end(ws, run, "paused", state=state)
     with ws.transaction() as tx:  # the worker ends
@@ -416,7 +418,7 @@ def _register(ws: Workspace, run: Run, state: dict[str, Any], *, status: RunStat
 
 
 def _discard(ws: Workspace, run: Run, state: dict[str, Any]) -> Run:
-    ended = _end(ws, run, "stopped", "it was stopped and what it learnt was discarded", state)
+    ended = _end(ws, run, "stopped", "what it learnt was discarded", state)
     for pattern in ("checkpoint-*", "best", "best.*", "final", "final.*"):
         _remove(ws, run, pattern)
     return ended
