@@ -177,6 +177,8 @@ run = sa.Table(
     sa.Column("error", sa.Text),
     sa.Column("model", sa.String),
     sa.Column("finished", sa.Double),
+    sa.Column("wanted", sa.String),
+    sa.Column("retry_of", sa.String),
 )
 
 model = sa.Table(
