@@ -97,15 +97,19 @@ class Settings:
 
 def described() -> list[tuple[str, Any, str]]:
     """Every setting with its default and its meaning, as this module states them."""
-    tree = ast.parse(inspect.getsource(Settings))
-    body = cast("ast.ClassDef", tree.body[0]).body
     defaults = Settings()
-    found = []
-    for field, doc in itertools.pairwise(body):
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(doc, ast.Expr):
-            meaning = " ".join(str(cast("ast.Constant", doc.value).value).split())
-            found.append((field.target.id, getattr(defaults, field.target.id), meaning))
-    return found
+    return [(name, getattr(defaults, name), meaning) for name, meaning in meanings(Settings).items()]
+
+
+def meanings(settings: type) -> dict[str, str]:
+    """What each field of a class of settings means: the docstrings below them."""
+    tree = ast.parse(inspect.getsource(settings))
+    body = cast("ast.ClassDef", tree.body[0]).body
+    return {
+        field.target.id: " ".join(str(cast("ast.Constant", doc.value).value).split())
+        for field, doc in itertools.pairwise(body)
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(doc, ast.Expr)
+    }
 
 
 def template() -> str:

@@ -4,7 +4,7 @@
       ▲                                                              │
       └── control.py follows metrics.jsonl and status.json ◄─────────┘
 
-`recipes.py` says how, `batches.py` and `augment.py` what is heard. Importing this package loads no torch.
+`recipes.py` says how; `material.py`, `batches.py` and `augment.py` say what is heard. Importing this loads no torch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from voxloop import datasets, transcripts
 from voxloop.errors import SettingError, TrainingError, UsageError
 from voxloop.records import Dataset, Model, Run
 from voxloop.stores.blobs import sha256_file
-from voxloop.training import control, recipes
+from voxloop.training import control, material, recipes
 from voxloop.training.files import CONFIG, LOG, write_json
 from voxloop.training.recipes import Recipe
 
@@ -56,10 +56,13 @@ def train(
         )
     model = transcripts.base_model(ws, base)
     folder = transcripts.model_folder(ws, model)
-    chosen = _recipe(frozen, folder, recipe, method, overrides, max_seconds)
+    chosen, why = _recipe(frozen, folder, recipe, method, overrides, max_seconds)
+    chosen = material.resolved(ws, chosen, frozen, model)
+    if progress:
+        progress({"step": 0, "recipe": chosen.name, "why": why})
     run = _create(ws, frozen, model, chosen)
     try:
-        _materialise(ws, run, frozen, folder)
+        _materialise(ws, run, frozen, folder, chosen)
         return _drive(ws, run, progress)
     except KeyboardInterrupt:
         _end(ws, run, "stopped", "stopped by hand")
@@ -67,6 +70,12 @@ def train(
     except Exception as error:
         _end(ws, run, "failed", str(error))
         raise
+
+
+def suggest(ws: Workspace, *, dataset: str | None = None, base: str | None = None) -> tuple[Recipe, str]:
+    """The recipe that `train` would take, where none is named, and why."""
+    frozen = datasets.find(ws, dataset)
+    return _recipe(frozen, transcripts.model_folder(ws, transcripts.base_model(ws, base)), None, None, (), None)
 
 
 def _counts(dataset: Dataset) -> str:
@@ -80,13 +89,13 @@ def _recipe(
     method: str | None,
     overrides: Sequence[str],
     max_seconds: float | None,
-) -> Recipe:
-    """The recipe asked for, or the one that suits data and model, with every setting given applied."""
+) -> tuple[Recipe, str]:
+    """The recipe asked for, or the one that suits data and model, with every setting given applied; and why it is."""
     if name is not None:
-        recipe = recipes.named(name)
+        recipe, why = recipes.named(name), "asked for by name"
     else:
         speech_s = dataset.hours.get("train", 0.0) * 3600
-        recipe = recipes.choose(train_seconds=speech_s, parameters=parameters(Path(folder)))
+        recipe, why = recipes.choose(train_seconds=speech_s, parameters=parameters(Path(folder)))
     given = list(overrides)
     if method is not None:
         if method not in ("full", "lora"):
@@ -94,7 +103,7 @@ def _recipe(
         given.append(f"method={method}")
     if max_seconds is not None:
         given.append(f"max_seconds={max_seconds}")
-    return recipes.override(recipe, given)
+    return recipes.override(recipe, given), why
 
 
 def parameters(folder: Path) -> int:
@@ -131,7 +140,7 @@ def _create(ws: Workspace, dataset: Dataset, model: Model, recipe: Recipe) -> Ru
     return run
 
 
-def _materialise(ws: Workspace, run: Run, dataset: Dataset, base: str) -> None:
+def _materialise(ws: Workspace, run: Run, dataset: Dataset, base: str, recipe: Recipe) -> None:
     """Lay out the run's folder: data with its audio, and the complete settings."""
     folder = ws.runs / run.id
     manifests = {split: datasets.write_split(ws, dataset.id, split, folder / "data") for split in ("train", "val")}
@@ -146,6 +155,7 @@ def _materialise(ws: Workspace, run: Run, dataset: Dataset, base: str) -> None:
             "recipe": run.recipe,
             "device": ws.settings.device or "auto",
             "threads": ws.settings.threads,
+            **material.write_material(ws, recipe, dataset, folder),
         },
     )
 
