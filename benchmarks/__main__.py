@@ -1,17 +1,25 @@
-"""Run the benchmarks named, or all; print their tables and write build/bench/NAME.json."""
+"""Run the benchmarks named, or all that compare speeds; print their tables and write build/bench/NAME.json.
+
+`learning` needs speech and starters, and has options of its own: `python -m benchmarks learning --help`.
+"""
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import sys
 from pathlib import Path
 
+from benchmarks import learning
 from benchmarks.side_by_side import Row, table, write
 
-NAMES = ("training", "transcription")
+NAMES = ("training", "transcription", "ingest", "growth")
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["learning"]:
+        learning.main(sys.argv[2:])
+        return
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; all where none is named")
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds")

@@ -13,10 +13,11 @@ import json
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
+from voxloop import text as _text
 from voxloop.errors import SettingError, nearest
 
 CONFIG_NAME = "voxloop.toml"
@@ -77,6 +78,11 @@ class Settings:
     """How long a skipped utterance is not offered again, as long as there are others."""
     poll_s: float = 0.5
     """How often an idle worker looks for jobs."""
+    normaliser: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """How texts are made comparable, where a language is to differ from the default; last in the file, a table
+    `[normaliser.vi]` for each language, with `base` (whisper-english, whisper-basic, none), `numbers` (digits, whole,
+    as-written), `case` (lower, keep), `punctuation` (remove, keep), `diacritics` (keep, remove), `words` (spaces,
+    characters). In the environment: JSON."""
 
     def __post_init__(self) -> None:
         if len(self.ratios) != 3 or any(r < 0 for r in self.ratios) or abs(sum(self.ratios) - 1) > 1e-6:
@@ -87,6 +93,7 @@ class Settings:
         for name in ("lease_s", "review_lease_s", "poll_s", "batch_seconds", "max_recording_hours"):
             if getattr(self, name) <= 0:
                 raise SettingError(f"{name} is {getattr(self, name)}: it must be above 0")
+        _text.check_changes(self.normaliser)
         if self.channels not in ("mix", "split"):
             raise SettingError(f"channels is {self.channels!r}: it must be mix or split")
         if self.max_attempts < 1:
@@ -106,9 +113,9 @@ def meanings(settings: type) -> dict[str, str]:
     tree = ast.parse(inspect.getsource(settings))
     body = cast("ast.ClassDef", tree.body[0]).body
     return {
-        field.target.id: " ".join(str(cast("ast.Constant", doc.value).value).split())
-        for field, doc in itertools.pairwise(body)
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(doc, ast.Expr)
+        stated.target.id: " ".join(str(cast("ast.Constant", doc.value).value).split())
+        for stated, doc in itertools.pairwise(body)
+        if isinstance(stated, ast.AnnAssign) and isinstance(stated.target, ast.Name) and isinstance(doc, ast.Expr)
     }
 
 
@@ -140,6 +147,9 @@ def parse_ratios(text: str) -> tuple[float, float, float]:
 def _convert(name: str, value: Any, like: Any, where: str) -> Any:
     """A value from a file or the environment in the type of its default."""
     try:
+        if isinstance(like, dict):
+            made = json.loads(value) if isinstance(value, str) else value
+            return {str(key): item for key, item in made.items()}
         if isinstance(like, tuple):
             return parse_ratios(value if isinstance(value, str) else "/".join(str(v) for v in value))
         if isinstance(like, int):
@@ -147,8 +157,9 @@ def _convert(name: str, value: Any, like: Any, where: str) -> Any:
         if isinstance(like, float):
             return float(value)
         return str(value)
-    except (TypeError, ValueError) as error:
-        raise SettingError(f"{where}: {name} is {value!r}; needed is a {type(like).__name__}") from error
+    except (AttributeError, TypeError, ValueError) as error:
+        needed = "table" if isinstance(like, dict) else type(like).__name__
+        raise SettingError(f"{where}: {name} is {value!r}; needed is a {needed}") from error
 
 
 def resolve(

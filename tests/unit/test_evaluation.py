@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.unit import frozen_speech, tiny_whisper
-from voxloop import datasets, evaluation, significance, text
+from voxloop import comparison, datasets, evaluation, significance, text, transcripts
 from voxloop.datasets import DatasetRow
 from voxloop.errors import UnknownRecord, UsageError
-from voxloop.evaluation import evaluate, quiet_inputs, score, scored_rows
+from voxloop.evaluation import evaluate, noise_inputs, quiet_inputs, score, scored_rows
 from voxloop.families.contract import Decoding
 from voxloop.pipeline import open_loop
-from voxloop.records import Event
+from voxloop.records import Event, Recording
 from voxloop.stores import catalog as tables
 from voxloop.workspace import Workspace
 
@@ -70,6 +72,8 @@ def test_a_model_is_decoded_once_and_everything_heard_is_kept(ws: Workspace, tmp
     assert scores["seconds"] == pytest.approx(23.0)
     assert scores["real_time_factor"] == pytest.approx(scores["decode_seconds"] / 23.0)
     assert scores["silence"]["inputs"] == len(scores["silence"]["texts"]) == 4
+    assert scores["noise"]["inputs"] == len(scores["noise"]["texts"]) == 4
+    assert scores["word_times"] is None  # the references have none
     assert scores["joined"]["inputs"] == 1
     assert scores["joined"]["words"] == 5 * 23
     assert {(s["by"], s["name"], s["utterances"]) for s in scores["slices"] if s["by"] == "speaker"} == {
@@ -141,7 +145,26 @@ def test_errors_are_counted_after_normalising_and_the_spelling_beside() -> None:
     found = score([row("Twenty three, please!")], [("23 please", 0.9)], "en")[0]
     assert (found.words, found.errors) == (3, 0)
     assert (found.orthographic_words, found.orthographic_errors) == (3, 3 - 0)
+    assert (found.orthographic_characters, found.orthographic_character_errors) == (
+        text.character_errors("Twenty three, please!", "23 please").units,
+        text.character_errors("Twenty three, please!", "23 please").errors,
+    )
     assert (found.reference, found.hypothesis) == ("Twenty three, please!", "23 please")
+
+
+def test_a_changed_normaliser_is_another_evaluation(ws: Workspace, tmp_path: Path) -> None:
+    frozen = frozen_speech.freeze(ws, tmp_path / "speech", clips=6)
+    frozen_speech.remember(ws, transcripts.base_model(ws), frozen, lambda _, row: row.text.upper())
+    assert evaluate(ws).scores["wer"] == 0
+    (ws.folder / "voxloop.toml").write_text("[normaliser.en]\nbase = 'whisper-basic'\ncase = 'keep'\n")
+    with open_loop(ws.folder, base_model=ws.settings.base_model) as again:
+        frozen_speech.remember(again, transcripts.base_model(again), frozen, lambda _, row: row.text.upper())
+        other = evaluate(again)
+    assert other.normaliser == "en:whisper-basic/1,case=keep"
+    assert other.scores["wer"] == 1
+    assert evaluate(ws).normaliser == "whisper-english/1"
+    with pytest.raises(UsageError, match="differ in normaliser"):
+        comparison._check_comparable(other, evaluate(ws))
 
 
 def test_an_empty_reference_counts_what_is_heard_in_it() -> None:
@@ -160,6 +183,35 @@ def test_slices_that_hold_everything_by_length_are_left_out() -> None:
     assert set(evaluation.slices(found)) == {("speaker", "ann"), ("language", "en")}
 
 
+def test_slices_by_noise_and_session_and_what_was_kept_before_there_were_any() -> None:
+    found = score([row("a", number=n) for n in range(4)], [("a", None)] * 4, "en")
+    assert {by for by, _ in evaluation.slices(found)} == {"speaker", "language"}
+    heard = [
+        replace(one, snr_db=snr, session=session)
+        for one, snr, session in zip(found, (5.0, 15.0, 30.0, None), ("mon", "mon", "tue", None), strict=True)
+    ]
+    parts = {key: len(part) for key, part in evaluation.slices(heard).items()}
+    assert parts == {
+        ("SNR", "below 10 dB"): 1,
+        ("SNR", "10 to 20 dB"): 1,
+        ("SNR", "20 dB and more"): 1,
+        ("session", "mon"): 2,
+        ("session", "tue"): 1,
+        ("speaker", "ann"): 4,
+        ("language", "en"): 4,
+    }
+    assert all(one["wer_low"] <= one["wer"] <= one["wer_high"] for one in evaluation.scores_of(heard)["slices"])
+
+
+def test_what_is_known_of_the_recording_is_kept_with_what_was_heard(ws: Workspace, tmp_path: Path) -> None:
+    frozen_speech.freeze(ws, tmp_path / "speech", clips=6)
+    with ws.transaction() as tx:
+        tx.change(Recording, [r.id for r in tx.all(Recording)], session="monday")
+    rows = scored_rows(ws, evaluate(ws))
+    assert {r.session for r in rows} == {"monday"}
+    assert all(r.snr_db is not None for r in rows)
+
+
 def test_the_interval_is_clustered_by_recording() -> None:
     rows = [row("a b c d", number=n) for n in range(4) for _ in range(10)]
     heard = [("a b c d" if r.recording in ("r0", "r1") else "x y c d", None) for r in rows]
@@ -174,3 +226,13 @@ def test_quiet_inputs_are_quiet_and_always_the_same() -> None:
     assert [len(w) for w in first] == [32_000, 32_000, 160_000, 160_000]
     assert all((a == b).all() for a, b in zip(first, second, strict=True))
     assert max(float(abs(w).max()) for w in first) < 0.01
+
+
+def test_noise_is_as_loud_as_said_and_always_the_same() -> None:
+    first, second = noise_inputs(), noise_inputs()
+    assert all((a == b).all() for a, b in zip(first, second, strict=True))
+    assert [10 * np.log10(np.mean(w.astype(float) ** 2)) for w in first] == pytest.approx([-30.46] * 4, abs=0.1)
+    white, pink = (np.abs(np.fft.rfft(w)) ** 2 for w in first[2:])
+    octave = [slice(10_000, 20_000), slice(20_000, 40_000)]  # pink noise: as much power in each octave
+    assert pink[octave[0]].sum() / pink[octave[1]].sum() == pytest.approx(1.0, abs=0.1)
+    assert white[octave[0]].sum() / white[octave[1]].sum() == pytest.approx(0.5, abs=0.1)

@@ -28,9 +28,11 @@ def register(app: typer.Typer) -> None:
 
 
 def training_lines(say: Callable[[str], None]) -> Callable[[dict[str, Any]], None]:
-    """A training's progress as lines: one for each validation."""
+    """A training's progress as lines: the recipe, and one for each validation."""
 
     def told(line: dict[str, Any]) -> None:
+        if line.get("why"):
+            say(f"  recipe {line['recipe']}: {line['why']}")
         if line.get("val_wer") is None:
             return
         left = f", {line['eta_s']:.0f} s left" if line.get("eta_s") is not None else ""

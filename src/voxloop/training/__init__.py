@@ -155,6 +155,7 @@ def _materialise(ws: Workspace, run: Run, dataset: Dataset, base: str, recipe: R
             "recipe": run.recipe,
             "device": ws.settings.device or "auto",
             "threads": ws.settings.threads,
+            "normaliser": ws.settings.normaliser,
             **material.write_material(ws, recipe, dataset, folder),
         },
     )
