@@ -92,7 +92,7 @@ def mu_law(clip: Waveform) -> Waveform:
     """The clip after 8 bits of mu-law there and back: quiet sounds are kept as finely, by ratio, as loud ones."""
     level = np.sign(clip) * np.log1p(MU * np.minimum(np.abs(clip), 1.0)) / np.log1p(MU)
     step = np.round(127 * level) / 127
-    return (np.sign(step) * np.expm1(np.abs(step) * np.log1p(MU)) / MU).astype(np.float32)
+    return np.asarray(np.sign(step) * np.expm1(np.abs(step) * np.log1p(MU)) / MU, dtype=np.float32)
 
 
 def mask_features(
