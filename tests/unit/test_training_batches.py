@@ -280,7 +280,7 @@ class TestAugment:
         inside = (frequencies > 350) & (frequencies < 3300)
         assert np.abs(gain_db[inside]).max() < 1.0
         # What is left outside is the noise of eight bits, below 4 kHz.
-        assert gain_db[frequencies < 150].max() < -25
+        assert gain_db[(frequencies > 20) & (frequencies < 150)].max() < -25
         assert gain_db[frequencies > 4200].max() < -40
 
     def test_mu_law_is_that_of_the_telephone(self) -> None:

@@ -317,7 +317,6 @@ def _prepare_weights(trainable: Trainable, recipe: Recipe) -> None:
         model.freeze_encoder()
     if recipe.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.config.use_cache = False
 
 
 def _with_adapters(trainable: Trainable, recipe: Recipe) -> Any:

@@ -47,6 +47,8 @@ class Pace(TrainerCallback):  # type: ignore[misc]
         step = state.global_step
         if session.average:
             session.average.update()
+        if session.ctc:
+            session.ctc.linear.zero_grad()  # transformers clears the gradients of its model only
         over = session.done(step) >= 1.0 or step >= session.steps
         control.should_log = step == 1 or step % recipe.log_steps == 0 or over
         control.should_evaluate = bool(session.val) and (over or self._due(step, now))
@@ -177,6 +179,7 @@ class SpeechTrainer(Seq2SeqTrainer):  # type: ignore[misc]
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Cross-entropy by `_loss`, and CTC beside it where the recipe says so, both per token of the step."""
+        inputs["use_cache"] = False  # nothing is generated here, and gradient checkpointing could keep no cache
         heard = [inputs.pop(name) for name in ctc.INPUTS if name in inputs]
         labels = inputs["labels"]
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)

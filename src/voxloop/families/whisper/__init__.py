@@ -159,6 +159,7 @@ class Whisper:
             whole.save_pretrained(folder / "adapter")
             # A copy is merged, since un-merging leaves rounding in the weights that go on training.
             whole = copy.deepcopy(whole).merge_and_unload()
+        whole.config.use_cache = True  # transformers' Trainer turns it off; who opens this folder wants to generate
         whole.save_pretrained(folder)
         trainable.processor.save_pretrained(folder)
 
