@@ -100,11 +100,11 @@ def test_a_saved_recipe_with_an_unknown_setting_is_refused() -> None:
     ],
 )
 def test_choice_follows_model_and_data(hours: float, parameters: int, name: str) -> None:
-    assert recipes.choose(train_seconds=hours * 3600, parameters=parameters)[0].name == name
+    assert recipes.choose(train_seconds=hours * 3600, parameters=parameters).name == name
 
 
 def test_the_choice_gives_its_reason() -> None:
-    _, why = recipes.choose(train_seconds=90, parameters=1_660_000)
+    why = recipes.choose(train_seconds=90, parameters=1_660_000).why
     assert why == ("the model has 1.7 M parameters (below 20 M) and there are 1.5 min of training speech (below 1 h)")
 
 
@@ -117,7 +117,7 @@ class TestCommands:
     def test_every_setting_is_shown_with_its_meaning(self) -> None:
         shown = json.loads(CliRunner().invoke(app, ["recipe", "show", "quick", "--json"]).output)
         rows = {row["setting"]: row for row in shown["settings"]}
-        assert set(rows) == {f.name for f in fields(Recipe)} - {"name"}
+        assert set(rows) == {f.name for f in fields(Recipe)} - recipes.FIXED
         assert all(len(row["meaning"]) > 10 for row in rows.values())
         assert rows["max_seconds"] == rows["max_seconds"] | {"value": 60.0, "default": None, "differs": True}
         assert not rows["clip_norm"]["differs"]

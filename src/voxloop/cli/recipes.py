@@ -47,18 +47,18 @@ def recipe_show(
         from voxloop.training import suggest
 
         with opened(ctx) as ws:
-            found, why = suggest(ws)
+            found = suggest(ws)
     else:
-        found, why = recipes.named(name), None
+        found = recipes.named(name)
     found = recipes.override(found, set or ())
     settings = recipes.described(found)
     if as_json:
         rows = [dataclasses.asdict(setting) | {"differs": setting.differs} for setting in settings]
-        print_json({"name": found.name, "suits": recipes.SUITS[found.name], "why": why, "settings": rows})
+        print_json({"name": found.name, "suits": recipes.SUITS[found.name], "why": found.why or None, "settings": rows})
         return
     typer.echo(f"{found.name}: for {recipes.SUITS[found.name]}")
-    if why:
-        typer.echo(f"chosen: {why}")
+    if found.why:
+        typer.echo(f"chosen, since {found.why}")
     typer.echo()
     table(
         ["setting", "value", "default", "meaning"],

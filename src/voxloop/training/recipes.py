@@ -20,6 +20,8 @@ class Recipe:
 
     name: str = "custom"
     """What the recipe is called; an overridden one keeps the name it began with."""
+    why: str = ""
+    """Why it was chosen; empty: it was asked for by name."""
     method: Method = "full"
     """full: every weight is trained; lora: low-rank adapters beside frozen weights (arXiv:2106.09685)."""
     audio_context: Literal["trimmed", "full"] = "trimmed"
@@ -245,6 +247,8 @@ RECIPES: dict[str, Recipe] = {
     ),
 }
 
+FIXED = {"name", "why"}  # what a recipe says of itself: no settings
+
 SUITS = {
     "quick": "a small model and minutes of speech: every weight, for a minute on two cores",
     "thorough": "a small model and an hour of speech or more: every weight, until it no longer helps",
@@ -264,8 +268,8 @@ def named(name: str) -> Recipe:
     return RECIPES[name]
 
 
-def choose(*, train_seconds: float, parameters: int) -> tuple[Recipe, str]:
-    """The recipe for a model of so many parameters and so much training speech, where none is named; and why."""
+def choose(*, train_seconds: float, parameters: int) -> Recipe:
+    """The recipe for a model of so many parameters and so much training speech, where none is named; it says why."""
     small = parameters < SMALL_MODEL
     if small:
         name = "thorough" if train_seconds >= SOME_SPEECH_S else "quick"
@@ -278,7 +282,7 @@ def choose(*, train_seconds: float, parameters: int) -> tuple[Recipe, str]:
         f"{SMALL_MODEL / 1e6:.0f} M) and there are {speech} of training speech "
         f"({'below' if train_seconds < limit_s else 'not below'} {limit_s / 3600:.0f} h)"
     )
-    return RECIPES[name], why
+    return replace(RECIPES[name], why=why)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -301,7 +305,7 @@ def described(recipe: Recipe) -> list[Described]:
     return [
         Described(setting=name, value=values[name], default=defaults[name], meaning=meaning)
         for name, meaning in meanings(Recipe).items()
-        if name != "name"
+        if name not in FIXED
     ]
 
 
@@ -314,8 +318,8 @@ def override(recipe: Recipe, settings: Sequence[str]) -> Recipe:
         name = name.strip()
         if not equals:
             raise SettingError(f"setting {setting!r}: needed is key=value, such as learning_rate=1e-4")
-        if name not in hints or name == "name":
-            raise SettingError(f"a recipe has no setting {name!r}{nearest(name, set(hints) - {'name'})}")
+        if name not in hints or name in FIXED:
+            raise SettingError(f"a recipe has no setting {name!r}{nearest(name, set(hints) - FIXED)}")
         values[name] = _parse(name, text.strip(), hints[name])
     return replace(recipe, **values)
 
