@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from voxloop import audio, datasets, utterances
+from voxloop import audio, datasets
 from voxloop.errors import AudioError, SettingError
 from voxloop.recordings.sources import AUDIO_SUFFIXES
 from voxloop.records import SAMPLE_RATE, Dataset, Model, Run
@@ -61,7 +60,7 @@ def write_material(ws: Workspace, recipe: Recipe, dataset: Dataset, folder: Path
     said = {}
     again = replay_rows(ws, recipe, dataset)
     if again:
-        said["replay"] = str(_write_rows(ws, again, folder / "data").relative_to(folder))
+        said["replay"] = str(datasets.write_rows(ws, again, folder / "data" / "replay.jsonl").relative_to(folder))
     if recipe.noise_folder is not None and recipe.noise_folder_share:
         said["noise"] = str(_write_noises(Path(recipe.noise_folder).expanduser(), folder / "noise").relative_to(folder))
     return said
@@ -91,21 +90,6 @@ def replay_rows(ws: Workspace, recipe: Recipe, dataset: Dataset) -> list[Dataset
     rows.sort(key=lambda row: datasets.position(f"replay {row.utterance}"))
     an_epoch = round(sum(row.split == "train" for row in own) * share / (1 - share))
     return rows[: EPOCHS_APART * an_epoch]
-
-
-def _write_rows(ws: Workspace, rows: list[DatasetRow], folder: Path) -> Path:
-    """Write `replay.jsonl` and its audio, as `datasets.write_split` writes a split."""
-    (folder / "audio").mkdir(parents=True, exist_ok=True)
-    lines = []
-    for row in rows:
-        name = f"audio/{row.recording.removeprefix('sha256-')[:24]}-{row.start}-{row.end}.wav"
-        clip = utterances.read_span(ws, row.recording, row.start, row.end)
-        _write_wav(folder / name, clip)
-        said = {"audio_path": name, "text": row.text, "duration": row.duration, "id": row.utterance}
-        lines.append(json.dumps(said | {"speaker": row.speaker, "language": row.language}, ensure_ascii=False) + "\n")
-    manifest = folder / "replay.jsonl"
-    manifest.write_text("".join(lines), encoding="utf-8")
-    return manifest
 
 
 def _write_noises(source: Path, target: Path) -> Path:
