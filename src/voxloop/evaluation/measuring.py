@@ -154,7 +154,7 @@ def _decode(
     scored: dict[str, Scored] = {}
     done_s = took_s = 0.0
     all_s = sum(row.duration for row in rows)
-    for language, block in _blocks(rows, decoding):
+    for language, block in in_blocks(rows, decoding):
         waveforms = [read_span(ws, row.recording, row.start, row.end) for row in block]
         began = time.perf_counter()
         heard = recogniser.transcribe(waveforms, replace(decoding, language=language))
@@ -182,7 +182,7 @@ def _around(reader: Reader, row: DatasetRow) -> tuple[str | None, float | None, 
     return recording.session if recording else None, quality.snr_db if quality else None, words
 
 
-def _blocks(rows: Sequence[DatasetRow], decoding: Decoding) -> Iterator[tuple[str | None, list[DatasetRow]]]:
+def in_blocks(rows: Sequence[DatasetRow], decoding: Decoding) -> Iterator[tuple[str | None, list[DatasetRow]]]:
     """Rows of one language and of like length, at most ten minutes together."""
     by_language: dict[str | None, list[DatasetRow]] = {}
     for row in sorted(rows, key=lambda row: row.duration):
