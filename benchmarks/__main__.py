@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks import learning
 from benchmarks.side_by_side import Row, table, write
 
-NAMES = ("training", "transcription")
+NAMES = ("training", "transcription", "ingest", "growth")
 
 
 def main() -> None:

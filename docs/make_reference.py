@@ -60,7 +60,7 @@ def settings_page() -> str:
     lines += ["| setting | default | meaning |", "|---|---|---|"]
     for name, default, meaning in settings.described():
         shown = "/".join(map(str, default)) if isinstance(default, tuple) else default
-        lines.append(f"| `{name}` | {f'`{shown}`' if shown != '' else 'empty'} | {meaning} |")
+        lines.append(f"| `{name}` | {f'`{shown}`' if shown not in ('', {}) else 'empty'} | {meaning} |")
     return "\n".join(lines) + "\n"
 
 

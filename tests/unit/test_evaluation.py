@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.unit import frozen_speech, tiny_whisper
-from voxloop import datasets, evaluation, significance, text
+from voxloop import comparison, datasets, evaluation, significance, text, transcripts
 from voxloop.datasets import DatasetRow
 from voxloop.errors import UnknownRecord, UsageError
 from voxloop.evaluation import evaluate, noise_inputs, quiet_inputs, score, scored_rows
@@ -150,6 +150,21 @@ def test_errors_are_counted_after_normalising_and_the_spelling_beside() -> None:
         text.character_errors("Twenty three, please!", "23 please").errors,
     )
     assert (found.reference, found.hypothesis) == ("Twenty three, please!", "23 please")
+
+
+def test_a_changed_normaliser_is_another_evaluation(ws: Workspace, tmp_path: Path) -> None:
+    frozen = frozen_speech.freeze(ws, tmp_path / "speech", clips=6)
+    frozen_speech.remember(ws, transcripts.base_model(ws), frozen, lambda _, row: row.text.upper())
+    assert evaluate(ws).scores["wer"] == 0
+    (ws.folder / "voxloop.toml").write_text("[normaliser.en]\nbase = 'whisper-basic'\ncase = 'keep'\n")
+    with open_loop(ws.folder, base_model=ws.settings.base_model) as again:
+        frozen_speech.remember(again, transcripts.base_model(again), frozen, lambda _, row: row.text.upper())
+        other = evaluate(again)
+    assert other.normaliser == "en:whisper-basic/1,case=keep"
+    assert other.scores["wer"] == 1
+    assert evaluate(ws).normaliser == "whisper-english/1"
+    with pytest.raises(UsageError, match="differ in normaliser"):
+        comparison._check_comparable(other, evaluate(ws))
 
 
 def test_an_empty_reference_counts_what_is_heard_in_it() -> None:

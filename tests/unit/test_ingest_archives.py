@@ -7,7 +7,8 @@ import os
 import resource
 import shutil
 import struct
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import av
@@ -16,8 +17,9 @@ import pytest
 import soundfile
 import sqlalchemy as sa
 
-from voxloop import audio
+from voxloop import audio, integrity
 from voxloop.errors import AudioError, SettingError, UsageError, WorkspaceError
+from voxloop.pipeline import open_loop
 from voxloop.recordings import conversion, ingest, keeping, read_audio
 from voxloop.recordings.conversion import spool_folder
 from voxloop.records import Recording, Transcript, Utterance
@@ -198,6 +200,51 @@ def test_a_disk_that_is_full_is_told(workspace: Workspace, tmp_path: Path) -> No
     assert {Path(r.path).name: r.reason for r in report.refused} == {"a.wav": "not-stored", "b.wav": "no-space"}
     assert len(report.taken) == 1
     assert len(ingest(workspace, tmp_path / "in", processes=1).taken) == 2
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 4 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if not mount("-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)):
+        pytest.skip("this user may not mount a small disk; the test with files of at most 1 MB is for them")
+    yield disk
+    assert subprocess.run(["umount", str(disk)], check=False).returncode == 0
+
+
+def mount(*arguments: str) -> bool:
+    return subprocess.run(["mount", *arguments], check=False, capture_output=True).returncode == 0
+
+
+def test_a_disk_that_is_full_holds_nothing_half_and_with_room_the_same_command_goes_on(
+    small_disk: Path, tmp_path: Path
+) -> None:
+    for number in range(80):
+        make(tmp_path / "in" / f"{number:02}.wav", 2.0, seed=number)
+    with open_loop(small_disk / "w", create=True) as ws:
+        with pytest.raises(WorkspaceError, match=r"disk is full.*make room and run it again"):
+            ingest(ws, tmp_path / "in", processes=1)
+        assert all(len(ws.blobs.get(key)) == 2 * 2 * RATE + audio.WAV_HEADER_BYTES for key in ws.blobs.list("audio/"))
+        assert integrity.verify(ws).findings == ()
+        assert not list((ws.folder / "spool").iterdir())
+        assert mount("-o", "remount,size=16m", str(small_disk))
+        report = ingest(ws, tmp_path / "in", processes=1)
+        assert (len(report.taken), report.refused) == (80, ())
+        assert integrity.verify(ws, min_age_s=0).findings == ()
+
+
+def test_a_store_that_is_full_refuses_what_it_cannot_hold(small_disk: Path, tmp_path: Path) -> None:
+    for number in range(80):
+        make(tmp_path / "in" / f"{number:02}.wav", 2.0, seed=number)
+    with open_loop(tmp_path / "w", create=True, blobs=small_disk.as_uri()) as ws:
+        report = ingest(ws, tmp_path / "in", processes=1)
+        assert report.reasons == {"not-stored": 80 - len(report.taken)}
+        assert "No space left on device" in report.refused[0].message
+        assert integrity.verify(ws, min_age_s=0).findings == ()
+        assert mount("-o", "remount,size=16m", str(small_disk))
+        again = ingest(ws, tmp_path / "in", processes=1)
+        assert (len(again.taken), len(again.known), again.refused) == (len(report.refused), len(report.taken), ())
 
 
 def test_a_catalog_that_is_full_is_told(workspace: Workspace, tmp_path: Path) -> None:

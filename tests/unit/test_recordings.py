@@ -326,19 +326,63 @@ def test_a_store_that_cannot_be_written_refuses_the_file(workspace: Workspace, t
     assert recordings(workspace) == {}
 
 
-def test_a_folder_without_permission_is_refused(workspace: Workspace, tmp_path: Path) -> None:
-    make(tmp_path / "audio" / "a.wav")
-    closed = tmp_path / "audio" / "closed"
-    make(closed / "b.wav", seed=1)
-    closed.chmod(0)
+@pytest.mark.usefixtures("ordinary_user")
+def test_what_may_not_be_read_is_refused_and_the_rest_is_taken(workspace: Workspace, tmp_path: Path) -> None:
+    folder = tmp_path / "audio"
+    for number, name in enumerate(["a.wav", "shut.wav", "closed/b.wav", "unlisted/c.wav", "beside.wav", "z.wav"]):
+        make(folder / name, seed=number)
+    (folder / "beside.txt").write_text("a text that may not be read")
+    write_metadata(folder / "unlisted", [{"file": "c.wav", "text": "c"}])
+    modes = {"shut.wav": 0, "closed": 0, "beside.txt": 0, "unlisted": 0o300}  # it may be entered, and not listed
+    for name, mode in modes.items():
+        (folder / name).chmod(mode)
     try:
-        if os.access(closed, os.R_OK):
-            pytest.skip("this user (root) may read every folder")
-        report = ingest(workspace, tmp_path / "audio")
+        report = ingest(workspace, folder, processes=1)
     finally:
-        closed.chmod(0o755)
-    assert len(report.taken) == 1
-    assert report.reasons == {"unreadable": 1}
+        for name in modes:
+            (folder / name).chmod(0o755)
+    assert len(report.taken) == 2
+    assert {Path(refusal.path).name: refusal.reason for refusal in report.refused} == {
+        "shut.wav": "unreadable",
+        "beside.wav": "bad-text",
+        "closed": "unreadable",
+        "unlisted": "unreadable",
+    }
+    assert all("ermission denied" in refusal.message for refusal in report.refused)
+    assert len(ingest(workspace, folder, processes=1).taken) == 4
+
+
+@pytest.mark.usefixtures("ordinary_user")
+def test_metadata_that_may_not_be_read_says_so(workspace: Workspace, tmp_path: Path) -> None:
+    make(tmp_path / "audio" / "a.wav")
+    write_metadata(tmp_path / "audio", [{"file": "a.wav", "text": "a"}])
+    (tmp_path / "audio" / "metadata.jsonl").chmod(0)
+    report = ingest(workspace, tmp_path / "audio", processes=1)
+    (refusal,) = report.refused
+    assert (Path(refusal.path).name.partition(":")[0], refusal.reason) == ("metadata.jsonl", "bad-metadata")
+    assert "ermission denied" in refusal.message
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_file_that_vanishes_meanwhile_is_refused(workspace: Workspace, tmp_path: Path, processes: int) -> None:
+    """One goes after it was listed and before its turn, with its text; one turns into a folder."""
+    for number in range(130):
+        make(tmp_path / "audio" / f"{number:03}.wav", seconds=0.05, seed=number)
+
+    def meanwhile(progress: IngestProgress) -> None:
+        gone = tmp_path / "audio" / "129.wav"
+        if gone.is_file():
+            gone.unlink()
+            (tmp_path / "audio" / "128.wav").unlink()
+            (tmp_path / "audio" / "128.wav").mkdir()
+
+    report = ingest(workspace, tmp_path / "audio", processes=processes, progress=meanwhile)
+    if processes == 1:  # several are ahead of what is committed
+        assert {Path(one.path).name: one.reason for one in report.refused} == {
+            "128.wav": "not-audio",
+            "129.wav": "missing",
+        }
+    assert len(report.taken) + len(report.refused) == 130
 
 
 def test_every_awkward_file_is_taken_or_refused_with_its_reason(workspace: Workspace, real_speech: Path) -> None:

@@ -33,6 +33,36 @@ def events(ws: Workspace, type: str) -> int:
         return int(reader.connection.execute(sa.select(sa.func.count()).where(table.c.type == type)).scalar_one())
 
 
+# Differences ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_machines_text_is_held_against_the_reference(workspace: Workspace) -> None:
+    (id,) = add_utterance(workspace, "r", heard="turn the light of now", language="en")
+    with pytest.raises(UsageError, match=r"has no reference to compare.*--against 1"):
+        review.diff(workspace, id)
+    review.save(workspace, id, "Turn the lights off.", by="ann")
+    found = review.diff(workspace, id).found
+    assert (found.words.substitutions, found.words.insertions, found.words.units) == (2, 1, 4)
+    assert review.diff(workspace, id, written=True).found.words.errors == 4  # "Turn" and "off." besides
+    turned = review.diff(workspace, id, version="reference", against="1")
+    assert (turned.reference.kind, turned.hypothesis.by) == (review.show(workspace, id).versions[0].kind, "ann")
+    assert turned.found.words.deletions == 1
+    for name in ("0", "9", "withdrawn", "nothing"):
+        with pytest.raises(UsageError, match=r"has no version .*; it has 1 \(.*, 3 \(reference\)"):
+            review.diff(workspace, id, version=name)
+
+
+def test_the_worst_come_first(workspace: Workspace) -> None:
+    heard = {"a": "one two three", "b": "one", "c": "one two", "d": "four five six seven", "e": "nothing said"}
+    for name, text in heard.items():
+        reference = None if name == "e" else "one two three"
+        add_utterance(workspace, name, heard=text, reference=reference, language="en", speaker=name)
+    found = review.worst(workspace, limit=2)
+    assert [(one.utterance.speaker, one.found.words.errors) for one in found] == [("d", 4), ("b", 2)]
+    assert [one.utterance.speaker for one in review.worst(workspace, limit=9)] == ["d", "b", "c"]
+    assert [one.utterance.speaker for one in review.worst(workspace, limit=9, where=Filters(speaker="c"))] == ["c"]
+
+
 # Decisions -----------------------------------------------------------------------------------------------------------
 
 

@@ -24,6 +24,9 @@ def test_later_wins(tmp_path: Path) -> None:
         ("lease_s = 'soon'", {}, "lease_s is 'soon'"),
         ("lease_s = 0", {}, "above 0"),
         ("not toml", {}, "not valid TOML"),
+        ("normaliser = 1", {}, "normaliser is 1; needed is a table"),
+        ("[normaliser.vi]\ncase = 'upper'", {}, "normaliser.vi: case is 'upper'"),
+        ("", {"VOXLOOP_NORMALISER": "{oops"}, "VOXLOOP_NORMALISER"),
         ("", {"VOXLOOP_DEVISE": "cpu"}, "did you mean device"),
         ("", {"VOXLOOP_RATIOS": "0.9/0.9/0.1"}, "0.8/0.1/0.1"),
         ("", {"VOXLOOP_MAX_ATTEMPTS": "0"}, "1 or more"),
@@ -52,3 +55,10 @@ def test_the_template_changes_nothing_until_a_line_is_opened(tmp_path: Path) -> 
     assert resolve(tmp_path, environ={}) == Settings()
     config.write_text(settings.template().replace('# device = ""', 'device = "cpu"'))
     assert resolve(tmp_path, environ={}).device == "cpu"
+
+
+def test_each_language_has_its_rules(tmp_path: Path) -> None:
+    (tmp_path / "voxloop.toml").write_text(settings.template() + '[normaliser.vi]\ncase = "keep"\n')
+    assert resolve(tmp_path, environ={}).normaliser == {"vi": {"case": "keep"}}
+    found = resolve(tmp_path, environ={"VOXLOOP_NORMALISER": '{"en": {"numbers": "whole"}}'})
+    assert found.normaliser == {"en": {"numbers": "whole"}}

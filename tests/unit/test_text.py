@@ -10,13 +10,20 @@ import kaldialign
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from whisper_normalizer.basic import BasicTextNormalizer
 
+from voxloop.errors import SettingError
 from voxloop.text import (
+    CHARACTER_LANGUAGES,
     NORMALISERS,
     ErrorCounts,
     align,
+    as_written,
     character_errors,
+    check_changes,
     clean,
+    differences,
+    letters,
     normalise,
     normaliser_version,
     total,
@@ -119,6 +126,99 @@ def test_every_language_names_a_documented_normaliser(language: str | None) -> N
     assert normaliser_version(language) in NORMALISERS
 
 
+@given(st.text(max_size=60), st.sampled_from(["vi", "zh", "th", None]))
+def test_other_languages_are_as_the_library_has_them(anything: str, language: str | None) -> None:
+    made = BasicTextNormalizer(preserve_marks=True, split_letters=language in CHARACTER_LANGUAGES)
+    assert normalise(anything, language) == " ".join(made(unicodedata.normalize("NFC", anything)).split())
+
+
+@given(st.text(max_size=60))
+def test_without_diacritics_is_as_the_library_has_it(anything: str) -> None:
+    made = BasicTextNormalizer(remove_diacritics=True)(unicodedata.normalize("NFC", anything))
+    expected = " ".join(unicodedata.normalize("NFC", made).split())
+    assert normalise(anything, "vi", {"vi": {"diacritics": "remove"}}) == expected
+
+
+# Rules that a user changes
+
+
+@pytest.mark.parametrize(
+    ("language", "changed", "given_text", "normalised", "version"),
+    [
+        ("en", {"numbers": "whole"}, "One two three, 10:05", "123 10 5", "en:whisper-english/1,numbers=whole"),
+        (
+            "en",
+            {"numbers": "as-written"},
+            "Colour three, 3!",
+            "color three 3",
+            "en:whisper-english/1,numbers=as-written",
+        ),
+        ("en", {"base": "whisper-basic"}, "Colour three, 3!", "colour three 3", "en:whisper-basic/1"),
+        ("vi", {"case": "keep"}, "Rất ĐẸP!", "Rất ĐẸP", "vi:whisper-basic/1,case=keep"),
+        ("vi", {"diacritics": "remove"}, "Rất ĐẸP!", "rat dep", "vi:whisper-basic/1,diacritics=remove"),
+        ("ko", {"diacritics": "remove"}, "한국어, 좋아요", "한국어 좋아요", "ko:whisper-basic/1,diacritics=remove"),
+        ("de", {"punctuation": "keep"}, "Ja, gut! [lacht]", "ja, gut!", "de:whisper-basic/1,punctuation=keep"),
+        (
+            "fr",
+            {"diacritics": "remove", "punctuation": "keep"},
+            "Ça va, très !",
+            "ca va, tres !",
+            "fr:whisper-basic/1,punctuation=keep,diacritics=remove",
+        ),
+        ("vi", {"numbers": "digits"}, "số 123", "số 1 2 3", "vi:whisper-basic/1,numbers=digits"),
+        ("th", {"words": "spaces"}, "ภาษา ไทย", "ภาษา ไทย", "th:whisper-basic/1"),
+        ("km", {"words": "characters"}, "ខ្មែរ។", "ខ្មែ រ", "km:whisper-basic/1,words=characters"),
+        ("en", {"base": "none"}, " Um,  it's 3! ", "Um, it's 3!", "en:none/1"),
+        ("zh", {"base": "none"}, "你好， A", "你 好 ， A", "zh:none/1,words=characters"),
+        ("vi", {"case": "lower", "base": "whisper-basic"}, "Một", "một", "whisper-basic/1"),
+        ("zh", {"words": "characters"}, "你好", "你 好", "whisper-characters/1"),
+    ],
+)
+def test_changed_rules_are_another_version(
+    language: str, changed: dict[str, str], given_text: str, normalised: str, version: str
+) -> None:
+    changes = {language: changed}
+    assert normalise(given_text, language, changes) == normalised
+    assert normaliser_version(language, changes) == version
+    assert version.removeprefix(f"{language}:").partition(",")[0] in NORMALISERS
+    assert normalise(given_text, "es", changes) == normalise(given_text, "es")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"english": {}}, "its code, such as en"),
+        ({"vi": "keep"}, r"needed is a table.*\[normaliser.vi\]"),
+        ({"vi": {"caes": "keep"}}, "did you mean case"),
+        ({"vi": {"case": "upper"}}, "case is 'upper'; needed is lower or keep"),
+        ({"vi": {"case": True}}, "case is True; needed is lower or keep"),
+        ({"vi": {"base": "whisper"}}, "did you mean"),
+        ({"vi": {"numbers": "whole"}}, 'base = "whisper-english" does that'),
+        ({"en": {"case": "keep"}}, "whisper-english has no case = 'keep'; base = \"whisper-basic\" does that"),
+        ({"en": {"base": "none", "diacritics": "remove"}}, "none has no diacritics"),
+    ],
+)
+def test_rules_that_cannot_be_are_named(changes: dict[str, dict[str, str]], said: str) -> None:
+    with pytest.raises(SettingError, match=said):
+        check_changes(changes)
+
+
+@given(st.text(max_size=40), st.sampled_from(["keep", "lower"]), st.sampled_from(["keep", "remove"]))
+def test_changed_rules_take_any_text(anything: str, case: str, other: str) -> None:
+    changes = {"vi": {"case": case, "punctuation": other, "diacritics": other, "numbers": "digits"}}
+    normalised = normalise(anything, "vi", changes)
+    assert normalised == " ".join(normalised.split())
+    assert unicodedata.is_normalized("NFC", normalise(anything, "vi", changes)) or other == "keep"
+    assert normalised == normalise(unicodedata.normalize("NFD", anything), "vi", changes)
+
+
+def test_letters_and_written_words_follow_what_a_word_is() -> None:
+    assert letters("你 好", "zh") == "你好"
+    assert letters("你 好", "zh", {"zh": {"words": "spaces"}}) == "你 好"
+    assert as_written("你好 。", "zh") == "你 好 。"
+    assert as_written("Oui !", "fr") == "Oui !"
+
+
 def test_normalising_loads_no_torch() -> None:
     code = "import sys; from voxloop.text import normalise; normalise('a b', 'en'); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -167,6 +267,24 @@ def test_an_alignment_holds_both_texts_and_its_errors(reference: str, hypothesis
         assert (p.operation == "equal") == (p.reference == p.hypothesis)
         assert (p.operation == "insert") == (p.reference is None)
         assert (p.operation == "delete") == (p.hypothesis is None)
+
+
+def test_differences_are_what_an_evaluation_counts() -> None:
+    found = differences("Twenty three, please!", "23 pleas", "en")
+    assert [(p.operation, p.reference, p.hypothesis) for p in found.pieces] == [
+        ("equal", "2", "2"),
+        ("equal", "3", "3"),
+        ("substitute", "please", "pleas"),
+    ]
+    assert (found.words, found.characters) == (
+        word_errors("2 3 please", "2 3 pleas"),
+        ErrorCounts(deletions=1, units=10),
+    )
+    assert found.normaliser == "whisper-english/1"
+    spelled = differences("Twenty three, please!", "23 please", "en", written=True)
+    assert (spelled.words.errors, spelled.words.units, spelled.normaliser) == (3, 3, "as written")
+    assert differences("你好。", "你们好", "zh").words == ErrorCounts(insertions=1, units=2)
+    assert differences("Ja", "ja", "de", {"de": {"case": "keep"}}).words.errors == 1
 
 
 # Clean text

@@ -338,7 +338,7 @@ def frozen(ws: Workspace, folder: Path, *, clips: int = 36) -> Dataset:
 
 def taking_tones(ws: Workspace) -> Workspace:
     """A steady tone is all noise to the measure of SNR."""
-    return replace(ws, settings=replace(ws.settings, min_snr_db=-100.0))
+    return replace(ws, settings=replace(ws.settings, min_snr_db=-100.0, min_clip_s=0.1))
 
 
 def events(ws: Workspace) -> list[Event]:

@@ -4,6 +4,12 @@
 schema 0001 wrote: ten clips of demo/speech taken in, eight with their texts; the
 worker run until idle; one text saved and one utterance rejected in review; a dataset
 frozen; the starter trained for 6 s; the new model promoted by force.
+
+`0004.sql` is that of the code at schema 0004: nine clips and a file that is no audio
+taken in, six clips with their texts, one of these for a span; the worker run until
+idle; a text saved, an utterance rejected, one skipped and then taken, a save undone;
+a dataset frozen; the starter trained for 6 s; the new model promoted by force; the
+speaker of the span forgotten.
 """
 
 from __future__ import annotations
@@ -14,7 +20,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from voxloop import integrity, removal
+from voxloop import integrity, removal, review
 from voxloop.pipeline import open_loop
 from voxloop.records import Dataset, Evaluation, Model, Promotion, Recording, Run, Transcript, Utterance
 from voxloop.settings import CONFIG_NAME
@@ -80,3 +86,36 @@ def test_the_first_schema_in_use(tmp_path: Path) -> None:
         assert removal.forget(ws, speaker="theo").recordings == 4
         with ws.read() as reader:
             assert reader.count(Recording) == 6
+
+
+def test_the_fourth_schema_in_records(tmp_path: Path) -> None:
+    with opened(HERE / "0004.sql", tmp_path / "w") as ws, ws.read() as reader:
+        kinds = (Recording, Utterance, Transcript, Dataset, Run, Model, Evaluation, Promotion)
+        assert [reader.count(kind) for kind in kinds] == [8, 8, 23, 1, 1, 2, 2, 1]  # type: ignore[type-var]
+        (dataset,) = reader.all(Dataset)
+        assert (dataset.forgotten, sum(dataset.clips.values())) == (1, 6)
+        assert {(finding.seq, finding.kind, finding.by) for finding in decisions(ws)} == {
+            (1, "save", "ann"),
+            (2, "reject", "bob"),
+            (3, "skip", "bob"),
+            (4, "save", "bob"),
+            (5, "undo", "bob"),
+        }
+
+
+def decisions(ws: Workspace) -> list[review.Decision]:
+    with ws.read() as reader:
+        utterances = [utterance.id for utterance in reader.all(Utterance)]
+    return [decision for id in utterances for decision in review.history(ws, id)]
+
+
+def test_the_fourth_schema_in_use(tmp_path: Path) -> None:
+    with opened(HERE / "0004.sql", tmp_path / "w") as ws:
+        found = integrity.verify(ws, min_age_s=0)
+        kinds = {"audio-missing", "manifest-missing", "model-file", "hypotheses-missing", "job-missing"}
+        assert {finding.kind for finding in found.findings} <= kinds
+        (turn,) = review.page(ws, where=review.Filters(status="transcribed")).items
+        review.accept(ws, turn.utterance.id, by="cleo")
+        assert review.stats(ws).reviewed == 7
+        assert review.worst(ws, limit=1)[0].found.words.errors == 5
+        assert removal.forget(ws, speaker="Bình").recordings == 3

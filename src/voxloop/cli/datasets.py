@@ -1,9 +1,9 @@
-"""dataset build, list, show, export."""
+"""dataset build, list, show, exclusions, export."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,8 +11,11 @@ from voxloop.cli.screen import Json, opened, print_json, short, table
 
 if TYPE_CHECKING:
     from voxloop.records import Dataset
+    from voxloop.workspace import Workspace
 
-dataset = typer.Typer(no_args_is_help=True, help="Frozen datasets: build, list, show, export.")
+dataset = typer.Typer(no_args_is_help=True, help="Frozen datasets: build, list, show, what was left out, export.")
+
+Name = Annotated[str | None, typer.Argument(help="A name or an id; the newest, where none is given.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -30,13 +33,40 @@ def dataset_build(
     speaker: Annotated[list[str] | None, typer.Option(help="Only this speaker (may be given again).")] = None,
     language: Annotated[list[str] | None, typer.Option(help="Only this language (may be given again).")] = None,
     train_limit: Annotated[int | None, typer.Option(help="Training clips at most.", min=1)] = None,
+    min_seconds: Annotated[float | None, typer.Option(help="Shorter clips stay out. [default: 0.5]")] = None,
+    max_seconds: Annotated[float | None, typer.Option(help="Longer clips stay out. [default: 30]")] = None,
+    min_snr_db: Annotated[float | None, typer.Option(help="Noisier clips stay out. [default: 5]")] = None,
+    max_characters_per_second: Annotated[
+        float | None, typer.Option(help="Texts longer for their audio stay out. [default: 40]")
+    ] = None,
+    max_label_tokens: Annotated[
+        int | None, typer.Option(help="Texts longer than a model can write stay out. [default: 448]")
+    ] = None,
+    keep_outliers: Annotated[
+        bool, typer.Option("--keep-outliers", help="Keep texts far too long or short beside the others.")
+    ] = False,
+    keep_mismatched: Annotated[
+        bool, typer.Option("--keep-mismatched", help="Keep given texts that a reliable model heard quite differently.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Freeze what has been corrected so far, split by speaker into train, val and test."""
-    from voxloop.datasets import build
+    from dataclasses import replace
+
+    from voxloop.datasets import Filters, build
     from voxloop.settings import parse_ratios
 
+    given: dict[str, float | int | None] = {
+        "min_seconds": min_seconds,
+        "max_seconds": max_seconds,
+        "min_snr_db": min_snr_db,
+        "max_characters_per_second": max_characters_per_second,
+        "max_label_tokens": max_label_tokens,
+        "keep_outliers": keep_outliers,
+        "keep_mismatched": keep_mismatched,
+    }
     with opened(ctx) as ws:
+        changed: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         made = build(
             ws,
             name=name,
@@ -45,11 +75,20 @@ def dataset_build(
             speakers=speaker,
             languages=language,
             train_limit=train_limit,
+            filters=replace(Filters.of(ws.settings), **changed),
         )
-    print_json(made) if as_json else _print_dataset(made)
+        reviewed = _reviewed(ws, made)
+    print_json(made) if as_json else _print_dataset(made, reviewed)
 
 
-def _print_dataset(made: Dataset) -> None:
+def _reviewed(ws: Workspace, made: Dataset) -> int:
+    """How many utterances were left out although a person had written or accepted their text."""
+    from voxloop.datasets import exclusions
+
+    return sum(one.reviewed for one in exclusions(ws, made.id))
+
+
+def _print_dataset(made: Dataset, reviewed: int) -> None:
     typer.echo(f"dataset {made.name} {short(made.id)}" + (f", after {short(made.parent)}" if made.parent else ""))
     table(
         ["split", "clips", "minutes"],
@@ -59,6 +98,36 @@ def _print_dataset(made: Dataset) -> None:
         typer.echo(f"forgotten: {made.forgotten} utterances were removed since it was frozen")
     for reason, count in sorted(made.excluded.items(), key=lambda item: -item[1]):
         typer.echo(f"left out: {count} {reason}")
+    if made.excluded:
+        typer.echo(f"which: `voxloop dataset exclusions {short(made.id)}`")
+    if reviewed:
+        typer.echo(f"although a person had written or accepted the text: {reviewed} (`--reviewed` lists them)")
+
+
+@dataset.command("exclusions")
+def dataset_exclusions(
+    ctx: typer.Context,
+    name: Name = None,
+    reason: Annotated[str | None, typer.Option(help="Only reasons that hold this text.")] = None,
+    reviewed: Annotated[
+        bool, typer.Option("--reviewed", help="Only those whose text a person had written or accepted.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """What was left out of a dataset, each with its reason; an option named in a reason changes its bound."""
+    from voxloop.datasets import exclusions, find
+
+    with opened(ctx) as ws:
+        found = exclusions(ws, find(ws, name).id, reason=reason)
+    listed = [one for one in found if one.reviewed or not reviewed]
+    if as_json:
+        print_json(listed)
+        return
+    table(
+        ["utterance", "reason", "measured", "reviewed"],
+        [[one.utterance, one.reason, one.detail, "yes" if one.reviewed else ""] for one in listed],
+        empty="nothing was left out" + (" for this reason" if reason or reviewed else ""),
+    )
 
 
 @dataset.command("list")
@@ -81,7 +150,7 @@ def dataset_list(ctx: typer.Context, as_json: Json = False) -> None:
 @dataset.command("show")
 def dataset_show(
     ctx: typer.Context,
-    name: Annotated[str | None, typer.Argument(help="A name or an id; the newest, where none is given.")] = None,
+    name: Name = None,
     as_json: Json = False,
 ) -> None:
     """One dataset: its splits, and what was left out and why."""
@@ -89,7 +158,8 @@ def dataset_show(
 
     with opened(ctx) as ws:
         found = find(ws, name)
-    print_json(found) if as_json else _print_dataset(found)
+        reviewed = _reviewed(ws, found)
+    print_json(found) if as_json else _print_dataset(found, reviewed)
 
 
 @dataset.command("export")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from voxloop.evaluation.forecast import Forecast
     from voxloop.evaluation.words import Change
     from voxloop.records import Evaluation
+    from voxloop.text import Changes
     from voxloop.workspace import Workspace
 
 CHANGES_SHOWN = 5  # utterances better and worse in the terminal; --json has all
@@ -144,29 +145,29 @@ def _compared(
                 ],
             )
         language = found.decoding.get("language")
-        _print_changes("better", better, language)
-        _print_changes("worse", worse, language)
+        _print_changes("better", better, language, ws.settings.normaliser)
+        _print_changes("worse", worse, language, ws.settings.normaliser)
     if report:
         write_report(ws, found, other, report, audio, quiet=as_json)
 
 
-def _print_changes(how: str, found: Sequence[Change], language: str | None) -> None:
+def _print_changes(how: str, found: Sequence[Change], language: str | None, rules: Changes) -> None:
     if not found:
         return
     shown = min(CHANGES_SHOWN, len(found))
     typer.echo(f"\n{len(found)} {how}" + (f", the {shown} most changed" if shown < len(found) else "") + ":")
     for one in found[:shown]:
         typer.echo(f"  said:   {one.before.reference}")
-        typer.echo(f"  before: {marked(one.before, language)}")
-        typer.echo(f"  after:  {marked(one.after, language)}\n")
+        typer.echo(f"  before: {marked(one.before, language, rules)}")
+        typer.echo(f"  after:  {marked(one.after, language, rules)}\n")
 
 
-def marked(row: Scored, language: str | None) -> str:
+def marked(row: Scored, language: str | None, rules: Changes) -> str:
     """What was heard, with what is missing in [-…-] and what is wrong in {+…+}, in colour on a terminal."""
     from voxloop.evaluation.words import differences
 
     parts = []
-    for pair in differences(row, language):
+    for pair in differences(row, language, rules):
         if pair.operation == "equal":
             parts.append(pair.reference or "")
             continue

@@ -1,4 +1,4 @@
-"""review list, next, show, save, accept, reject, skip, undo, bulk-accept, rank, export, import, stats."""
+"""review list, next, show, diff, save, accept, reject, skip, undo, bulk-accept, rank, export, import, stats."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from voxloop.cli.screen import By, Json, opened, percent, print_json, progress, short, table
+from voxloop.cli.screen import By, Json, alignment, opened, percent, print_json, progress, short, table
+from voxloop.errors import UsageError
 
 if TYPE_CHECKING:
-    from voxloop.review import Filters, Item
+    from voxloop.review import Difference, Filters, Item
     from voxloop.review.warnings import WarningKind
 
 review = typer.Typer(no_args_is_help=True, help="People's corrections: what to look at first, decide, exchange.")
@@ -227,13 +228,111 @@ def _tell(item: Item) -> None:
     for warning in item.warnings:
         typer.echo(f"{warning.kind}: {warning.detail}")
     table(
-        ["kind", "by", "when", "confidence", "text"],
-        [[t.kind, short(t.by), _time(t.created), t.confidence, t.text] for t in item.versions],
+        ["version", "kind", "by", "when", "confidence", "text"],
+        [
+            [str(number), t.kind, short(t.by), _time(t.created), t.confidence, t.text]
+            for number, t in enumerate(item.versions, 1)
+        ],
     )
 
 
 def _time(seconds: float) -> str:
     return datetime.fromtimestamp(seconds).isoformat(sep=" ", timespec="seconds")
+
+
+@review.command("diff")
+def review_diff(
+    ctx: typer.Context,
+    utterance: Annotated[str | None, typer.Argument(help="An utterance's id.")] = None,
+    version: Annotated[
+        str | None,
+        typer.Option(
+            help="The text looked at: a number of `review show`, an id or a kind; the machine's, if not given."
+        ),
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(help="The text taken as right, named likewise; the reference, if not given.")
+    ] = None,
+    worst: Annotated[
+        int | None, typer.Option(help="Instead of one utterance: so many with the most word errors.", min=1)
+    ] = None,
+    as_written: Annotated[
+        bool, typer.Option("--as-written", help="Without the normaliser: case and punctuation count.")
+    ] = False,
+    speaker: OfSpeaker = None,
+    language: OfLanguage = None,
+    min_confidence: MinConfidence = None,
+    max_confidence: MaxConfidence = None,
+    since: Since = None,
+    until: Until = None,
+    contains: Contains = None,
+    warning: OfWarning = None,
+    as_json: Json = False,
+) -> None:
+    """What the machine heard otherwise than the reference has it, word under word."""
+    from voxloop import review as step
+
+    where = _filters(
+        speaker=speaker,
+        language=language,
+        min_confidence=min_confidence,
+        max_confidence=max_confidence,
+        since=since,
+        until=until,
+        contains=contains,
+        warning=warning,
+    )
+    if (utterance is None) == (worst is None):
+        raise UsageError("name either an utterance or how many of the worst, such as --worst 10")
+    if worst is not None and (version or against):
+        raise UsageError(
+            "--worst holds machine texts against references: --version and --against are for one utterance"
+        )
+    if utterance is not None and where != step.Filters():
+        raise UsageError("filters narrow --worst; they say nothing of one utterance")
+    with opened(ctx) as ws:
+        if utterance is not None:
+            found = [step.diff(ws, utterance, version=version, against=against, written=as_written)]
+        else:
+            found = step.worst(ws, limit=worst or 0, where=where, written=as_written)
+    if as_json:
+        print_json([_diff_json(one) for one in found] if utterance is None else _diff_json(found[0]))
+        return
+    if not found:
+        typer.echo("no machine text differs from its reference")
+    for place, one in enumerate(found):
+        if place:
+            typer.echo()
+        _tell_diff(one)
+
+
+def _diff_json(one: Difference) -> dict[str, object]:
+    words, characters = one.found.words, one.found.characters
+    return {
+        "utterance": one.utterance.id,
+        "reference": one.reference,
+        "hypothesis": one.hypothesis,
+        "normaliser": one.found.normaliser,
+        "pieces": one.found.pieces,
+        "words": words,
+        "wer": words.rate,
+        "characters": characters,
+        "cer": characters.rate,
+    }
+
+
+def _tell_diff(one: Difference) -> None:
+    words = one.found.words
+    typer.echo(one.utterance.id)
+    typer.echo(
+        f"ref: {one.reference.kind} by {short(one.reference.by)}; hyp: {one.hypothesis.kind} by "
+        f"{short(one.hypothesis.by)}; {one.found.normaliser}"
+    )
+    alignment(one.found.pieces)
+    typer.echo(
+        f"{words.errors} errors in {words.units} words: {words.substitutions} substituted, {words.deletions} deleted, "
+        f"{words.insertions} inserted; WER {percent(words.rate)}, CER {percent(one.found.characters.rate)}"
+    )
 
 
 @review.command("save")

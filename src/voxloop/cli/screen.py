@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
+    from voxloop.text import Aligned
     from voxloop.workspace import Workspace
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -76,6 +81,52 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.3g}" if abs(value) < 1 else f"{value:,.1f}"
     return str(value)
+
+
+SIGNS = {"equal": "", "substitute": "S", "delete": "D", "insert": "I"}
+COLOURS = {"equal": "", "substitute": "bold yellow", "delete": "bold red", "insert": "bold green"}
+LABELS = ("ref  ", "hyp  ", "     ")
+
+
+def alignment(pieces: Sequence[Aligned]) -> None:
+    """Print two texts one over the other, their differences in colour and by sign."""
+    from rich.console import Console
+
+    # COLUMNS counts where there is no terminal to ask.
+    width = shutil.get_terminal_size((100, 24)).columns
+    Console(width=width, highlight=False, soft_wrap=True).print(*aligned_lines(pieces, width), sep="\n")
+
+
+def aligned_lines(pieces: Sequence[Aligned], width: int) -> list[Text]:
+    """Reference over hypothesis over signs, in blocks that are at most `width` cells wide.
+
+    As NIST's sclite writes them: stars where the other side has a word more, and
+    below S (substituted), D (deleted: missing in the hypothesis), I (inserted).
+    """
+    from rich.cells import cell_len, chop_cells
+    from rich.text import Text
+
+    room = max(width - len(LABELS[0]), 4)
+    blocks: list[list[Text]] = []
+    left = 0  # cells of the block's lines that are free
+    for piece in pieces:
+        style, sign = COLOURS[piece.operation], SIGNS[piece.operation]
+        words = (piece.reference, piece.hypothesis)
+        # A word wider than the screen goes on in the next block.
+        for parts in zip_longest(*(chop_cells(word or "", room) for word in words), fillvalue=""):
+            cells = max(map(cell_len, (*parts, sign)))
+            if cells > left:
+                blocks.append([Text(label, style="dim") for label in LABELS])
+                left = room
+            shown = ["*" * cells if word is None else part for word, part in zip(words, parts, strict=True)]
+            for line, said in zip(blocks[-1], (*shown, sign), strict=True):
+                line.append(said, style=style)
+                line.append(" " * (cells - cell_len(said) + 1))
+            left -= cells + 1
+    lines = [line for block in blocks for line in block if line.plain.strip()]
+    for line in lines:
+        line.rstrip()
+    return lines
 
 
 def percent(share: float | None) -> str:

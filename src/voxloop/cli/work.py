@@ -68,14 +68,13 @@ def _print_status(found: Status) -> None:
             f"{'training':<12}{found.newest_run.id}: step {progress.get('step', 0)}, "
             f"val WER {percent(progress.get('val_wer'))}"
         )
-    waiting = {step: states for step, states in found.jobs.items() if set(states) != {"done"}}
-    if waiting:
+    if found.jobs:
         typer.echo()
         table(
-            ["step", "waiting", "running", "failed", "done"],
+            ["step", "waiting", "running", "failed"],
             [
-                [step, states.get("ready", 0), states.get("leased", 0), states.get("dead", 0), states.get("done", 0)]
-                for step, states in waiting.items()
+                [step, states.get("ready", 0), states.get("leased", 0), states.get("dead", 0)]
+                for step, states in found.jobs.items()
             ],
         )
     for dead in found.dead[:5]:

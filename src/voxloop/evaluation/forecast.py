@@ -129,7 +129,14 @@ def plan(
     # The end is a number of steps, the same for every share and on every machine.
     chosen = replace(recipes.override(chosen, overrides), max_steps=steps, max_seconds=None, max_epochs=None, seed=1)
     decoding = transcripts.decoding(ws)
-    asked = [frozen.id, model.id, chosen.as_dict(), split, decoding.as_dict(), normalisers(rows, decoding)]
+    asked = [
+        frozen.id,
+        model.id,
+        chosen.as_dict(),
+        split,
+        decoding.as_dict(),
+        normalisers(rows, decoding, ws.settings.normaliser),
+    ]
     id = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
     made = Plan(
         dataset=frozen,
@@ -203,7 +210,7 @@ def forecast(ws: Workspace, plan: Plan, *, told: Told | None = None) -> Forecast
         say(f"  {number}/{plan.runs}: {clips} clips, seed {seed}: WER {result['wer']:.1%}{' (kept)' * known}{eta}")
         errors = tuple(result["errors"][row.utterance] for row in plan.rows)
         trials.append(Trial(clips=clips, seed=seed, errors=errors))
-    found = _fitted(plan, trials)
+    found = _fitted(ws, plan, trials)
     write_json(plan.folder / FORECAST, found.as_dict())
     shutil.rmtree(plan.folder / "data", ignore_errors=True)  # copies of speech stay no longer than they are needed
     return found
@@ -240,6 +247,7 @@ def _train(ws: Workspace, plan: Plan, clips: int, seed: int) -> dict[str, Any]:
             "recipe": replace(plan.recipe, seed=seed).as_dict(),
             "device": ws.settings.device or "auto",
             "threads": ws.settings.threads,
+            "normaliser": ws.settings.normaliser,
         },
     )
     began = time.monotonic()
@@ -278,15 +286,18 @@ def _measure(ws: Workspace, plan: Plan, folder: Path) -> tuple[dict[str, int], i
     for language, block in in_blocks(plan.rows, plan.decoding):
         waveforms = [read_span(ws, row.recording, row.start, row.end) for row in block]
         heard = recogniser.transcribe(waveforms, replace(plan.decoding, language=language))
-        for one in score(block, [(hypothesis.text, hypothesis.confidence) for hypothesis in heard], language):
+        found = [(hypothesis.text, hypothesis.confidence) for hypothesis in heard]
+        for one in score(block, found, language, ws.settings.normaliser):
             errors[one.utterance] = one.errors
             words += one.words
     return errors, words
 
 
-def _fitted(plan: Plan, trials: Sequence[Trial]) -> Forecast:
+def _fitted(ws: Workspace, plan: Plan, trials: Sequence[Trial]) -> Forecast:
     words = [
-        one.words for row in plan.rows for one in score([row], [("", None)], row.language or plan.decoding.language)
+        one.words
+        for row in plan.rows
+        for one in score([row], [("", None)], row.language or plan.decoding.language, ws.settings.normaliser)
     ]
     most = plan.clips[-1]
     curve = extrapolate(trials, words, [row.recording for row in plan.rows], [most * times for times in TIMES])

@@ -67,7 +67,7 @@ def measure(
     rows = datasets.rows(ws, frozen.id, split)
     _check_rows(rows, frozen.name, split)
     decoding = decoding or transcripts.decoding(ws)
-    normaliser = normalisers(rows, decoding)
+    normaliser = normalisers(rows, decoding, ws.settings.normaliser)
     id = evaluation_id(record.id, frozen.id, split, decoding, normaliser)
     with ws.read() as reader:
         evaluation = reader.find(Evaluation, id)
@@ -86,9 +86,9 @@ def evaluation_id(model: str, dataset: str, split: Split, decoding: Decoding, no
     return f"sha256-{hashlib.sha256(identity.encode()).hexdigest()}"
 
 
-def normalisers(rows: Sequence[DatasetRow], decoding: Decoding) -> str:
+def normalisers(rows: Sequence[DatasetRow], decoding: Decoding, changes: text.Changes | None = None) -> str:
     """The versions of the normalisers that the rows' languages ask for, joined by `+`."""
-    return "+".join(sorted({text.normaliser_version(_language(row, decoding)) for row in rows}))
+    return "+".join(sorted({text.normaliser_version(_language(row, decoding), changes) for row in rows}))
 
 
 def _check_rows(rows: Sequence[DatasetRow], name: str, split: Split) -> None:
@@ -154,6 +154,7 @@ def _decode(
     scored: dict[str, Scored] = {}
     done_s = took_s = 0.0
     all_s = sum(row.duration for row in rows)
+    changes = ws.settings.normaliser
     for language, block in in_blocks(rows, decoding):
         waveforms = [read_span(ws, row.recording, row.start, row.end) for row in block]
         began = time.perf_counter()
@@ -161,9 +162,9 @@ def _decode(
         took_s += time.perf_counter() - began
         found = [(hypothesis.text, hypothesis.confidence) for hypothesis in heard]
         with ws.read() as reader:
-            for row, one, hypothesis in zip(block, score(block, found, language), heard, strict=True):
+            for row, one, hypothesis in zip(block, score(block, found, language, changes), heard, strict=True):
                 session, snr_db, spoken = _around(reader, row)
-                times = word_times(spoken, hypothesis.words, language)
+                times = word_times(spoken, hypothesis.words, language, changes)
                 scored[row.utterance] = replace(one, session=session, snr_db=snr_db, **times)
         done_s += sum(row.duration for row in block)
         if progress:

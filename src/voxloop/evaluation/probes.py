@@ -31,19 +31,20 @@ def probe(
     languages = Counter(row.language or decoding.language for row in rows)
     language = languages.most_common(1)[0][0]
     asked = replace(decoding, language=language)
+    changes = ws.settings.normaliser
     quiet, loud = quiet_inputs(), noise_inputs()
     heard_in = [hypothesis.text for hypothesis in recogniser.transcribe([*quiet, *loud], asked)]
     probes: dict[str, dict[str, Any]] = {
-        "silence": _inserted(heard_in[: len(quiet)], quiet, language),
-        "noise": _inserted(heard_in[len(quiet) :], loud, language),
+        "silence": _inserted(heard_in[: len(quiet)], quiet, language, changes),
+        "noise": _inserted(heard_in[len(quiet) :], loud, language, changes),
     }
     joined = list(_joined_groups([row for row in rows if (row.language or decoding.language) == language]))
     if joined:
         heard = recogniser.transcribe([_join(ws, group) for group in joined], asked)
         counts = text.total(
             text.word_errors_each(
-                [text.normalise(" ".join(row.text for row in group), language) for group in joined],
-                [text.normalise(hypothesis.text, language) for hypothesis in heard],
+                [text.normalise(" ".join(row.text for row in group), language, changes) for group in joined],
+                [text.normalise(hypothesis.text, language, changes) for hypothesis in heard],
             )
         )
         probes["joined"] = {
@@ -56,12 +57,14 @@ def probe(
     return probes
 
 
-def _inserted(heard: Sequence[str], inputs: Sequence[Waveform], language: str | None) -> dict[str, Any]:
+def _inserted(
+    heard: Sequence[str], inputs: Sequence[Waveform], language: str | None, changes: text.Changes
+) -> dict[str, Any]:
     """Words heard where nobody speaks: each is an insertion."""
     return {
         "inputs": len(inputs),
         "seconds": sum(len(waveform) for waveform in inputs) / SAMPLE_RATE,
-        "words": sum(len(text.normalise(one, language).split()) for one in heard),
+        "words": sum(len(text.normalise(one, language, changes).split()) for one in heard),
         "texts": list(heard),
     }
 

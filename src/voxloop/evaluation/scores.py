@@ -47,16 +47,25 @@ class Scored:
     words_in_time: int = 0  # of these: begun and ended within `word_times.COLLAR_S`
 
 
-def score(rows: Sequence[DatasetRow], heard: Sequence[tuple[str, float | None]], language: str | None) -> list[Scored]:
-    """Count the errors in texts heard (with their confidence) against the rows' references."""
-    hypotheses = [hypothesis for hypothesis, _ in heard]
-    left = [text.normalise(row.text, language) for row in rows]
-    right = [text.normalise(hypothesis, language) for hypothesis in hypotheses]
-    words = text.word_errors_each(left, right)
-    letters = text.character_errors_each([_letters(t, language) for t in left], [_letters(t, language) for t in right])
-    written = [_as_written(row.text, language) for row in rows], [_as_written(t, language) for t in hypotheses]
+def score(
+    rows: Sequence[DatasetRow],
+    heard: Sequence[tuple[str, float | None]],
+    language: str | None,
+    changes: text.Changes | None = None,
+) -> list[Scored]:
+    """Count the errors in texts heard (with their confidence) against the rows' references.
+
+    `changes` is the setting `normaliser`.
+    """
+    sides = [row.text for row in rows], [hypothesis for hypothesis, _ in heard]
+    normalised = [[text.normalise(one, language, changes) for one in side] for side in sides]
+    words = text.word_errors_each(*normalised)
+    letters = text.character_errors_each(*([text.letters(t, language, changes) for t in side] for side in normalised))
+    written = [[text.as_written(one, language, changes) for one in side] for side in sides]
     spelled = text.word_errors_each(*written)
-    spelled_letters = text.character_errors_each(*([_letters(t, language) for t in side] for side in written))
+    spelled_letters = text.character_errors_each(
+        *([text.letters(t, language, changes) for t in side] for side in written)
+    )
     return [
         Scored(
             utterance=row.utterance,
@@ -83,17 +92,6 @@ def score(rows: Sequence[DatasetRow], heard: Sequence[tuple[str, float | None]],
             rows, heard, words, letters, spelled, spelled_letters, strict=True
         )
     ]
-
-
-def _letters(normalised: str, language: str | None) -> str:
-    """What a character error rate counts: where the normaliser parted characters, its spaces are no characters."""
-    return normalised.replace(" ", "") if language in text.CHARACTER_LANGUAGES else normalised
-
-
-def _as_written(spelled: str, language: str | None) -> str:
-    """The words as a reader sees them, with case and punctuation, for the orthographic error rate."""
-    cleaned = text.clean(spelled, language)
-    return " ".join(cleaned.replace(" ", "")) if language in text.CHARACTER_LANGUAGES else cleaned
 
 
 def scores_of(rows: Sequence[Scored]) -> dict[str, Any]:

@@ -29,16 +29,18 @@ class Confusions:
     insertions: tuple[Confusion, ...]
 
 
-def differences(row: Scored, language: str | None) -> list[Aligned]:
+def differences(row: Scored, language: str | None, rules: text.Changes | None = None) -> list[Aligned]:
     """The normalised words of reference and hypothesis side by side: what was counted, word by word.
 
-    `language` counts where the row names none.
+    `language` counts where the row names none; `rules` is the setting `normaliser`.
     """
     spoken = row.language or language
-    return text.align(text.normalise(row.reference, spoken), text.normalise(row.hypothesis, spoken))
+    return text.align(text.normalise(row.reference, spoken, rules), text.normalise(row.hypothesis, spoken, rules))
 
 
-def confusions(rows: Sequence[Scored], language: str | None, *, most: int = 15) -> Confusions:
+def confusions(
+    rows: Sequence[Scored], language: str | None, rules: text.Changes | None = None, *, most: int = 15
+) -> Confusions:
     """The `most` frequent substitutions, deletions and insertions; of equals the first by alphabet."""
     counts: dict[str, Counter[tuple[str | None, str | None]]] = {
         "substitute": Counter(),
@@ -47,7 +49,7 @@ def confusions(rows: Sequence[Scored], language: str | None, *, most: int = 15) 
     }
     for row in rows:
         if row.errors:
-            for pair in differences(row, language):
+            for pair in differences(row, language, rules):
                 if pair.operation != "equal":
                     counts[pair.operation][(pair.reference, pair.hypothesis)] += 1
 

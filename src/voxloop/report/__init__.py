@@ -208,7 +208,7 @@ def _render(ws: Workspace, subjects: Sequence[Subject], sounds: Sounds) -> str:
     if len(subjects) > 1:
         comparison = compare(ws, first.evaluation, subjects[1].evaluation)
         better, worse = changes(subjects[1].rows, first.rows)
-    words: Confusions = confusions(first.rows, language)
+    words: Confusions = confusions(first.rows, language, ws.settings.normaliser)
     forecasted = forecast.newest(ws, dataset.id)
     environment = Environment(
         loader=PackageLoader("voxloop", "report"),
@@ -245,7 +245,7 @@ def _render(ws: Workspace, subjects: Sequence[Subject], sounds: Sounds) -> str:
         worse_count=len(worse),
         forecast=forecasted,
         forecast_chart=_forecast_chart(forecasted) if forecasted else None,
-        differences=lambda row: differences(row, language),
+        differences=lambda row: differences(row, language, ws.settings.normaliser),
         sound=sounds.uri,
         sounds=sounds,
     )

@@ -4,6 +4,7 @@ items.py       utterances with their texts: filters, pages
 warnings.py    what looks wrong about one of them
 queue.py       the order, and turns that no two reviewers share
 decisions.py   save, accept, reject, skip, undo, bulk accept
+differences.py two versions of a text side by side
 exchange.py    JSONL, CSV and Label Studio, out and in
 statistics.py  how much is done, by whom, how fast
 """
@@ -19,6 +20,7 @@ from voxloop.review.decisions import (
     skip,
     undo,
 )
+from voxloop.review.differences import Difference, diff, worst
 from voxloop.review.exchange import Exported, Imported, Notice, export, import_reviews
 from voxloop.review.items import Filters, Item, Page, page, show
 from voxloop.review.queue import Ranking, Turn, held, next, prioritise, release, renew
@@ -29,6 +31,7 @@ __all__ = [
     "WARNINGS",
     "BulkAccepted",
     "Decision",
+    "Difference",
     "Exported",
     "Filters",
     "Imported",
@@ -42,6 +45,7 @@ __all__ = [
     "Turn",
     "accept",
     "bulk_accept",
+    "diff",
     "export",
     "held",
     "history",
@@ -58,4 +62,5 @@ __all__ = [
     "stats",
     "undo",
     "warnings_of",
+    "worst",
 ]

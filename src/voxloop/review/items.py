@@ -115,24 +115,32 @@ def walk(
     table = tables.utterance
     place = _place(after) if after else None
     conditions = [*conditions_of(where), *also]
+    batch = min(batch, BATCH)
     while True:
-        behind = []
-        if place:
-            priority, id = place
-            behind = [sa.or_(table.c.priority < priority, sa.and_(table.c.priority == priority, table.c.id > id))]
-        found = reader.all(
-            Utterance,
-            *conditions,  # type: ignore[arg-type]
-            *behind,
-            order=(table.c.priority.desc(), table.c.id),
-            limit=min(batch, BATCH),
-        )
+        found: list[Utterance] = []
+        for behind in _behind(place):
+            found += reader.all(
+                Utterance,
+                *conditions,  # type: ignore[arg-type]
+                *behind,
+                order=(table.c.priority.desc(), table.c.id),
+                limit=batch - len(found),
+            )
         for item in items_of(reader, found):
             if matches(item, where):
                 yield item
-        if len(found) < min(batch, BATCH):
+        if len(found) < batch:
             return
         place = (found[-1].priority, found[-1].id)
+
+
+def _behind(place: tuple[float, str] | None) -> list[list[sa.ColumnElement[bool]]]:
+    """What comes after a place, in parts that an index finds each: the rest of its priority, then the lower ones."""
+    table = tables.utterance
+    if place is None:
+        return [[]]
+    priority, id = place
+    return [[table.c.priority == priority, table.c.id > id], [table.c.priority < priority]]
 
 
 def _place(cursor: str) -> tuple[float, str]:
@@ -172,7 +180,8 @@ def conditions_of(where: Filters) -> list[sa.ColumnElement[bool]]:
     if where.since is not None or where.until is not None:
         dates = [recording.c.created >= where.since] if where.since is not None else []
         dates += [recording.c.created < where.until] if where.until is not None else []
-        found.append(table.c.recording.in_(sa.select(recording.c.id).where(*dates)))
+        # Looked up for each utterance in the order of the listing: a page is full after a few, where dates are wide.
+        found.append(sa.exists().where(recording.c.id == table.c.recording, *dates))
     if where.contains and where.contains.isascii():
         # Beyond ASCII SQLite's lower() leaves letters as they are; a superset is enough here.
         text = tables.transcript.alias()

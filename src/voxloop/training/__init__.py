@@ -146,6 +146,7 @@ def _materialise(ws: Workspace, run: Run, dataset: Dataset, base: str) -> None:
             "recipe": run.recipe,
             "device": ws.settings.device or "auto",
             "threads": ws.settings.threads,
+            "normaliser": ws.settings.normaliser,
         },
     )
 

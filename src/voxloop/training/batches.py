@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from voxloop.datasets import lhotse_cut
 from voxloop.errors import TrainingError
 from voxloop.records import MAX_UTTERANCE_S, SAMPLE_RATE
 from voxloop.training import augment
@@ -107,32 +108,12 @@ def read_wav(path: Path) -> Waveform:
 
 def lhotse_cuts(rows: Sequence[Row]) -> dict[str, Any]:
     """The rows as Lhotse cuts, by id."""
-    from lhotse import MonoCut, Recording, SupervisionSegment
-    from lhotse.audio import AudioSource
-
-    cuts = {}
-    for row in rows:
-        samples = round(row.duration * SAMPLE_RATE)
-        audio = Recording(
-            id=row.id,
-            sources=[AudioSource(type="file", channels=[0], source=str(row.path))],
-            sampling_rate=SAMPLE_RATE,
-            num_samples=samples,
-            duration=row.duration,
+    return {
+        row.id: lhotse_cut(
+            row.id, row.path, duration=row.duration, text=row.text, speaker=row.speaker, language=row.language
         )
-        said = SupervisionSegment(
-            id=row.id,
-            recording_id=row.id,
-            start=0.0,
-            duration=row.duration,
-            text=row.text,
-            speaker=row.speaker,
-            language=row.language,
-        )
-        cuts[row.id] = MonoCut(
-            id=row.id, start=0.0, duration=row.duration, channel=0, recording=audio, supervisions=[said]
-        )
-    return cuts
+        for row in rows
+    }
 
 
 # What an epoch hears -------------------------------------------------------------------------------------------------

@@ -53,6 +53,8 @@ class TrainingConfig:
     """cpu, cuda, cuda:N, or auto: the first GPU, or the CPU where there is none."""
     threads: int = 0
     """CPU threads; 0: all cores."""
+    normaliser: dict[str, dict[str, str]] = field(default_factory=dict)
+    """The setting `normaliser` when the run began: what it measures is comparable from first to last."""
 
     def save(self, folder: Path) -> None:
         write_json(folder / CONFIG, asdict(self))
@@ -242,20 +244,24 @@ class Session:
     def measure(self, step: int, *, context: Literal["auto", "trimmed", "full"] = "auto") -> Score:
         """Word and character error rates of generated text on val, as served."""
         began = time.monotonic()
-        references: list[str] = []
-        hypotheses: list[str] = []
+        words: list[_text.ErrorCounts] = []
+        characters: list[_text.ErrorCounts] = []
+        changes = self.config.normaliser
         with self.averaged():
             recogniser = self.family.recogniser(self.trainable, self.model)
             for language in sorted({row.language for row in self.val}, key=str):
                 rows = [row for row in self.val if row.language == language]
                 decoding = Decoding(language=language, audio_context=context)
                 heard = recogniser.transcribe([self.val_speech.waveform(row.id) for row in rows], decoding)
-                references += [_text.normalise(row.text, language) for row in rows]
-                hypotheses += [_text.normalise(hypothesis.text, language) for hypothesis in heard]
-        words = _text.total(_text.word_errors_each(references, hypotheses))
-        characters = _text.total(_text.character_errors_each(references, hypotheses))
+                left = [_text.normalise(row.text, language, changes) for row in rows]
+                right = [_text.normalise(hypothesis.text, language, changes) for hypothesis in heard]
+                words += _text.word_errors_each(left, right)
+                characters += _text.character_errors_each(
+                    [_text.letters(one, language, changes) for one in left],
+                    [_text.letters(one, language, changes) for one in right],
+                )
         self.eval_s = time.monotonic() - began
-        return Score(step=step, wer=words.rate, cer=characters.rate)
+        return Score(step=step, wer=_text.total(words).rate, cer=_text.total(characters).rate)
 
     def judge(self, score: Score) -> None:
         """Keep the model where it is at least as good as the best so far: of equals, the one trained longer."""

@@ -1,0 +1,110 @@
+"""What a dataset holds, as it was frozen: its rows, what was left out of it, and where both lie among the blobs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from voxloop.errors import UnknownRecord
+from voxloop.records import Dataset, Split, TranscriptKind, seconds
+from voxloop.stores import catalog as tables
+
+if TYPE_CHECKING:
+    from voxloop.workspace import Workspace
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DatasetRow:
+    """One utterance of a dataset as it was frozen."""
+
+    utterance: str
+    recording: str
+    start: int  # samples
+    end: int  # samples, exclusive
+    split: Split
+    text: str
+    kind: TranscriptKind
+    transcript: str
+    speaker: str | None
+    language: str | None
+
+    @property
+    def duration(self) -> float:
+        """Seconds."""
+        return seconds(self.end - self.start)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Exclusion:
+    """An utterance that was left out, and why."""
+
+    utterance: str
+    reason: str  # the same for all that fell to the same bound, so that it can be counted
+    detail: str = ""  # what was measured on this one
+    reviewed: bool = False  # a person had written or accepted its text
+
+
+def line(values: dict[str, Any]) -> bytes:
+    """One line of a manifest."""
+    return (json.dumps(values, ensure_ascii=False, sort_keys=True) + "\n").encode()
+
+
+def row_line(row: DatasetRow) -> bytes:
+    """A row as it stands in the manifest, whose hash is the dataset's id."""
+    return line({name: getattr(row, name) for name in _ROW})
+
+
+def exclusion_line(exclusion: Exclusion) -> bytes:
+    """What was left out, as it stands in its list."""
+    return line({name: getattr(exclusion, name) for name in _EXCLUSION})
+
+
+_ROW = tuple(field.name for field in fields(DatasetRow))
+_EXCLUSION = tuple(field.name for field in fields(Exclusion))
+
+
+def find(ws: Workspace, name: str | None = None) -> Dataset:
+    """The dataset of this id or the newest of this name; None means the newest of all. Raises UnknownRecord."""
+    with ws.read() as reader:
+        named = reader.all(
+            Dataset,
+            *([tables.dataset.c.name == name] if name else []),
+            order=(tables.dataset.c.created.desc(), tables.dataset.c.id),
+            limit=1,
+        )
+        if named:
+            return named[0]
+        if name:
+            return reader.get(Dataset, name)
+    raise UnknownRecord("there is no dataset yet: `voxloop dataset build` freezes one")
+
+
+def manifest_key(ws: Workspace, dataset: str) -> str:
+    """Where a dataset's manifest lies among the blobs: under its id or, where something was forgotten, elsewhere."""
+    with ws.read() as reader:
+        found = reader.find(Dataset, dataset)
+    return (found and found.manifest) or f"datasets/{dataset}.jsonl"
+
+
+def excluded_key(manifest: str) -> str:
+    """Where the list of what was left out lies, beside the manifest."""
+    return manifest.removesuffix(".jsonl") + ".excluded.jsonl"
+
+
+def rows(ws: Workspace, dataset: str, split: Split | None = None) -> list[DatasetRow]:
+    """The frozen rows of a dataset, of one split or of all, in the order of the manifest."""
+    return [row for row in _rows(ws, dataset) if split is None or row.split == split]
+
+
+def _rows(ws: Workspace, dataset: str) -> Iterator[DatasetRow]:
+    for text in ws.blobs.get(manifest_key(ws, dataset)).splitlines():
+        yield DatasetRow(**json.loads(text))
+
+
+def exclusions(ws: Workspace, dataset: str, *, reason: str | None = None) -> list[Exclusion]:
+    """What was left out of a dataset, and why; `reason` is a part of the reasons that are wanted."""
+    lines = ws.blobs.get(excluded_key(manifest_key(ws, dataset))).splitlines()
+    found = (Exclusion(**json.loads(text)) for text in lines)
+    return [one for one in found if reason is None or reason.casefold() in one.reason.casefold()]
