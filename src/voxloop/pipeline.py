@@ -4,6 +4,8 @@
         ──► transcription.completed ──► restore ──► nlp.postprocessed ──► index
                                     └─► align (a long recording's given text)
 
+    training.queued ──► train
+
 What follows is a person's decision in this version, made from the command line:
 review, freeze a dataset, train, evaluate, promote.
 """
@@ -15,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from voxloop import alignment, similarity, transcripts, utterances
+from voxloop import alignment, similarity, training, transcripts, utterances
 from voxloop.workspace import Workspace, open_workspace
 
 LISTENERS: Mapping[str, tuple[str, ...]] = {
@@ -24,6 +26,7 @@ LISTENERS: Mapping[str, tuple[str, ...]] = {
     "recording.segmented": ("transcribe",),
     "transcription.completed": ("restore", "align"),
     "nlp.postprocessed": ("index",),
+    "training.queued": ("train",),
 }
 
 
@@ -33,6 +36,7 @@ class Step:
 
     run: Callable[[Workspace, Sequence[str]], Any]
     batch: int  # jobs taken at once: large where a batch is cheaper than its parts
+    free: Callable[[Workspace], bool] = lambda _: True  # whether this machine can take one now
 
 
 STEPS: Mapping[str, Step] = {
@@ -41,6 +45,7 @@ STEPS: Mapping[str, Step] = {
     "restore": Step(transcripts.restore, batch=64),
     "align": Step(alignment.align, batch=64),
     "index": Step(similarity.index, batch=64),
+    "train": Step(training.work, batch=1, free=training.device_free),
 }
 
 

@@ -22,8 +22,12 @@ TranscriptKind = Literal["hypothesis", "clean", "reference", "withdrawn"]
 # new -> transcribed -> reviewed; new | transcribed -> rejected; rejected -> reviewed
 UtteranceStatus = Literal["new", "transcribed", "reviewed", "rejected"]
 
-# queued -> running -> completed | failed | stopped
-RunStatus = Literal["queued", "running", "completed", "failed", "stopped"]
+# queued -> running -> completed | failed
+# queued | running -> paused (pause, Ctrl-C) | stopped (stop: what was learnt is kept as a model, or discarded)
+# running -> interrupted (its processes died without a word)
+# paused | interrupted | failed -> queued (resume) | stopped (stop)
+RunStatus = Literal["queued", "running", "completed", "failed", "stopped", "paused", "interrupted"]
+RunWish = Literal["pause", "stop", "discard"]
 
 Verdict = Literal["promote", "reject", "insufficient evidence"]
 
@@ -165,6 +169,8 @@ class Run:
     model: str | None = None
     created: float = 0.0
     finished: float | None = None
+    wanted: RunWish | None = None  # what a person asked of it and has not been done yet
+    retry_of: str | None = None  # the run whose settings it began with
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

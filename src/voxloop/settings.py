@@ -67,9 +67,22 @@ class Settings:
     min_snr_db: float = 5.0
     """Utterances measured noisier than this stay out of datasets."""
     promote_confidence: float = 0.95
-    """Bootstrap probability of being better that promotion asks for."""
+    """How sure a promotion must be; what is left is the chance that any model that is no better passes, over all that
+    are tried on one test set."""
     promote_min_utterances: int = 20
     """With fewer test utterances the verdict is `insufficient evidence`."""
+    promote_min_improvement: float = 0.02
+    """Share of the champion's word errors that a challenger must save at least: 0.02 is two errors of a hundred."""
+    promote_slice_margin: float = 0.01
+    """Word error rate that a speaker, a language or a length may lose: 0.01 is one word of a hundred."""
+    promote_joined_margin: float = 0.10
+    """Word error rate that speech of 30 s may lose: a handful of inputs decides no finer."""
+    promote_silence_words: int = 0
+    """Words more than before that may be heard in silence and faint noise."""
+    promote_general: str = ""
+    """Dataset on whose test split a challenger must not be worse, too: name or id; empty: none."""
+    promote_general_margin: float = 0.02
+    """Word error rate that the general dataset may lose."""
     lease_s: float = 30.0
     """How long a worker's claim on a job lasts without renewal."""
     max_attempts: int = 5
@@ -102,6 +115,16 @@ class Settings:
             raise SettingError(f"max_attempts is {self.max_attempts}: it must be 1 or more")
         if not 0.5 <= self.promote_confidence < 1:
             raise SettingError(f"promote_confidence is {self.promote_confidence}: it must be from 0.5 to below 1")
+        for name in (
+            "promote_min_improvement",
+            "promote_slice_margin",
+            "promote_joined_margin",
+            "promote_general_margin",
+        ):
+            if not 0 <= getattr(self, name) < 1:
+                raise SettingError(f"{name} is {getattr(self, name)}: it must be a share from 0 to below 1")
+        if self.promote_silence_words < 0:
+            raise SettingError(f"promote_silence_words is {self.promote_silence_words}: it must be 0 or more")
 
 
 def described() -> list[tuple[str, Any, str]]:
@@ -170,7 +193,9 @@ def resolve(
     config = folder / CONFIG_NAME
     if config.exists():
         try:
-            given = tomllib.loads(config.read_text())
+            given = tomllib.loads(config.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingError(f"{config} cannot be read as text in UTF-8: {error}") from error
         except tomllib.TOMLDecodeError as error:
             raise SettingError(f"{config} is not valid TOML: {error}") from error
         for name, value in given.items():

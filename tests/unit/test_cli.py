@@ -8,7 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
@@ -160,3 +162,37 @@ def test_differences_have_colours_and_signs() -> None:
     assert [str(span.style) for span in reference.spans] == ["bold yellow", "bold green"]
     assert [str(span.style) for span in hypothesis.spans] == ["bold yellow", "bold green"]
     assert signs.plain == "       S   I"
+
+
+@pytest.mark.usefixtures("ordinary_user")
+def test_what_may_not_be_read_is_said_in_a_line(tmp_path: Path) -> None:
+    with open_loop(tmp_path / "w", create=True):
+        pass
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    for path in (closed / "in.wav", tmp_path / "shut.wav", tmp_path / "open.wav"):
+        soundfile.write(path, np.random.default_rng(1).normal(0, 0.05, 8_000), 16_000)
+    (tmp_path / "shut.wav").chmod(0)
+    closed.chmod(0)
+    paths = [str(path) for path in (tmp_path / "shut.wav", closed, closed / "in.wav", tmp_path / "open.wav")]
+    code, said = run("-C", str(tmp_path / "w"), "ingest", *paths, "--json")
+    closed.chmod(0o755)
+    found = json.loads(said)
+    assert (code, found["taken"]) == (0, 1)
+    assert [(one["path"], one["reason"]) for one in found["refusals"]] == [(path, "unreadable") for path in paths[:3]]
+    for name, remedy in (("catalog.db", "mind the permissions"), ("voxloop.toml", "cannot be read")):
+        (tmp_path / "w" / name).chmod(0)
+        code, said = run("-C", str(tmp_path / "w"), "status")
+        assert code in (1, 2)
+        assert remedy in said
+        assert "Traceback" not in said
+        (tmp_path / "w" / name).chmod(0o644)
+
+
+def test_a_damaged_catalog_is_said_in_a_line(tmp_path: Path) -> None:
+    with open_loop(tmp_path, create=True):
+        pass
+    (tmp_path / "catalog.db").write_bytes(b"no database at all" * 500)
+    code, said = run("-C", str(tmp_path), "status")
+    assert code == 1
+    assert "is damaged (file is not a database): keep the file, and restore a backup" in said

@@ -73,9 +73,11 @@ KINDS: dict[str, tuple[str, Callable[[Path, int], object]]] = {
     "cut.ogg": ("broken", lambda path, n: cut(make(path, 3.0, seed=n), 0.6)),
     "dangling.wav": ("missing", lambda path, _: path.symlink_to(path.parent / "nowhere" / path.name)),
     "long.wav": ("too-long", lambda path, n: make(path, 3.0, seed=n)),
+    "shut.wav": ("unreadable", lambda path, n: make(path, seed=n).chmod(0)),
 }
 
 
+@pytest.mark.usefixtures("ordinary_user")
 def test_fifty_of_each_awkward_kind_among_good_ones(workspace: Workspace, tmp_path: Path) -> None:
     folder = tmp_path / "archive"
     folder.mkdir()

@@ -11,7 +11,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import sqlalchemy as sa
 from typer.testing import CliRunner
 
@@ -22,7 +24,7 @@ from voxloop.cli import app
 from voxloop.errors import UsageError, WorkspaceError
 from voxloop.integrity import backup, restore, verify
 from voxloop.pipeline import open_loop
-from voxloop.recordings import audio_key
+from voxloop.recordings import audio_key, ingest
 from voxloop.records import Recording, Utterance
 from voxloop.stores import catalog as tables
 from voxloop.workspace import Workspace
@@ -243,6 +245,30 @@ def test_what_cannot_be_mended_is_listed(
     assert not found.sound
     assert {finding.kind for finding in found.findings if not finding.repaired} >= expected
     assert all(finding.remedy for finding in found.findings)
+
+
+def test_lost_audio_of_a_channel_comes_back_from_wherever_the_command_runs(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = np.random.default_rng(3).normal(0, 0.05, (8_000, 2))
+    soundfile.write(tmp_path / "call.wav", both, 16_000)
+    monkeypatch.chdir(tmp_path)
+    taken = ingest(workspace, "call.wav", channels="split").taken
+    monkeypatch.chdir("/")
+    for id in taken:
+        workspace.blobs.delete(audio_key(id))
+    found = verify(workspace, repair=True)
+    assert [(one.kind, one.repaired) for one in found.findings] == [("audio-missing", True)] * 2
+    assert str(tmp_path / "call.wav") in verify_again_without(workspace, taken[1], tmp_path / "call.wav")
+
+
+def verify_again_without(ws: Workspace, id: str, file: Path) -> str:
+    """What is told of lost audio whose file is gone too."""
+    ws.blobs.delete(audio_key(id))
+    file.unlink()
+    (finding,) = verify(ws, repair=True).findings
+    assert not finding.repaired
+    return finding.remedy
 
 
 def test_lost_audio_whose_file_changed_stays_lost(workspace: Workspace, tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def forget(
             if left:
                 raise typer.Exit(1)
             return
-        if not (dry_run or yes):
+        if not (dry_run or yes) and (speaker or recording):
             if not sys.stdin.isatty():
                 raise UsageError("forgetting cannot be undone: look with --dry-run, then say --yes")
             _print_removal(remove(ws, speaker=speaker, recording=recording, by=by, dry_run=True))

@@ -567,7 +567,7 @@ def review_stats(ctx: typer.Context, as_json: Json = False) -> None:
     )
     if found.sessions:
         pace = "" if found.seconds is None else f", {found.seconds:.0f} s each (median)"
-        typer.echo(f"{found.sessions} sessions of {found.entries_per_session:.1f} entries{pace}")
+        typer.echo(f"sessions: {found.sessions}, of {found.entries_per_session:.1f} entries on average{pace}")
     if not found.reviewers:
         return
     table(

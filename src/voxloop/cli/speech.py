@@ -33,7 +33,8 @@ def register(app: typer.Typer) -> None:
 
 def ingest(
     ctx: typer.Context,
-    paths: Annotated[list[Path], typer.Argument(help="Files and folders of audio.", metavar="PATH...")],
+    # One path that may not be read is refused as any file is; click would end the whole command.
+    paths: Annotated[list[Path], typer.Argument(help="Files and folders of audio.", metavar="PATH...", readable=False)],
     metadata: Annotated[
         Path | None,
         typer.Option(
@@ -114,7 +115,7 @@ def _print_ingest(report: IngestReport) -> None:
 
 def transcribe(
     ctx: typer.Context,
-    files: Annotated[list[Path], typer.Argument(help="Audio files.", metavar="FILE...")],
+    files: Annotated[list[Path], typer.Argument(help="Audio files.", metavar="FILE...", readable=False)],
     format: Annotated[Format, typer.Option("--format", "-f", help="How the text is written.")] = Format.text,
     model: Annotated[str | None, typer.Option(help="champion, a model's id, starter, a folder or a Hub id.")] = None,
     language: Annotated[str | None, typer.Option(help="Language spoken; detected where the model can.")] = None,

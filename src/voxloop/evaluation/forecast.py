@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -23,8 +24,8 @@ from voxloop.evaluation.measuring import in_blocks, normalisers
 from voxloop.evaluation.scores import score
 from voxloop.families.contract import family
 from voxloop.records import Dataset, Model, Run, Split
-from voxloop.training import control, parameters, recipes
-from voxloop.training.files import CONFIG, LOG, read_json, write_json
+from voxloop.training import control, device_lock, locks, parameters, recipes
+from voxloop.training.files import CONFIG, LOG, STATUS, read_json, write_json
 from voxloop.training.recipes import Recipe
 from voxloop.utterances import read_span
 
@@ -41,6 +42,7 @@ MIN_CLIPS = 16  # in the train split: fewer cannot be shared out
 FEW_WORDS = 300  # measured on fewer, the interval is wide whatever is trained
 RESULT = "result.json"
 FORECAST = "forecast.json"
+TURN_S = 0.5  # between two looks at whether the device is free
 START_S = 6.0  # seconds that a training process takes to start and to load
 
 Told = Callable[[str], None]
@@ -202,7 +204,7 @@ def forecast(ws: Workspace, plan: Plan, *, told: Told | None = None) -> Forecast
         result = _kept(plan, clips, seed)
         known = result is not None
         if result is None:
-            result = _train(ws, plan, clips, seed)
+            result = _train(ws, plan, clips, seed, say)
             took.append(result["took_s"])
         left = sum(_kept(plan, *pair) is None for pair in _pairs(plan)[number:])
         pace = sum(took) / len(took) if took else plan.seconds_each
@@ -232,10 +234,47 @@ def _lay_out(ws: Workspace, plan: Plan) -> None:
         (data / f"train-{clips}-{seed}.jsonl").write_text("".join(f"{line}\n" for line in chosen), encoding="utf-8")
 
 
-def _train(ws: Workspace, plan: Plan, clips: int, seed: int) -> dict[str, Any]:
+def _train(ws: Workspace, plan: Plan, clips: int, seed: int, say: Told) -> dict[str, Any]:
     """Train on one share in a process of its own, measure what came of it, and keep the result alone."""
     folder = plan.folder / f"{clips}-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    # One that outlived the process that started it is followed to its end.
+    child = control.find(folder)
+    if child is None and control.last_words(folder)["status"] != "completed":
+        child = _start(ws, plan, folder, clips, seed, say)
+        began = time.monotonic()
+    if child is not None:
+        try:
+            for _ in control.follow(child):
+                pass
+        except BaseException:
+            child.stop()  # Ctrl-C: the child must not go on alone; its checkpoint is gone on from
+            raise
+        ending = control.ending(child)
+        if ending.status != "completed":
+            why = ending.error or "the training process was asked to stop"
+            raise TrainingError(
+                f"training on {clips} clips with seed {seed} ended early: {why}; its log is {folder / LOG}"
+            )
+    errors, words = _measure(ws, plan, folder / "final")
+    result = {
+        "clips": clips,
+        "seed": seed,
+        "errors": errors,
+        "wer": sum(errors.values()) / max(words, 1),
+        "took_s": round(time.monotonic() - began, 2),
+    }
+    write_json(folder / RESULT, result)
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+    (folder / STATUS).unlink(missing_ok=True)  # its models are gone: should the result be lost, it is trained anew
+    return result
+
+
+def _start(ws: Workspace, plan: Plan, folder: Path, clips: int, seed: int, say: Told) -> control.Child:
+    """Start the training once the device is free: a forecast takes its turn among the runs."""
     write_json(
         folder / CONFIG,
         {
@@ -250,32 +289,16 @@ def _train(ws: Workspace, plan: Plan, clips: int, seed: int) -> dict[str, Any]:
             "normaliser": ws.settings.normaliser,
         },
     )
-    began = time.monotonic()
-    process = control.start(folder, device=ws.settings.device, threads=ws.settings.threads)
-    try:
-        for _ in control.follow(process, folder):
-            pass
-    except BaseException:
-        # Ctrl-C: the child must not go on alone; its checkpoint is gone on from.
-        control.stop(process)
-        raise
-    ending = control.ending(process, folder)
-    if ending.status != "completed":
-        why = ending.error or "the training process was asked to stop"
-        raise TrainingError(f"training on {clips} clips with seed {seed} ended early: {why}; its log is {folder / LOG}")
-    errors, words = _measure(ws, plan, folder / "final")
-    result = {
-        "clips": clips,
-        "seed": seed,
-        "errors": errors,
-        "wer": sum(errors.values()) / max(words, 1),
-        "took_s": round(time.monotonic() - began, 2),
-    }
-    write_json(folder / RESULT, result)
-    for path in folder.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-    return result
+    device, path = device_lock(ws)
+    told = False
+    while (lock := locks.take(path)) is None:
+        if not told:
+            say(f"  waits for {device}: {locks.note(path).get('run') or 'another training'} has it")
+            told = True
+        time.sleep(TURN_S)
+    with lock:
+        lock.write({"run": f"{plan.folder.name}/{folder.name}", "workspace": str(ws.folder), "pid": os.getpid()})
+        return control.start(folder, device=ws.settings.device, threads=ws.settings.threads, device_lock=lock)
 
 
 def _measure(ws: Workspace, plan: Plan, folder: Path) -> tuple[dict[str, int], int]:

@@ -44,7 +44,8 @@ def check_recordings(check: Check) -> None:
             "audio-missing" if wrong == LOST else "audio-damaged",
             recording.id,
             f"{recording.name}: {wrong}",
-            f"takes it from {recording.source} where that is still the same audio; else restore a backup, or "
+            f"takes it from {_sources(check.ws, recording)[0][0]} where that is still the same audio; else restore a "
+            "backup, or "
             f"`voxloop forget --recording {recording.id[:19]}`",
             partial(_take_again, check.ws, recording),
         )
@@ -73,11 +74,24 @@ def _audio_fault(ws: Workspace, recording: Recording) -> str | None:
     return None
 
 
+def _sources(ws: Workspace, recording: Recording) -> list[tuple[Path, int | None]]:
+    """The files that held a recording's audio, each with its channel (None: mixed); never none."""
+    table = tables.source_file
+    with ws.read() as reader:
+        rows = reader.connection.execute(
+            sa.select(table).where(table.c.recording == recording.id).order_by(table.c.path, table.c.channel)
+        ).all()
+    # Where it came from as it was named, too: catalogs of earlier versions remember no files.
+    named = (Path(recording.source), None)
+    return [*((Path(row.path), int(row.channel) if row.channel.isdigit() else None) for row in rows), named]
+
+
 def _take_again(ws: Workspace, recording: Recording) -> bool:
-    """Put the audio back from the file it came from, where that still holds the same samples."""
-    source = Path(recording.source)
-    if not source.is_file():
-        return False
+    """Put the audio back from a file that held it, where one still holds the same samples."""
+    return any(_take_from(ws, recording, path, channel) for path, channel in _sources(ws, recording) if path.is_file())
+
+
+def _take_from(ws: Workspace, recording: Recording, path: Path, channel: int | None) -> bool:
     bounds = {"max_seconds": ws.settings.max_recording_hours * 3600, "max_bytes": ws.settings.max_file_mb << 20}
     digest = hashlib.sha256()
     spool = ws.folder / "spool"
@@ -88,7 +102,7 @@ def _take_again(ws: Workspace, recording: Recording) -> bool:
         try:
             with wav.open("wb") as file:
                 file.write(audio.wav_header(recording.samples * audio.SAMPLE_BYTES))
-                for block in audio.stream(source, **bounds):  # type: ignore[arg-type]
+                for block in audio.stream(path, channel=channel, **bounds):  # type: ignore[arg-type]
                     pcm = audio.to_pcm16(block)
                     digest.update(pcm)
                     file.write(pcm)

@@ -68,6 +68,10 @@ def find_items(
         base = sources[0] if len(sources) == 1 and sources[0].is_dir() else None
         yield from _unseen(_listed([manifests.named(metadata)], given, speakers, base=base), seen)
     for source in sources:
+        shut = _shut(source)
+        if shut:
+            yield from _unseen(iter([shut]), seen)
+            continue
         if source.is_dir():
             found = _in_folder(source, given, speakers, lines=metadata is None, bare=metadata is None and not speakers)
         elif source.is_file() and source.name.endswith(LISTINGS):
@@ -77,6 +81,18 @@ def find_items(
         else:
             raise UsageError(f"there is nothing at {source}: give audio files or folders of them")
         yield from _unseen(found, seen)
+
+
+def _shut(source: Path) -> Item | None:
+    """A source that may not even be looked at, refused: there are others."""
+    try:
+        source.stat()
+    except PermissionError as error:
+        message = f"{source} cannot be looked at: {error.strerror}"
+        return Item(path=source, refusal=Refusal(path=str(source), reason="unreadable", message=message))
+    except OSError:
+        pass  # what is not there is told as such
+    return None
 
 
 def _unseen(items: Iterator[Item], seen: set[Path]) -> Iterator[Item]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -41,7 +40,8 @@ from voxloop.removal.finishing import (
 )
 from voxloop.stores import catalog as tables
 from voxloop.stores.blobs import sha256_bytes
-from voxloop.training.files import STATUS, read_json
+from voxloop.training import locks
+from voxloop.training.files import ATTENDED, TRAINING
 
 if TYPE_CHECKING:
     from voxloop.stores.catalog import Reader, Writer
@@ -354,25 +354,13 @@ def _refuse_live_runs(ws: Workspace, dataset_ids: set[str]) -> None:
     for run in running:
         if run.dataset in dataset_ids and alive(ws.runs / run.id):
             raise ConflictError(
-                f"run {run.id} is learning from it now: stop that run (Ctrl-C where it was started), then forget"
+                f"run {run.id} is learning from it now: stop that run (`voxloop run stop`), then forget"
             )
 
 
 def alive(run_folder: Path) -> bool:
-    """Whether the process that trains in this folder lives, as its status says."""
-    try:
-        status = read_json(run_folder / STATUS)
-    except (OSError, ValueError):
-        return False
-    if status.get("status") != "running" or not isinstance(status.get("pid"), int):
-        return False
-    try:
-        os.kill(status["pid"], 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    """Whether a process trains in this folder, or sees to it that one will."""
+    return any(locks.held(run_folder / name) for name in (TRAINING, ATTENDED))
 
 
 def _commit(ws: Workspace, scope: _Scope, plan: _Plan, speaker: str | None, recording: str | None, by: str) -> Removal:

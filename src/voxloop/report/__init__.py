@@ -6,7 +6,6 @@ page.html.j2  the page                        sound.py    speech as data URIs
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from voxloop import __version__, evaluation, transcripts
+from voxloop import __version__, evaluation, training, transcripts
 from voxloop.comparison import Comparison, compare
 from voxloop.errors import UsageError, VoxloopError
 from voxloop.evaluation import Scored, forecast, scored_rows
@@ -25,7 +24,6 @@ from voxloop.records import Dataset, Evaluation, Model, Run
 from voxloop.report.charts import Line, Point, bar, plot
 from voxloop.report.sound import Sounds
 from voxloop.stores import catalog as tables
-from voxloop.training.files import METRICS
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -303,8 +301,7 @@ def _slice_bars(subjects: Sequence[Subject]) -> dict[str, list[SliceBars]]:
 
 
 def _learnt(ws: Workspace, subject: Subject, run: Run, dataset: Dataset | None) -> Learnt:
-    path = ws.runs / run.id / METRICS
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    lines = training.metrics(ws.runs / run.id)
 
     def curve(name: str) -> list[Point]:
         return [Point(x=line.get("step", 0), y=line[name]) for line in lines if line.get(name) is not None]

@@ -140,7 +140,7 @@ def undo(ws: Workspace, utterance: str, *, by: str, decision: int | None = None)
         if decision is None and last.by != reviewer(by):
             raise ConflictError(
                 f"the last decision on {item.utterance.id} is not yours: {last.kind} by {last.by!r}; "
-                f"to undo it all the same give its number, {last.seq}"
+                f"to undo it all the same give its number (--decision {last.seq})"
             )
         if last.transcript:
             _become(tx, last.transcript, "withdrawn")

@@ -172,6 +172,8 @@ run = sa.Table(
     sa.Column("error", sa.Text),
     sa.Column("model", sa.String),
     sa.Column("finished", sa.Double),
+    sa.Column("wanted", sa.String),
+    sa.Column("retry_of", sa.String),
 )
 
 model = sa.Table(
@@ -473,6 +475,20 @@ class Writer(Reader):
         return changed
 
 
+# What SQLite and PostgreSQL (53100 disk_full) say of a database that cannot be used, and what to do.
+FAULTS = (
+    (
+        ("disk is full", "No space left"),
+        "cannot be written, its disk is full ({}): make room and run it again; what was committed before is kept",
+    ),
+    (
+        ("readonly database", "unable to open database"),
+        "cannot be opened for writing ({}): mind the permissions of the file, its folder, and what lies beside it",
+    ),
+    (("not a database", "malformed"), "is damaged ({}): keep the file, and restore a backup (`voxloop restore`)"),
+)
+
+
 class Catalog:
     """The open catalog. Connections are pooled; each transaction takes one."""
 
@@ -488,23 +504,25 @@ class Catalog:
     @contextmanager
     def read(self) -> Iterator[Reader]:
         """A consistent view; writes in it are not committed."""
-        with self.engine.connect().execution_options(write=False) as connection:
+        with self._told(), self.engine.connect().execution_options(write=False) as connection:
             yield Reader(connection)
 
     @contextmanager
     def write(self) -> Iterator[Writer]:
         """A transaction: committed when the block ends, undone when it raises."""
+        with self._told(), self.engine.begin() as connection:
+            yield Writer(connection)
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """What is wrong with the database itself is said in words."""
         try:
-            with self.engine.begin() as connection:
-                yield Writer(connection)
-        except sa.exc.OperationalError as error:
-            # SQLITE_FULL, and PostgreSQL's 53100 disk_full
-            if "disk is full" in str(error.orig) or "No space left" in str(error.orig):
-                raise WorkspaceError(
-                    f"the catalog cannot be written, its disk is full ({error.orig}): make room and run it again; "
-                    "what was committed before is kept"
-                ) from error
-            raise
+            yield
+        except sa.exc.DatabaseError as error:
+            found = next((remedy for signs, remedy in FAULTS if any(sign in str(error.orig) for sign in signs)), None)
+            if found is None:
+                raise
+            raise WorkspaceError(f"the catalog {self.engine.url!r} {found.format(error.orig)}") from error
 
     def migrate(self) -> None:
         """Bring the schema to this program's version. Raises WorkspaceError for a newer catalog."""
@@ -515,7 +533,7 @@ class Catalog:
         config = Config()
         config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
         # On SQLite the IMMEDIATE transaction makes a second process wait, then find the work done.
-        with self.engine.begin() as connection:
+        with self._told(), self.engine.begin() as connection:
             config.attributes["connection"] = connection
             try:
                 command.upgrade(config, "head")

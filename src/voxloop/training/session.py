@@ -23,7 +23,7 @@ from voxloop import text as _text
 from voxloop.errors import SettingError
 from voxloop.families.contract import Decoding, Family, Trainable, family
 from voxloop.training.batches import Plan, Row, Speech, read_rows
-from voxloop.training.files import CONFIG, read_json, write_json
+from voxloop.training.files import BEST, CONFIG, read_json, sync, write_json
 from voxloop.training.recipes import Recipe
 
 log = logging.getLogger(__name__)
@@ -91,10 +91,10 @@ class Progress:
 
 
 class StopFlag:
-    """Set by a signal; the run ends at the next step, with a checkpoint."""
+    """Set by a signal: the run ends at the next step, with a checkpoint, or (`conclude`) as if it were the last."""
 
-    def __init__(self) -> None:
-        self.set = False
+    set = False
+    conclude = False
 
 
 class Average:
@@ -270,7 +270,11 @@ class Session:
         progress.stale = 0 if better else progress.stale + 1
         if progress.best is None or score.at_least_as_good_as(progress.best):
             progress.best = score
-            self.save("best")
+            # After a kill, the model on the disk may be of a later step than the checkpoint, and better.
+            kept = kept_best(self.folder)
+            if kept is None or score.at_least_as_good_as(kept):
+                self.save("best")
+                write_json(self.folder / BEST, asdict(score))
 
     def save(self, name: str) -> None:
         """Write a complete model folder; the earlier one stays until the new one is whole."""
@@ -279,9 +283,33 @@ class Session:
         shutil.rmtree(partial, ignore_errors=True)
         with self.averaged():
             self.family.save(self.trainable, self.model, partial)
-        shutil.rmtree(self.folder / name, ignore_errors=True)
-        partial.rename(self.folder / name)
+        sync(partial)
+        replace_folder(partial, self.folder / name)
         self.save_s = time.monotonic() - began
+
+
+def kept_best(folder: Path) -> Score | None:
+    """The score of the model in `best/`; None where there is none."""
+    if not (folder / "best").is_dir() or not (folder / BEST).exists():
+        return None
+    return Score(**read_json(folder / BEST))
+
+
+def replace_folder(new: Path, place: Path) -> None:
+    """Put a whole folder in the place of another. `mend_folder` does the rest where a kill comes between the moves."""
+    old = place.with_name(f"{place.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if place.exists():
+        place.rename(old)
+    new.rename(place)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def mend_folder(place: Path) -> None:
+    """Put the old folder back where a kill came before the new one was in its place."""
+    old = place.with_name(f"{place.name}.old")
+    if old.exists() and not place.exists():
+        old.rename(place)
 
 
 def _val_rows(manifest: Path, recipe: Recipe) -> list[Row]:

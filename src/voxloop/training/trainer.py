@@ -22,9 +22,9 @@ from transformers import PrinterCallback, Seq2SeqTrainer, Seq2SeqTrainingArgumen
 from voxloop.errors import SettingError, TrainingError
 from voxloop.training import recipes
 from voxloop.training.batches import Collator, loader
-from voxloop.training.files import LOOP_STATE, METRICS, append_line, read_json, write_json
+from voxloop.training.files import BEST, LOOP_STATE, METRICS, append_line, read_json, sync, write_json
 from voxloop.training.recipes import Recipe
-from voxloop.training.session import Progress, Score, Session, StopFlag, TrainingConfig
+from voxloop.training.session import Progress, Score, Session, StopFlag, TrainingConfig, kept_best, mend_folder
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class Pace(TrainerCallback):  # type: ignore[misc]
         step = state.global_step
         if session.average:
             session.average.update()
-        over = session.done(step) >= 1.0 or step >= session.steps
+        over = session.done(step) >= 1.0 or step >= session.steps or session.stop.conclude
         control.should_log = step == 1 or step % recipe.log_steps == 0 or over
         control.should_evaluate = bool(session.val) and (over or self._due(step, now))
         if session.stop.set:
@@ -98,7 +98,6 @@ class SpeechTrainer(Seq2SeqTrainer):  # type: ignore[misc]
             bf16=recipe.precision == "bf16",
             fp16=recipe.precision == "fp16",
             seed=recipe.seed,
-            save_total_limit=recipe.keep_checkpoints,
             save_strategy="no",
             logging_strategy="no",
             eval_strategy="no",
@@ -165,8 +164,13 @@ class SpeechTrainer(Seq2SeqTrainer):  # type: ignore[misc]
         if self.session.average:
             self.session.average.save(folder / AVERAGE)
         self.session.progress.elapsed_s = self.session.elapsed_s
+        sync(folder)
         # Written last: a checkpoint without it was cut off by a kill and is not used.
         write_json(folder / LOOP_STATE, asdict(self.session.progress))
+        # Only now: with the new one whole there is always one to go on from.
+        for old in checkpoints(self.session.folder)[: -self.session.recipe.keep_checkpoints]:
+            (old / LOOP_STATE).unlink()
+            shutil.rmtree(old)
         self.busy_s += self.session.elapsed_s - began
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -183,6 +187,7 @@ class SpeechTrainer(Seq2SeqTrainer):  # type: ignore[misc]
         line: dict[str, Any] = {
             "step": self.state.global_step,
             "epoch": session.progress.epoch,
+            "batch": session.progress.batch,
             "loss": logs.get("loss"),
             "val_wer": logs.get("val_wer"),
             "val_cer": logs.get("val_cer"),
@@ -247,13 +252,16 @@ class Outcome:
 
 def newest_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint; those cut off by a kill are removed."""
-    found = []
-    for checkpoint in folder.glob("checkpoint-*"):
-        if (checkpoint / LOOP_STATE).exists():
-            found.append((int(checkpoint.name.partition("-")[2]), checkpoint))
-        else:
-            shutil.rmtree(checkpoint)
-    return max(found)[1] if found else None
+    whole = checkpoints(folder)
+    for checkpoint in set(folder.glob("checkpoint-*")) - set(whole):
+        shutil.rmtree(checkpoint)
+    return whole[-1] if whole else None
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The whole checkpoints, oldest first."""
+    found = [path.parent for path in folder.glob(f"checkpoint-*/{LOOP_STATE}")]
+    return sorted(found, key=lambda checkpoint: int(checkpoint.name.partition("-")[2]))
 
 
 def run(folder: Path, stop: StopFlag) -> Outcome:
@@ -268,6 +276,9 @@ def run(folder: Path, stop: StopFlag) -> Outcome:
             if not _out_of_memory(error):
                 raise
             recipe = _smaller(recipe, error)
+            # Saved: a resumed run begins with what fitted.
+            config = replace(config, recipe=recipe.as_dict())
+            config.save(folder)
             notes.append(
                 f"memory ran out: batches are now {recipe.batch_seconds:g} s, {recipe.accumulation} to a step, "
                 "so that a step still hears as much"
@@ -292,6 +303,7 @@ def _smaller(recipe: Recipe, error: BaseException) -> Recipe:
 
 
 def _attempt(folder: Path, config: TrainingConfig, recipe: Recipe, stop: StopFlag, notes: list[str]) -> Outcome:
+    mend_folder(folder / "best")
     checkpoint = newest_checkpoint(folder)
     progress = _progress(checkpoint)
     progress.notes += [note for note in notes if note not in progress.notes]
@@ -357,11 +369,16 @@ def _finish(session: Session, trainer: SpeechTrainer) -> None:
         shutil.rmtree(session.folder / "best", ignore_errors=True)
         shutil.copytree(session.folder / "final", session.folder / "best")
         return
+    kept = kept_best(session.folder)
+    if kept and progress.best and kept.at_least_as_good_as(progress.best):
+        progress.best = kept
     if progress.best is not None and progress.best.step == 0:
         session.note("training made the model no better on val: `best` is the base model")
         base = session.family.open_for_training(
             session.config.base, audio_context=session.trainable.extra.get("base_context", "full")
         )
+        (session.folder / BEST).unlink(missing_ok=True)
+        shutil.rmtree(session.folder / "best", ignore_errors=True)
         session.family.save(base, base.model, session.folder / "best")
     results = {"base": progress.base, "best": progress.best}
     write_json(session.folder / "eval_results.json", {k: asdict(v) for k, v in results.items() if v is not None})
