@@ -24,7 +24,7 @@ from voxloop.evaluation.measuring import in_blocks, normalisers
 from voxloop.evaluation.scores import score
 from voxloop.families.contract import family
 from voxloop.records import Dataset, Model, Run, Split
-from voxloop.training import control, device_lock, locks, parameters, recipes
+from voxloop.training import control, device_lock, disk, locks, parameters, recipes
 from voxloop.training.files import CONFIG, LOG, STATUS, read_json, write_json
 from voxloop.training.recipes import Recipe
 from voxloop.utterances import read_span
@@ -199,6 +199,7 @@ def forecast(ws: Workspace, plan: Plan, *, told: Told | None = None) -> Forecast
     say = told or (lambda line: None)
     trials = []
     took: list[float] = []
+    disk.check(ws.runs, Path(transcripts.model_folder(ws, plan.base)), plan.recipe)
     _lay_out(ws, plan)
     for number, (clips, seed) in enumerate(_pairs(plan), 1):
         result = _kept(plan, clips, seed)
