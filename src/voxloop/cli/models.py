@@ -80,6 +80,10 @@ def model_list(ctx: typer.Context, as_json: Json = False) -> None:
         ],
         empty="no model yet: `voxloop train` makes one",
     )
+    if len({(e.dataset, e.normaliser) for e in measured.values()}) > 1:
+        typer.echo(
+            "measured on different datasets or by different normalisers: `voxloop model compare` holds two together"
+        )
 
 
 @model.command("show")

@@ -161,7 +161,7 @@ def _subjects(
                 id,
                 dataset=found.dataset,
                 split=found.split,
-                decoding=Decoding(**found.decoding),
+                decoding=Decoding.from_dict(found.decoding),
                 progress=progress,
             )
         except VoxloopError as error:
@@ -297,7 +297,13 @@ def _slice_bars(subjects: Sequence[Subject]) -> dict[str, list[SliceBars]]:
                     bars=tuple(_bar(subject, one, top=top) for subject, one in pairs),
                 )
             )
-    return {by: kinds[by] for by in ("speaker", "language", "length", "SNR", "session") if by in kinds}
+    whole = subjects[0].scores["utterances"]
+    return {
+        by: kinds[by]
+        for by in ("speaker", "language", "length", "SNR", "session")
+        # One slice that holds everything says what the page has said above.
+        if by in kinds and (len(kinds[by]) > 1 or kinds[by][0].utterances < whole)
+    }
 
 
 def _learnt(ws: Workspace, subject: Subject, run: Run, dataset: Dataset | None) -> Learnt:

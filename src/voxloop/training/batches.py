@@ -52,7 +52,7 @@ class Row:
 def read_rows(manifest: Path) -> list[Row]:
     """The rows of `<split>.jsonl`; audio paths are relative to its folder. Raises TrainingError."""
     rows = []
-    for number, line in enumerate(manifest.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(manifest.read_bytes().splitlines(), 1):
         try:
             values = json.loads(line)
             rows.append(
