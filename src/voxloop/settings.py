@@ -145,15 +145,19 @@ class Settings:
 
 def described() -> list[tuple[str, Any, str]]:
     """Every setting with its default and its meaning, as this module states them."""
-    tree = ast.parse(inspect.getsource(Settings))
-    body = cast("ast.ClassDef", tree.body[0]).body
     defaults = Settings()
-    found = []
-    for stated, doc in itertools.pairwise(body):
-        if isinstance(stated, ast.AnnAssign) and isinstance(stated.target, ast.Name) and isinstance(doc, ast.Expr):
-            meaning = " ".join(str(cast("ast.Constant", doc.value).value).split())
-            found.append((stated.target.id, getattr(defaults, stated.target.id), meaning))
-    return found
+    return [(name, getattr(defaults, name), meaning) for name, meaning in meanings(Settings).items()]
+
+
+def meanings(settings: type) -> dict[str, str]:
+    """What each field of a class of settings means: the docstrings below them."""
+    tree = ast.parse(inspect.getsource(settings))
+    body = cast("ast.ClassDef", tree.body[0]).body
+    return {
+        stated.target.id: " ".join(str(cast("ast.Constant", doc.value).value).split())
+        for stated, doc in itertools.pairwise(body)
+        if isinstance(stated, ast.AnnAssign) and isinstance(stated.target, ast.Name) and isinstance(doc, ast.Expr)
+    }
 
 
 def template() -> str:

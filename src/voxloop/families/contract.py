@@ -170,6 +170,22 @@ class Family(Protocol):
         """Tokens of the label of a text, prompt included."""
         ...
 
+    def text_tokens(self, trainable: Trainable, text: str) -> list[int]:
+        """Tokens of a text alone, without prompt and end."""
+        ...
+
+    def encoder_positions(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """How many of the encoder's positions belong to each clip of a batch that `collate` made: (B,)."""
+        ...
+
+    def encoder_width(self, trainable: Trainable) -> int:
+        """Width of the encoder's states, which the model's output holds as `encoder_last_hidden_state`."""
+        ...
+
+    def layers_above(self, trainable: Trainable, weight: str) -> int:
+        """Layers between a weight, by its name, and the output of the part that it is in; 0: there is none."""
+        ...
+
     def save(self, trainable: Trainable, model: torch.nn.Module, folder: Path) -> None:
         """Write a complete folder that `load` opens: safetensors, config, tokenizer, generation config."""
         ...
