@@ -28,6 +28,7 @@ from voxloop.training.runs import (
     retry,
     see_through,
     stop,
+    unlearn,
     work,
 )
 from voxloop.training.submit import submit
@@ -50,6 +51,7 @@ __all__ = [
     "stop",
     "submit",
     "train",
+    "unlearn",
     "work",
 ]
 
