@@ -1,10 +1,12 @@
 """Whether one model hears better than another: the verdict that promotion rests on.
 
-Reads what both models heard of the same frozen references (`evaluation.py`) and decodes nothing.
+Reads what both models heard of the same frozen references (`evaluation.py`) and decodes nothing. How often it is wrong
+and what it finds is measured in docs/gate.md.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,28 +15,31 @@ import sqlalchemy as sa
 
 from voxloop import significance
 from voxloop.errors import ConflictError, UsageError
-from voxloop.evaluation import Scored, scored_rows, slices, wer
-from voxloop.records import Evaluation, Split, Verdict
+from voxloop.evaluation import Scored, scored_rows, wer
+from voxloop.guards import Guard, clusters, general_guard, joined_guard, paired, silence_guard, slice_guard
+from voxloop.records import Dataset, Evaluation, Split, Verdict
 from voxloop.stores import catalog as tables
 
 if TYPE_CHECKING:
+    from voxloop.settings import Settings
     from voxloop.workspace import Workspace
 
-SLICE_MIN_UTTERANCES, SLICE_MIN_WORDS = 10, 50  # smaller slices are not judged alone
-SLICE_MARGIN = 0.01  # a slice may lose this much WER: with much data even a trifle is significant
-SLICE_ERROR = 0.05  # chance of blaming any slice wrongly, shared among the slices
-JOINED_MARGIN = 0.10  # WER that joined speech may lose: a handful of inputs decides no finer
-JOINED_APPLIES = 0.5  # a champion that errs more than this on joined speech sets no standard for it
-MUCH_USED = 10  # models measured on one test set, from which on its repeated use is said
+SAME_TEST = 0.5  # share of a test set's utterances that another test set holds, from which on it counts as the same
+WORSE_ERROR = 0.05  # chance of calling an equally good model clearly worse
+MUCH_LARGER = 100  # times as large a test as there is: not worth naming
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Guard:
-    """One thing that must not get worse, and what was found."""
+class Judgement:
+    """What was found on the rows that two models heard, and what follows from it."""
 
-    name: str
-    passed: bool
-    finding: str
+    found: significance.Paired
+    counted_by: str  # speaker or recording
+    accepted: float  # chance of luck at most
+    needed_utterances: int | None  # so many would show the improvement seen; None: it is shown, or there is none
+    guards: tuple[Guard, ...]
+    verdict: Verdict
+    reasons: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,12 +63,17 @@ class Comparison:
     difference: float
     difference_low: float  # ends of the 95 % interval
     difference_high: float
-    probability: float  # that the challenger is better, by bootstrap over recordings
+    probability: float  # that the challenger is better, by bootstrap
     chance: float  # that equally good models differ so much in the challenger's favour
-    models_measured: int  # on this split so far, these two included
+    models_measured: int  # on this test set so far, these two included
     guards: tuple[Guard, ...]
     verdict: Verdict
     reasons: tuple[str, ...]  # what led to the verdict, in words
+    accepted: float = 0.05  # the chance at most that promotion accepts, for this challenger on this test set
+    rank: int = 1  # which challenger on this test set this is
+    counted_by: str = "recording"  # or speaker: what bootstrap and permutation draw
+    needed_utterances: int | None = None  # so many would show the improvement seen; None: it is shown, or there is none
+    general: str | None = None  # dataset that was asked as well
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -75,48 +85,32 @@ class Comparison:
         return cls(**values | {"guards": guards, "reasons": tuple(values["reasons"])})
 
 
-def compare(ws: Workspace, challenger: Evaluation, champion: Evaluation) -> Comparison:
+def compare(
+    ws: Workspace,
+    challenger: Evaluation,
+    champion: Evaluation,
+    *,
+    general: tuple[Evaluation, Evaluation] | None = None,
+) -> Comparison:
     """Judge the challenger by what both models heard. Raises UsageError where the two cannot be compared.
 
-    `promote` asks for all of: enough utterances; the bootstrap's probability of
-    improvement and the permutation test at `promote_confidence`; every guard.
-    `reject` means no better, or a guard that failed. What looks better but may be
-    luck is `insufficient evidence`, and so is every test that is too small.
+    `general` are both models' evaluations on a set that is only guarded.
     """
-    _check_comparable(challenger, champion)
-    before, after = scored_rows(ws, champion), scored_rows(ws, challenger)
-    if [(row.utterance, row.reference) for row in before] != [(row.utterance, row.reference) for row in after]:
-        raise ConflictError(
-            f"evaluations {champion.id} and {challenger.id} do not hold the same references in the same order: "
-            "one of their files was changed; `voxloop verify` finds which"
-        )
-    found = significance.paired(
-        [row.errors for row in before],
-        [row.errors for row in after],
-        [row.words for row in before],
-        [row.recording for row in before],
-    )
-    with ws.read() as reader:
-        e = tables.evaluation.c
-        statement = sa.select(sa.func.count(sa.distinct(e.model))).where(
-            e.dataset == challenger.dataset, e.split == challenger.split
-        )
-        measured = int(reader.connection.execute(statement).scalar_one())
-    guards = (_slice_guard(before, after), _silence_guard(challenger, champion), _joined_guard(challenger, champion))
-    verdict, reasons = judge(
-        found,
-        rates=(wer(before), wer(after)),
-        utterances=len(before),
-        recordings=len({row.recording for row in before}),
-        guards=guards,
-        confidence=ws.settings.promote_confidence,
-        min_utterances=ws.settings.promote_min_utterances,
-    )
-    if measured >= MUCH_USED:
-        reasons += (
-            f"{measured} models were measured on this test set: the best of many looks better than it is; "
-            "add fresh speech to the test",
-        )
+    before, after = _rows(ws, challenger, champion)
+    margins = ws.settings
+    found_guards = [
+        silence_guard(challenger, champion, more_words=margins.promote_silence_words),
+        joined_guard(challenger, champion, margin=margins.promote_joined_margin),
+    ]
+    if general:
+        with ws.read() as reader:
+            name = reader.get(Dataset, general[0].dataset).name
+        rows = _rows(ws, *general)
+        found_guards.append(general_guard(*rows, name=name, margin=margins.promote_general_margin))
+    measured = _models_measured(ws, challenger)
+    challengers = [model for model in measured if model != champion.model]
+    rank = challengers.index(challenger.model) + 1 if challenger.model in challengers else 1
+    judged = judge(before, after, rank=rank, guards=found_guards, settings=margins)
     return Comparison(
         challenger=challenger.model,
         champion=champion.model,
@@ -132,19 +126,25 @@ def compare(ws: Workspace, challenger: Evaluation, champion: Evaluation) -> Comp
         wer_after=wer(after),
         cer_before=champion.scores["cer"],
         cer_after=challenger.scores["cer"],
-        difference=found.difference,
-        difference_low=found.low,
-        difference_high=found.high,
-        probability=found.probability,
-        chance=found.chance,
-        models_measured=measured,
-        guards=guards,
-        verdict=verdict,
-        reasons=reasons,
+        difference=judged.found.difference,
+        difference_low=judged.found.low,
+        difference_high=judged.found.high,
+        probability=judged.found.probability,
+        chance=judged.found.chance,
+        models_measured=len(measured),
+        guards=judged.guards,
+        verdict=judged.verdict,
+        reasons=judged.reasons,
+        accepted=judged.accepted,
+        rank=rank,
+        counted_by=judged.counted_by,
+        needed_utterances=judged.needed_utterances,
+        general=general[0].dataset if general else None,
     )
 
 
-def _check_comparable(challenger: Evaluation, champion: Evaluation) -> None:
+def _rows(ws: Workspace, challenger: Evaluation, champion: Evaluation) -> tuple[list[Scored], list[Scored]]:
+    """What champion and challenger heard. Raises where one of them was asked otherwise than the other."""
     for name in ("dataset", "split", "normaliser", "decoding"):
         left, right = getattr(champion, name), getattr(challenger, name)
         if left != right:
@@ -152,108 +152,156 @@ def _check_comparable(challenger: Evaluation, champion: Evaluation) -> None:
                 f"the two evaluations differ in {name} ({left} and {right}), so their errors do not compare: "
                 "evaluate both models on the same dataset with the same settings"
             )
+    before, after = scored_rows(ws, champion), scored_rows(ws, challenger)
+    if [(row.utterance, row.reference) for row in before] != [(row.utterance, row.reference) for row in after]:
+        raise ConflictError(
+            f"evaluations {champion.id} and {challenger.id} do not hold the same references in the same order: "
+            "one of their files was changed; `voxloop verify` finds which"
+        )
+    return before, after
+
+
+def _models_measured(ws: Workspace, challenger: Evaluation) -> list[str]:
+    """Models measured on this test set or on one that is mostly the same, in the order of their first time.
+
+    Freezing again with a few clips more must not make a much used test set look fresh.
+    """
+    held, e = tables.dataset_utterance, tables.evaluation.c
+    mine = sa.select(held.c.utterance).where(held.c.dataset == challenger.dataset, held.c.split == challenger.split)
+    with ws.read() as reader:
+        shared: dict[str, int] = dict(
+            reader.connection.execute(
+                sa.select(held.c.dataset, sa.func.count())
+                .where(held.c.split == challenger.split, held.c.utterance.in_(mine))
+                .group_by(held.c.dataset)
+            ).all()
+        )
+        least = SAME_TEST * shared.get(challenger.dataset, 0)
+        same = {challenger.dataset, *(dataset for dataset, number in shared.items() if number >= least)}
+        statement = (
+            sa.select(e.model)
+            .where(e.dataset.in_(sorted(same)), e.split == challenger.split)
+            .group_by(e.model)
+            .order_by(sa.func.min(e.created), e.model)
+        )
+        return list(reader.connection.execute(statement).scalars())
 
 
 def judge(
+    before: Sequence[Scored],
+    after: Sequence[Scored],
+    *,
+    rank: int,
+    settings: Settings,
+    guards: Sequence[Guard] = (),
+    resamples: int | None = None,
+) -> Judgement:
+    """Champion and challenger on the same rows, `rank` saying which challenger on this test set it is.
+
+    `promote` asks for all of: enough utterances; an improvement of
+    `promote_min_improvement`; less luck than is accepted, by the permutation test;
+    every guard. `reject` means no better, too little better, or a guard that failed.
+    What looks better but may be luck is `insufficient evidence`, and so is every test
+    that is too small. `guards` are those found elsewhere; the slices are seen to here.
+    """
+    counted_by, names = clusters(before)
+    counted = f"{len(set(names))} {counted_by}s" if len(set(names)) > 1 else f"one {counted_by}"
+    found = paired(before, after, resamples=resamples)
+    guards = (slice_guard(before, after, margin=settings.promote_slice_margin), *guards)
+    error = 1 - settings.promote_confidence
+    accepted = significance.share_of_error(error, rank)
+    factor = significance.growth(found, accepted)
+    needed = math.ceil(factor * len(before)) if factor <= MUCH_LARGER else None
+    verdict, reasons = verdict_of(
+        found,
+        rates=(wer(before), wer(after)),
+        utterances=len(before),
+        counted=counted,
+        needed_utterances=needed,
+        guards=guards,
+        accepted=accepted,
+        settings=settings,
+    )
+    if rank > 1:
+        reasons += (
+            f"{rank - 1} other {'model was' if rank == 2 else 'models were'} measured on this test set before, and the "
+            f"best of many looks better than it is: the luck accepted is {100 * accepted:.2g} %, for the first it was "
+            f"{100 * significance.share_of_error(error, 1):.2g} %; a test set that is mostly fresh speech starts anew",
+        )
+    speakers = len({row.speaker for row in before if row.speaker})
+    if verdict == "promote" and counted_by == "recording" and speakers:
+        reasons += (
+            f"shown for the {f'{speakers} speakers' if speakers > 1 else 'speaker'} of this test, not for others",
+        )
+    return Judgement(
+        found=found,
+        counted_by=counted_by,
+        accepted=accepted,
+        needed_utterances=needed if verdict == "insufficient evidence" else None,
+        guards=guards,
+        verdict=verdict,
+        reasons=reasons,
+    )
+
+
+def verdict_of(
     found: significance.Paired,
     *,
     rates: tuple[float, float],
     utterances: int,
-    recordings: int,
+    counted: str,
+    needed_utterances: int | None,
     guards: Sequence[Guard],
-    confidence: float,
-    min_utterances: int,
+    accepted: float,
+    settings: Settings,
 ) -> tuple[Verdict, tuple[str, ...]]:
-    """The verdict and its reasons in words; `rates` are WER before and after."""
+    """The verdict and its reasons in words; `rates` are WER before and after, `counted` such as `12 recordings`."""
     before, after = (f"{100 * rate:.1f} %" for rate in rates)
-    on = f"on {utterances} test utterances of {recordings} recordings"
-    if utterances < min_utterances:
+    on = f"on {utterances} test utterances of {counted}"
+    least = settings.promote_min_utterances
+    if utterances < least:
         return "insufficient evidence", (
-            f"only {utterances} test utterances, {min_utterances} are needed: review more and freeze a new dataset",
+            f"only {utterances} test utterances, {least} are needed: review more and freeze a new dataset",
             f"word error rate {before} before, {after} after",
         )
     if found.difference >= 0:
-        if found.low > 0:
+        if found.chance_worse <= WORSE_ERROR:
             return "reject", (f"clearly worse: word error rate rose from {before} to {after} {on}",)
         how = "stayed at" if found.difference == 0 else f"went from {before} to"
         return "reject", (f"no better: word error rate {how} {after} {on}",)
     gain = f"word error rate fell from {before} to {after} {on}"
     span = f"95 % interval of the change: {_points(found.low)} to {_points(found.high)} points"
-    failed = tuple(guard.finding for guard in guards if not guard.passed)
+    failed = tuple(guard.finding for guard in guards if not (guard.passed or guard.unsure))
     if failed:
         return "reject", (*failed, f"although {gain}")
-    better = (
-        f"better in {100 * found.probability:.1f} % of {significance.RESAMPLES:,} resamples of the recordings; "
-        f"{100 * confidence:g} % are asked for"
-    )
+    saved = -found.difference / rates[0]
+    if saved < settings.promote_min_improvement:
+        return "reject", (
+            f"better by too little: {gain}, which saves {100 * saved:.1f} of 100 errors; "
+            f"{100 * settings.promote_min_improvement:g} are asked for",
+        )
     luck = (
-        f"models equally good would differ so much by luck in {100 * found.chance:.2g} % of cases; "
-        f"at most {100 * (1 - confidence):.2g} % are accepted"
+        f"models equally good would differ so much by luck in {_rare(found.chance)} of cases; "
+        f"at most {100 * accepted:.2g} % are accepted"
     )
-    if found.probability >= confidence and found.chance <= 1 - confidence + 1e-9:
-        return "promote", (gain, span, better, luck)
-    return "insufficient evidence", (
-        f"{gain}, but this may be luck: test on more recordings",
-        span,
-        *([better] if found.probability < confidence else []),
-        *([luck] if found.chance > 1 - confidence else []),
-    )
+    unsure = tuple(guard.finding for guard in guards if not guard.passed)
+    if found.chance > accepted + 1e-9:
+        if needed_utterances is None:
+            more = f"even {MUCH_LARGER} times as many would hardly show so small an improvement"
+        else:
+            more = (
+                f"were the improvement to stay as large, {needed_utterances} test utterances "
+                f"({needed_utterances - utterances} more) would show it in four of five cases"
+            )
+        return "insufficient evidence", (f"{gain}, but this may be luck", more, span, luck, *unsure)
+    if unsure:
+        return "insufficient evidence", (*unsure, f"although {gain}", span, luck)
+    return "promote", (gain, span, luck)
 
 
 def _points(difference: float) -> str:
     return f"{100 * difference:+.1f}"
 
 
-# Guards --------------------------------------------------------------------------------------------------------------
-
-
-def _slice_guard(before: Sequence[Scored], after: Sequence[Scored]) -> Guard:
-    """No speaker, language or length is clearly worse: by the permutation test over its utterances, and by a margin."""
-    import numpy as np
-
-    heard_after = {row.utterance: row for row in after}
-    judged = {
-        key: part
-        for key, part in slices(before).items()
-        if len(part) >= SLICE_MIN_UTTERANCES and sum(row.words for row in part) >= SLICE_MIN_WORDS
-    }
-    worse: list[str] = []
-    for (by, name), part in judged.items():
-        then = [heard_after[row.utterance] for row in part]
-        if wer(then) <= wer(part) + SLICE_MARGIN:
-            continue
-        losses = np.array([old.errors - new.errors for old, new in zip(part, then, strict=True)])
-        if significance.chance_of_improvement(losses, np.random.default_rng(0)) <= SLICE_ERROR / len(judged):
-            worse.append(f"{by} {name} ({100 * wer(part):.1f} % to {100 * wer(then):.1f} %)")
-    if worse:
-        return Guard(name="slices", passed=False, finding=f"clearly worse for {', '.join(worse)}")
-    if not judged:
-        return Guard(name="slices", passed=True, finding="no slice is large enough to be judged alone")
-    return Guard(name="slices", passed=True, finding=f"none of {len(judged)} slices is clearly worse")
-
-
-def _silence_guard(challenger: Evaluation, champion: Evaluation) -> Guard:
-    """Silence and faint noise bring no text, or no more than they did."""
-    before, after = champion.scores["silence"]["words"], challenger.scores["silence"]["words"]
-    if after <= before:
-        heard = f"{after} words heard in silence and faint noise, {before} before"
-        return Guard(name="silence", passed=True, finding=heard if after else "silence stays silent")
-    texts = "; ".join(repr(heard) for heard in challenger.scores["silence"]["texts"] if heard.strip())
-    return Guard(
-        name="silence",
-        passed=False,
-        finding=f"hears words in silence or faint noise: {after} words, {before} before ({texts[:200]})",
-    )
-
-
-def _joined_guard(challenger: Evaluation, champion: Evaluation) -> Guard:
-    """Speech of 30 s, joined from the test's clips, is understood about as well as before."""
-    old, new = champion.scores.get("joined"), challenger.scores.get("joined")
-    if old is None or new is None:
-        return Guard(name="30 s", passed=True, finding="too little test speech to join")
-    change = (
-        f"joined speech of up to 30 s: word error rate {100 * old['wer']:.1f} % before, {100 * new['wer']:.1f} % after"
-    )
-    if old["wer"] > JOINED_APPLIES:
-        return Guard(name="30 s", passed=True, finding=f"{change}; not held against it, as the champion cannot do it")
-    return Guard(name="30 s", passed=new["wer"] <= old["wer"] + JOINED_MARGIN, finding=change)
+def _rare(chance: float) -> str:
+    return f"{100 * chance:.2g} %" if chance >= 1e-4 else "less than 0.01 %"

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 from ulid import ULID
 
-from voxloop import evaluation, transcripts
+from voxloop import datasets, evaluation, transcripts
 from voxloop.comparison import Comparison, compare
 from voxloop.errors import ConflictError, UnknownRecord, UsageError
-from voxloop.records import Model, Promotion, Verdict
+from voxloop.records import Evaluation, Model, Promotion, Verdict
 from voxloop.stores import catalog as tables
 from voxloop.transcripts import CHAMPION
 
@@ -47,6 +47,7 @@ def promote(
     model: str,
     *,
     dataset: str | None = None,
+    general: str | None = None,
     by: str = "cli",
     alias: str = CHAMPION,
     force: bool = False,
@@ -56,9 +57,10 @@ def promote(
 
     Both models are evaluated (what was measured before is reused) and compared; on
     the verdict `promote` the alias moves, otherwise nothing moves and the evidence
-    is returned. `force` moves it all the same, `by hand`, with what evidence there
-    is. Raises UsageError where there is nothing to test on, ConflictError where
-    the alias moved meanwhile.
+    is returned. `general` (or the setting `promote_general`) names a dataset on
+    whose test split the model must not be worse, too. `force` moves the alias all
+    the same, `by hand`, with what evidence there is. Raises UsageError where there
+    is nothing to test on, ConflictError where the alias moved meanwhile.
     """
     _check_alias(alias)
     challenger = transcripts.base_model(ws, model)
@@ -76,7 +78,10 @@ def promote(
                 reigning=reigning.id,
                 message=f"{_short(challenger)} {what}; nothing moved",
             )
-    comparison, missing = _evidence(ws, challenger, reigning, dataset=dataset, force=force, progress=progress)
+    general = general or ws.settings.promote_general or None
+    comparison, missing = _evidence(
+        ws, challenger, reigning, dataset=dataset, general=general, force=force, progress=progress
+    )
     verdict = comparison.verdict if comparison else None
     evidence: dict[str, Any] = comparison.as_dict() if comparison else {"missing": missing}
     promotion: Promotion | None = None
@@ -85,7 +90,10 @@ def promote(
             tx.emit(
                 "model.compared",
                 challenger.id,
-                key=f"{comparison.challenger_evaluation}:{comparison.champion_evaluation}:{verdict}",
+                key=":".join(
+                    (comparison.challenger_evaluation, comparison.champion_evaluation, verdict or "")
+                    + ((comparison.general,) if comparison.general else ())
+                ),
                 payload=evidence,
             )
         if verdict == "promote" or force:
@@ -121,6 +129,7 @@ def _evidence(
     reigning: Model,
     *,
     dataset: str | None,
+    general: str | None,
     force: bool,
     progress: Progress | None,
 ) -> tuple[Comparison | None, str | None]:
@@ -128,17 +137,32 @@ def _evidence(
     if challenger.id == reigning.id:
         return None, "the model is its own predecessor: there is nothing to compare"
     try:
-        reigned, challenged = (
-            evaluation.measure(
-                ws, model.id, dataset=dataset, split="test", decoding=None, progress=progress, writing=ws.transaction
+        if general and datasets.find(ws, general).id == datasets.find(ws, dataset).id:
+            raise UsageError(
+                f"dataset {general} would be both the test and the general set: name the test's dataset with --dataset"
             )
-            for model in (reigning, challenger)
-        )
+        # What is judged is what is served: the model's own files through `transcripts.recogniser`, with the
+        # workspace's decoding.
+        reigned, challenged = _measured(ws, reigning, challenger, dataset=dataset, progress=progress)
+        besides = _measured(ws, reigning, challenger, dataset=general, progress=progress)[::-1] if general else None
     except UsageError as error:
         if not force:
             raise
         return None, str(error)
-    return compare(ws, challenged, reigned), None
+    return compare(ws, challenged, reigned, general=besides), None
+
+
+def _measured(
+    ws: Workspace, reigning: Model, challenger: Model, *, dataset: str | None, progress: Progress | None
+) -> tuple[Evaluation, Evaluation]:
+    """Both models on a dataset's test split; what was measured before is reused."""
+    reigned, challenged = (
+        evaluation.measure(
+            ws, model.id, dataset=dataset, split="test", decoding=None, progress=progress, writing=ws.transaction
+        )
+        for model in (reigning, challenger)
+    )
+    return reigned, challenged
 
 
 def rollback(ws: Workspace, *, alias: str = CHAMPION, by: str = "cli") -> Promotion:

@@ -164,7 +164,7 @@ def test_a_changed_normaliser_is_another_evaluation(ws: Workspace, tmp_path: Pat
     assert other.scores["wer"] == 1
     assert evaluate(ws).normaliser == "whisper-english/1"
     with pytest.raises(UsageError, match="differ in normaliser"):
-        comparison._check_comparable(other, evaluate(ws))
+        comparison.compare(ws, other, evaluate(ws))
 
 
 def test_an_empty_reference_counts_what_is_heard_in_it() -> None:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from tests.unit import frozen_speech
-from voxloop import transcripts
+from voxloop import promotion, transcripts
 from voxloop.errors import ConflictError, UnknownRecord, UsageError
 from voxloop.pipeline import open_loop
 from voxloop.promotion import Outcome, champion, comparisons, history, promote, rollback
-from voxloop.records import Model
+from voxloop.records import Evaluation, Model, Recording
 from voxloop.stores import catalog as tables
 from voxloop.workspace import Workspace
 
@@ -159,14 +167,12 @@ def test_other_aliases_have_their_own_history(tmp_path: Path) -> None:
 
 def test_an_alias_that_moved_meanwhile_is_not_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Somebody promotes by hand between the judgement and the move."""
-    from voxloop import promotion
-
     pair = Pair(tmp_path)
     third = pair.register(frozen_speech.twin(tmp_path / "champion", "third"))
     compare = promotion.compare
 
-    def slowly(*given: object) -> object:
-        found = compare(*given)  # type: ignore[arg-type]
+    def slowly(*given: object, **named: object) -> object:
+        found = compare(*given, **named)  # type: ignore[arg-type]
         monkeypatch.setattr(promotion, "compare", compare)
         promote(pair.ws, third.id, force=True, by="ann")
         return found
@@ -190,3 +196,202 @@ def test_a_workers_job_is_done_with_the_promotion(tmp_path: Path) -> None:
         assert promote(pair.ws.under(claim), pair.new.id).moved == moved
     with pair.ws.read() as reader:
         assert pair.ws.jobs.counts(reader)["promote"] == {"done": 2}
+
+
+# One transaction each -------------------------------------------------------------------------------------------------
+
+KILLED_AT_A_STATEMENT = """
+import itertools, os, signal, sys
+from pathlib import Path
+import sqlalchemy as sa
+from voxloop import promotion
+from voxloop.pipeline import open_loop
+
+folder, model, statement = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+with open_loop(folder) as ws:
+    event, count = ("commit", 1) if statement == "commit" else ("before_cursor_execute", int(statement))
+    compare = promotion.compare
+
+    def compared(*given, **named):
+        found = compare(*given, **named)
+        seen = itertools.count(1)
+
+        @sa.event.listens_for(ws.catalog.engine, event)
+        def die(*_):
+            if next(seen) == count:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        return found
+
+    promotion.compare = compared
+    promotion.promote(ws, model)
+"""
+
+
+class Struck(Exception):
+    """The fault that is injected."""
+
+
+def struck(ws: Workspace, act: Callable[[], Any], *, at: int | None) -> int:
+    """Do `act` with the catalog failing at the `at`-th change it is told (None: at none); how many it was told."""
+    told = 0
+
+    def count(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        nonlocal told
+        if statement.split()[0] in ("INSERT", "UPDATE", "DELETE"):
+            told += 1
+            if told == at:
+                raise Struck
+
+    sa.event.listen(ws.catalog.engine, "before_cursor_execute", count)
+    try:
+        act()
+    finally:
+        sa.event.remove(ws.catalog.engine, "before_cursor_execute", count)
+    return told
+
+
+def standing(pair: Pair) -> dict[str, Any]:
+    """All that a movement changes."""
+    tables_of = (tables.alias, tables.promotion, tables.event)
+    with pair.ws.read() as reader:
+        return {t.name: [tuple(row) for row in reader.connection.execute(t.select())] for t in tables_of}
+
+
+def test_a_fault_at_any_change_leaves_everything_as_it_was(tmp_path: Path) -> None:
+    """Promotion and rollback, each struck at every statement that changes the catalog, then let through."""
+    pair = Pair(tmp_path)
+    for model in (pair.old, pair.new):  # measured before, so that what is struck is the movement
+        promotion.evaluation.evaluate(pair.ws, model.id)
+    changed = {"promote": (pair.promote, pair.new), "rollback": (lambda: rollback(pair.ws), pair.old)}
+    for act, holder in changed.values():
+        before, at = standing(pair), 0
+        while True:
+            at += 1
+            try:
+                told = struck(pair.ws, act, at=at)
+                break
+            except Struck:
+                assert standing(pair) == before
+        assert told == at - 1 >= 6  # the history, two aliases taken and given, and what was told of it
+        assert champion(pair.ws) == holder
+        assert standing(pair)["promotion"][-1][2] == "champion"
+    assert [move.verdict for move in history(pair.ws)] == ["promote", "rollback"]
+
+
+@pytest.mark.parametrize("statement", ["2", "6", "commit"])
+def test_killed_within_a_promotion_it_has_not_happened_and_can_be_done(tmp_path: Path, statement: str) -> None:
+    pair = Pair(tmp_path)
+    for model in (pair.old, pair.new):
+        promotion.evaluation.evaluate(pair.ws, model.id)
+    before = standing(pair)
+    command = [sys.executable, "-c", KILLED_AT_A_STATEMENT, str(pair.ws.folder), pair.new.id, statement]
+    killed = subprocess.run(
+        command, env=os.environ | {"VOXLOOP_BASE_MODEL": pair.old.where}, capture_output=True, timeout=120, check=False
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert standing(pair) == before
+    assert pair.promote().moved
+    assert (champion(pair.ws), len(history(pair.ws))) == (pair.new, 1)
+
+
+def test_of_two_promotions_at_once_one_wins_and_the_other_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = Pair(tmp_path)
+    third = pair.register(frozen_speech.twin(tmp_path / "champion", "third"))
+    frozen_speech.remember(pair.ws, third, pair.frozen, frozen_speech.wrong_in(0.0))
+    for model in (pair.old, pair.new, third):
+        promotion.evaluation.evaluate(pair.ws, model.id)
+    compare, judged = promotion.compare, threading.Barrier(2, timeout=60)
+
+    def together(*given: Any, **named: Any) -> Any:
+        found = compare(*given, **named)
+        judged.wait()  # both were judged against the same champion before either moves
+        return found
+
+    monkeypatch.setattr(promotion, "compare", together)
+    ended: dict[str, Any] = {}
+
+    def ask(model: Model) -> None:
+        try:
+            ended[model.id] = promote(pair.ws, model.id, by=f"asks for {model.id[7:12]}")
+        except ConflictError as error:
+            ended[model.id] = error
+
+    askers = [threading.Thread(target=ask, args=(model,)) for model in (pair.new, third)]
+    for asker in askers:
+        asker.start()
+    for asker in askers:
+        asker.join()
+    won = [id for id, end in ended.items() if isinstance(end, Outcome) and end.moved]
+    told = [str(end) for end in ended.values() if isinstance(end, ConflictError)]
+    assert (len(won), len(told)) == (1, 1)
+    assert "was moved while this was being judged" in told[0]
+    assert f"by asks for {won[0][7:12]}" in told[0]
+    assert [move.model for move in history(pair.ws)] == won
+    assert pair.aliases() == {"champion": won[0], "previous": pair.old.id}
+
+
+# What is judged is what is served -------------------------------------------------------------------------------------
+
+
+def test_the_gate_hears_with_the_very_model_that_transcribes(tmp_path: Path) -> None:
+    """Nothing is remembered here: both models decode, and the champion then transcribes the same utterances."""
+    old, new = frozen_speech.models(tmp_path)
+    with open_loop(
+        tmp_path / "workspace", create=True, threads=1, device="cpu", min_snr_db=-99.0, base_model=str(old)
+    ) as ws:
+        frozen_speech.freeze(ws, tmp_path / "speech", clips=3)
+        outcome = promote(ws, str(new), force=True)
+        assert outcome.comparison is not None
+        with ws.read() as reader:
+            judged = reader.get(Evaluation, outcome.comparison.challenger_evaluation)
+            ids = [recording.id for recording in reader.all(Recording)]
+        served = {transcript.utterance: transcript for transcript in transcripts.transcribe(ws, ids)}
+        assert judged.decoding == transcripts.decoding(ws).as_dict()
+        rows = promotion.evaluation.scored_rows(ws, judged)
+        assert len(rows) == len(served) == 3
+        for row in rows:
+            assert served[row.utterance].by == outcome.model == judged.model
+            assert served[row.utterance].text == row.hypothesis
+            assert served[row.utterance].confidence == row.confidence
+
+
+def test_other_decoding_settings_are_measured_anew(tmp_path: Path) -> None:
+    pair = Pair(tmp_path, clips=6)
+    first = promotion.evaluation.evaluate(pair.ws, pair.new.id)
+    with open_loop(pair.ws.folder, base_model=pair.old.where, language="de", threads=1, device="cpu") as ws:
+        assert promotion.evaluation.evaluate(ws, pair.new.id).id != first.id
+
+
+# A general set, and repeated use --------------------------------------------------------------------------------------
+
+
+def test_a_general_set_is_asked_and_may_not_be_the_test_itself(tmp_path: Path) -> None:
+    pair = Pair(tmp_path)
+    general = promotion.datasets.build(pair.ws, name="general", ratios=(0.0, 0.0, 1.0), speakers=["ann"])
+    for model, share in ((pair.old, 0.0), (pair.new, 1.0)):
+        frozen_speech.remember(pair.ws, model, general, frozen_speech.wrong_in(share))
+    with pytest.raises(UsageError, match="both the test and the general set: name the test's dataset"):
+        promote(pair.ws, pair.new.id, general="general")
+    outcome = promote(pair.ws, pair.new.id, dataset="frozen", general="general")
+    assert outcome.comparison is not None
+    assert (outcome.verdict, outcome.moved) == ("reject", False)
+    assert outcome.comparison.general == general.id
+    assert outcome.comparison.reasons[0].startswith("general set general: word error rate 0.0 % before, 20.0 % after")
+    assert promote(pair.ws, pair.new.id, dataset="frozen").moved  # without it nothing speaks against the model
+
+
+def test_freezing_again_does_not_make_a_used_test_set_fresh(tmp_path: Path) -> None:
+    pair = Pair(tmp_path, after=0.75, clips=48)
+    assert pair.promote().verdict == "reject"
+    third = pair.register(frozen_speech.twin(tmp_path / "champion", "third"))
+    again = promotion.datasets.build(pair.ws, name="frozen", ratios=(0.0, 0.0, 1.0), speakers=["ann"])
+    for model, share in ((pair.old, 0.75), (third, 0.0)):
+        frozen_speech.remember(pair.ws, model, again, frozen_speech.wrong_in(share))
+    found = promote(pair.ws, third.id).comparison
+    assert found is not None
+    assert (found.dataset, found.rank, found.models_measured) == (again.id, 2, 3)
+    assert found.verdict == "promote"
+    assert any("1 other model was measured on this test set before" in reason for reason in found.reasons)

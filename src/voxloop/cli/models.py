@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from voxloop.comparison import Comparison
     from voxloop.records import Evaluation
 
-model = typer.Typer(no_args_is_help=True, help="Models: list, show, compare, promote, rollback, export.")
+model = typer.Typer(no_args_is_help=True, help="Models: list, show, compare, promote, rollback, history, export.")
 
 
 class SplitName(StrEnum):
@@ -127,6 +127,10 @@ def model_list(ctx: typer.Context, as_json: Json = False) -> None:
         ],
         empty="no model yet: `voxloop train` makes one",
     )
+    if len({(e.dataset, e.normaliser) for e in measured.values()}) > 1:
+        typer.echo(
+            "measured on different datasets or by different normalisers: `voxloop model compare` holds two together"
+        )
 
 
 @model.command("show")
@@ -183,6 +187,9 @@ def model_promote(
     dataset: Annotated[
         str | None, typer.Option(help="A dataset's name or id; the newest, where none is given.")
     ] = None,
+    general: Annotated[
+        str | None, typer.Option(help="A dataset on which it must not be worse, too: a name or id.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Move the alias by hand, whatever the verdict.")] = False,
     by: By = "cli",
     as_json: Json = False,
@@ -191,7 +198,7 @@ def model_promote(
     from voxloop.promotion import promote
 
     with opened(ctx) as ws, progress("evaluate", "s") as told:
-        outcome = promote(ws, name, dataset=dataset, by=by, force=force, progress=told)
+        outcome = promote(ws, name, dataset=dataset, general=general, by=by, force=force, progress=told)
     if as_json:
         print_json(outcome)
     else:
@@ -208,13 +215,49 @@ def model_promote(
 
 
 @model.command("rollback")
-def model_rollback(ctx: typer.Context, by: By = "cli") -> None:
+def model_rollback(ctx: typer.Context, by: By = "cli", as_json: Json = False) -> None:
     """Give the champion's place back to the model that held it before."""
     from voxloop.promotion import rollback
 
     with opened(ctx) as ws:
         move = rollback(ws, by=by)
+    if as_json:
+        print_json(move)
+        return
     typer.echo(f"champion: {short(move.previous or 'none')} -> {short(move.model)}")
+
+
+@model.command("history")
+def model_history(ctx: typer.Context, as_json: Json = False) -> None:
+    """Every movement of the champion with what it rested on, oldest first; nothing is ever taken out."""
+    import time
+
+    from voxloop.promotion import history
+
+    with opened(ctx) as ws:
+        moves = history(ws)
+    if as_json:
+        print_json(moves)
+        return
+    table(
+        ["when", "alias", "from", "to", "how", "by", "WER", "on"],
+        [
+            [
+                time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(move.created)),
+                move.alias,
+                short(move.previous) if move.previous else None,
+                short(move.model),
+                move.verdict,
+                move.by,
+                f"{percent(move.evidence['wer_before'])} -> {percent(move.evidence['wer_after'])}"
+                if "wer_after" in move.evidence
+                else move.evidence.get("missing"),
+                f"{move.evidence['utterances']} utterances" if "utterances" in move.evidence else None,
+            ]
+            for move in moves
+        ],
+        empty="no model is champion yet: `voxloop model promote MODEL` makes one, on evidence",
+    )
 
 
 @model.command("export")
