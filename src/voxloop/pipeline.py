@@ -1,6 +1,6 @@
 """The automatic loop on one page: which event wakes which step.
 
-    recording.ingested ──► segment ──► recording.segmented ──► transcribe
+    recording.ingested ──► segment ──► recording.segmented (transcription.asked) ──► transcribe
         ──► transcription.completed ──► restore ──► nlp.postprocessed ──► index
                                     └─► align (a long recording's given text)
 
@@ -24,6 +24,7 @@ LISTENERS: Mapping[str, tuple[str, ...]] = {
     "recording.ingested": ("segment",),
     "recording.described": ("segment",),  # a text or segments for audio that is known already
     "recording.segmented": ("transcribe",),
+    "transcription.asked": ("transcribe",),  # again, by a new champion
     "transcription.completed": ("restore", "align"),
     "nlp.postprocessed": ("index",),
     "training.queued": ("train",),

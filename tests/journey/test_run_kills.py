@@ -22,7 +22,7 @@ from voxloop.pipeline import open_loop
 from voxloop.records import Run
 from voxloop.training import control, locks, recipes, trainer
 from voxloop.training.batches import Plan, read_rows
-from voxloop.training.files import ATTENDED, CONFIG, read_json
+from voxloop.training.files import ATTENDED, CONFIG, TRAINING, read_json
 from voxloop.workspace import Workspace
 
 KILLS = 10
@@ -122,13 +122,15 @@ def test_killed_again_and_again_a_run_ends_the_same(tmp_path: Path, base: Path) 
         run = training.submit(ws, base=str(base), recipe="quick", overrides=SETTINGS)
         folder = ws.runs / run.id
         orphan: int | None = None
+        dead: set[int] = set()
         for number in range(KILLS):
             who = ("child", "parent", "both")[number % 3]
             process = parent(ws, run.id)
             until(lambda: locks.held(folder / ATTENDED), process, folder)
             if orphan:
                 os.kill(orphan, signal.SIGCONT)
-            until(lambda: "pid" in control.last_words(folder), process, folder)
+            # The status may be that of the last child still.
+            until(lambda: control.last_words(folder).get("pid") not in {None, *dead}, process, folder)
             if number % 5 != 4:  # else while the child loads its libraries
                 goal = step(folder) + chance.randint(1, MOST_STEPS)
                 until(lambda goal=goal: step(folder) >= goal, process, folder)  # type: ignore[misc]
@@ -140,6 +142,9 @@ def test_killed_again_and_again_a_run_ends_the_same(tmp_path: Path, base: Path) 
                 orphan = child
             else:
                 os.kill(child, signal.SIGKILL)
+                dead.add(child)
+                while locks.held(folder / TRAINING):  # dying takes a moment
+                    time.sleep(0.01)
             process.wait(60)
             with ws.read() as reader:
                 left = reader.get(Run, run.id).status

@@ -27,7 +27,7 @@ from voxloop.stores.catalog import to_event
 from voxloop.training import control, recipes, runs, trainer
 from voxloop.training.batches import Speech, read_rows
 from voxloop.training.files import LOOP_STATE, read_json
-from voxloop.training.session import StopFlag, TrainingConfig
+from voxloop.training.session import Progress, Session, StopFlag, TrainingConfig
 from voxloop.utterances import segment
 from voxloop.workspace import Workspace
 
@@ -137,7 +137,13 @@ class TestRun:
         assert metrics(folder)[-1]["val_wer"] == pytest.approx(expected.rate)
         assert outcome.best is not None
 
-    @pytest.mark.parametrize("extra", [(), ("average=0.9",), ("method=lora", "average=0.9")])
+    @pytest.mark.parametrize(
+        "extra",
+        [
+            ("average=0.9", "ctc_weight=0.3", "layer_decay=0.8"),
+            ("method=lora", "average=0.9", "ctc_weight=0.3"),
+        ],
+    )
     def test_resuming_ends_at_the_weights_of_an_undisturbed_run(
         self, base: Path, tmp_path: Path, extra: tuple[str, ...]
     ) -> None:
@@ -246,21 +252,99 @@ class TestRun:
         plain += ("max_steps=1", "warmup_steps=0", "log_steps=1")
         one = lay_out(tmp_path / "one", base, "batch_seconds=100", *plain, data=data)
         trainer.run(one, StopFlag())
-        two = lay_out(tmp_path / "two", base, "batch_seconds=5", "accumulation=2", *plain, data=data)
+        two = lay_out(tmp_path / "two", base, "batch_seconds=5.2", "accumulation=2", *plain, data=data)
         trainer.run(two, StopFlag())
         losses = [next(line["loss"] for line in metrics(folder) if "loss" in line) for folder in (one, two)]
         assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
-    def test_half_precision_on_the_cpu_is_refused(self, base: Path, tmp_path: Path) -> None:
-        folder = lay_out(tmp_path / "run", base, "max_steps=1", "precision=bf16")
+    def test_fp16_on_the_cpu_is_refused(self, base: Path, tmp_path: Path) -> None:
+        folder = lay_out(tmp_path / "run", base, "max_steps=1", "precision=fp16")
         with pytest.raises(SettingError, match="set precision=fp32"):
             trainer.run(folder, StopFlag())
+
+    def test_bf16_on_the_cpu_learns_and_says_that_it_is_slow(self, base: Path, tmp_path: Path) -> None:
+        steps = ("max_steps=30", "warmup_steps=5", "ctc_weight=0.1")
+        exact = lay_out(tmp_path / "fp32", base, *steps)
+        trainer.run(exact, StopFlag())
+        rounded = lay_out(tmp_path / "bf16", base, *steps, "precision=bf16", data=exact / "data")
+        outcome = trainer.run(rounded, StopFlag())
+        assert any("bf16 on the CPU" in note for note in outcome.notes)
+        losses = [[line["loss"] for line in metrics(folder) if "loss" in line] for folder in (exact, rounded)]
+        assert losses[0] != losses[1]
+        assert losses[1][0] == pytest.approx(losses[0][0], rel=0.02)
+        assert losses[1][-1] < 0.7 * losses[1][0]
+        assert all(weight.dtype == torch.float32 for weight in weights(rounded / "final").values())
+
+    @pytest.mark.parametrize("method", ["full", "lora"])
+    def test_gradient_checkpointing_changes_no_gradient(self, base: Path, tmp_path: Path, method: str) -> None:
+        steps = ("max_steps=3", "warmup_steps=0", "lora_dropout=0", f"method={method}")
+        plain = lay_out(tmp_path / "plain", base, *steps)
+        trainer.run(plain, StopFlag())
+        thrifty = lay_out(tmp_path / "thrifty", base, *steps, "gradient_checkpointing=true", data=plain / "data")
+        trainer.run(thrifty, StopFlag())
+        for name, weight in weights(plain / "final").items():
+            torch.testing.assert_close(weights(thrifty / "final")[name], weight, atol=1e-6, rtol=1e-5)
+        assert read_json(thrifty / "final" / "config.json")["use_cache"]
+
+    def test_lower_layers_learn_at_lower_rates(self, base: Path, tmp_path: Path) -> None:
+        steps = ("max_steps=1", "warmup_steps=0", "weight_decay=0", "average=0", "clip_norm=1e9")
+        folder = lay_out(tmp_path / "run", base, *steps, "layer_decay=0.5")
+        trainer.run(folder, StopFlag())
+        before, after = weights(base), weights(folder / "final")
+
+        def moved(name: str) -> float:
+            # The first step of Adam moves every weight by its rate, whatever its gradient.
+            return float((after[name] - before[name]).abs().median())
+
+        encoder = "model.encoder.layers.{}.fc1.weight"
+        assert moved(encoder.format(1)) == pytest.approx(2e-3, rel=0.02)
+        assert moved(encoder.format(0)) == pytest.approx(1e-3, rel=0.02)
+        assert moved("model.encoder.conv1.weight") == pytest.approx(0.5e-3, rel=0.02)
+        assert moved("model.decoder.layers.0.fc2.weight") == pytest.approx(1e-3, rel=0.02)
+        assert next(line["learning_rate"] for line in metrics(folder) if "learning_rate" in line) <= 2e-3
+
+    def test_ctc_teaches_the_encoder_and_its_head_is_thrown_away(self, base: Path, tmp_path: Path) -> None:
+        frozen_decoder = ("max_steps=2", "warmup_steps=0")
+        plain = lay_out(tmp_path / "plain", base, *frozen_decoder)
+        trainer.run(plain, StopFlag())
+        both = lay_out(tmp_path / "both", base, *frozen_decoder, "ctc_weight=1", data=plain / "data")
+        trainer.run(both, StopFlag())
+        one, other = weights(plain / "final"), weights(both / "final")
+        assert set(one) == set(other)
+        assert not torch.equal(one["model.encoder.conv1.weight"], other["model.encoder.conv1.weight"])
+        assert not list((both / "final").glob("ctc*"))
+
+    def test_earlier_speech_and_own_noises_are_heard(self, base: Path, tmp_path: Path) -> None:
+        data = write_data(tmp_path / "data", train=6)
+        earlier = write_data(tmp_path / "earlier", train=9, val=0)
+        noise = tmp_path / "run" / "noise"
+        noise.mkdir(parents=True)
+        (noise / "0.wav").write_bytes(wav_bytes(to_pcm16(np.full(RATE, 0.2, np.float32))))
+        folder = lay_out(tmp_path / "run", base, "max_steps=2", "replay_share=0.5", "noise_folder=x", data=data)
+        rows = [json.loads(line) for line in (earlier / "train.jsonl").read_text().splitlines()]
+        (earlier / "replay.jsonl").write_text("\n".join(json.dumps(row | {"id": f"old-{row['id']}"}) for row in rows))
+        config = TrainingConfig.load(folder)
+        replace(config, replay=str(earlier / "replay.jsonl"), noise="noise").save(folder)
+        session = Session(folder, config := TrainingConfig.load(folder), recipes.from_dict(config.recipe), *fresh())
+        assert [len(noise) for noise in session.noises] == [RATE]
+        heard = {id for cut in session.plan.examples(0) for id in ids(cut)}
+        assert sum(id.startswith("old-") for id in heard) == 6
+        assert trainer.run(folder, StopFlag()).status == "completed"
 
     def test_texts_longer_than_the_model_can_write_are_left_out(self, base: Path, tmp_path: Path) -> None:
         data = write_data(tmp_path / "data", text="a" * 200)
         folder = lay_out(tmp_path / "run", base, "max_steps=1", data=data)
         with pytest.raises(TrainingError, match="train split is empty"):
             trainer.run(folder, StopFlag())
+
+
+def fresh() -> tuple[StopFlag, Progress]:
+    return StopFlag(), Progress()
+
+
+def ids(cut: Any) -> list[str]:
+    """Ids of the clips of a cut."""
+    return [track.cut.id for track in getattr(cut, "tracks", ())] or [cut.id]
 
 
 class StopAt(StopFlag):

@@ -194,6 +194,8 @@ def train(
             overrides=set or (),
             max_seconds=max_seconds,
         )
+        if found.recipe["why"] and not as_json:
+            typer.echo(f"recipe {found.recipe['name']}, since {found.recipe['why']}", err=True)
         see_through(ws, found, no_wait=no_wait, as_json=as_json)
 
 
@@ -205,7 +207,8 @@ def _print_run(found: Run, as_json: bool) -> None:
     lines = [
         ("run", found.id + (f", tried again from {found.retry_of}" if found.retry_of else "")),
         ("status", found.status + (f": {found.error}" if found.error else "")),
-        ("base", f"{short(found.base)} ({found.family}, {found.method}, recipe {recipe['name']})"),
+        ("base", f"{short(found.base)} ({found.family}, {found.method})"),
+        ("recipe", recipe["name"] + (f", since {recipe['why']}" if recipe.get("why") else "")),
         ("dataset", short(found.dataset)),
         ("batch", f"{recipe['batch_seconds']:g} s x {recipe['accumulation']}, rate {recipe['learning_rate']:g}"),
         ("steps", f"{found.progress.get('step', 0)}, epoch {found.progress.get('epoch', 0)}"),

@@ -1,6 +1,6 @@
 """Frozen datasets: what is in, which text counts, and which split an utterance belongs to for ever."""
 
-from voxloop.datasets.clips import lhotse_cut, write_split
+from voxloop.datasets.clips import lhotse_cut, write_rows, write_split
 from voxloop.datasets.diffing import Diff, Difference, diff
 from voxloop.datasets.filters import Filters
 from voxloop.datasets.formats import Exported, export_dataset, import_dataset
@@ -31,5 +31,6 @@ __all__ = [
     "rows",
     "split_at",
     "summarise",
+    "write_rows",
     "write_split",
 ]

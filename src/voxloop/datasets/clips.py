@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,11 +32,16 @@ def write_split(ws: Workspace, dataset: str, split: Split, folder: Path) -> Path
     A row holds audio_path (relative to the folder), text, duration (seconds),
     speaker, language and id.
     """
+    return write_rows(ws, rows(ws, dataset, split), folder / f"{split}.jsonl")
+
+
+def write_rows(ws: Workspace, chosen: Iterable[DatasetRow], manifest: Path) -> Path:
+    """Write rows of any datasets as `write_split` does, and their audio below `audio` beside the manifest."""
+    folder = manifest.parent
     (folder / "audio").mkdir(parents=True, exist_ok=True)
-    manifest = folder / f"{split}.jsonl"
     partial = manifest.with_suffix(".partial")
     with partial.open("wb") as file:
-        for row in rows(ws, dataset, split):
+        for row in chosen:
             name = f"audio/{clip_name(row)}.wav"
             target = folder / name
             if not target.exists():

@@ -276,7 +276,8 @@ def _models_that_learnt(runs: Sequence[Run], models: Sequence[Model], learnt: Ma
         before = len(found)
         for model in models:
             run = by_run.get(model.run or "")
-            rows = learnt.get(run.dataset, 0) if run else 0
+            heard = {run.dataset, *run.recipe.get("replay_from", ())} if run else set()
+            rows = sum(learnt.get(dataset, 0) for dataset in heard)
             if rows or model.base in found or (run and run.base in found):
                 found.setdefault(model.id, Marked(id=model.id, name=model.run or model.where, utterances=rows))
     return list(found.values())
@@ -352,7 +353,7 @@ def _refuse_live_runs(ws: Workspace, dataset_ids: set[str]) -> None:
     with ws.read() as reader:
         running = reader.all(Run, tables.run.c.status.in_(("queued", "running")))
     for run in running:
-        if run.dataset in dataset_ids and alive(ws.runs / run.id):
+        if dataset_ids & {run.dataset, *run.recipe.get("replay_from", ())} and alive(ws.runs / run.id):
             raise ConflictError(
                 f"run {run.id} is learning from it now: stop that run (`voxloop run stop`), then forget"
             )

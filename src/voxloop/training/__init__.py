@@ -4,8 +4,8 @@
                               ▲                                                         │
                               └── control.py follows metrics.jsonl and status.json ◄────┘
 
-`runs.py` has the states of a run and who may change them, `recipes.py` says how it is trained, `batches.py` and
-`augment.py` what is heard. Importing this package loads no torch.
+`runs.py` has the states of a run and who may change them, `recipes.py` says how it is trained, `material.py`,
+`batches.py` and `augment.py` what is heard. Importing this package loads no torch.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from voxloop.training.runs import (
     stop,
     work,
 )
-from voxloop.training.submit import submit
+from voxloop.training.submit import submit, suggest
 
 if TYPE_CHECKING:
     from voxloop.workspace import Workspace
@@ -49,6 +49,7 @@ __all__ = [
     "see_through",
     "stop",
     "submit",
+    "suggest",
     "train",
     "work",
 ]

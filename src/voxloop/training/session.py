@@ -22,7 +22,9 @@ import torch
 from voxloop import text as _text
 from voxloop.errors import SettingError
 from voxloop.families.contract import Decoding, Family, Trainable, family
-from voxloop.training.batches import Plan, Row, Speech, read_rows
+from voxloop.training.batches import Plan, Row, Speech, read_noises, read_rows
+from voxloop.training.ctc import Head
+from voxloop.training.ctc import classes as ctc_classes
 from voxloop.training.files import BEST, CONFIG, read_json, sync, write_json
 from voxloop.training.recipes import Recipe
 
@@ -47,6 +49,10 @@ class TrainingConfig:
     """Manifest to learn from; relative to the run's folder."""
     val: str
     """Manifest to measure on."""
+    replay: str = ""
+    """Manifest of earlier speech of which every epoch hears a share; empty: none."""
+    noise: str = ""
+    """Folder of noises, 16 kHz mono WAV; empty: none."""
     recipe: dict[str, Any]
     """`Recipe.as_dict()`."""
     device: str = "auto"
@@ -151,13 +157,17 @@ class Session:
         self.started = time.monotonic()
         self.progress = progress
         self.before_s = progress.elapsed_s
-        self.train_speech = Speech(read_rows(folder / config.train))
+        rows = read_rows(folder / config.train)
+        earlier = read_rows(folder / config.replay) if config.replay and recipe.replay_share else []
+        self.train_speech = Speech([*rows, *earlier])
+        self.noises = read_noises(folder / config.noise) if config.noise and recipe.noise_folder_share else []
         self._say_language()
         self.val = _val_rows(folder / config.val, recipe)
         self.val_speech = Speech(self.val)
         self.plan = Plan(
-            self._learnable(self.train_speech.rows),
+            self._learnable(rows),
             recipe,
+            earlier=self._learnable(earlier),
             padded_s=self.family.padded_seconds if recipe.audio_context == "trimmed" else lambda _: 30.0,
             label_length=lambda text, language: self.family.label_length(self.trainable, text, language),
             label_limit=self.family.label_limit(self.trainable),
@@ -167,6 +177,12 @@ class Session:
         if recipe.method == "lora":
             self.model = _with_adapters(self.trainable, recipe)
         self.average = Average(self.model, recipe.average) if recipe.average else None
+        self.ctc_classes = self._ctc_classes() if recipe.ctc_weight else None
+        self.ctc = (
+            Head(self.family.encoder_width(self.trainable), len(self.ctc_classes), recipe.ctc_weight)
+            if self.ctc_classes is not None
+            else None
+        )
         self.eval_s = 0.0  # the last evaluation
         self.save_s = 0.0  # the last saved model
         self.steps = self._steps()
@@ -190,6 +206,10 @@ class Session:
         if len(kept) < len(rows):
             self.note(f"{len(rows) - len(kept)} clips left out: their texts have more than {limit} tokens")
         return kept
+
+    def _ctc_classes(self) -> dict[int, int]:
+        texts = [row.text for row in (*self.plan.rows, *self.plan.earlier)]
+        return ctc_classes(texts, lambda text: self.family.text_tokens(self.trainable, text))
 
     def _steps(self) -> int:
         recipe = self.recipe
@@ -325,7 +345,6 @@ def _prepare_weights(trainable: Trainable, recipe: Recipe) -> None:
         model.freeze_encoder()
     if recipe.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.config.use_cache = False
 
 
 def _with_adapters(trainable: Trainable, recipe: Recipe) -> Any:

@@ -10,7 +10,7 @@ from voxloop import datasets, transcripts
 from voxloop.audio import SAMPLE_BYTES
 from voxloop.errors import SettingError, UsageError
 from voxloop.records import SAMPLE_RATE, Dataset, Model, Run
-from voxloop.training import disk, recipes
+from voxloop.training import disk, material, recipes
 from voxloop.training.files import CONFIG, read_json, write_json
 from voxloop.training.recipes import Recipe
 
@@ -35,6 +35,13 @@ def submit(
     return _queue(ws, frozen, model, _recipe(frozen, folder, recipe, method, overrides, max_seconds))
 
 
+def suggest(ws: Workspace, *, dataset: str | None = None, base: str | None = None) -> Recipe:
+    """The recipe that `train` would take, where none is named."""
+    frozen = datasets.find(ws, dataset)
+    folder = Path(transcripts.model_folder(ws, transcripts.base_model(ws, base)))
+    return _recipe(frozen, folder, None, None, (), None)
+
+
 def submit_again(ws: Workspace, run: Run, overrides: Sequence[str] = ()) -> Run:
     """Queue a new run with the settings of an earlier one, some of them changed."""
     with ws.read() as reader:
@@ -51,6 +58,7 @@ def _queue(ws: Workspace, dataset: Dataset, model: Model, recipe: Recipe, retry_
             f"dataset {dataset.name!r} has no clips in its train split ({_counts(dataset)}): "
             "correct more utterances, or give train a larger share with `voxloop dataset build --ratios`"
         )
+    recipe = material.resolved(ws, recipe, dataset, model)
     check_disk(ws, dataset, model, recipe)
     run = Run(
         id=str(ULID()),
@@ -122,7 +130,8 @@ def lay_out(ws: Workspace, run: Run) -> Path:
         return folder
     with ws.read() as reader:
         dataset = reader.get(Dataset, run.dataset)
-    check_disk(ws, dataset, model, recipes.from_dict(run.recipe))
+    recipe = recipes.from_dict(run.recipe)
+    check_disk(ws, dataset, model, recipe)
     manifests = {split: datasets.write_split(ws, run.dataset, split, folder / "data") for split in ("train", "val")}
     # Written last: a folder that has it is whole.
     write_json(
@@ -135,6 +144,7 @@ def lay_out(ws: Workspace, run: Run) -> Path:
             "recipe": run.recipe,
             "normaliser": ws.settings.normaliser,  # of the beginning, so that all it measures is comparable
         }
+        | material.write_material(ws, recipe, dataset, folder)
         | values,
     )
     return folder
