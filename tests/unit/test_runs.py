@@ -87,7 +87,7 @@ def submitted(ws: Workspace, base: Path, *overrides: str) -> Run:
 
 def device(ws: Workspace) -> locks.Lock:
     """The device's lock, as a run of another workspace holds it."""
-    lock = locks.take(runs._device_lock(ws)[1])
+    lock = locks.take(runs.device_lock(ws)[1])
     assert lock is not None
     lock.write({"run": "other", "workspace": "/elsewhere", "pid": 1})
     return lock

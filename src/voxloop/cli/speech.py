@@ -181,7 +181,7 @@ def retranscribe(
         print_json(asked)
         return
     if not asked.recordings:
-        typer.echo(f"nothing to do: {short(asked.model)} has heard all of it")
+        typer.echo(f"nothing to do: {short(asked.model)} has heard all that other models have")
         return
     typer.echo(
         f"{asked.utterances} utterances ({asked.hours:.2f} h) of {len(asked.recordings)} recordings wait for "

@@ -176,7 +176,7 @@ def work(ws: Workspace, runs: Sequence[str]) -> None:
 
 def device_free(ws: Workspace) -> bool:
     """Whether no run is on this machine's device."""
-    return not locks.held(_device_lock(ws)[1])
+    return not locks.held(device_lock(ws)[1])
 
 
 def see_through(
@@ -261,7 +261,7 @@ def _train(ws: Workspace, run: Run, progress: Progress | None, waiting: Callable
 
 def _turn(ws: Workspace, run: Run, waiting: Callable[[Turn], None] | None) -> locks.Lock | None:
     """The device's lock, once it is this run's turn; None where the run is asked to end before."""
-    device, path = _device_lock(ws)
+    device, path = device_lock(ws)
     told: Turn | None = None
     while True:
         if _wish(ws, run) or _worker_ends(ws):
@@ -284,7 +284,7 @@ def _turn(ws: Workspace, run: Run, waiting: Callable[[Turn], None] | None) -> lo
         time.sleep(TURN_S)
 
 
-def _device_lock(ws: Workspace) -> tuple[str, Path]:
+def device_lock(ws: Workspace) -> tuple[str, Path]:
     """The device that a run would be on, by name, and its lock.
 
     A GPU has one lock for all workspaces of a user on this machine, since its memory
