@@ -138,8 +138,8 @@ def scored(number: int, speaker: str | None, recording: str, words: int, errors:
 
 EQUAL = (
     *(World(name=f"{n} single clips", recordings=n) for n in (20, 50, 200, 1000)),
-    World(name="200 single clips, WER 2 %", recordings=200, wer=0.01),
-    World(name="200 single clips, WER 50 %", recordings=200, wer=0.5),
+    World(name="200 single clips, WER 5 %", recordings=200, wer=0.01),
+    World(name="200 single clips, WER 57 %", recordings=200, wer=0.5),
     World(name="200 single words", recordings=200, words=(1, 1)),
     World(name="3 recordings of 40 clips", recordings=3, clips=40),
     World(name="6 recordings of 20 clips", recordings=6, clips=20),
@@ -214,11 +214,11 @@ def tilted(loss: Counts) -> np.ndarray[Any, np.dtype[np.float64]]:
 def real_pairs(folder: Path) -> Iterator[tuple[str, list[Scored], list[Scored]]]:
     """Pairs of models on the same real clips, by name."""
     for name, first, second in (
-        ("theo's digits, starter and a model tuned on him", "runs-starter", "runs-seed1"),
+        ("theo's digits, starter and tuned", "runs-starter", "runs-seed1"),
         ("theo's digits, two seeds", "runs-seed3", "runs-seed5"),
-        ("all digits, starter and a model tuned on theo", "digits_en-starter", "digits_en-seed1"),
+        ("all digits, starter and tuned", "digits_en-starter", "digits_en-seed1"),
         ("all digits, two seeds", "digits_en-seed1", "digits_en-seed2"),
-        ("telephone prompts, starter and a model tuned on theo", "prompts_en-starter", "prompts_en-seed1"),
+        ("telephone prompts, starter and tuned", "prompts_en-starter", "prompts_en-seed1"),
     ):
         paths = [folder / f"{part}.jsonl" for part in (first, second)]
         if all(path.exists() for path in paths):

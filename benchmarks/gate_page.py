@@ -12,7 +12,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-WIDTH, ROW, TOP, LABELS, BARS = 1000, 20, 76, 400, 560
+WIDTH, ROW, TOP, LABELS, BARS = 1000, 20, 76, 430, 530
 COLOURS = ("#1a365d", "#2b6cb0", "#4299e1", "#d69e2e", "#c05621")
 
 
@@ -93,7 +93,7 @@ def _power(rows: list[dict[str, Any]], kind: str, left: float, top: float) -> li
     def at(clips: int, promoted: float) -> tuple[float, float]:
         return left + wide * math.log(clips / sizes[0]) / across, top + high * (1 - promoted)
 
-    parts = [f'<text class="title" x="{left - 40}" y="{top - 22}">Promoted where better: {html.escape(kind)}</text>']
+    parts = [f'<text class="title" x="{left - 40}" y="{top - 22}">Promoted where better, {html.escape(kind)}</text>']
     for tick in range(0, 101, 20):
         y = at(sizes[0], tick / 100)[1]
         parts.append(f'<path d="M{left} {y:.1f}H{left + wide}" stroke="#e2e8f0"/>')
@@ -101,19 +101,15 @@ def _power(rows: list[dict[str, Any]], kind: str, left: float, top: float) -> li
     for clips in sizes:
         parts.append(f'<text class="note mid" x="{at(clips, 0)[0]:.1f}" y="{top + high + 18}">{clips}</text>')
     parts.append(f'<text class="note mid" x="{left + wide / 2}" y="{top + high + 38}">test clips</text>')
-    taken: list[float] = []
-    for colour, better in zip(COLOURS, sorted({row["better"] for row in rows}), strict=False):
+    label = top - 15.0
+    for colour, better in zip(COLOURS, sorted({row["better"] for row in rows}, reverse=True), strict=False):
         points = [at(row["clips"], row["promoted"]) for row in rows if row["better"] == better]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2.5"/>')
         parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{colour}"/>' for x, y in points]
-        label = points[-1][1]
-        while any(abs(label - other) < 15 for other in taken):
-            label -= 3
-        taken.append(label)
-        parts.append(
-            f'<text x="{left + wide + 8}" y="{label + 4:.1f}" style="fill: {colour}">−{100 * better:.0f} %</text>'
-        )
+        label = max(points[-1][1], label + 15)
+        said = f"{100 * better:.0f} % fewer"
+        parts.append(f'<text x="{left + wide + 8}" y="{label + 4:.1f}" style="fill: {colour}">{said}</text>')
     return parts
 
 
