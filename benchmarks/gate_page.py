@@ -93,7 +93,7 @@ def _power(rows: list[dict[str, Any]], kind: str, left: float, top: float) -> li
     def at(clips: int, promoted: float) -> tuple[float, float]:
         return left + wide * math.log(clips / sizes[0]) / across, top + high * (1 - promoted)
 
-    parts = [f'<text class="title" x="{left - 40}" y="{top - 22}">Promoted where better, {html.escape(kind)}</text>']
+    parts = [f'<text class="title" x="{left - 40}" y="{top - 22}">If better, {html.escape(kind)}</text>']
     for tick in range(0, 101, 20):
         y = at(sizes[0], tick / 100)[1]
         parts.append(f'<path d="M{left} {y:.1f}H{left + wide}" stroke="#e2e8f0"/>')

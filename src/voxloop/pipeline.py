@@ -1,8 +1,10 @@
 """The automatic loop on one page: which event wakes which step.
 
-    recording.ingested ──► segment ──► recording.segmented ──► transcribe
+    recording.ingested ──► segment ──► recording.segmented (transcription.asked) ──► transcribe
         ──► transcription.completed ──► restore ──► nlp.postprocessed ──► index
                                     └─► align (a long recording's given text)
+
+    training.queued ──► train
 
 What follows is a person's decision in this version, made from the command line:
 review, freeze a dataset, train, evaluate, promote.
@@ -15,15 +17,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from voxloop import alignment, similarity, transcripts, utterances
+from voxloop import alignment, similarity, training, transcripts, utterances
 from voxloop.workspace import Workspace, open_workspace
 
 LISTENERS: Mapping[str, tuple[str, ...]] = {
     "recording.ingested": ("segment",),
     "recording.described": ("segment",),  # a text or segments for audio that is known already
     "recording.segmented": ("transcribe",),
+    "transcription.asked": ("transcribe",),  # again, by a new champion
     "transcription.completed": ("restore", "align"),
     "nlp.postprocessed": ("index",),
+    "training.queued": ("train",),
 }
 
 
@@ -33,6 +37,7 @@ class Step:
 
     run: Callable[[Workspace, Sequence[str]], Any]
     batch: int  # jobs taken at once: large where a batch is cheaper than its parts
+    free: Callable[[Workspace], bool] = lambda _: True  # whether this machine can take one now
 
 
 STEPS: Mapping[str, Step] = {
@@ -41,6 +46,7 @@ STEPS: Mapping[str, Step] = {
     "restore": Step(transcripts.restore, batch=64),
     "align": Step(alignment.align, batch=64),
     "index": Step(similarity.index, batch=64),
+    "train": Step(training.work, batch=1, free=training.device_free),
 }
 
 

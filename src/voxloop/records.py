@@ -22,8 +22,15 @@ TranscriptKind = Literal["hypothesis", "clean", "reference", "withdrawn"]
 # new -> transcribed -> reviewed; new | transcribed -> rejected; rejected -> reviewed
 UtteranceStatus = Literal["new", "transcribed", "reviewed", "rejected"]
 
-# queued -> running -> completed | failed | stopped
-RunStatus = Literal["queued", "running", "completed", "failed", "stopped"]
+# queued -> running -> completed | failed
+# queued | running -> paused (pause, Ctrl-C) | stopped (stop: what was learnt is kept as a model, or discarded)
+# running -> interrupted (its processes died without a word)
+# paused | interrupted | failed -> queued (resume) | stopped (stop)
+RunStatus = Literal["queued", "running", "completed", "failed", "stopped", "paused", "interrupted"]
+RunWish = Literal["pause", "stop", "discard"]
+
+# What was suspicious while a text was decoded (families/contract.py: Guards)
+Guard = Literal["repetition", "low probability", "no speech", "silence", "cut off"]
 
 Verdict = Literal["promote", "reject", "insufficient evidence"]
 
@@ -111,12 +118,12 @@ def utterance_id(recording: str, start: int, end: int) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Word:
-    """A word with its place, in seconds from the start of its utterance."""
+    """A word with its place, in seconds from the start of its utterance (in `FileTranscript`: of its file)."""
 
     text: str
     start: float
     end: float
-    probability: float
+    probability: float  # mean of its tokens'
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,6 +137,11 @@ class Transcript:
     by: str  # a person, "metadata", or the model's id
     confidence: float | None = None  # mean probability of the tokens, 0 to 1
     words: tuple[Word, ...] = ()
+    language: str | None = None  # that the model was told or detected
+    language_probability: float | None = None  # None where it was told
+    no_speech: float | None = None  # the model's own probability that nobody speaks
+    guards: tuple[Guard, ...] = ()  # what was suspicious while it was decoded
+    temperature: float | None = None  # at which it was sampled; 0: the likeliest text
     created: float = 0.0
 
 
@@ -165,6 +177,8 @@ class Run:
     model: str | None = None
     created: float = 0.0
     finished: float | None = None
+    wanted: RunWish | None = None  # what a person asked of it and has not been done yet
+    retry_of: str | None = None  # the run whose settings it began with
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

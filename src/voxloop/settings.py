@@ -46,6 +46,16 @@ class Settings:
     """CPU threads for models; 0: as many as there are cores."""
     batch_seconds: float = 120.0
     """Padded seconds of audio transcribed at once."""
+    word_times: bool = True
+    """Keep each word's place and probability with a text; transcribing takes a little longer."""
+    guards: bool = True
+    """Decode again, at rising temperatures, what repeats itself or is a guess; drop texts of silence."""
+    guard_compression: float = 2.4
+    """A text that zlib makes smaller by more than this repeats itself (Whisper's default)."""
+    guard_logprob: float = -1.0
+    """A text whose tokens have a lower mean log-probability is a guess (Whisper's default)."""
+    guard_no_speech: float = 0.6
+    """Above this no-speech probability, a text that is a guess too is dropped (Whisper's default)."""
     channels: str = "mix"
     """Files of several channels: `mix` them, or `split` them, each channel a recording with a speaker of its own."""
     max_file_mb: int = 4096
@@ -108,6 +118,12 @@ class Settings:
         for name in ("lease_s", "review_lease_s", "poll_s", "batch_seconds", "max_recording_hours"):
             if getattr(self, name) <= 0:
                 raise SettingError(f"{name} is {getattr(self, name)}: it must be above 0")
+        if self.guard_compression <= 0 or self.guard_logprob >= 0 or not 0 <= self.guard_no_speech <= 1:
+            raise SettingError(
+                f"guard_compression, guard_logprob and guard_no_speech are {self.guard_compression}, "
+                f"{self.guard_logprob} and {self.guard_no_speech}: needed are a ratio above 0, a logarithm below 0 "
+                "and a probability; `guards = false` turns them off"
+            )
         _text.check_changes(self.normaliser)
         if self.channels not in ("mix", "split"):
             raise SettingError(f"channels is {self.channels!r}: it must be mix or split")
@@ -129,15 +145,19 @@ class Settings:
 
 def described() -> list[tuple[str, Any, str]]:
     """Every setting with its default and its meaning, as this module states them."""
-    tree = ast.parse(inspect.getsource(Settings))
-    body = cast("ast.ClassDef", tree.body[0]).body
     defaults = Settings()
-    found = []
-    for stated, doc in itertools.pairwise(body):
-        if isinstance(stated, ast.AnnAssign) and isinstance(stated.target, ast.Name) and isinstance(doc, ast.Expr):
-            meaning = " ".join(str(cast("ast.Constant", doc.value).value).split())
-            found.append((stated.target.id, getattr(defaults, stated.target.id), meaning))
-    return found
+    return [(name, getattr(defaults, name), meaning) for name, meaning in meanings(Settings).items()]
+
+
+def meanings(settings: type) -> dict[str, str]:
+    """What each field of a class of settings means: the docstrings below them."""
+    tree = ast.parse(inspect.getsource(settings))
+    body = cast("ast.ClassDef", tree.body[0]).body
+    return {
+        stated.target.id: " ".join(str(cast("ast.Constant", doc.value).value).split())
+        for stated, doc in itertools.pairwise(body)
+        if isinstance(stated, ast.AnnAssign) and isinstance(stated.target, ast.Name) and isinstance(doc, ast.Expr)
+    }
 
 
 def template() -> str:
@@ -165,6 +185,9 @@ def parse_ratios(text: str) -> tuple[float, float, float]:
     return parts[0], parts[1], parts[2]
 
 
+_BOOLEANS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
+
+
 def _convert(name: str, value: Any, like: Any, where: str) -> Any:
     """A value from a file or the environment in the type of its default."""
     try:
@@ -173,12 +196,14 @@ def _convert(name: str, value: Any, like: Any, where: str) -> Any:
             return {str(key): item for key, item in made.items()}
         if isinstance(like, tuple):
             return parse_ratios(value if isinstance(value, str) else "/".join(str(v) for v in value))
+        if isinstance(like, bool):
+            return _BOOLEANS[str(value).lower()]
         if isinstance(like, int):
             return int(value)
         if isinstance(like, float):
             return float(value)
         return str(value)
-    except (AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         needed = "table" if isinstance(like, dict) else type(like).__name__
         raise SettingError(f"{where}: {name} is {value!r}; needed is a {needed}") from error
 

@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 import sqlalchemy as sa
 
+from voxloop import training
 from voxloop.records import Dataset, Model, Run, Transcript, Utterance, UtteranceStatus
 from voxloop.stores import catalog as tables
 from voxloop.stores.catalog import Reader
@@ -48,6 +49,7 @@ class Status:
 
 def status(ws: Workspace) -> Status:
     """Count everything, from indexes alone: tens of milliseconds at a million utterances."""
+    training.reconcile(ws)
     with ws.read() as reader:
         recordings, samples = reader.connection.execute(
             sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(tables.recording.c.samples), 0))
@@ -117,6 +119,8 @@ def _next_steps(
         steps.append("voxloop dataset build    freeze the corrected utterances")
     if dataset is not None and (run is None or run.dataset != dataset.id):
         steps.append("voxloop train    fine-tune on the newest dataset")
+    if run is not None and run.status in ("paused", "interrupted"):
+        steps.append(f"voxloop run resume {run.id}    go on with the run that is {run.status}")
     if run is not None and run.status == "completed" and run.model and run.model != champion:
         steps.append(f"voxloop model promote {run.model[7:19]}    make it champion, if it is really better")
     if run is not None and run.status == "failed":

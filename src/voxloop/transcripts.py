@@ -4,31 +4,36 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import sqlalchemy as sa
 
+from voxloop import subtitles
 from voxloop import text as _text
 from voxloop import utterances as _utterances
 from voxloop.errors import ModelError, UnknownRecord, UsageError
-from voxloop.families.contract import Decoding, Hypothesis, Recogniser, family
-from voxloop.records import SAMPLE_RATE, Model, Transcript, Utterance, Word, seconds
+from voxloop.families.contract import Decoding, Guards, Hypothesis, Recogniser, family
+from voxloop.records import SAMPLE_RATE, Guard, Model, Recording, Transcript, Utterance, Word, seconds
 from voxloop.starter import STARTER_DIR
 from voxloop.stores import catalog as tables
 from voxloop.stores.blobs import sha256_file
+from voxloop.stores.jobs import News
 
 if TYPE_CHECKING:
     from voxloop.families.contract import Waveform
-    from voxloop.workspace import Workspace
+    from voxloop.stores.catalog import Reader
+    from voxloop.workspace import Transaction, Workspace
 
 CHAMPION = "champion"
 STARTER = "starter"
 MODEL_FILES = (".safetensors", ".json", ".txt", ".model")  # what a model folder's identity covers
-BLOCK_S = 600.0  # seconds of audio read, transcribed and committed at a time by the command line
+BLOCK_S = 600.0  # seconds of audio read, transcribed and committed at a time
+FILE_BLOCK_S = 120.0  # of a file: less, so that its progress is seen
 
 
 # Which model ---------------------------------------------------------------------------------------------------------
@@ -161,53 +166,132 @@ def recogniser(ws: Workspace, model: Model) -> Recogniser:
 
 def decoding(ws: Workspace, language: str | None = None) -> Decoding:
     """How this workspace reads text off its model."""
-    return Decoding(language=language or ws.settings.language or None, batch_seconds=ws.settings.batch_seconds)
+    settings = ws.settings
+    guards = Guards(
+        max_compression=settings.guard_compression,
+        min_logprob=settings.guard_logprob,
+        max_no_speech=settings.guard_no_speech,
+    )
+    return Decoding(
+        language=language or settings.language or None,
+        batch_seconds=settings.batch_seconds,
+        guards=guards if settings.guards else None,
+    )
 
 
 def transcribe(ws: Workspace, recordings: str | Sequence[str]) -> list[Transcript]:
-    """Transcribe the utterances of recordings that the current model has not heard yet.
+    """Transcribe the utterances of recordings that the current model has not heard yet; the transcripts made.
 
-    Utterances of all the recordings are decoded together, batched by length. An
-    earlier model's hypotheses stay.
+    Utterances of all the recordings are decoded together, batched by length, and
+    written every ten minutes of audio, so that a kill loses no more than that. An
+    earlier model's hypotheses stay, and nobody's reference is touched.
     """
     ids = [recordings] if isinstance(recordings, str) else list(recordings)
     model = base_model(ws)
     with ws.read() as reader:
-        waiting: list[Utterance] = []
-        for id in ids:
-            for utterance in reader.all(Utterance, tables.utterance.c.recording == id, order=tables.utterance.c.start):
-                if reader.find(Transcript, _hypothesis_id(utterance.id, model.id)) is None:
-                    waiting.append(utterance)
+        waiting = [utterance for id in ids for utterance in _unheard(reader, id, model)]
     made: list[Transcript] = []
     for language, group in _by_language(waiting):
         for block in blocks(group, [utterance.samples for utterance in group]):
             waveforms = [_utterances.utterance_audio(ws, utterance) for utterance in block]
-            heard = recogniser(ws, model).transcribe(waveforms, decoding(ws, language))
-            made += [
-                Transcript(
-                    id=_hypothesis_id(utterance.id, model.id),
-                    utterance=utterance.id,
-                    kind="hypothesis",
-                    text=hypothesis.text,
-                    by=model.id,
-                    confidence=hypothesis.confidence,
-                    words=hypothesis.words,
-                )
-                for utterance, hypothesis in zip(block, heard, strict=True)
-            ]
-    with ws.completion() as tx:
-        tx.add(*made)
-        for transcript in made:
-            # Uncertain first; what a person has seen already keeps its place.
-            tx.change(Utterance, transcript.utterance, priority=1.0 - (transcript.confidence or 0.0))
-            tx.connection.execute(
-                sa.update(tables.utterance)
-                .where(tables.utterance.c.id == transcript.utterance, tables.utterance.c.status == "new")
-                .values(status="transcribed")
+            heard = recogniser(ws, model).transcribe(
+                waveforms, decoding(ws, language), word_times=ws.settings.word_times
             )
+            found = [_hypothesis(u, model, hypothesis) for u, hypothesis in zip(block, heard, strict=True)]
+            with ws.transaction() as tx:
+                tx.add(*found)
+                for transcript in found:
+                    _heard(tx, transcript)
+            made += found
+    with ws.completion() as tx:
         for id in ids:
             tx.emit("transcription.completed", id, key=f"{id}:{model.id}", payload={"model": model.id})
     return made
+
+
+def _unheard(reader: Reader, recording: str, model: Model) -> list[Utterance]:
+    """The utterances of a recording that a model has not heard yet, in order."""
+    utterances = reader.all(Utterance, tables.utterance.c.recording == recording, order=tables.utterance.c.start)
+    table = tables.transcript
+    heard = (
+        sa.select(table.c.utterance)
+        .join(tables.utterance)
+        .where(tables.utterance.c.recording == recording, table.c.kind == "hypothesis", table.c.by == model.id)
+    )
+    known = set(reader.connection.execute(heard).scalars())
+    return [utterance for utterance in utterances if utterance.id not in known]
+
+
+def _hypothesis(utterance: Utterance, model: Model, heard: Hypothesis) -> Transcript:
+    return Transcript(
+        id=_hypothesis_id(utterance.id, model.id),
+        utterance=utterance.id,
+        kind="hypothesis",
+        text=heard.text,
+        by=model.id,
+        confidence=heard.confidence,
+        words=heard.words,
+        language=heard.language,
+        language_probability=heard.language_probability,
+        no_speech=heard.no_speech,
+        guards=heard.guards,
+        temperature=heard.temperature,
+    )
+
+
+def _heard(tx: Transaction, transcript: Transcript) -> None:
+    """Uncertain utterances first in review; what a person has decided on keeps its state and place."""
+    table = tables.utterance
+    tx.connection.execute(
+        sa.update(table)
+        .where(table.c.id == transcript.utterance, table.c.status.in_(("new", "transcribed")))
+        .values(status="transcribed", priority=1.0 - (transcript.confidence or 0.0))
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asked:
+    """What is to be transcribed again."""
+
+    model: str
+    recordings: tuple[str, ...]  # with anything that the model has not heard, and another one has
+    utterances: int
+    hours: float
+    waiting: int  # of the recordings, those that were asked for before and are not done
+
+
+def retranscribe(ws: Workspace, recordings: Sequence[str] = ()) -> Asked:
+    """Ask for the current model's texts of what only other models have heard, in all recordings or those named.
+
+    The worker transcribes them as it does new ones. What earlier models heard stays beside it, references stay
+    what they are. Asking twice does nothing. Raises UnknownRecord.
+    """
+    model = base_model(ws)
+    utterance, transcript = tables.utterance, tables.transcript
+    hypothesis = sa.exists().where(transcript.c.utterance == utterance.c.id, transcript.c.kind == "hypothesis")
+    query = (
+        sa.select(utterance.c.recording, sa.func.count(), sa.func.sum(utterance.c.end - utterance.c.start))
+        .where(utterance.c.status != "rejected", hypothesis, ~hypothesis.where(transcript.c.by == model.id))
+        .group_by(utterance.c.recording)
+        .order_by(utterance.c.recording)
+    )
+    with ws.read() as reader:
+        named = {reader.get(Recording, id).id for id in recordings}
+        found = {
+            id: (count, int(samples))
+            for id, count, samples in reader.connection.execute(query)
+            if id in named or not named
+        }
+    with ws.completion() as tx:
+        news = [News(id, f"{id}:{model.id}", {"model": model.id, "utterances": n}) for id, (n, _) in found.items()]
+        new = tx.emit_all("transcription.asked", news)
+    return Asked(
+        model=model.id,
+        recordings=tuple(found),
+        utterances=sum(count for count, _ in found.values()),
+        hours=seconds(sum(samples for _, samples in found.values())) / 3600,
+        waiting=len(found) - new,
+    )
 
 
 def restore(ws: Workspace, recordings: str | Sequence[str]) -> list[Transcript]:
@@ -220,15 +304,14 @@ def restore(ws: Workspace, recordings: str | Sequence[str]) -> list[Transcript]:
                 newest = latest(reader.all(Transcript, tables.transcript.c.utterance == utterance.id), "hypothesis")
                 if newest is None:
                     continue
+                language = utterance.language or newest.language
                 made.append(
-                    Transcript(
+                    replace(
+                        newest,
                         id=newest.id.replace("hypothesis", "clean", 1),
-                        utterance=utterance.id,
                         kind="clean",
-                        text=_text.clean(newest.text, utterance.language),
-                        by=newest.by,
-                        confidence=newest.confidence,
-                        words=newest.words,
+                        text=_text.clean(newest.text, language),
+                        created=0.0,
                     )
                 )
     with ws.completion() as tx:
@@ -271,6 +354,12 @@ class Segment:
     text: str
     confidence: float | None
     words: tuple[Word, ...] = ()
+    language: str | None = None
+    language_probability: float | None = None
+    mean_logprob: float | None = None
+    no_speech: float | None = None
+    guards: tuple[Guard, ...] = ()
+    temperature: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -293,24 +382,39 @@ def transcribe_file(
     *,
     model: str | None = None,
     language: str | None = None,
+    word_times: bool = False,
     progress: Callable[[float, float], None] | None = None,
 ) -> FileTranscript:
-    """Read one audio file aloud. `progress` is told seconds done and seconds in all. Raises AudioError."""
-    from voxloop.audio import decode
+    """Read one audio file aloud. `progress` is told seconds done and seconds in all. Raises AudioError.
 
-    waveform = decode(file)
+    The sound lies in a temporary file meanwhile, so memory does not grow with its length; what is heard is
+    what would be stored of it.
+    """
+    from voxloop.audio import SAMPLE_BYTES, from_pcm16, stream, to_pcm16
+
     record = base_model(ws, model)
-    speaker = recogniser(ws, record)
-    spans = _utterances.speech_spans(waveform, ws.settings)
-    segments: list[Segment] = []
-    for block in blocks(spans, [end - start for start, end in spans]):
-        heard = speaker.transcribe([waveform[start:end] for start, end in block], decoding(ws, language))
-        segments += [_segment(start, end, hypothesis) for (start, end), hypothesis in zip(block, heard, strict=True)]
+    max_seconds, max_bytes = ws.settings.max_recording_hours * 3600, ws.settings.max_file_mb << 20
+    with tempfile.TemporaryFile(prefix="voxloop-") as sound:
+        for decoded in stream(file, max_seconds=max_seconds, max_bytes=max_bytes):
+            sound.write(to_pcm16(decoded))
+        samples = sound.tell() // SAMPLE_BYTES
+
+        def read(start: int, end: int) -> Waveform:
+            sound.seek(start * SAMPLE_BYTES)
+            return from_pcm16(sound.read((end - start) * SAMPLE_BYTES))
+
         if progress:
-            progress(block[-1][1] / SAMPLE_RATE, len(waveform) / SAMPLE_RATE)
-    return FileTranscript(
-        file=str(file), model=record.id, duration=len(waveform) / SAMPLE_RATE, segments=tuple(segments)
-    )
+            progress(0.0, seconds(samples))
+        speaker = recogniser(ws, record)
+        spans = _utterances.spans_in(read, samples, ws.settings)
+        segments: list[Segment] = []
+        for block in blocks(spans, [end - start for start, end in spans], FILE_BLOCK_S):
+            waveforms = [read(start, end) for start, end in block]
+            heard = speaker.transcribe(waveforms, decoding(ws, language), word_times=word_times)
+            segments += [_segment(start, end, one) for (start, end), one in zip(block, heard, strict=True)]
+            if progress:
+                progress(seconds(block[-1][1]), seconds(samples))
+    return FileTranscript(file=str(file), model=record.id, duration=seconds(samples), segments=tuple(segments))
 
 
 def transcribe_waveforms(ws: Workspace, waveforms: Sequence[Waveform], model: Model) -> list[Hypothesis]:
@@ -321,12 +425,12 @@ def transcribe_waveforms(ws: Workspace, waveforms: Sequence[Waveform], model: Mo
 T = TypeVar("T")
 
 
-def blocks(items: Sequence[T], samples: Sequence[int]) -> Iterator[list[T]]:
-    """Items in groups of at most ten minutes of audio, so that progress shows and memory stays bounded."""
+def blocks(items: Sequence[T], samples: Sequence[int], limit_s: float = BLOCK_S) -> Iterator[list[T]]:
+    """Items in groups of at most so much audio, so that progress shows and memory stays bounded."""
     block: list[T] = []
     held = 0
     for item, length in zip(items, samples, strict=True):
-        if block and held + length > BLOCK_S * SAMPLE_RATE:
+        if block and held + length > limit_s * SAMPLE_RATE:
             yield block
             block, held = [], 0
         block.append(item)
@@ -335,13 +439,23 @@ def blocks(items: Sequence[T], samples: Sequence[int]) -> Iterator[list[T]]:
         yield block
 
 
-def _segment(start: int, end: int, hypothesis: Hypothesis) -> Segment:
+def _segment(start: int, end: int, heard: Hypothesis) -> Segment:
     offset = seconds(start)
-    words = tuple(
-        Word(text=word.text, start=word.start + offset, end=word.end + offset, probability=word.probability)
-        for word in hypothesis.words
+    return Segment(
+        start=offset,
+        end=seconds(end),
+        text=heard.text,
+        confidence=heard.confidence,
+        words=tuple(
+            replace(word, start=round(word.start + offset, 3), end=round(word.end + offset, 3)) for word in heard.words
+        ),
+        language=heard.language,
+        language_probability=heard.language_probability,
+        mean_logprob=heard.mean_logprob,
+        no_speech=heard.no_speech,
+        guards=heard.guards,
+        temperature=heard.temperature,
     )
-    return Segment(start=offset, end=seconds(end), text=hypothesis.text, confidence=hypothesis.confidence, words=words)
 
 
 FORMATS = ("text", "json", "srt", "vtt")
@@ -355,17 +469,5 @@ def formatted(transcript: FileTranscript, format: str) -> str:
         return json.dumps(asdict(transcript) | {"text": transcript.text}, ensure_ascii=False)
     if format not in ("srt", "vtt"):
         raise UsageError(f"format {format!r} is not known; known: {', '.join(FORMATS)}")
-    comma = "," if format == "srt" else "."
-    cues = [
-        f"{number}\n{_clock(segment.start, comma)} --> {_clock(segment.end, comma)}\n{segment.text}\n"
-        for number, segment in enumerate((s for s in transcript.segments if s.text), 1)
-    ]
-    return ("WEBVTT\n\n" if format == "vtt" else "") + "\n".join(cues)
-
-
-def _clock(time_s: float, comma: str) -> str:
-    """`hh:mm:ss,mmm`, as subtitles count time."""
-    milliseconds = round(time_s * 1000)
-    hours, rest = divmod(milliseconds, 3_600_000)
-    minutes, rest = divmod(rest, 60_000)
-    return f"{hours:02}:{minutes:02}:{rest // 1000:02}{comma}{rest % 1000:03}"
+    cues = [cue for one in transcript.segments for cue in subtitles.cues(one.text, one.start, one.end, one.words)]
+    return subtitles.srt(cues) if format == "srt" else subtitles.vtt(cues)

@@ -143,8 +143,12 @@ def read_span(ws: Workspace, recording_id: str, start: int, end: int) -> Wavefor
 
 def speech_spans(waveform: Waveform, settings: Settings) -> list[Span]:
     """Spans of (S,) at 16 kHz that hold speech: in order, disjoint, at most 30 s each."""
-    probabilities = _in_windows(lambda start, end: waveform[start:end], len(waveform))
-    return spans_of(probabilities, len(waveform), settings)
+    return spans_in(lambda start, end: waveform[start:end], len(waveform), settings)
+
+
+def spans_in(read: Callable[[int, int], Waveform], samples: int, settings: Settings) -> list[Span]:
+    """As `speech_spans`, of audio of any length that `read` gives from a start to an end."""
+    return spans_of(_in_windows(read, samples), samples, settings)
 
 
 def spans_of(probabilities: Sequence[float], samples: int, settings: Settings) -> list[Span]:

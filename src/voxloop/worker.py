@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from voxloop.errors import LeaseLost, UsageError, nearest
 from voxloop.pipeline import STEPS
@@ -51,6 +50,8 @@ def work(
         claim = None
         for step in chosen:
             # In the order of the loop, so that a batch fills before the next step starts on its head.
+            if not STEPS[step].free(ws):
+                continue
             claim = ws.jobs.claim([step], limit=STEPS[step].batch)
             if claim:
                 break
@@ -61,7 +62,7 @@ def work(
                 return done
             ws.bus.wait(chosen, ws.settings.poll_s)
             continue
-        done += _run(ws, claim, chosen, progress)
+        done += _run(replace(ws, stop=stop), claim, chosen, progress)
     return done
 
 
@@ -70,8 +71,11 @@ def _run(ws: Workspace, claim: Claim, chosen: Sequence[str], progress: Callable[
     began = time.monotonic()
     error: str | None = None
     try:
-        with _renewing(ws, claim):
+        with ws.jobs.renewing(claim):
             STEPS[claim.step].run(ws.under(claim), claim.subjects)
+        # What a step asked to end has not finished goes back; what is finished is nobody's any more.
+        if ws.stop and ws.stop.is_set():
+            ws.jobs.release(claim)
     except LeaseLost as lost:
         error = str(lost)
         log.warning("%s: %s", claim.step, lost, extra={"action": "lease_lost", "step": claim.step})
@@ -95,22 +99,3 @@ def _run(ws: Workspace, claim: Claim, chosen: Sequence[str], progress: Callable[
             waiting = ws.jobs.open(reader, chosen)
         progress(Progress(claim.step, len(claim.jobs), time.monotonic() - began, waiting, error))
     return 0 if error else len(claim.jobs)
-
-
-@contextmanager
-def _renewing(ws: Workspace, claim: Claim) -> Iterator[None]:
-    """Prolong the lease while the block runs."""
-    ended = threading.Event()
-
-    def renew() -> None:
-        while not ended.wait(ws.settings.lease_s / 3):
-            if not ws.jobs.renew(claim):
-                return  # lost: the step's own commit will be refused
-
-    thread = threading.Thread(target=renew, name=f"lease-{claim.token}", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -36,7 +37,7 @@ class Transaction(Writer):
 
 @dataclass(frozen=True, kw_only=True)
 class Workspace:
-    """What every step takes first. `claim` is set while a worker runs a step for the pipeline."""
+    """What every step takes first. `claim` and `stop` are set while a worker runs a step for the pipeline."""
 
     folder: Path
     settings: Settings
@@ -46,6 +47,7 @@ class Workspace:
     jobs: Jobs
     bus: Bus
     claim: Claim | None = None
+    stop: threading.Event | None = None  # set when the worker is asked to end: long steps look at it
 
     @contextmanager
     def read(self) -> Iterator[Reader]:

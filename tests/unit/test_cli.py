@@ -20,6 +20,7 @@ from tests.unit.speech import add_utterance
 from voxloop.cli import app
 from voxloop.cli.screen import aligned_lines
 from voxloop.pipeline import open_loop
+from voxloop.records import Evaluation, Model
 from voxloop.text import align
 
 ROOT = Path(__file__).parents[2]
@@ -159,8 +160,8 @@ def test_wide_characters_stand_under_each_other(reference: str, hypothesis: str,
 
 def test_differences_have_colours_and_signs() -> None:
     reference, hypothesis, signs = aligned_lines(align("a b c", "a x c d"), 80)
-    assert [str(span.style) for span in reference.spans] == ["bold yellow", "bold green"]
-    assert [str(span.style) for span in hypothesis.spans] == ["bold yellow", "bold green"]
+    assert [str(span.style) for span in reference.spans] == ["dim", "bold yellow", "bold green"]
+    assert [str(span.style) for span in hypothesis.spans] == ["dim", "bold yellow", "bold green"]
     assert signs.plain == "       S   I"
 
 
@@ -187,6 +188,26 @@ def test_what_may_not_be_read_is_said_in_a_line(tmp_path: Path) -> None:
         assert remedy in said
         assert "Traceback" not in said
         (tmp_path / "w" / name).chmod(0o644)
+
+
+def test_scores_by_different_normalisers_are_told_apart(tmp_path: Path) -> None:
+    scores = {"wer": 0.1, "utterances": 3}
+    for name, normaliser in (("a", "whisper-english/1"), ("b", "en:whisper-english/1,numbers=whole")):
+        with open_loop(tmp_path, create=True) as ws, ws.transaction() as tx:
+            tx.add(Model(id=f"sha256-{name}", family="whisper", base="starter", kind="full", where="x", run=name))
+            tx.add(
+                Evaluation(
+                    id=f"sha256-e{name}",
+                    model=f"sha256-{name}",
+                    dataset="d",
+                    split="test",
+                    decoding={},
+                    normaliser=normaliser,
+                    scores=scores,
+                    hypotheses="h",
+                )
+            )
+        assert ("different normalisers" in run("-C", str(tmp_path), "model", "list")[1]) == (name == "b")
 
 
 def test_a_damaged_catalog_is_said_in_a_line(tmp_path: Path) -> None:

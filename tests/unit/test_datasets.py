@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
-import numpy as np
 import pytest
-import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.speech import add_utterance
-from voxloop import datasets, recordings, review
+from voxloop import datasets, review
 from voxloop.errors import UnknownRecord, UsageError
 from voxloop.records import SPLITS, Quality, Split, Transcript, Utterance
-from voxloop.worker import work
 from voxloop.workspace import Workspace
 
 RATIOS = (0.6, 0.2, 0.2)
@@ -358,36 +353,3 @@ def test_nothing_to_freeze_says_what_to_do(workspace: Workspace) -> None:
         datasets.build(workspace)
     with pytest.raises(UnknownRecord, match="dataset build"):
         datasets.find(workspace)
-
-
-def test_an_export_holds_the_rows_beside_their_audio(workspace: Workspace, tmp_path: Path) -> None:
-    source = tmp_path / "speech"
-    source.mkdir()
-    chance = np.random.default_rng(0)
-    lines = []
-    for i in range(6):
-        samples = np.arange(8000 + 100 * i)
-        loudness = np.where(samples % 4000 < 2000, 0.2, 0.002)  # with quiet pauses, as speech has
-        soundfile.write(source / f"{i}.wav", loudness * chance.standard_normal(len(samples)), 16_000, subtype="PCM_16")
-        lines.append(json.dumps({"file": f"{i}.wav", "text": f"tëxt {i}", "speaker": "ann", "language": "en"}))
-    (source / "metadata.jsonl").write_text("\n".join(lines))
-    recordings.ingest(workspace, source, processes=1)
-    work(workspace, ["segment"], until_idle=True)
-    made = datasets.build(workspace, ratios=RATIOS)
-    datasets.export(workspace, made.id, tmp_path / "out")
-    found = {}
-    for split in SPLITS:
-        manifest = tmp_path / "out" / f"{split}.jsonl"
-        rows = [json.loads(line) for line in manifest.read_text().splitlines()]
-        cuts = list(datasets.cuts(manifest))
-        assert [cut.supervisions[0].text for cut in cuts] == [row["text"] for row in rows]
-        for row, cut in zip(rows, cuts, strict=True):
-            original, rate = soundfile.read(source / f"{row['text'][-1]}.wav", dtype="int16")
-            written, written_rate = soundfile.read(tmp_path / "out" / row["audio_path"], dtype="int16")
-            assert (rate, written_rate) == (16_000, 16_000)
-            np.testing.assert_array_equal(original, written)
-            assert row["duration"] == len(written) / 16_000
-            np.testing.assert_allclose(cut.load_audio()[0] * 32768, written, atol=1)
-            found[row["text"]] = row
-    assert len(found) == 6
-    assert {row["speaker"] for row in found.values()} == {"ann"}

@@ -17,7 +17,7 @@ from voxloop.cli import app
 PAGE = Path(__file__).parents[2] / "docs" / "importing.md"
 RATE = 16_000
 # What each command finds, in the order of the page: (taken, known).
-FOUND = [(2, 0), (2, 0), (1, 0), (0, 1), (1, 0), (1, 0), (1, 0), (1, 0), (2, 0), (1, 0), (1, 0), (2, 0), (2, 0), (0, 2)]
+FOUND = [*[(2, 0)] * 3, (1, 0), (0, 1), (1, 0), (1, 0), (1, 0), (1, 0), (2, 0), (1, 0), (1, 0), (2, 0), (2, 0), (0, 2)]
 
 
 def make(path: Path, seed: int, *, seconds: float = 2.0, channels: int = 1) -> Path:
@@ -41,6 +41,9 @@ def folders(root: Path) -> None:
     for number in range(2):
         make(root / "with-metadata" / f"{number}.wav", 10 + number)
     write(root / "with-metadata" / "metadata.jsonl", {"file": "0.wav", "text": "good morning", "speaker": "ann"})
+    for number in range(2):
+        make(root / "with-csv" / "clips" / f"{number}.wav", 15 + number)
+    write(root / "with-csv" / "metadata.csv", "file_name,transcription,speaker", 'clips/0.wav,"good, morning",ann')
     make(root / "with-spans" / "call.wav", 20, seconds=6)
     spans = [(0.4, 3.1, "good morning", "ann"), (3.3, 5.0, "and to you", "bob")]
     rows = [{"file": "call.wav", "start": s, "end": e, "text": t, "speaker": who} for s, e, t, who in spans]

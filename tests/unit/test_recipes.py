@@ -6,7 +6,9 @@ import json
 from dataclasses import fields
 
 import pytest
+from typer.testing import CliRunner
 
+from voxloop.cli import app
 from voxloop.errors import SettingError
 from voxloop.training import recipes
 from voxloop.training.recipes import Recipe
@@ -35,6 +37,9 @@ def test_an_unknown_recipe_names_the_nearest() -> None:
         ("method=lora", "method", "lora"),
         ("freeze_encoder=yes", "freeze_encoder", True),
         ("lora_targets=q_proj, v_proj", "lora_targets", ("q_proj", "v_proj")),
+        ("replay_from=none", "replay_from", ()),
+        ("noise_folder=my noises", "noise_folder", "my noises"),
+        ("noise_folder=none", "noise_folder", None),
     ],
 )
 def test_overrides_take_the_type_of_the_field(setting: str, name: str, value: object) -> None:
@@ -55,6 +60,10 @@ def test_overrides_take_the_type_of_the_field(setting: str, name: str, value: ob
         ("join_clips=1", "join_share=0"),
         ("warmup_steps=-1", "0 or more"),
         ("noise_share=1.5", "from 0 to 1"),
+        ("telephone_share=-0.1", "from 0 to 1"),
+        ("replay_share=1", "from 0 to below 1"),
+        ("layer_decay=0", "above 0, and 1 at most"),
+        ("layer_decay=1.1", "above 0, and 1 at most"),
     ],
 )
 def test_wrong_overrides_are_refused_with_the_remedy(setting: str, message: str) -> None:
@@ -72,6 +81,8 @@ def test_settings_that_contradict_each_other() -> None:
         Recipe(max_steps=1, audio_context="full", full_length_share=0.5)
     with pytest.raises(SettingError, match="lora_targets is empty"):
         Recipe(max_steps=1, method="lora", lora_targets=())
+    with pytest.raises(SettingError, match="set ctc_weight=0 or freeze_encoder=false"):
+        Recipe(max_steps=1, freeze_encoder=True, ctc_weight=0.3)
 
 
 def test_a_saved_recipe_with_an_unknown_setting_is_refused() -> None:
@@ -81,7 +92,43 @@ def test_a_saved_recipe_with_an_unknown_setting_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("hours", "parameters", "name"),
-    [(0.01, 1_600_000, "quick"), (100, 1_600_000, "quick"), (0.5, 244_000_000, "careful"), (50, 244_000_000, "full")],
+    [
+        (0.01, 1_600_000, "quick"),
+        (100, 1_600_000, "thorough"),
+        (0.5, 244_000_000, "careful"),
+        (50, 244_000_000, "full"),
+    ],
 )
 def test_choice_follows_model_and_data(hours: float, parameters: int, name: str) -> None:
     assert recipes.choose(train_seconds=hours * 3600, parameters=parameters).name == name
+
+
+def test_the_choice_gives_its_reason() -> None:
+    why = recipes.choose(train_seconds=90, parameters=1_660_000).why
+    assert why == ("the model has 1.7 M parameters (below 20 M) and there are 1.5 min of training speech (below 1 h)")
+
+
+class TestCommands:
+    def test_the_list_says_what_each_is_for(self) -> None:
+        result = CliRunner().invoke(app, ["recipe", "list", "--json"])
+        assert {row["name"] for row in json.loads(result.output)} == set(recipes.RECIPES) == set(recipes.SUITS)
+        assert all(name in CliRunner().invoke(app, ["recipe", "list"]).output for name in recipes.RECIPES)
+
+    def test_every_setting_is_shown_with_its_meaning(self) -> None:
+        shown = json.loads(CliRunner().invoke(app, ["recipe", "show", "quick", "--json"]).output)
+        rows = {row["setting"]: row for row in shown["settings"]}
+        assert set(rows) == {f.name for f in fields(Recipe)} - recipes.FIXED
+        assert all(len(row["meaning"]) > 10 for row in rows.values())
+        assert rows["max_seconds"] == rows["max_seconds"] | {"value": 60.0, "default": None, "differs": True}
+        assert not rows["clip_norm"]["differs"]
+
+    def test_overrides_are_shown_and_wrong_names_refused(self) -> None:
+        shown = CliRunner().invoke(app, ["recipe", "show", "full", "--set", "learning_rate=2e-5"]).output
+        assert next(line for line in shown.splitlines() if line.startswith("learning_rate")).split()[1] == "2e-05"
+        wrong = CliRunner().invoke(app, ["recipe", "show", "quik"])
+        assert wrong.exit_code != 0
+        assert "did you mean quick" in wrong.stderr
+        assert (
+            "did you mean learning_rate"
+            in CliRunner().invoke(app, ["recipe", "show", "quick", "--set", "lerning_rate=1"]).stderr
+        )

@@ -26,6 +26,8 @@ from voxloop.records import Dataset, Evaluation, Model, Recording, Transcript, U
 from voxloop.stores import catalog as tables
 from voxloop.stores.blobs import Blobs
 from voxloop.stores.catalog import to_event
+from voxloop.training import locks
+from voxloop.training.files import TRAINING
 from voxloop.utterances import segment
 from voxloop.workspace import Workspace
 
@@ -167,10 +169,11 @@ def test_taken_in_again_it_is_new(workspace: Workspace, tmp_path: Path) -> None:
 
 
 def test_a_training_that_runs_is_not_robbed(filled: Workspace) -> None:
-    (filled.runs / "run1" / "status.json").write_text(f'{{"status": "running", "pid": {os.getpid()}}}')
+    lock = locks.take(filled.runs / "run1" / TRAINING)
+    assert lock is not None
     with filled.transaction() as tx:
         tx.connection.execute(sa.update(tables.run).where(tables.run.c.id == "run1").values(status="running"))
-    with pytest.raises(ConflictError, match="run1 is learning"):
+    with lock, pytest.raises(ConflictError, match="run1 is learning"):
         removal.forget(filled, speaker=WHO)
     with filled.read() as reader:
         assert reader.count(Recording) == 16

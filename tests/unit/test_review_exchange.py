@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -411,3 +414,32 @@ def test_clips_are_written_as_they_sound(workspace: Workspace, demo_speech: Path
             utterance = reader.get(Utterance, task["data"]["utterance"])
         assert np.array_equal(decode(clip), utterances.utterance_audio(workspace, utterance))
     assert review.export(workspace, tmp_path / "out" / "tasks.json").clips == 0
+
+
+def test_killed_at_random_points_an_export_is_whole_or_not_there(
+    workspace: Workspace, demo_speech: Path, tmp_path: Path
+) -> None:
+    recordings.ingest(workspace, sorted(demo_speech.rglob("*.ogg"))[:12])
+    with workspace.read() as reader:
+        utterances.segment(workspace, [recording.id for recording in reader.all(Recording)])
+    whole, killed = tmp_path / "whole" / "tasks.json", tmp_path / "killed" / "tasks.json"
+    review.export(workspace, whole)
+    code = (
+        "import os, random, signal, sys, threading\n"
+        "from pathlib import Path\n"
+        "from voxloop import review\n"
+        "from voxloop.pipeline import open_loop\n"
+        "with open_loop(Path(sys.argv[1])) as ws:\n"
+        "    kill = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    threading.Timer(random.Random(sys.argv[3]).uniform(0.0, 0.03), kill).start()\n"
+        "    while True:\n"
+        "        review.export(ws, Path(sys.argv[2]))\n"
+    )
+    for seed in range(3):
+        command = [sys.executable, "-c", code, str(workspace.folder), str(killed), str(seed)]
+        assert subprocess.run(command, check=False, timeout=120).returncode == -signal.SIGKILL
+        assert not killed.exists() or killed.read_bytes() == whole.read_bytes()
+        for clip in killed.parent.glob("tasks-audio/[!.]*.wav"):
+            assert clip.read_bytes() == (whole.parent / "tasks-audio" / clip.name).read_bytes()
+    review.export(workspace, killed)
+    assert killed.read_bytes() == whole.read_bytes()

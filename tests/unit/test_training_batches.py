@@ -115,6 +115,42 @@ class TestPlan:
         resumed = list(islice(made.batches(place.epoch, place.index), 13))
         assert names(resumed) == names(whole[17:])
 
+    @given(
+        own=st.integers(1, 60),
+        earlier=st.integers(0, 60),
+        share=st.sampled_from([0.0, 0.2, 0.5, 0.9]),
+        join=st.sampled_from([0.0, 0.5]),
+    )
+    @settings(max_examples=30, deadline=None)
+    def test_an_epoch_hears_its_share_of_earlier_speech_once(
+        self, own: int, earlier: int, share: float, join: float
+    ) -> None:
+        rows = [row(number, 0.5) for number in range(own)]
+        old = [row(number, 0.5) for number in range(1000, 1000 + earlier)]
+        recipe = replace(PLAIN, join_share=join, replay_share=share)
+        made = Plan(
+            rows, recipe, padded_s=lambda s: s + 0.64, label_length=lambda t, _: len(t), label_limit=99, earlier=old
+        )
+        counts = Counter(id for batch in names(list(made.epoch(0))) for id in batch)
+        again = {r.id for r in old} & set(counts)
+        assert set(counts.values()) == {1}
+        assert set(counts) - again == {r.id for r in rows}
+        assert len(again) == min(earlier, round(own * share / (1 - share)))
+
+    def test_earlier_speech_changes_from_epoch_to_epoch_as_the_seed_says(self) -> None:
+        rows, old = [row(n, 0.5) for n in range(20)], [row(n, 0.5) for n in range(100, 200)]
+
+        def heard_again(epoch: int, seed: int = 1) -> set[str]:
+            recipe = replace(PLAIN, join_share=0.0, replay_share=0.5, seed=seed)
+            made = Plan(
+                rows, recipe, padded_s=lambda s: s, label_length=lambda t, _: len(t), label_limit=99, earlier=old
+            )
+            return {cut.id for cut in made.examples(epoch)} - {r.id for r in rows}
+
+        assert heard_again(0) == heard_again(0)
+        assert heard_again(0) != heard_again(1)
+        assert heard_again(0) != heard_again(0, seed=2)
+
     def test_nothing_to_train_on(self) -> None:
         with pytest.raises(TrainingError, match="train split is empty"):
             plan([], PLAIN)
@@ -200,6 +236,81 @@ class TestAugment:
             noise = augment.waveform(clip, recipe, np.random.default_rng(seed)) - clip
             snr_db = 10 * np.log10(np.mean(clip**2) / np.mean(noise**2))
             assert 9.5 < snr_db < 10.5 + augment.NOISE_RANGE_DB
+
+    @pytest.mark.parametrize("length", [4 * RATE, RATE // 3])
+    def test_own_noises_have_the_ratio_asked_for(self, length: int) -> None:
+        rng = np.random.default_rng(1)
+        clip = (0.1 * np.sin(np.arange(length) / 7)).astype(np.float32)
+        hum = (0.3 * np.sin(2 * np.pi * 50 * np.arange(RATE) / RATE)).astype(np.float32)
+        piece = augment.stretch(hum, length, rng)
+        assert len(piece) == length
+        added = augment.add_noise(clip, piece, 6.0) - clip
+        assert 10 * np.log10(np.mean(clip**2) / np.mean(added**2)) == pytest.approx(6.0, abs=0.05)
+        frequencies, power = scipy.signal.periodogram(added, RATE)
+        assert frequencies[power.argmax()] == pytest.approx(50, abs=RATE / length)
+
+    def test_own_noises_are_heard_at_their_share_the_same_every_time(self) -> None:
+        recipe = replace(PLAIN, speed=0.0, volume_db=0.0, noise_share=0.0, noise_folder_share=0.4)
+        noises = [np.full(500, 0.1, np.float32), np.full(500, -0.1, np.float32)]
+        clip = (0.1 * np.sin(np.arange(500) / 7)).astype(np.float32)
+        heard = [augment.waveform(clip, recipe, np.random.default_rng(seed), noises) - clip for seed in range(2000)]
+        assert np.mean([difference.any() for difference in heard]) == pytest.approx(0.4, abs=0.03)
+        assert {np.sign(difference[0]) for difference in heard} == {0.0, 1.0, -1.0}
+        again = augment.waveform(clip, recipe, np.random.default_rng(7), noises) - clip
+        assert np.array_equal(again, heard[7])
+        assert np.array_equal(augment.waveform(clip, recipe, np.random.default_rng(7)), clip)
+
+    def test_a_silent_noise_adds_nothing(self) -> None:
+        clip = np.linspace(-0.5, 0.5, 99, dtype=np.float32)
+        assert np.array_equal(augment.add_noise(clip, np.zeros(99, np.float32), 0.0), clip)
+
+    @given(length=st.integers(0, 20_000))
+    @settings(max_examples=30, deadline=None)
+    def test_what_comes_over_the_telephone_keeps_its_length(self, length: int) -> None:
+        clip = np.random.default_rng(length).uniform(-0.5, 0.5, length).astype(np.float32)
+        heard = augment.telephone(clip)
+        assert heard.shape == clip.shape
+        assert heard.dtype == np.float32
+
+    def test_the_telephone_passes_300_to_3400_hz(self) -> None:
+        noise = (0.2 * np.random.default_rng(2).standard_normal(8 * RATE)).astype(np.float32)
+        frequencies, before = scipy.signal.welch(noise, RATE, nperseg=1024)
+        _, after = scipy.signal.welch(augment.telephone(noise), RATE, nperseg=1024)
+        gain_db = 10 * np.log10(after / before)
+        inside = (frequencies > 350) & (frequencies < 3300)
+        assert np.abs(gain_db[inside]).max() < 1.0
+        # What is left outside is the noise of eight bits, below 4 kHz.
+        assert gain_db[(frequencies > 20) & (frequencies < 150)].max() < -25
+        assert gain_db[frequencies > 4200].max() < -40
+
+    def test_mu_law_is_that_of_the_telephone(self) -> None:
+        import av
+
+        rng = np.random.default_rng(3)
+        clip = (0.3 * np.sin(np.arange(8_000) / 5) * rng.uniform(0.01, 1, 8_000)).astype(np.float32)
+        encoder, decoder = (av.CodecContext.create("pcm_mulaw", mode) for mode in ("w", "r"))
+        for codec in (encoder, decoder):
+            codec.sample_rate, codec.layout = 8_000, "mono"
+        encoder.format = "s16"
+        frame = av.AudioFrame.from_ndarray(np.round(clip * 32_767).astype(np.int16)[None], format="s16", layout="mono")
+        frame.sample_rate = 8_000
+        packets = [*encoder.encode(frame), *encoder.encode(None)]
+        decoded = [frame.to_ndarray()[0] for packet in packets for frame in decoder.decode(packet)]
+        oracle = np.concatenate(decoded) / 32_768
+        ours = augment.mu_law(clip)
+
+        def ratio_db(of: np.ndarray) -> float:
+            return float(10 * np.log10(np.mean(clip**2) / np.mean((of - clip) ** 2)))
+
+        # G.711 draws the logarithm with eight straight pieces: its steps are near ours, not the same.
+        assert ratio_db(ours) == pytest.approx(ratio_db(oracle), abs=1.0)
+        assert np.abs(ours - oracle).max() < 0.02
+
+    def test_the_telephone_is_heard_at_its_share(self) -> None:
+        recipe = replace(PLAIN, speed=0.0, volume_db=0.0, noise_share=0.0, telephone_share=0.25)
+        clip = (0.1 * np.random.default_rng(1).standard_normal(500)).astype(np.float32)
+        heard = [augment.waveform(clip, recipe, np.random.default_rng(seed)) for seed in range(2000)]
+        assert np.mean([not np.array_equal(wave, clip) for wave in heard]) == pytest.approx(0.25, abs=0.03)
 
     def test_silence_stays_silent(self) -> None:
         silence = np.zeros(RATE, np.float32)

@@ -1,4 +1,4 @@
-"""dataset build, list, show, exclusions, export."""
+"""dataset build, list, show, exclusions, diff, export, import."""
 
 from __future__ import annotations
 
@@ -7,13 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from voxloop.cli.screen import Json, opened, print_json, short, table
+from voxloop.cli.screen import Json, opened, percent, print_json, progress, short, table
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from voxloop.datasets import Summary
     from voxloop.records import Dataset
     from voxloop.workspace import Workspace
 
-dataset = typer.Typer(no_args_is_help=True, help="Frozen datasets: build, list, show, what was left out, export.")
+dataset = typer.Typer(no_args_is_help=True, help="Frozen datasets: build, list, show, compare, export, import.")
+
+MOST_SHOWN = 20  # rows of a table; --json has all
 
 Name = Annotated[str | None, typer.Argument(help="A name or an id; the newest, where none is given.")]
 
@@ -78,7 +83,12 @@ def dataset_build(
             filters=replace(Filters.of(ws.settings), **changed),
         )
         reviewed = _reviewed(ws, made)
-    print_json(made) if as_json else _print_dataset(made, reviewed)
+    if as_json:
+        print_json(made)
+        return
+    if made.name != name:
+        typer.echo(f"the same clips and texts are frozen already, under the name {made.name}:")
+    _print_dataset(made, reviewed)
 
 
 def _reviewed(ws: Workspace, made: Dataset) -> int:
@@ -98,7 +108,7 @@ def _print_dataset(made: Dataset, reviewed: int) -> None:
         typer.echo(f"forgotten: {made.forgotten} utterances were removed since it was frozen")
     for reason, count in sorted(made.excluded.items(), key=lambda item: -item[1]):
         typer.echo(f"left out: {count} {reason}")
-    if made.excluded:
+    if any(made.excluded.values()):
         typer.echo(f"which: `voxloop dataset exclusions {short(made.id)}`")
     if reviewed:
         typer.echo(f"although a person had written or accepted the text: {reviewed} (`--reviewed` lists them)")
@@ -118,15 +128,19 @@ def dataset_exclusions(
     from voxloop.datasets import exclusions, find
 
     with opened(ctx) as ws:
-        found = exclusions(ws, find(ws, name).id, reason=reason)
+        frozen = find(ws, name)
+        found = exclusions(ws, frozen.id, reason=reason)
     listed = [one for one in found if one.reviewed or not reviewed]
+    empty = "nothing was left out" + (" for this reason" if reason or reviewed else "")
+    if not found and any(frozen.excluded.values()) and "imported" in frozen.filters:
+        empty = "it was imported: what was left out is listed where it was frozen"
     if as_json:
         print_json(listed)
         return
     table(
         ["utterance", "reason", "measured", "reviewed"],
         [[one.utterance, one.reason, one.detail, "yes" if one.reviewed else ""] for one in listed],
-        empty="nothing was left out" + (" for this reason" if reason or reviewed else ""),
+        empty=empty,
     )
 
 
@@ -151,26 +165,162 @@ def dataset_list(ctx: typer.Context, as_json: Json = False) -> None:
 def dataset_show(
     ctx: typer.Context,
     name: Name = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw it as a picture: FILE.png, .svg or .pdf.")] = None,
     as_json: Json = False,
 ) -> None:
-    """One dataset: its splits, and what was left out and why."""
-    from voxloop.datasets import find
+    """One dataset: splits, speakers, languages, lengths, vocabulary, and what was left out and why."""
+    from voxloop.datasets import find, summarise
 
     with opened(ctx) as ws:
         found = find(ws, name)
+        summary = summarise(ws, found.id)
         reviewed = _reviewed(ws, found)
-    print_json(found) if as_json else _print_dataset(found, reviewed)
+    if plot:
+        from voxloop.datasets.picture import draw
+
+        draw(summary, found, plot)
+    if as_json:
+        print_json({**_fields(found), "summary": summary})
+        return
+    _print_dataset(found, reviewed)
+    _print_summary(summary)
+    if plot:
+        typer.echo(f"\npicture: {plot}")
+
+
+def _fields(record: Any) -> dict[str, Any]:
+    from dataclasses import fields
+
+    return {field.name: getattr(record, field.name) for field in fields(record)}
+
+
+def _print_summary(summary: Summary) -> None:
+    from voxloop.records import SPLITS
+
+    typer.echo("")
+    table(
+        ["split", "speakers", "recordings", "words", "vocabulary", "not in train"],
+        [
+            [
+                split,
+                one.speakers,
+                one.recordings,
+                one.words,
+                one.vocabulary,
+                percent(one.unseen / one.words if one.words else None),
+            ]
+            for split, one in summary.splits.items()
+        ],
+    )
+    for title, hours in (("speaker", summary.speakers), ("language", summary.languages)):
+        typer.echo("")
+        listed = [
+            [name, *(round(each[split] * 60, 2) for split in SPLITS), round(sum(each.values()) * 60, 2)]
+            for name, each in hours.items()
+        ]
+        table([title, *(f"{split} min" for split in SPLITS), "all min"], listed[:MOST_SHOWN])
+        if len(listed) > MOST_SHOWN:
+            typer.echo(f"and {len(listed) - MOST_SHOWN} others; --json lists all")
+    typer.echo("")
+    lengths = [sum(one.lengths[bin] for one in summary.splits.values()) for bin in range(len(summary.lengths_s))]
+    table(["seconds", "clips", ""], list(_histogram(summary.lengths_s, lengths)))
+    typer.echo("")
+    typer.echo(
+        f"{summary.words} words, {summary.vocabulary} different, {summary.once} of them said once; most often: "
+        + ", ".join(f"{word} {count}" for word, count in summary.frequent)
+    )
+
+
+def _histogram(edges: tuple[float, ...], counts: list[int]) -> Iterator[list[Any]]:
+    """Bars as long as the counts, without the empty bins at both ends."""
+    filled = [index for index, count in enumerate(counts) if count]
+    for index in range(filled[0], filled[-1] + 1) if filled else ():
+        upper = f" to {edges[index + 1]:g}" if index + 1 < len(edges) else " or more"
+        bar = "█" * round(40 * counts[index] / max(counts)) or ("▏" if counts[index] else "")
+        yield [f"{edges[index]:g}{upper}", counts[index], bar]
+
+
+@dataset.command("diff")
+def dataset_diff(
+    ctx: typer.Context,
+    before: Annotated[str, typer.Argument(help="A name or an id.")],
+    after: Annotated[
+        str | None, typer.Argument(help="A name or an id; left out, BEFORE is held against its parent.")
+    ] = None,
+    change: Annotated[str | None, typer.Option(help="List only these: added, removed, text or moved.")] = None,
+    as_json: Json = False,
+) -> None:
+    """What changed from one dataset to another: added, removed, with another text, in another split."""
+    from voxloop.datasets import diff, find
+    from voxloop.datasets.diffing import CHANGES
+    from voxloop.errors import UsageError, nearest
+
+    if change is not None and change not in CHANGES:
+        raise UsageError(f"there is no change {change!r}{nearest(change, CHANGES)}")
+    with opened(ctx) as ws:
+        first = find(ws, before)
+        if after is None:
+            if first.parent is None:
+                raise UsageError(f"{first.name} {short(first.id)} has no version before it: name two datasets")
+            found = diff(ws, find(ws, first.parent).id, first.id)
+        else:
+            found = diff(ws, first.id, find(ws, after).id)
+    listed = [one for one in found.differences if change in (None, one.change)]
+    if as_json:
+        print_json({**_fields(found), "differences": listed})
+        return
+    typer.echo(f"from {short(found.before)} to {short(found.after)}")
+    for name, count in found.counts.items():
+        by_split = {"added": found.added, "removed": found.removed}.get(name, {})
+        told = ", ".join(f"{count} {split}" for split, count in by_split.items())
+        typer.echo(f"{_CHANGED[name]}: {count}" + (f" ({told})" if told else ""))
+    shown = listed if change else listed[:MOST_SHOWN]
+    if shown:
+        typer.echo("")
+        table(["change", "utterance", "before", "after"], [[d.change, d.utterance, d.before, d.after] for d in shown])
+    if len(shown) < len(listed):
+        typer.echo(f"and {len(listed) - len(shown)} more: --change added lists all of a kind, --json everything")
+
+
+_CHANGED = {"added": "added", "removed": "removed", "text": "another text", "moved": "another split"}
 
 
 @dataset.command("export")
 def dataset_export(
     ctx: typer.Context,
-    folder: Annotated[Path, typer.Argument(help="Where to.")],
-    name: Annotated[str | None, typer.Option(help="A name or an id; the newest, where none is given.")] = None,
+    to: Annotated[str, typer.Option(help="A folder, or a file://, s3://, gs:// or az:// URL.")],
+    name: Name = None,
+    format: Annotated[str, typer.Option(help="jsonl (beside WAV), parquet, or shar (Lhotse).")] = "jsonl",
+    items: Annotated[int, typer.Option(help="Clips to a Parquet file or a shard.", min=1)] = 1000,
+    as_json: Json = False,
 ) -> None:
-    """Write train.jsonl, val.jsonl and test.jsonl beside their audio, and Lhotse cuts of the same rows."""
-    from voxloop.datasets import export, find
+    """Write a dataset as files that others read; run again after an interruption, it goes on."""
+    from voxloop.datasets import export_dataset, find
 
-    with opened(ctx) as ws:
-        for path in export(ws, find(ws, name).id, folder):
-            typer.echo(path)
+    with opened(ctx) as ws, progress("export", "clips") as tell:
+        made = export_dataset(ws, find(ws, name).id, to, format=format, items=items, progress=tell)
+    if as_json:
+        print_json(made)
+        return
+    typer.echo(f"{made.place}: {made.clips} clips in {made.files} files" + (", there already" if made.known else ""))
+
+
+@dataset.command("import")
+def dataset_import(
+    ctx: typer.Context,
+    source: Annotated[str, typer.Argument(help="The folder or URL of a finished export.")],
+    name: Annotated[str | None, typer.Option(help="Another name for it here.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Take in an exported dataset: its clips, texts and splits, frozen as they were."""
+    from voxloop.datasets import import_dataset
+
+    with opened(ctx) as ws, progress("import", "clips") as tell:
+        made = import_dataset(ws, source, name=name, progress=tell)
+    if as_json:
+        print_json(made)
+        return
+    _print_dataset(made, 0)
+    origin = made.filters.get("imported")
+    if origin and origin != made.id:
+        typer.echo(f"it was {short(origin)} where it came from: parts of recordings became recordings of their own")

@@ -190,6 +190,7 @@ def review_next(
         return
     _tell(turn.item)
     typer.echo(f"yours for {(turn.until - turn.taken) / 60:.0f} minutes")
+    typer.echo(f"next: voxloop review save|accept|reject|skip {_short_utterance(turn.item.utterance.id)}")
 
 
 @review.command("show")
@@ -205,7 +206,7 @@ def review_show(ctx: typer.Context, utterance: str, as_json: Json = False) -> No
         return
     _tell(item)
     if item.reference:
-        typer.echo(f"the reference is {item.reference.id}")
+        typer.echo(f"the reference is {item.reference.id}: who replaces another's gives it as --seen")
     if decisions:
         table(
             ["decision", "by", "what", "when", "reason"],

@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from voxloop.cli.screen import Json, opened, percent, print_json, short, table
+from voxloop.cli.screen import PLAIN_EVERY_S, Json, opened, percent, print_json, short, table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from voxloop.records import Run
+    from voxloop.training import Turn
+    from voxloop.workspace import Workspace
 
-run = typer.Typer(no_args_is_help=True, help="Training runs: list, show, logs.")
+run = typer.Typer(
+    no_args_is_help=True, help="Training runs: list, show, logs, pause, resume, stop, retry; from any terminal."
+)
+
+CURVE_ROWS = 8
+FOLLOW_S = 0.5  # between two looks at a log that grows
+
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="One setting of the recipe, name=value (may be given again).")
+]
+NoWait = Annotated[
+    bool, typer.Option("--no-wait", help="Only queue it: `voxloop worker train` runs it, here or elsewhere.")
+]
 
 
 class Method(StrEnum):
@@ -27,20 +42,126 @@ def register(app: typer.Typer) -> None:
     app.add_typer(run, name="run")
 
 
-def training_lines(say: Callable[[str], None]) -> Callable[[dict[str, Any]], None]:
-    """A training's progress as lines: one for each validation."""
+def status_parts(line: dict[str, Any]) -> list[tuple[str, str]]:
+    """What a training tells of itself, named."""
+    loss, rate, left = line.get("loss"), line.get("learning_rate"), line.get("eta_s")
+    return [
+        ("step", str(line.get("step", 0))),
+        ("epoch", str(line.get("epoch", 0))),
+        ("loss", "–" if loss is None else f"{loss:.3f}"),
+        ("val WER", percent(line.get("val_wer"))),
+        ("rate", "–" if rate is None else f"{rate:.2g}"),
+        ("clips/s", "–" if line.get("samples_per_second") is None else f"{line['samples_per_second']:.1f}"),
+        ("time", _clock(line.get("elapsed_s", 0.0))),
+        ("left", "–" if left is None else _clock(left)),
+    ]
 
-    def told(line: dict[str, Any]) -> None:
-        if line.get("val_wer") is None:
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+@contextmanager
+def live(id: str) -> Iterator[tuple[Callable[[dict[str, Any]], None], Callable[[Turn], None]]]:
+    """Tell how a run stands: one block that changes on a terminal, plain lines elsewhere.
+
+    Yields a function of a line of metrics, and one of what the run waits for.
+    """
+    import sys
+
+    known: dict[str, Any] = {}
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.live import Live
+        from rich.table import Table
+        from rich.text import Text
+
+        def block(text: str | None = None) -> Table:
+            drawn = Table(box=None, pad_edge=False, header_style="dim", title=f"run {id}", title_justify="left")
+            if text:
+                drawn.add_column("waiting")
+                drawn.add_row(Text(text))
+            elif known:
+                for name, _ in status_parts(known):
+                    drawn.add_column(name, justify="right", no_wrap=True)
+                drawn.add_row(*(value for _, value in status_parts(known)))
+            else:
+                drawn.add_column("")
+                drawn.add_row("the model is loaded and measured as it is")
+            return drawn
+
+        with Live(block(), console=Console(stderr=True), refresh_per_second=4) as shown:
+
+            def draw(line: dict[str, Any]) -> None:
+                known.update(line)
+                shown.update(block())
+
+            yield draw, lambda turn: shown.update(block(turn_text(turn)))
+        return
+    told = 0.0
+    typer.echo(f"run {id}", err=True)
+
+    def say(line: dict[str, Any]) -> None:
+        nonlocal told
+        known.update(line)
+        if line.get("val_wer") is None and time.monotonic() - told < PLAIN_EVERY_S:
             return
-        left = f", {line['eta_s']:.0f} s left" if line.get("eta_s") is not None else ""
-        loss = f", loss {line['loss']:.3f}" if line.get("loss") is not None else ""
-        say(
-            f"  step {line.get('step', 0):>5}{loss}, val WER {percent(line['val_wer'])}, "
-            f"{line.get('elapsed_s', 0):.0f} s{left}"
-        )
+        told = time.monotonic()
+        typer.echo("  " + ", ".join(f"{name} {value}" for name, value in status_parts(known) if value != "–"), err=True)
 
-    return told
+    yield say, lambda turn: typer.echo(f"  waits {turn_text(turn)}", err=True)
+
+
+def turn_text(turn: Turn) -> str:
+    """Whom a queued run waits for, and its place."""
+    holder = turn.holder
+    who = f"for run {holder['run']} on {turn.device} (workspace {holder['workspace']})" if holder else "for its turn"
+    return f"{who}, place {turn.ahead + 1} in the queue"
+
+
+def see_through(ws: Workspace, found: Run, *, no_wait: bool, as_json: bool) -> None:
+    """Follow a queued run to its end, or leave it to a worker."""
+    from voxloop import training
+    from voxloop.errors import TrainingError
+
+    if no_wait:
+        if as_json:
+            print_json(found)
+        else:
+            typer.echo(f"run {found.id} is queued; next: voxloop worker train")
+        return
+    import signal
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    # A service manager says SIGTERM: pause, as on Ctrl-C.
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        with live(found.id) as (progress, waiting):
+            done = training.see_through(ws, found.id, progress=progress, waiting=waiting)
+    except KeyboardInterrupt:
+        now = training.find(ws, found.id)
+        step = now.progress.get("step", 0)
+        typer.echo(
+            f"{now.status} at step {step}: `voxloop run resume {found.id}` goes on, "
+            f"`voxloop run stop {found.id}` keeps the best so far",
+            err=True,
+        )
+        raise typer.Exit(130) from None
+    except TrainingError:
+        if as_json:
+            print_json(training.find(ws, found.id))
+        raise
+    _print_run(done, as_json)
+    if as_json:
+        return
+    if done.status == "paused":
+        typer.echo(f"next: voxloop run resume {done.id}")
+    elif done.model:
+        typer.echo(f"next: voxloop model promote {short(done.model)}")
 
 
 def train(
@@ -55,17 +176,16 @@ def train(
     recipe: Annotated[
         str | None, typer.Option(help="A recipe's name; chosen by data and model, where none is given.")
     ] = None,
-    set: Annotated[
-        list[str] | None, typer.Option("--set", help="One setting of the recipe, name=value (may be given again).")
-    ] = None,
+    set: Set = None,
     max_seconds: Annotated[float | None, typer.Option(help="Seconds of training at most.", min=1)] = None,
+    no_wait: NoWait = False,
     as_json: Json = False,
 ) -> None:
-    """Fine-tune a model on a frozen dataset, in a process of its own."""
-    from voxloop.training import train as start
+    """Fine-tune a model on a frozen dataset, in a process of its own. Waits while another run has the device."""
+    from voxloop.training import submit
 
     with opened(ctx) as ws:
-        done = start(
+        found = submit(
             ws,
             dataset=dataset,
             base=base,
@@ -73,52 +193,65 @@ def train(
             recipe=recipe,
             overrides=set or (),
             max_seconds=max_seconds,
-            progress=training_lines(lambda line: typer.echo(line, err=True)),
         )
-        _print_run(done, as_json)
-        if not as_json and done.model:
-            typer.echo(f"next: voxloop model promote {short(done.model)}")
+        if found.recipe["why"] and not as_json:
+            typer.echo(f"recipe {found.recipe['name']}, since {found.recipe['why']}", err=True)
+        see_through(ws, found, no_wait=no_wait, as_json=as_json)
 
 
 def _print_run(found: Run, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
+    recipe = found.recipe
     lines = [
-        ("run", found.id),
+        ("run", found.id + (f", tried again from {found.retry_of}" if found.retry_of else "")),
         ("status", found.status + (f": {found.error}" if found.error else "")),
-        ("base", f"{found.base} ({found.family}, {found.method})"),
+        ("base", f"{short(found.base)} ({found.family}, {found.method})"),
+        ("recipe", recipe["name"] + (f", since {recipe['why']}" if recipe.get("why") else "")),
         ("dataset", short(found.dataset)),
-        ("steps", str(found.progress.get("step", 0))),
-        ("val WER", percent(found.progress.get("best_val_wer", found.progress.get("val_wer")))),
+        ("batch", f"{recipe['batch_seconds']:g} s x {recipe['accumulation']}, rate {recipe['learning_rate']:g}"),
+        ("steps", f"{found.progress.get('step', 0)}, epoch {found.progress.get('epoch', 0)}"),
+        ("val WER", _wer(found)),
         ("model", short(found.model) if found.model else "–"),
     ]
+    lines += [("note", note) for note in found.progress.get("notes", ())]
     for name, text in lines:
         typer.echo(f"{name:<9}{text}")
+
+
+def _wer(found: Run) -> str:
+    base = (found.progress.get("base") or {}).get("wer")
+    best = (found.progress.get("best") or {}).get("wer", found.progress.get("best_val_wer"))
+    return f"{percent(base)} -> {percent(best)}" if base is not None else percent(best)
 
 
 @run.command("list")
 def run_list(ctx: typer.Context, as_json: Json = False) -> None:
     """All runs, oldest first."""
     from voxloop.records import Run
+    from voxloop.training import reconcile
 
-    with opened(ctx) as ws, ws.read() as reader:
-        found = reader.all(Run)
+    with opened(ctx) as ws:
+        reconcile(ws)
+        with ws.read() as reader:
+            found = reader.all(Run)
     if as_json:
         print_json(found)
         return
     table(
-        ["run", "status", "base", "method", "dataset", "steps", "val WER", "model"],
+        ["run", "status", "base", "method", "dataset", "steps", "val WER", "model", "from"],
         [
             [
                 r.id,
-                r.status,
+                r.status + (f" ({r.wanted} asked)" if r.wanted else ""),
                 short(r.base),
                 r.method,
                 short(r.dataset),
                 r.progress.get("step", 0),
-                percent(r.progress.get("best_val_wer", r.progress.get("val_wer"))),
+                _wer(r),
                 short(r.model) if r.model else None,
+                r.retry_of,
             ]
             for r in found
         ],
@@ -128,24 +261,143 @@ def run_list(ctx: typer.Context, as_json: Json = False) -> None:
 
 @run.command("show")
 def run_show(ctx: typer.Context, id: str, as_json: Json = False) -> None:
-    """One run: how it went, or why it failed."""
-    from voxloop.records import Run
+    """One run: how it went, with its curves, or why it failed."""
+    import dataclasses
 
-    with opened(ctx) as ws, ws.read() as reader:
-        found = reader.get(Run, id)
-        _print_run(found, as_json)
-        if not as_json:
-            typer.echo(f"{'folder':<9}{ws.runs / found.id}")
+    from voxloop import training
+
+    with opened(ctx) as ws:
+        found = training.find(ws, id)
+        folder = ws.runs / found.id
+        lines = training.metrics(folder)
+        orphan = found.status == "running" and not training.attended(ws, found)
+    if as_json:
+        print_json(dataclasses.asdict(found) | {"folder": folder, "metrics": lines})
+        return
+    _print_run(found, as_json)
+    if found.status == "running":
+        typer.echo("now      " + ", ".join(f"{name} {value}" for name, value in status_parts(found.progress)))
+    if orphan:
+        typer.echo(f"its command died and its process trains on: `voxloop run resume {found.id}` follows it")
+    typer.echo(f"{'folder':<9}{folder}")
+    for name, key in (("loss", "loss"), ("val WER", "val_wer")):
+        points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
+        if len(points) > 1:
+            typer.echo(f"\n{name} by step")
+            typer.echo(curve(points, as_percent=key == "val_wer"))
+
+
+def curve(points: list[tuple[int, float]], *, as_percent: bool = False, width: int = 60) -> str:
+    """Points (step, value) as a plot of characters; in each column the mean of what falls into it."""
+    first, last = points[0][0], points[-1][0]
+    columns: dict[int, list[float]] = {}
+    for step, value in points:
+        columns.setdefault(round((step - first) / max(1, last - first) * (width - 1)), []).append(value)
+    heights = {column: sum(values) / len(values) for column, values in columns.items()}
+    low, high = min(heights.values()), max(heights.values())
+    rows = [[" "] * width for _ in range(CURVE_ROWS)]
+    for column, height in heights.items():
+        share = (height - low) / (high - low) if high > low else 0.0
+        rows[round((1 - share) * (CURVE_ROWS - 1))][column] = "•"
+    labels = [percent(value) if as_percent else f"{value:.3f}" for value in (high, low)]
+    margin = max(map(len, labels))
+    named = {0: labels[0], CURVE_ROWS - 1: labels[1]}
+    drawn = [f"{named.get(i, ''):>{margin}} │{''.join(row).rstrip()}" for i, row in enumerate(rows)]
+    return "\n".join(
+        [*drawn, f"{'':>{margin}} └{'─' * width}", f"{'':>{margin}}  {first}{last:>{width - len(str(first))}}"]
+    )
 
 
 @run.command("logs")
-def run_logs(ctx: typer.Context, id: str) -> None:
+def run_logs(
+    ctx: typer.Context,
+    id: str,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait for more until the run has ended.")] = False,
+) -> None:
     """A run's whole log."""
+    from voxloop import training
     from voxloop.errors import UnknownRecord
-    from voxloop.records import Run
 
-    with opened(ctx) as ws, ws.read() as reader:
-        log = ws.runs / reader.get(Run, id).id / "train.log"
-        if not log.exists():
-            raise UnknownRecord(f"run {id} has no log on this machine: {log} is not there")
-        typer.echo(log.read_text(errors="replace"), nl=False)
+    with opened(ctx) as ws:
+        found = training.find(ws, id)
+        log = ws.runs / found.id / "train.log"
+        if not log.exists() and not follow:
+            raise UnknownRecord(f"run {found.id} is {found.status} and has no log on this machine: {log} is not there")
+        place = 0
+        while True:
+            # Asked before reading, so that what is written until the end is read.
+            going = follow and found.status in ("queued", "running")
+            if log.exists():
+                with log.open("rb") as file:
+                    file.seek(place)
+                    text = file.read()
+                place += len(text)
+                typer.echo(text.decode(errors="replace"), nl=False)
+            if not going:
+                return
+            time.sleep(FOLLOW_S)
+            found = training.find(ws, found.id)
+
+
+@run.command("pause")
+def run_pause(ctx: typer.Context, id: str, as_json: Json = False) -> None:
+    """Have a run write a checkpoint and free its device. `run resume` goes on from there, also after a reboot."""
+    from voxloop import training
+
+    with opened(ctx) as ws:
+        _asked(training.pause(ws, id), as_json)
+
+
+@run.command("stop")
+def run_stop(
+    ctx: typer.Context,
+    id: str,
+    discard: Annotated[bool, typer.Option("--discard", help="Keep nothing of what it learnt.")] = False,
+    as_json: Json = False,
+) -> None:
+    """End a run for good and keep the best weights so far as a model."""
+    from voxloop import training
+
+    with opened(ctx) as ws:
+        _asked(training.stop(ws, id, discard=discard), as_json)
+
+
+def _asked(now: Run, as_json: bool) -> None:
+    """What became of a wish."""
+    if as_json:
+        print_json(now)
+        return
+    step = now.progress.get("step", 0)
+    if now.wanted:
+        typer.echo(f"{now.wanted} is asked of run {now.id}, which is {now.status} at step {step} still")
+    elif now.status == "paused":
+        typer.echo(f"paused at step {step}; `voxloop run resume {now.id}` goes on")
+    elif now.model:
+        typer.echo(f"{now.status} at step {step}; model {short(now.model)} is kept, val WER {_wer(now)}")
+        typer.echo(f"next: voxloop model promote {short(now.model)}")
+    else:
+        typer.echo(f"{now.status} at step {step}" + (f": {now.error}" if now.error else ""))
+
+
+@run.command("resume")
+def run_resume(ctx: typer.Context, id: str, no_wait: NoWait = False, as_json: Json = False) -> None:
+    """Go on with a run that is paused, interrupted or failed, from its newest checkpoint."""
+    from voxloop import training
+
+    with opened(ctx) as ws:
+        see_through(ws, training.resume(ws, id), no_wait=no_wait, as_json=as_json)
+
+
+@run.command("retry")
+def run_retry(
+    ctx: typer.Context,
+    id: str,
+    set: Set = None,
+    no_wait: NoWait = False,
+    as_json: Json = False,
+) -> None:
+    """Train anew with the settings of a run that has ended, some of them changed."""
+    from voxloop import training
+
+    with opened(ctx) as ws:
+        see_through(ws, training.retry(ws, id, set or ()), no_wait=no_wait, as_json=as_json)

@@ -116,7 +116,7 @@ def aligned_lines(pieces: Sequence[Aligned], width: int) -> list[Text]:
         for parts in zip_longest(*(chop_cells(word or "", room) for word in words), fillvalue=""):
             cells = max(map(cell_len, (*parts, sign)))
             if cells > left:
-                blocks.append([Text(label, style="dim") for label in LABELS])
+                blocks.append([Text.assemble((label, "dim")) for label in LABELS])
                 left = room
             shown = ["*" * cells if word is None else part for word, part in zip(words, parts, strict=True)]
             for line, said in zip(blocks[-1], (*shown, sign), strict=True):

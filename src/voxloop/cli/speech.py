@@ -1,4 +1,4 @@
-"""ingest, transcribe."""
+"""ingest, transcribe, retranscribe."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from voxloop.cli.screen import Json, opened, print_json, progress, table
+from voxloop.cli.screen import Json, opened, print_json, progress, short, table
 
 if TYPE_CHECKING:
     from voxloop.recordings import IngestReport
@@ -29,6 +29,7 @@ class Format(StrEnum):
 def register(app: typer.Typer) -> None:
     app.command()(ingest)
     app.command()(transcribe)
+    app.command()(retranscribe)
 
 
 def ingest(
@@ -123,7 +124,7 @@ def transcribe(
         Path | None, typer.Option("--output", "-o", help="A folder for one file each, instead of the screen.")
     ] = None,
 ) -> None:
-    """The text of audio files, which are not taken into the workspace."""
+    """The text of audio files, which are not taken into the workspace; with word times but in `text`."""
     import tempfile
 
     from voxloop.errors import AudioError
@@ -139,7 +140,14 @@ def transcribe(
             for file in files:
                 try:
                     with progress(file.name, "s") as told:
-                        found = transcribe_file(ws, file, model=model, language=language, progress=told)
+                        found = transcribe_file(
+                            ws,
+                            file,
+                            model=model,
+                            language=language,
+                            word_times=format is not Format.text,
+                            progress=told,
+                        )
                 except AudioError as error:
                     typer.echo(f"error: {error}", err=True)
                     failed += 1
@@ -155,3 +163,29 @@ def transcribe(
                     typer.echo(text)
     if failed:
         raise typer.Exit(1)
+
+
+def retranscribe(
+    ctx: typer.Context,
+    recordings: Annotated[
+        list[str] | None, typer.Argument(help="Only these recordings; all, where none is named.", metavar="[ID]...")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Have what earlier models heard transcribed by the current one; all texts are kept, references untouched."""
+    from voxloop.transcripts import retranscribe as ask
+
+    with opened(ctx) as ws:
+        asked = ask(ws, recordings or ())
+    if as_json:
+        print_json(asked)
+        return
+    if not asked.recordings:
+        typer.echo(f"nothing to do: {short(asked.model)} has heard all that other models have")
+        return
+    typer.echo(
+        f"{asked.utterances} utterances ({asked.hours:.2f} h) of {len(asked.recordings)} recordings wait for "
+        f"{short(asked.model)}"
+        + (f"; {asked.waiting} of the recordings were asked for before" if asked.waiting else "")
+    )
+    typer.echo("next: voxloop worker --until-idle")

@@ -1,26 +1,36 @@
 """Frozen datasets: what is in, which text counts, and which split an utterance belongs to for ever."""
 
-from voxloop.datasets.clips import cuts, export, lhotse_cut, write_split
+from voxloop.datasets.clips import lhotse_cut, write_rows, write_split
+from voxloop.datasets.diffing import Diff, Difference, diff
 from voxloop.datasets.filters import Filters
+from voxloop.datasets.formats import Exported, export_dataset, import_dataset
 from voxloop.datasets.freezing import build
 from voxloop.datasets.rows import DatasetRow, Exclusion, excluded_key, exclusions, find, manifest_key, rows
 from voxloop.datasets.splits import assign_splits, position, split_at
+from voxloop.datasets.summary import Summary, summarise
 
 __all__ = [
     "DatasetRow",
+    "Diff",
+    "Difference",
     "Exclusion",
+    "Exported",
     "Filters",
+    "Summary",
     "assign_splits",
     "build",
-    "cuts",
+    "diff",
     "excluded_key",
     "exclusions",
-    "export",
+    "export_dataset",
     "find",
+    "import_dataset",
     "lhotse_cut",
     "manifest_key",
     "position",
     "rows",
     "split_at",
+    "summarise",
+    "write_rows",
     "write_split",
 ]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,35 +26,30 @@ def clip_wav(ws: Workspace, row: DatasetRow) -> bytes:
     return wav_bytes(to_pcm16(utterances.read_span(ws, row.recording, row.start, row.end)))
 
 
-def described(row: DatasetRow) -> dict[str, Any]:
-    """What the line of a row says beside where its audio is; times in seconds."""
-    return {
-        "text": row.text,
-        "duration": row.duration,
-        "speaker": row.speaker,
-        "language": row.language,
-        "id": row.utterance,
-    }
-
-
 def write_split(ws: Workspace, dataset: str, split: Split, folder: Path) -> Path:
     """Write `<split>.jsonl` and its audio below `folder/audio`; the manifest's path.
 
     A row holds audio_path (relative to the folder), text, duration (seconds),
     speaker, language and id.
     """
+    return write_rows(ws, rows(ws, dataset, split), folder / f"{split}.jsonl")
+
+
+def write_rows(ws: Workspace, chosen: Iterable[DatasetRow], manifest: Path) -> Path:
+    """Write rows of any datasets as `write_split` does, and their audio below `audio` beside the manifest."""
+    folder = manifest.parent
     (folder / "audio").mkdir(parents=True, exist_ok=True)
-    manifest = folder / f"{split}.jsonl"
     partial = manifest.with_suffix(".partial")
     with partial.open("wb") as file:
-        for row in rows(ws, dataset, split):
+        for row in chosen:
             name = f"audio/{clip_name(row)}.wav"
             target = folder / name
             if not target.exists():
                 unfinished = target.with_suffix(".partial")
                 unfinished.write_bytes(clip_wav(ws, row))
                 unfinished.replace(target)
-            file.write(line({"audio_path": name, **described(row)}))
+            values = {"text": row.text, "duration": row.duration, "speaker": row.speaker, "language": row.language}
+            file.write(line({"audio_path": name, **values, "id": row.utterance}))
     partial.replace(manifest)
     return manifest
 
@@ -76,29 +70,3 @@ def lhotse_cut(id: str, path: Path, *, duration: float, text: str, speaker: str 
         id=id, recording_id=id, start=0.0, duration=duration, text=text, speaker=speaker, language=language
     )
     return MonoCut(id=id, start=0.0, duration=duration, channel=0, recording=audio, supervisions=[said])
-
-
-def cuts(manifest: Path) -> Any:
-    """A written split as a Lhotse CutSet: the same rows, one recording and one supervision each."""
-    from lhotse import CutSet
-
-    def each() -> Iterator[Any]:
-        for text in manifest.read_text(encoding="utf-8").splitlines():
-            row = json.loads(text)
-            values = {name: row[name] for name in ("duration", "text", "speaker", "language")}
-            yield lhotse_cut(row["id"], manifest.parent / row["audio_path"], **values)
-
-    return CutSet.from_cuts(each())
-
-
-def export(ws: Workspace, dataset: str, folder: Path) -> list[Path]:
-    """Write all splits as JSONL beside their audio, and Lhotse cuts of the same rows."""
-    from voxloop.records import SPLITS
-
-    written = []
-    for split in SPLITS:
-        manifest = write_split(ws, dataset, split, folder)
-        lhotse = folder / f"{split}_cuts.jsonl.gz"
-        cuts(manifest).to_file(lhotse)
-        written += [manifest, lhotse]
-    return written

@@ -155,17 +155,19 @@ def _decode(
     done_s = took_s = 0.0
     all_s = sum(row.duration for row in rows)
     changes = ws.settings.normaliser
-    for language, block in _blocks(rows, decoding):
+    for language, block in in_blocks(rows, decoding):
         waveforms = [read_span(ws, row.recording, row.start, row.end) for row in block]
+        with ws.read() as reader:
+            around = [_around(reader, row) for row in block]
+        timed = any(spoken for *_, spoken in around)
         began = time.perf_counter()
-        heard = recogniser.transcribe(waveforms, replace(decoding, language=language))
+        heard = recogniser.transcribe(waveforms, replace(decoding, language=language), word_times=timed)
         took_s += time.perf_counter() - began
         found = [(hypothesis.text, hypothesis.confidence) for hypothesis in heard]
-        with ws.read() as reader:
-            for row, one, hypothesis in zip(block, score(block, found, language, changes), heard, strict=True):
-                session, snr_db, spoken = _around(reader, row)
-                times = word_times(spoken, hypothesis.words, language)
-                scored[row.utterance] = replace(one, session=session, snr_db=snr_db, **times)
+        ones = score(block, found, language, changes)
+        for row, one, hypothesis, (session, snr_db, spoken) in zip(block, ones, heard, around, strict=True):
+            times = word_times(spoken, hypothesis.words, language, changes)
+            scored[row.utterance] = replace(one, session=session, snr_db=snr_db, **times)
         done_s += sum(row.duration for row in block)
         if progress:
             progress(done_s, all_s)
@@ -183,7 +185,7 @@ def _around(reader: Reader, row: DatasetRow) -> tuple[str | None, float | None, 
     return recording.session if recording else None, quality.snr_db if quality else None, words
 
 
-def _blocks(rows: Sequence[DatasetRow], decoding: Decoding) -> Iterator[tuple[str | None, list[DatasetRow]]]:
+def in_blocks(rows: Sequence[DatasetRow], decoding: Decoding) -> Iterator[tuple[str | None, list[DatasetRow]]]:
     """Rows of one language and of like length, at most ten minutes together."""
     by_language: dict[str | None, list[DatasetRow]] = {}
     for row in sorted(rows, key=lambda row: row.duration):

@@ -6,19 +6,52 @@ Letters in shapes: `B` batch, `S` samples, `F` mel channels, `T` mel frames, `U`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from voxloop.errors import ModelError
-from voxloop.records import Word
+from voxloop.records import Guard, Word
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
     Waveform = np.ndarray[tuple[int], np.dtype[np.float32]]  # (S,), 16 kHz, -1 to 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Guards:
+    """What makes a text suspicious, so that its clip is decoded again: arXiv:2212.04356, section 4.5."""
+
+    max_compression: float = 2.4
+    """A text that zlib makes smaller by more than this repeats itself."""
+    min_logprob: float = -1.0
+    """A text whose tokens have a lower mean log-probability is a guess."""
+    max_no_speech: float = 0.6
+    """Above this probability of `<|nospeech|>`, a text that is a guess too is none at all."""
+    temperatures: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8, 1.0)
+    """Tried in turn on the clips that fail, until one passes; sampled from a seed made of the clip, so it repeats."""
+
+    def fired(self, text: str, mean_logprob: float, no_speech: float | None) -> tuple[Guard, ...]:
+        """What is wrong with a text; `no speech` alone where it is to be dropped, nothing where it passes."""
+        doubtful = mean_logprob < self.min_logprob
+        if doubtful and no_speech is not None and no_speech > self.max_no_speech:
+            return ("no speech",)
+        found: list[Guard] = []
+        if compression(text) > self.max_compression:
+            found.append("repetition")
+        if doubtful:
+            found.append("low probability")
+        return tuple(found)
+
+
+def compression(text: str) -> float:
+    """How many times zlib makes a text smaller: 1 or less for ordinary short texts, more where it repeats itself."""
+    encoded = text.encode()
+    return len(encoded) / len(zlib.compress(encoded)) if encoded else 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,9 +68,18 @@ class Decoding:
     """auto: as the model was tuned (its config says); full: padded to 30 s; trimmed: own length plus margin."""
     batch_seconds: float = 120.0
     """Padded seconds of audio decoded at once."""
+    guards: Guards | None = None
+    """None: the likeliest text is taken as it is, and silence is decoded like speech."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Decoding:
+        """The decoding that `as_dict` made a dictionary of, also after a way through JSON."""
+        guards = values.get("guards")
+        made = Guards(**guards | {"temperatures": tuple(guards["temperatures"])}) if guards else None
+        return cls(**{**values, "guards": made})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,15 +88,25 @@ class Hypothesis:
 
     text: str
     confidence: float | None  # mean probability of the tokens, 0 to 1
-    words: tuple[Word, ...] = ()
+    words: tuple[Word, ...] = ()  # where asked for; in seconds from the waveform's beginning
     language: str | None = None
+    language_probability: float | None = None  # among the model's languages; None where it was given
+    mean_logprob: float | None = None  # of the tokens, the end included
+    no_speech: float | None = None  # the model's own probability; None where it has no token for it
+    guards: tuple[Guard, ...] = ()  # what fired, whether or not another temperature helped
+    temperature: float = 0.0  # at which the text was sampled; 0: the likeliest
 
 
 class Recogniser(Protocol):
     """A loaded model that turns speech into text."""
 
-    def transcribe(self, waveforms: Sequence[Waveform], decoding: Decoding) -> list[Hypothesis]:
-        """Texts of waveforms of (S,) samples at 16 kHz, at most 30 s each, in the order given."""
+    def transcribe(
+        self, waveforms: Sequence[Waveform], decoding: Decoding, *, word_times: bool = False
+    ) -> list[Hypothesis]:
+        """Texts of waveforms of (S,) samples at 16 kHz, at most 30 s each, in the order given.
+
+        `word_times` finds each word's place as well; it changes no text.
+        """
         ...
 
     def embed(self, waveforms: Sequence[Waveform]) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
@@ -116,6 +168,22 @@ class Family(Protocol):
 
     def label_length(self, trainable: Trainable, text: str, language: str | None) -> int:
         """Tokens of the label of a text, prompt included."""
+        ...
+
+    def text_tokens(self, trainable: Trainable, text: str) -> list[int]:
+        """Tokens of a text alone, without prompt and end."""
+        ...
+
+    def encoder_positions(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """How many of the encoder's positions belong to each clip of a batch that `collate` made: (B,)."""
+        ...
+
+    def encoder_width(self, trainable: Trainable) -> int:
+        """Width of the encoder's states, which the model's output holds as `encoder_last_hidden_state`."""
+        ...
+
+    def layers_above(self, trainable: Trainable, weight: str) -> int:
+        """Layers between a weight, by its name, and the output of the part that it is in; 0: there is none."""
         ...
 
     def save(self, trainable: Trainable, model: torch.nn.Module, folder: Path) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from voxloop import audio, datasets, removal
+from voxloop import audio, datasets, removal, training
 from voxloop.integrity.check import Check
 from voxloop.recordings import audio_key
 from voxloop.records import Dataset, Evaluation, Model, Recording, Run
@@ -248,8 +248,8 @@ def check_runs(check: Check) -> None:
                 "run-dead",
                 run.id,
                 "it is said to run, and its process does not live",
-                "writes down that it failed",
-                partial(_bury, check.ws, run),
+                "marks it as interrupted: `voxloop run resume` goes on from its newest checkpoint",
+                partial(_interrupted, check.ws, run),
             )
     for manifest in sorted(check.ws.runs.glob("*/data/*.jsonl")):
         _, gone = removal.redacted(manifest.read_bytes(), lambda id: id.partition(":")[0] not in recordings, "id")
@@ -263,12 +263,8 @@ def check_runs(check: Check) -> None:
             )
 
 
-def _bury(ws: Workspace, run: Run) -> bool:
-    with ws.transaction() as tx:
-        why = "the training process died without a word; its checkpoints are kept"
-        tx.change(Run, run.id, status="failed", error=why, finished=tx.now())
-        tx.emit("training.failed", run.id, key=f"{run.id}:verify", payload={"error": why})
-    return True
+def _interrupted(ws: Workspace, run: Run) -> bool:
+    return training.find(ws, run.id).status != "running"
 
 
 def check_leftovers(check: Check) -> None:

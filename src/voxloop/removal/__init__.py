@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -41,7 +40,8 @@ from voxloop.removal.finishing import (
 )
 from voxloop.stores import catalog as tables
 from voxloop.stores.blobs import sha256_bytes
-from voxloop.training.files import STATUS, read_json
+from voxloop.training import locks
+from voxloop.training.files import ATTENDED, TRAINING
 
 if TYPE_CHECKING:
     from voxloop.stores.catalog import Reader, Writer
@@ -276,7 +276,8 @@ def _models_that_learnt(runs: Sequence[Run], models: Sequence[Model], learnt: Ma
         before = len(found)
         for model in models:
             run = by_run.get(model.run or "")
-            rows = learnt.get(run.dataset, 0) if run else 0
+            heard = {run.dataset, *run.recipe.get("replay_from", ())} if run else set()
+            rows = sum(learnt.get(dataset, 0) for dataset in heard)
             if rows or model.base in found or (run and run.base in found):
                 found.setdefault(model.id, Marked(id=model.id, name=model.run or model.where, utterances=rows))
     return list(found.values())
@@ -352,27 +353,15 @@ def _refuse_live_runs(ws: Workspace, dataset_ids: set[str]) -> None:
     with ws.read() as reader:
         running = reader.all(Run, tables.run.c.status.in_(("queued", "running")))
     for run in running:
-        if run.dataset in dataset_ids and alive(ws.runs / run.id):
+        if dataset_ids & {run.dataset, *run.recipe.get("replay_from", ())} and alive(ws.runs / run.id):
             raise ConflictError(
-                f"run {run.id} is learning from it now: stop that run (Ctrl-C where it was started), then forget"
+                f"run {run.id} is learning from it now: stop that run (`voxloop run stop`), then forget"
             )
 
 
 def alive(run_folder: Path) -> bool:
-    """Whether the process that trains in this folder lives, as its status says."""
-    try:
-        status = read_json(run_folder / STATUS)
-    except (OSError, ValueError):
-        return False
-    if status.get("status") != "running" or not isinstance(status.get("pid"), int):
-        return False
-    try:
-        os.kill(status["pid"], 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    """Whether a process trains in this folder, or sees to it that one will."""
+    return any(locks.held(run_folder / name) for name in (TRAINING, ATTENDED))
 
 
 def _commit(ws: Workspace, scope: _Scope, plan: _Plan, speaker: str | None, recording: str | None, by: str) -> Removal:

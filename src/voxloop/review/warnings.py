@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from voxloop.families.contract import Guards, compression
 from voxloop.records import Transcript, Utterance
 from voxloop.text import CHARACTER_LANGUAGES
 from voxloop.transcripts import latest
@@ -18,6 +18,8 @@ WarningKind = Literal[
     "repeated words",
     "low confidence",
     "uncertain words",
+    "second try",
+    "cut off",
     "clipped",
     "noisy",
     "too quiet",
@@ -29,6 +31,8 @@ WARNINGS: dict[WarningKind, str] = {
     "repeated words": "the text repeats itself, as recognisers do where they lose the thread",
     "low confidence": "the recogniser was unsure of the text",
     "uncertain words": "the recogniser was very unsure of single words",
+    "second try": "the likeliest text repeated itself or was a guess, so the clip was decoded again",
+    "cut off": "the text is as long as the model can write: its end may be missing",
     "clipped": "samples at full scale",
     "noisy": "little louder than its background",
     "too quiet": "much quieter than speech usually is",
@@ -43,8 +47,7 @@ CHARACTER_SCRIPT = 1 / 3
 SHORTEST_SPEECH_S = 0.5  # below, the VAD's margins are most of the audio and the rate says nothing
 SLOW_FROM_S = 2.0  # a single "yes" with a second of breath around it is no lost text
 
-# Text that compresses better repeats itself: Whisper's own guard, arXiv:2212.04356, section 4.5.
-MAX_COMPRESSION = 2.4
+MAX_COMPRESSION = Guards().max_compression
 REPEATS = 4  # times that the same word follows itself: "no no no" is speech, digits are dictated
 PHRASE_REPEATS = 3  # times that the same phrase of 2 to 8 words follows itself
 
@@ -74,16 +77,16 @@ def warnings_of(utterance: Utterance, transcripts: Sequence[Transcript]) -> tupl
     text = reference or machine
     found: list[ReviewWarning] = []
     if text is not None:
-        found += _about_length(utterance, text.text)
+        found += _about_length(utterance, text)
     if machine is not None and reference is None:
         found += _about_recognition(machine)
     return (*found, *_about_sound(utterance))
 
 
-def _about_length(utterance: Utterance, text: str) -> list[ReviewWarning]:
-    characters = len("".join(text.split()))
+def _about_length(utterance: Utterance, transcript: Transcript) -> list[ReviewWarning]:
+    characters = len("".join(transcript.text.split()))
     if not characters:
-        return [ReviewWarning(kind="no text", detail="the text is empty")]
+        return [ReviewWarning(kind="no text", detail=_why_empty(transcript))]
     silence = utterance.quality.silence if utterance.quality else 0.0
     speech_s = max(utterance.duration * (1 - silence), SHORTEST_SPEECH_S)
     rate = characters / speech_s
@@ -96,11 +99,25 @@ def _about_length(utterance: Utterance, text: str) -> list[ReviewWarning]:
     return []
 
 
+def _why_empty(transcript: Transcript) -> str:
+    if "silence" in transcript.guards:
+        return "the clip is silent"
+    if "no speech" in transcript.guards:
+        return f"the model hears no speech (probability {transcript.no_speech or 0:.2f})"
+    return "the text is empty"
+
+
 def _about_recognition(machine: Transcript) -> list[ReviewWarning]:
     found = []
     repeated = repetition(machine.text)
     if repeated:
         found.append(ReviewWarning(kind="repeated words", detail=repeated))
+    tried = [guard for guard in machine.guards if guard in ("repetition", "low probability")]
+    if tried:
+        detail = f"{' and '.join(tried)}; the text kept was found at temperature {machine.temperature or 0:g}"
+        found.append(ReviewWarning(kind="second try", detail=detail))
+    if "cut off" in machine.guards:
+        found.append(ReviewWarning(kind="cut off", detail=f"{len(machine.text)} characters, the most there can be"))
     if machine.confidence is not None and machine.confidence < LOW_CONFIDENCE:
         detail = f"confidence {machine.confidence:.2f}, below {LOW_CONFIDENCE:g}"
         found.append(ReviewWarning(kind="low confidence", detail=detail))
@@ -136,8 +153,7 @@ def repetition(text: str) -> str:
                 continue
             if all(words[start + width * n : start + width * (n + 1)] == phrase for n in range(1, times)):
                 return f"{' '.join(phrase)!r} {times} times or more"
-    encoded = text.encode()
-    ratio = len(encoded) / len(zlib.compress(encoded)) if encoded else 0.0
+    ratio = compression(text)
     return f"compresses {ratio:.1f} times" if ratio > MAX_COMPRESSION else ""
 
 

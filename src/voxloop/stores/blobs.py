@@ -62,6 +62,11 @@ class Blobs:
         else:
             raise BlobError(f"blob store {url!r}: needed is a file://, s3://, gs:// or az:// URL")
 
+    @property
+    def root(self) -> Path | None:
+        """The folder that holds the blobs; None where they are not in one."""
+        return self._root
+
     def put(self, key: str, data: bytes | Path) -> bool:
         """Write a blob; False where it is there already (its content is then the same by name)."""
         try:
@@ -117,7 +122,7 @@ class Blobs:
 
     def delete(self, key: str) -> None:
         """Remove a blob, and its cached copy; removing what is not there is no error."""
-        (self._cache / key).unlink(missing_ok=True)
+        self.forget(key)
         try:
             obstore.delete(self._store, key)
         except (NotFoundError, FileNotFoundError):
@@ -139,6 +144,10 @@ class Blobs:
             partial.write_bytes(self.get(key))
             partial.replace(cached)
         return cached
+
+    def forget(self, key: str) -> None:
+        """Drop the cached copy that `path` made, if there is one."""
+        (self._cache / key).unlink(missing_ok=True)
 
     def folder(self, prefix: str) -> Path:
         """A local folder with every blob under a prefix, for libraries that load folders."""

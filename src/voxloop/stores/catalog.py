@@ -128,6 +128,11 @@ transcript = sa.Table(
     sa.Column("by", sa.String, nullable=False),
     sa.Column("confidence", sa.Double),
     sa.Column("words", sa.JSON),
+    sa.Column("language", sa.String),
+    sa.Column("language_probability", sa.Double),
+    sa.Column("no_speech", sa.Double),
+    sa.Column("guards", sa.JSON),
+    sa.Column("temperature", sa.Double),
     sa.Index("ix_transcript_utterance_kind_created", "utterance", "kind", "created"),
     sa.Index("ix_transcript_kind", "kind"),
 )
@@ -172,6 +177,8 @@ run = sa.Table(
     sa.Column("error", sa.Text),
     sa.Column("model", sa.String),
     sa.Column("finished", sa.Double),
+    sa.Column("wanted", sa.String),
+    sa.Column("retry_of", sa.String),
 )
 
 model = sa.Table(
@@ -348,6 +355,7 @@ def to_record(kind: type[R], row: sa.Row[Any] | sa.RowMapping) -> R:
         values["segments"] = tuple(GivenSegment(**segment) for segment in values["segments"] or ())
     if kind is Transcript:
         values["words"] = tuple(Word(**word) for word in values["words"] or ())
+        values["guards"] = tuple(values["guards"] or ())
     return kind(**values)
 
 

@@ -10,8 +10,10 @@ and `done` in one transaction fenced by the token: a zombie or a kill -9 changes
 from __future__ import annotations
 
 import secrets
+import threading
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,13 +105,15 @@ class Jobs:
         )
         return len(new)
 
-    def claim(self, steps: Sequence[str], *, limit: int = 1) -> Claim | None:
-        """Lease the oldest waiting jobs of one of `steps`, at most `limit`; None where nothing waits.
+    def claim(self, steps: Sequence[str], *, limit: int = 1, subject: str | None = None) -> Claim | None:
+        """Lease the oldest waiting jobs of one of `steps` (of one subject), at most `limit`; None where nothing waits.
 
         A job that was tried before is claimed alone, so that one that cannot be
         done does not spend the attempts of its neighbours.
         """
         free = sa.and_(job.c.state.in_(("ready", "leased")), job.c.run_at <= now_s(), job.c.step.in_(steps))
+        if subject is not None:
+            free = sa.and_(free, job.c.subject == subject)
         token = secrets.token_hex(8)
         with self.catalog.write() as tx:
             first = tx.connection.execute(
@@ -147,6 +151,24 @@ class Jobs:
                 sa.update(job).where(self._held(claim)).values(run_at=now_s() + self.lease_s)
             ).rowcount
         return held == len(claim.jobs)
+
+    @contextmanager
+    def renewing(self, claim: Claim) -> Iterator[None]:
+        """Prolong the lease while the block runs."""
+        ended = threading.Event()
+
+        def renew() -> None:
+            while not ended.wait(self.lease_s / 3):
+                if not self.renew(claim):
+                    return  # lost: the step's own commit will be refused
+
+        thread = threading.Thread(target=renew, name=f"lease-{claim.token}", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
 
     def fence(self, tx: Writer, claim: Claim) -> None:
         """Make sure, inside `tx`, that the claim still holds. Raises LeaseLost."""
@@ -192,6 +214,26 @@ class Jobs:
                 .where(self._held(claim))
                 .values(state="ready", token=None, run_at=now_s(), attempts=job.c.attempts - 1)
             )
+
+    def withdraw(self, tx: Writer, step: str, subject: str) -> int:
+        """End a subject's open and dead jobs of a step inside `tx`, whoever holds them; the number ended."""
+        return int(
+            tx.connection.execute(
+                sa.update(job)
+                .where(job.c.step == step, job.c.subject == subject, job.c.state != "done")
+                .values(state="done", token=None, finished=now_s())
+            ).rowcount
+        )
+
+    def held(self, reader: Reader, step: str) -> dict[str, bool]:
+        """Subjects with an open job of this step, oldest first, and whether somebody holds a lease on it now."""
+        alive = sa.and_(job.c.state == "leased", job.c.run_at > now_s())
+        rows = reader.connection.execute(
+            sa.select(job.c.subject, alive)
+            .where(job.c.step == step, job.c.state.in_(("ready", "leased")))
+            .order_by(job.c.created, job.c.id)
+        )
+        return {subject: bool(now) for subject, now in rows}
 
     def retry(self, id: str | None = None) -> int:
         """Wake dead jobs (all, or the one with this id); the number woken."""

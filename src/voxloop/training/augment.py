@@ -5,6 +5,7 @@ Letters in shapes: `B` batch, `S` samples, `F` mel channels, `T` mel frames.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,18 +19,30 @@ if TYPE_CHECKING:
     from voxloop.training.recipes import Recipe
 
 NOISE_RANGE_DB = 30.0  # between the strongest and the weakest noise
+TELEPHONE_RATE = 8_000
+TELEPHONE_LOW_HZ = (200.0, 300.0)  # nothing passes below the first, all from the second on
+TELEPHONE_HIGH_HZ = (3_400.0, 3_700.0)
+MU = 255  # of mu-law
 MASK_CHANCE = 0.5  # of each band and stretch of SpecAugment: half of the clips of a batch keep it
 
 
-def waveform(clip: Waveform, recipe: Recipe, rng: np.random.Generator) -> Waveform:
-    """A clip (S,) played at another speed and volume, with noise, as the recipe says."""
+def waveform(clip: Waveform, recipe: Recipe, rng: np.random.Generator, noises: Sequence[Waveform] = ()) -> Waveform:
+    """A clip (S,) played at another speed, with noise, over the telephone, at another volume, as the recipe says.
+
+    `noises` are those of the recipe's folder. Everything but the speed keeps the clip's length.
+    """
     if recipe.speed:
         clip = change_speed(clip, rng.uniform(1 - recipe.speed, 1 + recipe.speed))
+    if noises and recipe.noise_folder_share and rng.random() < recipe.noise_folder_share:
+        snr_db = recipe.noise_snr_db + rng.uniform(0, NOISE_RANGE_DB)
+        clip = add_noise(clip, stretch(noises[int(rng.integers(len(noises)))], len(clip), rng), snr_db)
     if recipe.noise_share and rng.random() < recipe.noise_share:
         snr_db = recipe.noise_snr_db + rng.uniform(0, NOISE_RANGE_DB)
         power = float(np.mean(np.square(clip))) if len(clip) else 0.0
         deviation = np.sqrt(power * 10 ** (-snr_db / 10))
         clip = clip + (deviation * rng.standard_normal(len(clip))).astype(np.float32)
+    if recipe.telephone_share and rng.random() < recipe.telephone_share:
+        clip = telephone(clip)
     if recipe.volume_db:
         clip = clip * np.float32(10 ** (rng.uniform(-recipe.volume_db, recipe.volume_db) / 20))
     return np.clip(clip, -1.0, 1.0).astype(np.float32)
@@ -42,6 +55,44 @@ def change_speed(clip: Waveform, factor: float) -> Waveform:
     if abs(factor - 1) < 1e-3:
         return clip
     return np.asarray(soxr.resample(clip, SAMPLE_RATE * factor, SAMPLE_RATE, quality="LQ"), dtype=np.float32)
+
+
+def stretch(noise: Waveform, samples: int, rng: np.random.Generator) -> Waveform:
+    """A piece of a noise, from anywhere in it; a noise that is too short is heard again and again."""
+    start = int(rng.integers(max(1, len(noise) - samples + 1)))
+    return np.asarray(np.resize(noise[start:], samples), dtype=np.float32)
+
+
+def add_noise(clip: Waveform, noise: Waveform, snr_db: float) -> Waveform:
+    """The clip with a noise of its length, so loud that the mean powers have the ratio asked for; silence adds none."""
+    if not len(clip):
+        return clip
+    speech_power, noise_power = float(np.mean(np.square(clip))), float(np.mean(np.square(noise)))
+    if noise_power == 0.0:
+        return clip
+    gain = np.sqrt(speech_power / noise_power * 10 ** (-snr_db / 10))
+    return np.asarray(clip + np.float32(gain) * noise, dtype=np.float32)
+
+
+def telephone(clip: Waveform) -> Waveform:
+    """The clip as a telephone passes it on: 300 to 3,400 Hz, 8 kHz, 8 bits of mu-law (ITU-T G.711, G.712)."""
+    import soxr
+
+    if not len(clip):
+        return clip
+    frequencies = np.fft.rfftfreq(len(clip), 1 / SAMPLE_RATE)
+    gain = np.interp(frequencies, [*TELEPHONE_LOW_HZ, *TELEPHONE_HIGH_HZ], [0, 1, 1, 0])
+    band = np.fft.irfft(np.fft.rfft(clip) * gain, len(clip)).astype(np.float32)
+    sent = mu_law(soxr.resample(band, SAMPLE_RATE, TELEPHONE_RATE))
+    heard = np.asarray(soxr.resample(sent, TELEPHONE_RATE, SAMPLE_RATE), dtype=np.float32)[: len(clip)]
+    return np.pad(heard, (0, len(clip) - len(heard)))
+
+
+def mu_law(clip: Waveform) -> Waveform:
+    """The clip after 8 bits of mu-law there and back: quiet sounds are kept as finely, by ratio, as loud ones."""
+    level = np.sign(clip) * np.log1p(MU * np.minimum(np.abs(clip), 1.0)) / np.log1p(MU)
+    step = np.round(127 * level) / 127
+    return np.asarray(np.sign(step) * np.expm1(np.abs(step) * np.log1p(MU)) / MU, dtype=np.float32)
 
 
 def mask_features(

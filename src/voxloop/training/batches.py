@@ -1,4 +1,4 @@
-"""Batches: from a manifest's rows through Lhotse's sampler to tensors.
+"""Batches: from a manifest's rows through buckets of similar length to tensors.
 
 An epoch hears every clip once, alone or inside a string of several. Batches hold
 clips of similar length, as many as fit into a budget of padded seconds. Which
@@ -12,7 +12,8 @@ import json
 import math
 import random
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -52,7 +53,7 @@ class Row:
 def read_rows(manifest: Path) -> list[Row]:
     """The rows of `<split>.jsonl`; audio paths are relative to its folder. Raises TrainingError."""
     rows = []
-    for number, line in enumerate(manifest.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(manifest.read_bytes().splitlines(), 1):
         try:
             values = json.loads(line)
             rows.append(
@@ -106,6 +107,11 @@ def read_wav(path: Path) -> Waveform:
     return np.asarray(samples, dtype=np.float32)
 
 
+def read_noises(folder: Path) -> list[Waveform]:
+    """The noises of a run's folder, in the order of their names."""
+    return [read_wav(path) for path in sorted(folder.glob("*.wav"))]
+
+
 def lhotse_cuts(rows: Sequence[Row]) -> dict[str, Any]:
     """The rows as Lhotse cuts, by id."""
     return {
@@ -140,8 +146,12 @@ class Plan:
         padded_s: Callable[[float], float],
         label_length: Callable[[str, str | None], int],
         label_limit: int,
+        earlier: Sequence[Row] = (),
     ) -> None:
-        """`padded_s` is what a clip of so many seconds takes up; labels are counted for the strings."""
+        """`padded_s` is what a clip of so many seconds takes up; labels are counted for the strings.
+
+        Of `earlier`, speech that the base model has learnt already, every epoch hears the recipe's share.
+        """
         from lhotse.dataset.sampling.base import TimeConstraint
         from lhotse.dataset.sampling.dynamic_bucketing import estimate_duration_buckets
 
@@ -156,7 +166,8 @@ class Plan:
             raise TrainingError("there is nothing to train on: the dataset's train split is empty")
         self.rows = list(rows)
         self.recipe = recipe
-        self.cuts = lhotse_cuts(rows)
+        self.earlier = list(earlier)
+        self.cuts = lhotse_cuts([*rows, *earlier])
         self.label_length = label_length
         self.label_limit = label_limit
         self.constraint = PaddedSeconds(max_duration=recipe.batch_seconds)
@@ -181,22 +192,16 @@ class Plan:
             yield Batch(epoch, index, cuts, full_length)
 
     def _sampled(self, epoch: int) -> Iterator[tuple[tuple[Any, ...], bool]]:
-        from lhotse.dataset.sampling import DynamicBucketingSampler
-
-        sampler = DynamicBucketingSampler(
-            self.examples(epoch),
-            constraint=self.constraint.copy(),
-            duration_bins=self.bins,
-            shuffle=True,
-            seed=self.recipe.seed,
-            sync_buckets=False,
-            world_size=1,
-            rank=0,
-        )
-        sampler.set_epoch(epoch)
+        # Lhotse's DynamicBucketingSampler (1.33) may end an epoch while a bucket still holds clips: once no bucket is
+        # full it draws from empty ones too. All clips are known here, so filling the buckets takes no sampler.
+        buckets: list[list[Any]] = [[] for _ in range(len(self.bins) + 1)]
+        for cut in self.examples(epoch):
+            buckets[bisect_right(self.bins, cut.duration)].append(cut)
+        batches = [batch for bucket in buckets if bucket for batch in self._within_budget(bucket)]
+        random.Random(f"batches {self.recipe.seed} {epoch}").shuffle(batches)
         rng = random.Random(f"full length {self.recipe.seed} {epoch}")
         at_once = max(1, int(self.recipe.batch_seconds // MAX_UTTERANCE_S))
-        for cuts in (part for batch in sampler for part in self._within_budget(tuple(batch))):
+        for cuts in batches:
             if rng.random() < self.recipe.full_length_share:
                 # As many as the budget holds at 30 s each; the others are heard at their own length.
                 yield cuts[:at_once], True
@@ -205,8 +210,8 @@ class Plan:
             else:
                 yield cuts, self.recipe.audio_context == "full"
 
-    def _within_budget(self, cuts: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
-        """The batch in parts that keep to the budget, which Lhotse exceeds when a long cut comes last."""
+    def _within_budget(self, cuts: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
+        """The clips of a bucket in batches that keep to the budget."""
         constraint = self.constraint.copy()
         constraint.reset()
         part: list[Any] = []
@@ -223,7 +228,8 @@ class Plan:
     def examples(self, epoch: int) -> list[Any]:
         """The cuts of one epoch in random order: single clips, and strings of several by one speaker."""
         rng = random.Random(f"order {self.recipe.seed} {epoch}")
-        order = rng.sample(self.rows, len(self.rows))
+        heard = [*self.rows, *self._again(epoch)]
+        order = rng.sample(heard, len(heard))
         examples: list[Any] = []
         waiting: dict[tuple[str | None, str | None], list[Row]] = {}
         for row in order:
@@ -237,6 +243,12 @@ class Plan:
                 examples.append(self._string(rows, wanted, rng, f"{epoch}-{len(examples)}"))
         rng.shuffle(examples)
         return examples
+
+    def _again(self, epoch: int) -> list[Row]:
+        """The earlier speech that this epoch hears: `replay_share` of its clips, each at most once."""
+        share = self.recipe.replay_share
+        wanted = min(len(self.earlier), round(len(self.rows) * share / (1 - share)))
+        return random.Random(f"replay {self.recipe.seed} {epoch}").sample(self.earlier, wanted)
 
     def _string(self, rows: list[Row], wanted: int, rng: random.Random, name: str) -> Any:
         """Take up to `wanted` rows off the end and join them, as far as the string stays short enough."""
@@ -283,16 +295,30 @@ def spoken(cut: Any, speech: Speech) -> tuple[Waveform, str, str | None]:
 class Collator:
     """Makes a planned batch into what the model's forward takes, augmented by (seed, epoch, clip)."""
 
-    def __init__(self, speech: Speech, recipe: Recipe, family: Family, trainable: Trainable) -> None:
+    def __init__(
+        self,
+        speech: Speech,
+        recipe: Recipe,
+        family: Family,
+        trainable: Trainable,
+        *,
+        ctc_classes: Mapping[int, int] | None = None,
+        noises: Sequence[Waveform] = (),
+    ) -> None:
+        """`ctc_classes` are those of the tokens, where CTC is learnt from as well; `noises` are the recipe's folder."""
         self.speech = speech
         self.recipe = recipe
         self.family = family
         self.trainable = trainable
+        self.ctc_classes = ctc_classes
+        self.noises = noises
 
     def __call__(self, batch: Batch) -> dict[str, Any]:
         heard = [spoken(cut, self.speech) for cut in batch.cuts]
         waveforms = [
-            augment.waveform(clip, self.recipe, np.random.default_rng(_seed(self.recipe.seed, batch.epoch, cut.id)))
+            augment.waveform(
+                clip, self.recipe, np.random.default_rng(_seed(self.recipe.seed, batch.epoch, cut.id)), self.noises
+            )
             for (clip, _, _), cut in zip(heard, batch.cuts, strict=True)
         ]
         limit = round(MAX_UTTERANCE_S * SAMPLE_RATE)
@@ -304,7 +330,16 @@ class Collator:
             full_length=batch.full_length,
         )
         tensors["input_features"] = self._masked(tensors, waveforms, batch)
+        if self.ctc_classes is not None:
+            tensors |= self._ctc(tensors, [text for _, text, _ in heard], self.ctc_classes)
         return tensors | {"place": (batch.epoch, batch.index, len(heard))}
+
+    def _ctc(self, tensors: dict[str, Any], texts: Sequence[str], known: Mapping[int, int]) -> dict[str, Any]:
+        from voxloop.training import ctc
+
+        found = ctc.targets(texts, lambda text: self.family.text_tokens(self.trainable, text), known)
+        lengths = (found != ctc.BLANK).sum(dim=1)
+        return dict(zip(ctc.INPUTS, (found, lengths, self.family.encoder_positions(tensors)), strict=True))
 
     def _masked(self, tensors: dict[str, Any], waveforms: Sequence[Waveform], batch: Batch) -> torch.Tensor:
         import torch

@@ -2,7 +2,8 @@
 
 It reads `training_config.json` in that folder and nothing else, and tells how it
 stands in `status.json`: running -> completed | stopped | failed. SIGTERM and
-SIGINT end it at the next step, with a checkpoint to go on from.
+SIGINT end it at the next step, with a checkpoint to go on from; SIGUSR1 as if that
+step were the last: measured, the best kept.
 """
 
 from __future__ import annotations
@@ -37,10 +38,14 @@ def main(arguments: list[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     for chatty in ("httpx", "accelerate", "transformers", "lhotse"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    # Heard from the first moment on: importing the libraries takes seconds.
+    asked: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, lambda received, _: asked.append(received))
     status: dict[str, Any] = {"status": "running", "pid": os.getpid(), "started": time.time()}
     write_json(folder / STATUS, status)
     try:
-        outcome = _train(folder)
+        outcome = _train(folder, asked)
     except Exception as error:  # noqa: BLE001 - the process's last word: told to the parent and kept in the log
         traceback.print_exc()
         write_json(folder / STATUS, status | _usage() | {"status": "failed", **_reason(error)})
@@ -49,11 +54,7 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _train(folder: Path) -> Outcome:
-    # Heard from the first moment on: importing the libraries takes seconds.
-    asked: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda received, _: asked.append(received))
+def _train(folder: Path, asked: list[int]) -> Outcome:
     import torch
 
     from voxloop.training import session, trainer
@@ -63,12 +64,16 @@ def _train(folder: Path) -> Outcome:
         torch.set_num_threads(config.threads)
     stop = session.StopFlag()
 
-    def end(*_: object) -> None:
-        stop.set = True
+    def end(number: int, _: object = None) -> None:
+        if number == signal.SIGUSR1:
+            stop.conclude = True
+        else:
+            stop.set = True
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, end)
-    stop.set = bool(asked)
+    for early in asked:
+        end(early)
     return trainer.run(folder, stop)
 
 
@@ -99,9 +104,16 @@ def _reason(error: BaseException) -> dict[str, Any]:
     if isinstance(error, VoxloopError):
         return {"error": str(error), "remedy": None}
     line = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return {"error": line, "remedy": "the disk is full: free some space and retry the run"}
-    return {"error": line, "remedy": "this was not foreseen: the log tells where; a retry goes on from the checkpoint"}
+    if _disk_full(error):
+        return {"error": line, "remedy": "the disk is full: free some space, then `voxloop run resume` goes on"}
+    return {"error": line, "remedy": "this was not foreseen: the log tells where; `voxloop run resume` tries again"}
+
+
+def _disk_full(error: BaseException) -> bool:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    # As safetensors and torch.save say it.
+    return any(text in str(error) for text in ("No space left", "PytorchStreamWriter failed writing"))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,11 @@
-"""The parent's side of a run: start the child, follow it, stop it. Everything it knows it reads from the folder."""
+"""The parent's side of a run: start the child, or find it alive; follow it; tell it to end.
+
+Everything it knows it reads from the folder, so that it makes no difference which process started the child.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -14,10 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from voxloop.errors import TrainingError
-from voxloop.training.files import LOG, METRICS, STATUS, read_json
+from voxloop.training import locks
+from voxloop.training.files import CONFIG, LOG, METRICS, STATUS, TRAINING, read_json
 
 POLL_S = 0.2
 STOP_S = 30.0  # a step, a checkpoint: time to end in an orderly way before SIGKILL
+PAUSE = signal.SIGTERM  # write a checkpoint and end
+CONCLUDE = signal.SIGUSR1  # measure a last time, keep the best, end
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,8 +36,69 @@ class Ending:
     values: dict[str, Any]  # the whole of status.json
 
 
-def start(folder: Path, *, device: str, threads: int) -> subprocess.Popen[bytes]:
-    """Start the child in a session of its own, so that the terminal's Ctrl-C reaches the parent alone."""
+class Child:
+    """The training process of a folder: one started here, or one that outlived the process that started it."""
+
+    def __init__(self, folder: Path, process: subprocess.Popen[bytes] | None = None) -> None:
+        self.folder = folder
+        self.process = process
+
+    @property
+    def alive(self) -> bool:
+        return self.process.poll() is None if self.process else locks.held(self.folder / TRAINING)
+
+    @property
+    def code(self) -> int | None:
+        """The exit status, negative for a signal; None where it lives, or somebody else's child it was."""
+        return self.process.returncode if self.process else None
+
+    def tell(self, number: signal.Signals) -> bool:
+        """Send a signal; False where it is not yet able to hear one."""
+        try:
+            pid = read_json(self.folder / STATUS)["pid"]
+        except (OSError, ValueError, KeyError):
+            return False
+        if self.alive:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+        return True
+
+    def kill(self) -> None:
+        """End it at once, and whatever it started. Raises TrainingError where it does not even die of that."""
+        until = time.monotonic() + STOP_S
+        while self.alive:
+            try:
+                pid = self.process.pid if self.process else read_json(self.folder / STATUS)["pid"]
+                os.killpg(pid, signal.SIGKILL)
+            except (OSError, ValueError, KeyError):
+                pass  # about to begin, or about to end
+            time.sleep(0.05)
+            if time.monotonic() > until:
+                raise TrainingError(f"the training process of {self.folder} does not end, not even by SIGKILL")
+
+    def stop(self, *, patience_s: float = STOP_S) -> None:
+        """Ask it to end with a checkpoint; kill it where it does not within `patience_s`."""
+        until = time.monotonic() + patience_s
+        told = False
+        while self.alive and time.monotonic() < until:
+            told = told or self.tell(PAUSE)
+            time.sleep(0.05)
+        self.kill()
+
+
+def find(folder: Path) -> Child | None:
+    """The living child of this folder."""
+    return Child(folder) if locks.held(folder / TRAINING) else None
+
+
+def start(folder: Path, *, device: str, threads: int, device_lock: locks.Lock | None = None) -> Child:
+    """Start the child in a session of its own, so that the terminal's Ctrl-C reaches the parent alone.
+
+    It inherits the lock of its folder, which says that it lives, and that of its device.
+    """
+    mine = locks.take(folder / TRAINING)
+    if mine is None:
+        raise TrainingError(f"another process trains in {folder}")
     (folder / STATUS).unlink(missing_ok=True)
     environment = os.environ | {
         "OMP_NUM_THREADS": str(threads or os.cpu_count() or 1),
@@ -43,76 +111,89 @@ def start(folder: Path, *, device: str, threads: int) -> subprocess.Popen[bytes]
     if device != "cpu":
         # transformers would spread over every GPU that it sees.
         environment.setdefault("CUDA_VISIBLE_DEVICES", device.partition(":")[2] or "0")
-    with (folder / LOG).open("ab") as log:
-        return subprocess.Popen(
+    with mine, (folder / LOG).open("ab") as log:
+        process = subprocess.Popen(
             [sys.executable, "-m", "voxloop.training.child", str(folder)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
             env=environment,
+            pass_fds=[lock.descriptor for lock in (mine, device_lock) if lock],
         )
+    return Child(folder, process)
 
 
-def follow(process: subprocess.Popen[bytes], folder: Path) -> Iterator[dict[str, Any]]:
+def follow(child: Child, *, poll_s: float = POLL_S) -> Iterator[dict[str, Any]]:
     """Lines of metrics as they come, until the child has ended. An empty dictionary says that it still lives."""
-    path = folder / METRICS
+    path = child.folder / METRICS
     place = path.stat().st_size if path.exists() else 0
     while True:
-        ended = process.poll() is not None
+        ended = not child.alive
         lines, place = _new_lines(path, place)
         yield from lines
         if ended:
             return
         yield {}
-        time.sleep(POLL_S)
+        time.sleep(poll_s)
 
 
 def _new_lines(path: Path, place: int) -> tuple[list[dict[str, Any]], int]:
-    """Whole lines after byte `place`, and where they end."""
+    """Whole lines after byte `place`, and where they end. A line that a kill or a full disk cut off is none."""
     if not path.exists():
         return [], place
     with path.open("rb") as file:
         file.seek(place)
         text = file.read()
     whole = text[: text.rfind(b"\n") + 1]
-    return [json.loads(line) for line in whole.splitlines()], place + len(whole)
+    found = []
+    for line in whole.splitlines():
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
+    return found, place + len(whole)
 
 
-def ending(process: subprocess.Popen[bytes], folder: Path) -> Ending:
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """All lines of metrics; of steps that were done again after a kill, the later ones."""
+    kept: list[dict[str, Any]] = []
+    for line in _new_lines(folder / METRICS, 0)[0]:
+        while kept and kept[-1].get("step", 0) > line.get("step", 0):
+            kept.pop()
+        kept.append(line)
+    return kept
+
+
+def ending(child: Child) -> Ending:
     """How the child ended. A child that died without a word has failed."""
-    try:
-        values = read_json(folder / STATUS)
-    except FileNotFoundError:
-        values = {"status": "running"}
+    values = last_words(child.folder)
     status = values["status"]
     if status == "running":
-        return Ending(status="failed", error=_sudden(process.returncode, folder), values=values)
+        return Ending(status="failed", error=_sudden(child.code, child.folder), values=values)
     error = values.get("error")
     if error and values.get("remedy"):
         error = f"{error}; {values['remedy']}"
     return Ending(status=status, error=error, values=values)
 
 
+def last_words(folder: Path) -> dict[str, Any]:
+    """The child's status.json; that of a child that has said nothing yet says `running`."""
+    try:
+        return read_json(folder / STATUS)
+    except (FileNotFoundError, ValueError):
+        return {"status": "running"}
+
+
 def _sudden(code: int | None, folder: Path) -> str:
+    goes_on = f"`voxloop run resume {folder.name}` goes on from the last checkpoint"
     if code == -signal.SIGKILL:
-        return "the training process was killed (SIGKILL): often memory ran out; set batch_seconds lower and retry"
+        smaller = read_json(folder / CONFIG)["recipe"]["batch_seconds"] / 2
+        return (
+            "the training process was killed (SIGKILL): often memory ran out; "
+            f"`voxloop run retry {folder.name} --set batch_seconds={smaller:g}` needs less, {goes_on}"
+        )
     if code is not None and code < 0:
-        return f"the training process died of {signal.Signals(-code).name}; a retry goes on from the last checkpoint"
+        return f"the training process died of {signal.Signals(-code).name}; {goes_on}"
+    if code is None:
+        return f"the training process died without a word (killed, often because memory ran out); {goes_on}"
     tail = (folder / LOG).read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
     return f"the training process ended with status {code} before it began: {' '.join(tail)[:200]}"
-
-
-def stop(process: subprocess.Popen[bytes], *, patience_s: float = STOP_S) -> None:
-    """Ask the child to end with a checkpoint; kill it where it does not within `patience_s`."""
-    if process.poll() is not None:
-        return
-    process.terminate()
-    try:
-        process.wait(patience_s)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        try:
-            process.wait(patience_s)
-        except subprocess.TimeoutExpired as error:
-            raise TrainingError(f"the training process {process.pid} does not end, not even by SIGKILL") from error

@@ -11,6 +11,9 @@ CONFIG = "training_config.json"
 METRICS = "metrics.jsonl"
 STATUS = "status.json"
 LOG = "train.log"
+TRAINING = "training.lock"  # held by the child as long as it lives
+ATTENDED = "attended.lock"  # held by whoever sees the run through
+BEST = "best.json"  # the score of the model in best/
 LOOP_STATE = "loop_state.json"  # in a checkpoint: written last
 
 
@@ -22,6 +25,16 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
+
+
+def sync(folder: Path) -> None:
+    """Have everything below a folder on the disk, so that not even a power failure takes it back."""
+    for path in [*folder.rglob("*"), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from voxloop.errors import SettingError, nearest
+from voxloop.settings import meanings
 
 Method = Literal["full", "lora"]
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -19,6 +20,8 @@ class Recipe:
 
     name: str = "custom"
     """What the recipe is called; an overridden one keeps the name it began with."""
+    why: str = ""
+    """Why it was chosen; empty: it was asked for by name."""
     method: Method = "full"
     """full: every weight is trained; lora: low-rank adapters beside frozen weights (arXiv:2106.09685)."""
     audio_context: Literal["trimmed", "full"] = "trimmed"
@@ -53,9 +56,13 @@ class Recipe:
     average: float = 0.0
     """Decay by step of the running average of the weights, which is what is kept; 0: the last weights themselves."""
     precision: Precision = "fp32"
-    """Number format of the forward pass; weights stay in fp32. bf16 and fp16 need a GPU."""
+    """Number format of the forward pass; weights stay in fp32. fp16 needs a GPU; bf16 is mostly slow without one."""
     gradient_checkpointing: bool = False
     """Compute activations twice to hold fewer of them."""
+    layer_decay: float = 1.0
+    """Learning rate of a layer as a share of that of the layer above it (arXiv:1801.06146); 1: one rate for all."""
+    ctc_weight: float = 0.0
+    """Weight of a CTC loss on the encoder beside cross-entropy (arXiv:1609.06773), for small models; 0: none."""
     freeze_encoder: bool = False
     """Train the decoder alone."""
 
@@ -76,6 +83,12 @@ class Recipe:
     """Share of clips that get white noise."""
     noise_snr_db: float = 10.0
     """Strongest noise: the lowest ratio of speech to noise; the weakest lies 30 dB above."""
+    noise_folder: str | None = None
+    """A folder of your own noises (any audio), as where the model will listen; None: white noise only."""
+    noise_folder_share: float = 0.3
+    """Share of clips that get a piece of one of those noises."""
+    telephone_share: float = 0.0
+    """Share of clips that are heard as over a telephone: 300 to 3,400 Hz, 8 kHz, mu-law."""
     mask_bands: int = 14
     """Widest of two bands of mel channels that are hidden (SpecAugment, arXiv:1904.08779); 0: none."""
     mask_frames: int = 12
@@ -90,6 +103,10 @@ class Recipe:
     """Longest string; longer clips are not joined."""
     full_length_share: float = 0.0
     """Share of batches padded to 30 s, so that decoding at full length does not suffer."""
+    replay_share: float = 0.2
+    """Share of an epoch's clips that come from what the base model learnt before, so that it is not forgotten."""
+    replay_from: tuple[str, ...] = ()
+    """Datasets (names or ids) to hear again; empty: those that the base model and its bases were trained on."""
 
     eval_steps: int | None = None
     """Evaluate on val every so many steps; None: see eval_seconds."""
@@ -123,6 +140,7 @@ class Recipe:
         for name in (
             "warmup_steps",
             "weight_decay",
+            "ctc_weight",
             "volume_db",
             "mask_bands",
             "mask_frames",
@@ -130,15 +148,27 @@ class Recipe:
             "workers",
         ):
             self._check(name, getattr(self, name) >= 0, "it must be 0 or more")
-        for name in ("final_share", "noise_share", "join_share", "full_length_share"):
+        for name in (
+            "final_share",
+            "noise_share",
+            "noise_folder_share",
+            "telephone_share",
+            "join_share",
+            "full_length_share",
+        ):
             self._check(name, 0 <= getattr(self, name) <= 1, "it must be from 0 to 1")
-        for name in ("label_smoothing", "beta1", "beta2", "lora_dropout", "average"):
+        for name in ("label_smoothing", "beta1", "beta2", "lora_dropout", "average", "replay_share"):
             self._check(name, 0 <= getattr(self, name) < 1, "it must be from 0 to below 1")
+        self._check("layer_decay", 0 < self.layer_decay <= 1, "it must be above 0, and 1 at most")
         self._check("speed", 0 <= self.speed <= 0.5, "it must be from 0 to 0.5")
         self._check("join_clips", self.join_clips >= 2, "a string has 2 clips or more; set join_share=0 for none")
         self._check("join_seconds", self.join_seconds <= 29, "a string and its margin must fit into 30 s")
         if self.method == "lora" and not self.lora_targets:
             raise SettingError("method is lora and lora_targets is empty: name layers such as q_proj,v_proj")
+        if self.freeze_encoder and self.ctc_weight:
+            raise SettingError(
+                "ctc_weight teaches the encoder, which freeze_encoder holds: set ctc_weight=0 or freeze_encoder=false"
+            )
         if self.audio_context == "full" and self.full_length_share:
             raise SettingError(
                 "full_length_share is for audio_context=trimmed: with full every batch is padded to 30 s"
@@ -164,9 +194,9 @@ def from_dict(values: Mapping[str, Any]) -> Recipe:
 
 
 RECIPES: dict[str, Recipe] = {
-    # A minute on two cores: small models whole, a personal voice from a few dozen clips. Small batches, since a
-    # minute is short of steps, and averaged weights, since small batches are noisy. Joining is for short clips: without
-    # strings digits are learnt and strings forgotten, with strings of whole phrases too little is learnt.
+    # Small batches, since a minute is short of steps, and averaged weights, since small batches are noisy. Joining is
+    # for short clips: without strings digits are learnt and strings forgotten, with strings of whole phrases too little
+    # is learnt (docs/log.md).
     "quick": Recipe(
         name="quick",
         learning_rate=6e-4,
@@ -177,7 +207,17 @@ RECIPES: dict[str, Recipe] = {
         join_share=0.5,
         join_seconds=2.5,
     ),
-    # Few clips and a large model: adapters, little risk, stops when it no longer helps.
+    "thorough": Recipe(
+        name="thorough",
+        learning_rate=6e-4,
+        warmup_steps=100,
+        max_epochs=30,
+        average=0.999,
+        full_length_share=0.02,
+        eval_seconds=None,
+        patience=6,
+        save_seconds=300.0,
+    ),
     "careful": Recipe(
         name="careful",
         method="lora",
@@ -191,7 +231,6 @@ RECIPES: dict[str, Recipe] = {
         patience=5,
         save_seconds=300.0,
     ),
-    # Hours of speech: every weight.
     "full": Recipe(
         name="full",
         learning_rate=1e-5,
@@ -208,7 +247,17 @@ RECIPES: dict[str, Recipe] = {
     ),
 }
 
+FIXED = {"name", "why"}  # what a recipe says of itself: no settings
+
+SUITS = {
+    "quick": "a small model and minutes of speech: every weight, for a minute on two cores",
+    "thorough": "a small model and an hour of speech or more: every weight, until it no longer helps",
+    "careful": "a large model and up to ten hours of speech: adapters (LoRA), until they no longer help",
+    "full": "a large model and more than ten hours of speech: every weight, gently; a GPU is needed",
+}
+
 SMALL_MODEL = 20_000_000  # parameters: below, every weight can be trained on a CPU in minutes
+SOME_SPEECH_S = 3600.0  # seconds of training speech from which a small model learns for longer than a minute
 MUCH_SPEECH_S = 10 * 3600.0  # seconds of training speech that can move all weights of a large model
 
 
@@ -220,10 +269,44 @@ def named(name: str) -> Recipe:
 
 
 def choose(*, train_seconds: float, parameters: int) -> Recipe:
-    """The recipe for a model of so many parameters and so much training speech, where none is named."""
-    if parameters < SMALL_MODEL:
-        return RECIPES["quick"]
-    return RECIPES["full" if train_seconds >= MUCH_SPEECH_S else "careful"]
+    """The recipe for a model of so many parameters and so much training speech, where none is named; it says why."""
+    small = parameters < SMALL_MODEL
+    if small:
+        name = "thorough" if train_seconds >= SOME_SPEECH_S else "quick"
+    else:
+        name = "full" if train_seconds >= MUCH_SPEECH_S else "careful"
+    limit_s = SOME_SPEECH_S if small else MUCH_SPEECH_S
+    speech = f"{train_seconds / 3600:.1f} h" if train_seconds >= 3600 else f"{train_seconds / 60:.1f} min"
+    why = (
+        f"the model has {parameters / 1e6:.1f} M parameters ({'below' if small else 'not below'} "
+        f"{SMALL_MODEL / 1e6:.0f} M) and there are {speech} of training speech "
+        f"({'below' if train_seconds < limit_s else 'not below'} {limit_s / 3600:.0f} h)"
+    )
+    return replace(RECIPES[name], why=why)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Described:
+    """One setting of a recipe, as `voxloop recipe show` prints it."""
+
+    setting: str
+    value: Any
+    default: Any
+    meaning: str
+
+    @property
+    def differs(self) -> bool:
+        return bool(self.value != self.default)
+
+
+def described(recipe: Recipe) -> list[Described]:
+    """Every setting of a recipe with its default and its meaning, in the order of this module."""
+    values, defaults = recipe.as_dict(), Recipe(max_steps=1).as_dict() | {"max_steps": None}
+    return [
+        Described(setting=name, value=values[name], default=defaults[name], meaning=meaning)
+        for name, meaning in meanings(Recipe).items()
+        if name not in FIXED
+    ]
 
 
 def override(recipe: Recipe, settings: Sequence[str]) -> Recipe:
@@ -235,8 +318,8 @@ def override(recipe: Recipe, settings: Sequence[str]) -> Recipe:
         name = name.strip()
         if not equals:
             raise SettingError(f"setting {setting!r}: needed is key=value, such as learning_rate=1e-4")
-        if name not in hints or name == "name":
-            raise SettingError(f"a recipe has no setting {name!r}{nearest(name, set(hints) - {'name'})}")
+        if name not in hints or name in FIXED:
+            raise SettingError(f"a recipe has no setting {name!r}{nearest(name, set(hints) - FIXED)}")
         values[name] = _parse(name, text.strip(), hints[name])
     return replace(recipe, **values)
 
@@ -253,6 +336,8 @@ def _parse(name: str, text: str, kind: Any) -> Any:
             return None
         return _parse(name, text, next(option for option in options if option is not type(None)))
     if origin is tuple:
+        if text.lower() == "none":
+            return ()
         return tuple(part.strip() for part in text.split(",") if part.strip())
     if kind is bool:
         if text.lower() in ("true", "yes", "1", "on"):

@@ -22,8 +22,10 @@ import torch
 from voxloop import text as _text
 from voxloop.errors import SettingError
 from voxloop.families.contract import Decoding, Family, Trainable, family
-from voxloop.training.batches import Plan, Row, Speech, read_rows
-from voxloop.training.files import CONFIG, read_json, write_json
+from voxloop.training.batches import Plan, Row, Speech, read_noises, read_rows
+from voxloop.training.ctc import Head
+from voxloop.training.ctc import classes as ctc_classes
+from voxloop.training.files import BEST, CONFIG, read_json, sync, write_json
 from voxloop.training.recipes import Recipe
 
 log = logging.getLogger(__name__)
@@ -47,6 +49,10 @@ class TrainingConfig:
     """Manifest to learn from; relative to the run's folder."""
     val: str
     """Manifest to measure on."""
+    replay: str = ""
+    """Manifest of earlier speech of which every epoch hears a share; empty: none."""
+    noise: str = ""
+    """Folder of noises, 16 kHz mono WAV; empty: none."""
     recipe: dict[str, Any]
     """`Recipe.as_dict()`."""
     device: str = "auto"
@@ -91,10 +97,10 @@ class Progress:
 
 
 class StopFlag:
-    """Set by a signal; the run ends at the next step, with a checkpoint."""
+    """Set by a signal: the run ends at the next step, with a checkpoint, or (`conclude`) as if it were the last."""
 
-    def __init__(self) -> None:
-        self.set = False
+    set = False
+    conclude = False
 
 
 class Average:
@@ -151,13 +157,17 @@ class Session:
         self.started = time.monotonic()
         self.progress = progress
         self.before_s = progress.elapsed_s
-        self.train_speech = Speech(read_rows(folder / config.train))
+        rows = read_rows(folder / config.train)
+        earlier = read_rows(folder / config.replay) if config.replay and recipe.replay_share else []
+        self.train_speech = Speech([*rows, *earlier])
+        self.noises = read_noises(folder / config.noise) if config.noise and recipe.noise_folder_share else []
         self._say_language()
         self.val = _val_rows(folder / config.val, recipe)
         self.val_speech = Speech(self.val)
         self.plan = Plan(
-            self._learnable(self.train_speech.rows),
+            self._learnable(rows),
             recipe,
+            earlier=self._learnable(earlier),
             padded_s=self.family.padded_seconds if recipe.audio_context == "trimmed" else lambda _: 30.0,
             label_length=lambda text, language: self.family.label_length(self.trainable, text, language),
             label_limit=self.family.label_limit(self.trainable),
@@ -167,6 +177,12 @@ class Session:
         if recipe.method == "lora":
             self.model = _with_adapters(self.trainable, recipe)
         self.average = Average(self.model, recipe.average) if recipe.average else None
+        self.ctc_classes = self._ctc_classes() if recipe.ctc_weight else None
+        self.ctc = (
+            Head(self.family.encoder_width(self.trainable), len(self.ctc_classes), recipe.ctc_weight)
+            if self.ctc_classes is not None
+            else None
+        )
         self.eval_s = 0.0  # the last evaluation
         self.save_s = 0.0  # the last saved model
         self.steps = self._steps()
@@ -190,6 +206,10 @@ class Session:
         if len(kept) < len(rows):
             self.note(f"{len(rows) - len(kept)} clips left out: their texts have more than {limit} tokens")
         return kept
+
+    def _ctc_classes(self) -> dict[int, int]:
+        texts = [row.text for row in (*self.plan.rows, *self.plan.earlier)]
+        return ctc_classes(texts, lambda text: self.family.text_tokens(self.trainable, text))
 
     def _steps(self) -> int:
         recipe = self.recipe
@@ -270,7 +290,11 @@ class Session:
         progress.stale = 0 if better else progress.stale + 1
         if progress.best is None or score.at_least_as_good_as(progress.best):
             progress.best = score
-            self.save("best")
+            # After a kill, the model on the disk may be of a later step than the checkpoint, and better.
+            kept = kept_best(self.folder)
+            if kept is None or score.at_least_as_good_as(kept):
+                self.save("best")
+                write_json(self.folder / BEST, asdict(score))
 
     def save(self, name: str) -> None:
         """Write a complete model folder; the earlier one stays until the new one is whole."""
@@ -279,9 +303,33 @@ class Session:
         shutil.rmtree(partial, ignore_errors=True)
         with self.averaged():
             self.family.save(self.trainable, self.model, partial)
-        shutil.rmtree(self.folder / name, ignore_errors=True)
-        partial.rename(self.folder / name)
+        sync(partial)
+        replace_folder(partial, self.folder / name)
         self.save_s = time.monotonic() - began
+
+
+def kept_best(folder: Path) -> Score | None:
+    """The score of the model in `best/`; None where there is none."""
+    if not (folder / "best").is_dir() or not (folder / BEST).exists():
+        return None
+    return Score(**read_json(folder / BEST))
+
+
+def replace_folder(new: Path, place: Path) -> None:
+    """Put a whole folder in the place of another. `mend_folder` does the rest where a kill comes between the moves."""
+    old = place.with_name(f"{place.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if place.exists():
+        place.rename(old)
+    new.rename(place)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def mend_folder(place: Path) -> None:
+    """Put the old folder back where a kill came before the new one was in its place."""
+    old = place.with_name(f"{place.name}.old")
+    if old.exists() and not place.exists():
+        old.rename(place)
 
 
 def _val_rows(manifest: Path, recipe: Recipe) -> list[Row]:
@@ -297,7 +345,6 @@ def _prepare_weights(trainable: Trainable, recipe: Recipe) -> None:
         model.freeze_encoder()
     if recipe.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.config.use_cache = False
 
 
 def _with_adapters(trainable: Trainable, recipe: Recipe) -> Any:

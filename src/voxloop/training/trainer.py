@@ -20,15 +20,16 @@ from torch.nn import functional
 from transformers import PrinterCallback, Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
 
 from voxloop.errors import SettingError, TrainingError
-from voxloop.training import recipes
+from voxloop.training import ctc, recipes
 from voxloop.training.batches import Collator, loader
-from voxloop.training.files import LOOP_STATE, METRICS, append_line, read_json, write_json
+from voxloop.training.files import BEST, LOOP_STATE, METRICS, append_line, read_json, sync, write_json
 from voxloop.training.recipes import Recipe
-from voxloop.training.session import Progress, Score, Session, StopFlag, TrainingConfig
+from voxloop.training.session import Progress, Score, Session, StopFlag, TrainingConfig, kept_best, mend_folder
 
 log = logging.getLogger(__name__)
 
 AVERAGE = "average.safetensors"  # in a checkpoint: the running average of the weights
+CTC_HEAD = "ctc.safetensors"  # in a checkpoint: the head that is thrown away in the end
 
 
 class Pace(TrainerCallback):  # type: ignore[misc]
@@ -46,7 +47,9 @@ class Pace(TrainerCallback):  # type: ignore[misc]
         step = state.global_step
         if session.average:
             session.average.update()
-        over = session.done(step) >= 1.0 or step >= session.steps
+        if session.ctc:
+            session.ctc.linear.zero_grad()  # transformers clears the gradients of its model only
+        over = session.done(step) >= 1.0 or step >= session.steps or session.stop.conclude
         control.should_log = step == 1 or step % recipe.log_steps == 0 or over
         control.should_evaluate = bool(session.val) and (over or self._due(step, now))
         if session.stop.set:
@@ -81,8 +84,12 @@ class SpeechTrainer(Seq2SeqTrainer):  # type: ignore[misc]
         self.busy_s = 0.0  # evaluating or saving since the last line of metrics
         self.logged_s = session.elapsed_s
         recipe, cuda = session.recipe, _on_gpu(session.config.device)
-        if recipe.precision != "fp32" and not cuda:
-            raise SettingError(f"precision is {recipe.precision} and the device is the CPU: set precision=fp32")
+        if recipe.precision == "fp16" and not cuda:
+            raise SettingError(
+                "precision is fp16 and the device is the CPU, where small gradients vanish in it: set precision=fp32"
+            )
+        if recipe.precision == "bf16" and not cuda:
+            session.note("precision is bf16 on the CPU: it learns as on a GPU, mostly slower than with fp32")
         args = Seq2SeqTrainingArguments(
             output_dir=str(session.folder),
             use_cpu=not cuda,
@@ -98,7 +105,6 @@ class SpeechTrainer(Seq2SeqTrainer):  # type: ignore[misc]
             bf16=recipe.precision == "bf16",
             fp16=recipe.precision == "fp16",
             seed=recipe.seed,
-            save_total_limit=recipe.keep_checkpoints,
             save_strategy="no",
             logging_strategy="no",
             eval_strategy="no",
@@ -114,12 +120,21 @@ class SpeechTrainer(Seq2SeqTrainer):  # type: ignore[misc]
         )
         self.model_accepts_loss_kwargs = False  # the loss is ours; the model need not know how many tokens there are
         self.remove_callback(PrinterCallback)
+        if session.ctc:
+            session.ctc.linear.to(self.args.device)
 
     def get_train_dataloader(self) -> Any:
         session, progress = self.session, self.session.progress
         same = progress.batch_seconds in (0.0, session.recipe.batch_seconds)
         progress.batch_seconds = session.recipe.batch_seconds
-        collator = Collator(session.train_speech, session.recipe, session.family, session.trainable)
+        collator = Collator(
+            session.train_speech,
+            session.recipe,
+            session.family,
+            session.trainable,
+            ctc_classes=session.ctc_classes,
+            noises=session.noises,
+        )
         return loader(
             session.plan,
             collator,
@@ -128,6 +143,49 @@ class SpeechTrainer(Seq2SeqTrainer):  # type: ignore[misc]
             index=progress.batch if same else 0,
             workers=session.recipe.workers,
         )
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """AdamW with a group for each depth: the further a layer lies from the output, the lower its rate."""
+        if self.optimizer is None:
+            session, trained = self.session, self.model if model is None else model
+            recipe = session.recipe
+            decayed = set(self.get_decay_parameter_names(trained))
+            groups: dict[tuple[int, bool], list[torch.nn.Parameter]] = {(0, True): [], (0, False): []}
+            for name, weight in trained.named_parameters():
+                if weight.requires_grad:
+                    depth = 0 if recipe.layer_decay == 1 else session.family.layers_above(session.trainable, name)
+                    groups.setdefault((depth, name in decayed), []).append(weight)
+            if session.ctc:
+                groups[0, True] += session.ctc.linear.parameters()
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args, trained)
+            self.optimizer: Any = kind(
+                # The first group is that of the top layers: its rate is the one that is logged.
+                [
+                    {
+                        "params": weights,
+                        "weight_decay": recipe.weight_decay if decays else 0.0,
+                        "lr": recipe.learning_rate * recipe.layer_decay**depth,
+                    }
+                    for (depth, decays), weights in sorted(
+                        groups.items(), key=lambda group: (group[0][0], not group[0][1])
+                    )
+                ],
+                **options,
+            )
+        return self.optimizer  # type: ignore[no-any-return]
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Cross-entropy by `_loss`, and CTC beside it where the recipe says so, both per token of the step."""
+        inputs["use_cache"] = False  # nothing is generated here, and gradient checkpointing could keep no cache
+        heard = [inputs.pop(name) for name in ctc.INPUTS if name in inputs]
+        labels = inputs["labels"]
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        if self.session.ctc:
+            tokens = (labels != -100).sum() if num_items_in_batch is None else num_items_in_batch
+            loss = loss + self.session.ctc.loss(outputs.encoder_last_hidden_state, *heard) / tokens
+        return (loss, outputs) if return_outputs else loss
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         made: Any = getattr(self, "lr_scheduler", None)
@@ -164,9 +222,16 @@ class SpeechTrainer(Seq2SeqTrainer):  # type: ignore[misc]
         folder = self.session.folder / f"checkpoint-{self.state.global_step}"
         if self.session.average:
             self.session.average.save(folder / AVERAGE)
+        if self.session.ctc:
+            self.session.ctc.save(folder / CTC_HEAD)
         self.session.progress.elapsed_s = self.session.elapsed_s
+        sync(folder)
         # Written last: a checkpoint without it was cut off by a kill and is not used.
         write_json(folder / LOOP_STATE, asdict(self.session.progress))
+        # Only now: with the new one whole there is always one to go on from.
+        for old in checkpoints(self.session.folder)[: -self.session.recipe.keep_checkpoints]:
+            (old / LOOP_STATE).unlink()
+            shutil.rmtree(old)
         self.busy_s += self.session.elapsed_s - began
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -183,6 +248,7 @@ class SpeechTrainer(Seq2SeqTrainer):  # type: ignore[misc]
         line: dict[str, Any] = {
             "step": self.state.global_step,
             "epoch": session.progress.epoch,
+            "batch": session.progress.batch,
             "loss": logs.get("loss"),
             "val_wer": logs.get("val_wer"),
             "val_cer": logs.get("val_cer"),
@@ -247,13 +313,16 @@ class Outcome:
 
 def newest_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint; those cut off by a kill are removed."""
-    found = []
-    for checkpoint in folder.glob("checkpoint-*"):
-        if (checkpoint / LOOP_STATE).exists():
-            found.append((int(checkpoint.name.partition("-")[2]), checkpoint))
-        else:
-            shutil.rmtree(checkpoint)
-    return max(found)[1] if found else None
+    whole = checkpoints(folder)
+    for checkpoint in set(folder.glob("checkpoint-*")) - set(whole):
+        shutil.rmtree(checkpoint)
+    return whole[-1] if whole else None
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The whole checkpoints, oldest first."""
+    found = [path.parent for path in folder.glob(f"checkpoint-*/{LOOP_STATE}")]
+    return sorted(found, key=lambda checkpoint: int(checkpoint.name.partition("-")[2]))
 
 
 def run(folder: Path, stop: StopFlag) -> Outcome:
@@ -268,6 +337,9 @@ def run(folder: Path, stop: StopFlag) -> Outcome:
             if not _out_of_memory(error):
                 raise
             recipe = _smaller(recipe, error)
+            # Saved: a resumed run begins with what fitted.
+            config = replace(config, recipe=recipe.as_dict())
+            config.save(folder)
             notes.append(
                 f"memory ran out: batches are now {recipe.batch_seconds:g} s, {recipe.accumulation} to a step, "
                 "so that a step still hears as much"
@@ -292,6 +364,7 @@ def _smaller(recipe: Recipe, error: BaseException) -> Recipe:
 
 
 def _attempt(folder: Path, config: TrainingConfig, recipe: Recipe, stop: StopFlag, notes: list[str]) -> Outcome:
+    mend_folder(folder / "best")
     checkpoint = newest_checkpoint(folder)
     progress = _progress(checkpoint)
     progress.notes += [note for note in notes if note not in progress.notes]
@@ -304,6 +377,8 @@ def _attempt(folder: Path, config: TrainingConfig, recipe: Recipe, stop: StopFla
         log.info("going on from %s", checkpoint.name)
         if session.average:
             session.average.load(checkpoint / AVERAGE)
+        if session.ctc:
+            session.ctc.load(checkpoint / CTC_HEAD)
     result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     stopped = stop.set
     if not stopped:
@@ -357,11 +432,16 @@ def _finish(session: Session, trainer: SpeechTrainer) -> None:
         shutil.rmtree(session.folder / "best", ignore_errors=True)
         shutil.copytree(session.folder / "final", session.folder / "best")
         return
+    kept = kept_best(session.folder)
+    if kept and progress.best and kept.at_least_as_good_as(progress.best):
+        progress.best = kept
     if progress.best is not None and progress.best.step == 0:
         session.note("training made the model no better on val: `best` is the base model")
         base = session.family.open_for_training(
             session.config.base, audio_context=session.trainable.extra.get("base_context", "full")
         )
+        (session.folder / BEST).unlink(missing_ok=True)
+        shutil.rmtree(session.folder / "best", ignore_errors=True)
         session.family.save(base, base.model, session.folder / "best")
     results = {"base": progress.base, "best": progress.best}
     write_json(session.folder / "eval_results.json", {k: asdict(v) for k, v in results.items() if v is not None})

@@ -16,7 +16,8 @@ Letters in shapes: `B` batch, `F` mel channels, `T` mel frames, `U` label tokens
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,8 +119,37 @@ class Whisper:
         """
         known: Vocabulary = trainable.extra["vocabulary"]
         language = language or trainable.extra.get("language")
-        written = trainable.processor.tokenizer(text, add_special_tokens=False).input_ids
-        return [*known.prompt(language)[1:], *written, known.end]
+        return [*known.prompt(language)[1:], *self.text_tokens(trainable, text), known.end]
+
+    def text_tokens(self, trainable: Trainable, text: str) -> list[int]:
+        """Tokens of a text alone, without prompt and end."""
+        written: list[int] = trainable.processor.tokenizer(text, add_special_tokens=False).input_ids
+        return written
+
+    def encoder_positions(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Encoder positions of each clip (B,): one for every second mel frame."""
+        features = inputs["input_features"]
+        mask = inputs.get("attention_mask")
+        if mask is None:
+            return torch.full((len(features),), features.shape[-1] // 2)
+        return mask[:, ::2].sum(dim=1)
+
+    def encoder_width(self, trainable: Trainable) -> int:
+        """Width of the encoder's states."""
+        width: int = trainable.model.config.d_model
+        return width
+
+    def layers_above(self, trainable: Trainable, weight: str) -> int:
+        """Layers between a weight and the output of the encoder or decoder that it is in.
+
+        Convolutions and embeddings lie below all layers; the embedding of tokens too, though it is the output as well.
+        """
+        config = trainable.model.config
+        layers: int = config.encoder_layers if ".encoder." in f".{weight}" else config.decoder_layers
+        numbered = re.search(r"\.layers\.(\d+)\.", weight)
+        if numbered:
+            return layers - 1 - int(numbered.group(1))
+        return layers if re.search(r"\.(conv\d|embed_\w+)\.", weight) else 0
 
     def save(self, trainable: Trainable, model: torch.nn.Module, folder: Path) -> None:
         """Write a complete folder that `load` and stock transformers open; LoRA is merged, `adapter/` kept beside."""
@@ -129,6 +159,7 @@ class Whisper:
             whole.save_pretrained(folder / "adapter")
             # A copy is merged, since un-merging leaves rounding in the weights that go on training.
             whole = copy.deepcopy(whole).merge_and_unload()
+        whole.config.use_cache = True  # transformers' Trainer turns it off; who opens this folder wants to generate
         whole.save_pretrained(folder)
         trainable.processor.save_pretrained(folder)
 

@@ -6,9 +6,12 @@ Letters in shapes: `B` batch, `T` mel frames, `E` encoder positions, `V` vocabul
 from __future__ import annotations
 
 import copy
+import hashlib
 import logging
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,10 +22,11 @@ from transformers.generation.utils import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutput
 
 from voxloop.errors import ModelError, UsageError, nearest
-from voxloop.families.contract import Decoding, Hypothesis
+from voxloop.families.contract import Decoding, Guards, Hypothesis
 from voxloop.families.whisper.features import HOP, AudioContext, features_of, frame_mask, frames_of, mel_filters
 from voxloop.families.whisper.network import CONTEXT_KEY
-from voxloop.records import MAX_UTTERANCE_SAMPLES, SAMPLE_RATE, seconds
+from voxloop.families.whisper.timing import without_silence, word_times, words_of
+from voxloop.records import MAX_UTTERANCE_SAMPLES, SAMPLE_RATE, Guard, Word, seconds
 
 if TYPE_CHECKING:
     from voxloop.families.contract import Waveform
@@ -32,6 +36,8 @@ log = logging.getLogger(__name__)
 # Nobody speaks faster than this, also where a token is one letter: what is longer is a loop.
 TOKENS_PER_S = 25
 SPARE_TOKENS = 16
+# -70 dBFS, ten steps of 16 bits: a clip that never gets louder holds nothing to hear, whatever the model makes of it.
+SILENT_PEAK = 10 ** (-70 / 20)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +49,7 @@ class Vocabulary:
     no_timestamps: int
     transcribe: int
     languages: dict[str, int]  # ISO 639-1 code -> token; empty for English-only models
+    no_speech: int | None  # None where the tokenizer has no such token
 
     def prompt(self, language: str | None) -> list[int]:
         """The tokens before the text. Raises ModelError for a language that the model does not know."""
@@ -76,13 +83,38 @@ def vocabulary(model: WhisperForConditionalGeneration, processor: WhisperProcess
         }
         languages = {added.strip("<|>"): id for added, id in by_token.items()}
     no_timestamps = getattr(generation, "no_timestamps_token_id", None)
+    added = tokenizer.get_added_vocab()
+    # `<|nocaptions|>` is what the token is called in vocabularies before large-v3.
+    no_speech = next((added[name] for name in ("<|nospeech|>", "<|nocaptions|>") if name in added), None)
     return Vocabulary(
         start=model.config.decoder_start_token_id,
         end=model.config.eos_token_id,
         no_timestamps=token("<|notimestamps|>") if no_timestamps is None else no_timestamps,
         transcribe=token("<|transcribe|>"),
         languages=languages,
+        no_speech=no_speech,
     )
+
+
+@dataclass(slots=True)
+class _Draft:
+    """A text as it was read: its tokens and their probabilities, the end among them where it was reached."""
+
+    tokens: list[int]
+    chances: list[float]
+    no_speech: float | None
+    temperature: float = 0.0
+    text: str = ""
+    fired: tuple[Guard, ...] = ()
+    history: tuple[Guard, ...] = field(default=())  # what fired on this clip's earlier drafts as well
+
+    @property
+    def confidence(self) -> float | None:
+        return round(sum(self.chances) / len(self.chances), 6) if self.chances else None
+
+    @property
+    def mean_logprob(self) -> float:
+        return sum(math.log(max(chance, 1e-30)) for chance in self.chances) / max(1, len(self.chances))
 
 
 class WhisperRecogniser:
@@ -95,13 +127,21 @@ class WhisperRecogniser:
         self.vocabulary = vocabulary(model, processor)
         self._warned = False
 
-    def transcribe(self, waveforms: Sequence[Waveform], decoding: Decoding) -> list[Hypothesis]:
+    def transcribe(
+        self, waveforms: Sequence[Waveform], decoding: Decoding, *, word_times: bool = False
+    ) -> list[Hypothesis]:
         """Texts in the order given. Raises UsageError for a waveform longer than 30 s."""
         context = self._context(decoding.audio_context)
         found = [Hypothesis(text="", confidence=None)] * len(waveforms)
+        heard = list(waveforms)
+        if decoding.guards:
+            for index, waveform in enumerate(waveforms):
+                if np.abs(waveform).max(initial=0.0) < SILENT_PEAK:
+                    found[index] = Hypothesis(text="", confidence=None, language=decoding.language, guards=("silence",))
+                    heard[index] = waveform[:0]
         with self._evaluating(), torch.inference_mode():
-            for batch in self._batches(waveforms, context, decoding.batch_seconds / max(1, decoding.beams)):
-                hypotheses = self._decode([waveforms[index] for index in batch], context, decoding)
+            for batch in self._batches(heard, context, decoding.batch_seconds / max(1, decoding.beams)):
+                hypotheses = self._decode([heard[index] for index in batch], context, decoding, word_times)
                 for index, hypothesis in zip(batch, hypotheses, strict=True):
                     found[index] = hypothesis
         return found
@@ -161,7 +201,9 @@ class WhisperRecogniser:
         outputs = self.model.model.encoder(features.to(self.model.dtype), attention_mask=mask)
         return outputs.last_hidden_state, mask
 
-    def _decode(self, clips: Sequence[Waveform], context: AudioContext, decoding: Decoding) -> list[Hypothesis]:
+    def _decode(
+        self, clips: Sequence[Waveform], context: AudioContext, decoding: Decoding, timed: bool
+    ) -> list[Hypothesis]:
         states, mask = self._encode(clips, context)
         prompts, languages = self._prompts(states, mask, decoding.language)
         room = self.model.config.max_target_positions - prompts.shape[1]
@@ -172,27 +214,123 @@ class WhisperRecogniser:
             ],
             device=states.device,
         )
-        if decoding.beams == 1:
-            tokens, probabilities = self._greedy(states, mask, prompts, limits)
-        else:
-            tokens, probabilities = self._beams(states, mask, prompts, limits, decoding.beams)
-        texts = self.processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        read = self._greedy if decoding.beams == 1 else partial(self._beams, beams=decoding.beams)
+        drafts = self._worded(read(states, mask, prompts, limits))
+        if decoding.guards:
+            drafts = self._guarded(drafts, clips, states, mask, prompts, limits, decoding.guards)
+        times = self._times(drafts, clips, states, mask, prompts) if timed else {}
         return [
-            Hypothesis(text=text.strip(), confidence=round(sum(p) / len(p), 6) if p else None, language=language)
-            for text, p, language in zip(texts, probabilities, languages, strict=True)
+            Hypothesis(
+                text=draft.text,
+                confidence=draft.confidence,
+                words=self._words(draft, times[index], clips[index], code) if index in times else (),
+                language=code,
+                language_probability=chance,
+                mean_logprob=round(draft.mean_logprob, 6),
+                no_speech=draft.no_speech,
+                guards=draft.history,
+                temperature=draft.temperature,
+            )
+            for index, (draft, (code, chance)) in enumerate(zip(drafts, languages, strict=True))
         ]
+
+    def _words(self, draft: _Draft, times: Sequence[float], clip: Waveform, language: str) -> tuple[Word, ...]:
+        return without_silence(words_of(self.processor.tokenizer, *self._written(draft), times, language), clip)
+
+    def _worded(self, drafts: list[_Draft]) -> list[_Draft]:
+        texts = self.processor.tokenizer.batch_decode([draft.tokens for draft in drafts], skip_special_tokens=True)
+        for draft, text in zip(drafts, texts, strict=True):
+            draft.text = text.strip()
+        return drafts
+
+    def _guarded(
+        self,
+        drafts: list[_Draft],
+        clips: Sequence[Waveform],
+        states: torch.Tensor,
+        mask: torch.Tensor | None,
+        prompts: torch.Tensor,
+        limits: torch.Tensor,
+        guards: Guards,
+    ) -> list[_Draft]:
+        """The drafts that pass, decoded again at rising temperatures where they fail.
+
+        Where none passes, the likeliest of a clip's drafts is taken, one that does not repeat itself
+        before one that does (so does faster-whisper; Whisper itself takes the last).
+        """
+        tried = [[self._check(draft, guards)] for draft in drafts]
+        for temperature in guards.temperatures:
+            failing = [index for index, mine in enumerate(tried) if set(mine[-1].fired) - {"no speech"}]
+            if not failing:
+                break
+            rows = torch.tensor(failing, device=states.device)
+            draws = np.stack([_draws(clips[index], temperature, int(limits.max())) for index in failing])
+            again = self._greedy(
+                states[rows],
+                None if mask is None else mask[rows],
+                prompts[rows],
+                limits[rows],
+                temperature,
+                torch.from_numpy(draws).to(states.device),
+            )
+            for index, draft in zip(failing, self._worded(again), strict=True):
+                tried[index].append(self._check(draft, guards))
+        chosen = []
+        for mine, limit in zip(tried, limits.tolist(), strict=True):
+            best = mine[-1]
+            if set(best.fired) - {"no speech"}:
+                best = max(mine, key=lambda draft: ("repetition" not in draft.fired, draft.mean_logprob))
+            cut = len(best.tokens) == limit and best.tokens[-1] != self.vocabulary.end and "no speech" not in best.fired
+            seen = [guard for draft in mine for guard in draft.fired] + ["cut off"] * cut
+            best.history = tuple(dict.fromkeys(seen))
+            if "no speech" in best.fired:
+                best.text, best.tokens = "", []
+            chosen.append(best)
+        return chosen
+
+    def _check(self, draft: _Draft, guards: Guards) -> _Draft:
+        draft.fired = guards.fired(draft.text, draft.mean_logprob, draft.no_speech)
+        return draft
+
+    def _written(self, draft: _Draft) -> tuple[list[int], list[float]]:
+        """The tokens of the text alone, with their probabilities."""
+        count = len(draft.tokens) - (draft.tokens[-1:] == [self.vocabulary.end])
+        return draft.tokens[:count], draft.chances[:count]
+
+    def _times(
+        self,
+        drafts: Sequence[_Draft],
+        clips: Sequence[Waveform],
+        states: torch.Tensor,
+        mask: torch.Tensor | None,
+        prompts: torch.Tensor,
+    ) -> dict[int, list[float]]:
+        """When the tokens of each clip with a text begin, and when it ends."""
+        spoken = [index for index, draft in enumerate(drafts) if draft.text]
+        if not spoken:
+            return {}
+        rows = torch.tensor(spoken, device=states.device)
+        found = word_times(
+            self.model,
+            states[rows],
+            None if mask is None else mask[rows],
+            prompts[rows],
+            [self._written(drafts[index])[0] for index in spoken],
+            [len(clips[index]) for index in spoken],
+        )
+        return dict(zip(spoken, found, strict=True))
 
     def _prompts(
         self, states: torch.Tensor, mask: torch.Tensor | None, language: str | None
-    ) -> tuple[torch.Tensor, list[str | None]]:
-        """Prompt tokens (B, P) and the language of each clip, detected where none is given."""
+    ) -> tuple[torch.Tensor, list[tuple[str, float | None]]]:
+        """Prompt tokens (B, P) and the language of each clip, detected (with its probability) where none is given."""
         known = self.vocabulary
-        languages: list[str | None]
+        languages: list[tuple[str, float | None]]
         if not known.languages:
             # English-only models are tuned to other languages as well; what is told wins.
-            languages = [language or "en"] * len(states)
+            languages = [(language or "en", None)] * len(states)
         elif language is not None:
-            languages = [language] * len(states)
+            languages = [(language, None)] * len(states)
         else:
             start = torch.full((len(states), 1), known.start, device=states.device)
             logits = self.model(
@@ -202,15 +340,24 @@ class WhisperRecogniser:
                 use_cache=False,
             ).logits[:, -1]
             codes = list(known.languages)
-            best = logits[:, [known.languages[code] for code in codes]].argmax(dim=-1)
-            languages = [codes[index] for index in best.tolist()]
-        prompts = [known.prompt(code) for code in languages]
+            among = logits[:, [known.languages[code] for code in codes]].float().softmax(dim=-1)
+            chances, best = among.max(dim=-1)
+            languages = [
+                (codes[index], round(chance, 6)) for index, chance in zip(best.tolist(), chances.tolist(), strict=True)
+            ]
+        prompts = [known.prompt(code) for code, _ in languages]
         return torch.tensor(prompts, device=states.device), languages
 
     def _greedy(
-        self, states: torch.Tensor, mask: torch.Tensor | None, prompts: torch.Tensor, limits: torch.Tensor
-    ) -> tuple[list[list[int]], list[list[float]]]:
-        """The likeliest token, one after the other; tokens and their probabilities, the end included.
+        self,
+        states: torch.Tensor,
+        mask: torch.Tensor | None,
+        prompts: torch.Tensor,
+        limits: torch.Tensor,
+        temperature: float = 0.0,
+        draws: torch.Tensor | None = None,
+    ) -> list[_Draft]:
+        """The likeliest token, one after the other; or tokens drawn at a temperature, by `draws` (B, U) from 0 to 1.
 
         transformers' generate would keep every step's scores (B, V) for the probabilities: gigabytes for a
         batch of a large vocabulary. It is the oracle of this loop in the tests.
@@ -222,6 +369,7 @@ class WhisperRecogniser:
         running = torch.ones(len(states), dtype=torch.bool, device=states.device)
         tokens: list[torch.Tensor] = []
         chances: list[torch.Tensor] = []
+        no_speech: list[float | None] = [None] * len(states)
         for step in range(int(limits.max())):
             output = self.model(
                 encoder_outputs=encoder_outputs,
@@ -232,10 +380,18 @@ class WhisperRecogniser:
             )
             cache = output.past_key_values
             logits = output.logits[:, -1].float()
+            if step == 0:
+                no_speech = self._no_speech(output.logits)
             logits[:, suppressed] = -torch.inf
             if step == 0:
                 logits[:, first_suppressed] = -torch.inf
-            chance, best = logits.softmax(dim=-1).max(dim=-1)
+            # The probability is the model's own, also of a token drawn at a temperature (whisper/decoding.py).
+            likely = logits.softmax(dim=-1)
+            if draws is None:
+                chance, best = likely.max(dim=-1)
+            else:
+                best = _drawn(logits / temperature, draws[:, step])
+                chance = likely.gather(1, best[:, None])[:, 0]
             tokens.append(torch.where(running, best, self.vocabulary.end))
             chances.append(torch.where(running, chance, -1.0))
             running = running & (best != self.vocabulary.end) & (step + 1 < limits)
@@ -244,11 +400,14 @@ class WhisperRecogniser:
             given = tokens[-1][:, None]
         rows = torch.stack(tokens, dim=1).tolist()
         kept = [[chance for chance in row if chance >= 0] for row in torch.stack(chances, dim=1).tolist()]
-        return [row[: len(chance)] for row, chance in zip(rows, kept, strict=True)], kept
+        return [
+            _Draft(row[: len(chance)], chance, silent, temperature)
+            for row, chance, silent in zip(rows, kept, no_speech, strict=True)
+        ]
 
     def _beams(
         self, states: torch.Tensor, mask: torch.Tensor | None, prompts: torch.Tensor, limits: torch.Tensor, beams: int
-    ) -> tuple[list[list[int]], list[list[float]]]:
+    ) -> list[_Draft]:
         """Beam search by transformers; the probabilities come from reading the winner once more."""
         generation = copy.deepcopy(self.model.generation_config)
         generation.update(num_beams=beams, do_sample=False, max_new_tokens=int(limits.max()), max_length=None)
@@ -273,24 +432,28 @@ class WhisperRecogniser:
             logits_processor=[suppress],
             **arguments,
         )
-        logits = (
-            self.model(
-                encoder_outputs=BaseModelOutput(last_hidden_state=states),
-                attention_mask=mask,
-                decoder_input_ids=sequences[:, :-1],
-                use_cache=False,
-            )
-            .logits[:, start - 1 :]
-            .float()
-        )
+        everywhere = self.model(
+            encoder_outputs=BaseModelOutput(last_hidden_state=states),
+            attention_mask=mask,
+            decoder_input_ids=sequences[:, :-1],
+            use_cache=False,
+        ).logits
+        logits = everywhere[:, start - 1 :].float()
+        no_speech = self._no_speech(everywhere)
         logits[..., suppressed] = -torch.inf
         chosen = sequences[:, start:]
         chances = logits.softmax(dim=-1).gather(-1, chosen[..., None])[..., 0]
         ends = (chosen == self.vocabulary.end).int()
         lengths = torch.where(ends.any(dim=1), ends.argmax(dim=1) + 1, chosen.shape[1]).minimum(limits).tolist()
-        rows = zip(chosen.tolist(), chances.tolist(), lengths, strict=True)
-        pairs = [(tokens[:length], chance[:length]) for tokens, chance, length in rows]
-        return [tokens for tokens, _ in pairs], [chance for _, chance in pairs]
+        rows = zip(chosen.tolist(), chances.tolist(), lengths, no_speech, strict=True)
+        return [_Draft(tokens[:length], chance[:length], silent) for tokens, chance, length, silent in rows]
+
+    def _no_speech(self, logits: torch.Tensor) -> list[float | None]:
+        """The probability of `<|nospeech|>` right after the start token, from logits (B, U, V) that begin there."""
+        if self.vocabulary.no_speech is None:
+            return [None] * len(logits)
+        likely = logits[:, 0].float().softmax(dim=-1)
+        return [round(chance, 6) for chance in likely[:, self.vocabulary.no_speech].tolist()]
 
     def _suppressed(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokens that are never written, and those that are not written first, as the model's authors set."""
@@ -298,6 +461,18 @@ class WhisperRecogniser:
         always = torch.tensor(generation.suppress_tokens or [], dtype=torch.long, device=device)
         first = torch.tensor(generation.begin_suppress_tokens or [], dtype=torch.long, device=device)
         return always, first
+
+
+def _draws(clip: Waveform, temperature: float, count: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """Numbers above 0 to 1 that only the clip and the temperature decide: a text is drawn the same in any batch."""
+    seed = hashlib.sha256(np.ascontiguousarray(clip).tobytes() + f"{temperature:g}".encode()).digest()
+    return 1.0 - np.random.default_rng(list(seed)).random(count)
+
+
+def _drawn(logits: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+    """Tokens (B,) of logits (B, V), by the inverse of their cumulative distribution."""
+    summed = logits.softmax(dim=-1).double().cumsum(dim=-1)
+    return (summed < draws[:, None] * summed[:, -1:]).sum(dim=-1)
 
 
 class _Evaluating:

@@ -1,0 +1,289 @@
+"""Where each word was said: the decoder's cross-attention, warped onto the text.
+
+The method of openai/whisper, whisper/timing.py: of the heads that follow the sound,
+the attention of each token is normalised over the tokens, smoothed by a median filter,
+averaged, and the cheapest path through them is found by dynamic time warping (T. Giorgino,
+"Computing and Visualizing Dynamic Time Warping Alignments in R: The dtw Package",
+doi:10.18637/jss.v031.i07). One pass over the finished text gives it, so decoding itself is
+not slowed down.
+
+Letters in shapes: `B` batch, `H` heads, `U` tokens, `E` encoder positions of 20 ms, `D` width.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+from transformers.modeling_outputs import BaseModelOutput
+
+from voxloop.families.whisper.features import HOP
+from voxloop.records import SAMPLE_RATE, Word
+from voxloop.starter.network import byte_symbols
+from voxloop.text import CHARACTER_LANGUAGES
+
+if TYPE_CHECKING:
+    from transformers import WhisperForConditionalGeneration
+
+    from voxloop.families.contract import Waveform
+
+Matrix = np.ndarray[tuple[int, int], np.dtype[np.float32]]  # (U, E)
+
+POSITION_SAMPLES = 2 * HOP  # samples per encoder position: 20 ms
+# What is silence at the edge of a word: so far below its loudest 20 ms, or in the lowest part of the clip's own range,
+# between its quietest tenth and its loudest twentieth. Chosen on strings of real digits; docs/log.md has the figures.
+SILENCE_DB = 35.0
+SILENCE_SHARE = 0.2
+
+
+def alignment_heads(model: WhisperForConditionalGeneration) -> dict[int, list[int]]:
+    """Layer -> heads whose attention follows the sound: by the generation config, else the last half of the layers.
+
+    That is also what Whisper's authors take for models of which nothing is known (whisper/model.py).
+    """
+    given = getattr(model.generation_config, "alignment_heads", None)
+    found: dict[int, list[int]] = defaultdict(list)
+    if given:
+        for layer, head in given:
+            found[layer].append(head)
+        return dict(found)
+    layers = model.config.decoder_layers
+    return {layer: list(range(model.config.decoder_attention_heads)) for layer in range(layers // 2, layers)}
+
+
+def word_times(
+    model: WhisperForConditionalGeneration,
+    states: torch.Tensor,
+    mask: torch.Tensor | None,
+    prompts: torch.Tensor,
+    texts: Sequence[Sequence[int]],
+    samples: Sequence[int],
+) -> list[list[float]]:
+    """When each token of each text begins, and last when the text ends: U + 1 seconds from the clip's beginning.
+
+    `states` (B, E, D) and `mask` are the encoder's, `prompts` (B, P) what stood before the texts, whose tokens
+    have no end token; `samples` are the clips' lengths without padding. Rising, and inside the clip.
+    """
+    positions = [max(1, -(-count // POSITION_SAMPLES)) for count in samples]
+    attention = _attention(model, states, mask, prompts, texts, positions)
+    return [
+        [min(position * POSITION_SAMPLES, count) / SAMPLE_RATE for position in found]
+        for found, count in zip(first_positions([-one for one in attention]), samples, strict=True)
+    ]
+
+
+def _attention(
+    model: WhisperForConditionalGeneration,
+    states: torch.Tensor,
+    mask: torch.Tensor | None,
+    prompts: torch.Tensor,
+    texts: Sequence[Sequence[int]],
+    positions: Sequence[int],
+) -> list[Matrix]:
+    """The heads' mean attention (U + 1, E) of every place that a token of the text, or its end, is written from."""
+    before = prompts.shape[1]
+    end = model.config.eos_token_id
+    room = model.config.max_target_positions
+    # The end is read as well where there is room, as it was for the authors' own normalisation.
+    lengths = [min(before + len(text) + 1, room) for text in texts]
+    given = torch.full((len(texts), max(lengths)), end, device=states.device)
+    given[:, :before] = prompts
+    for row, text in zip(given, texts, strict=True):
+        row[before : before + len(text)] = torch.tensor(text, device=states.device)
+    sums = [torch.zeros(length, count, device=states.device) for length, count in zip(lengths, positions, strict=True)]
+    width = model.config.median_filter_width
+    heads = alignment_heads(model)
+
+    def listen(attention: Any, layer: int, hidden: torch.Tensor, encoded: torch.Tensor) -> None:
+        chosen = torch.tensor(heads[layer], device=hidden.device)
+        shape = (len(texts), -1, attention.num_heads, attention.head_dim)
+        queries = (attention.q_proj(hidden) * attention.scaling).view(shape).index_select(2, chosen).float()
+        keys = attention.k_proj(encoded).view(shape).index_select(2, chosen).float()
+        for index, total in enumerate(sums):
+            tokens, places = total.shape
+            scores = torch.einsum("uhd,ehd->hue", queries[index, :tokens], keys[index, :places])
+            weights = scores.softmax(dim=-1)
+            std, mean = torch.std_mean(weights, dim=-2, keepdim=True, correction=0)
+            total += median_filter((weights - mean) / std.clamp_min(1e-12), width).sum(dim=0)
+
+    with _listening(model, heads, listen):
+        model.model(
+            encoder_outputs=BaseModelOutput(last_hidden_state=states),
+            attention_mask=mask,
+            decoder_input_ids=given,
+            use_cache=False,
+        )
+    count = sum(map(len, heads.values()))
+    return [
+        (total[before - 1 : before + len(text)] / count).cpu().numpy() for total, text in zip(sums, texts, strict=True)
+    ]
+
+
+@contextmanager
+def _listening(model: WhisperForConditionalGeneration, layers: Any, listen: Any) -> Iterator[None]:
+    """Call `listen` with what the cross-attention of these layers is given, while the block runs.
+
+    The model's own attention returns no weights unless it is run in its slow form, and then those of all heads.
+    """
+
+    def hook(layer: int) -> Any:
+        def before(attention: Any, hidden: tuple[torch.Tensor], given: dict[str, Any]) -> None:
+            listen(attention, layer, hidden[0], given["key_value_states"])
+
+        return before
+
+    handles = [
+        model.model.decoder.layers[layer].encoder_attn.register_forward_pre_hook(hook(layer), with_kwargs=True)
+        for layer in layers
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def median_filter(values: torch.Tensor, width: int) -> torch.Tensor:
+    """The median of `width` neighbours along the last axis, its ends mirrored; too short an axis stays as it is."""
+    beside = width // 2
+    if values.shape[-1] <= beside:
+        return values
+    padded = functional.pad(values, (beside, beside), mode="reflect")
+    return padded.unfold(-1, width, 1).median(dim=-1).values
+
+
+def first_positions(costs: Sequence[Matrix]) -> list[list[int]]:
+    """For each matrix (U, E) the first column of each row on its cheapest path from corner to corner.
+
+    All matrices are warped at once, one anti-diagonal after the other: a cell follows from the two before its own.
+    """
+    rows, columns = max(len(one) for one in costs), max(one.shape[1] for one in costs)
+    skewed = np.zeros((rows + columns - 1, len(costs), rows))  # of cell (i, j) at [i + j, :, i]
+    for index, one in enumerate(costs):
+        row, column = np.indices(one.shape)
+        skewed[row + column, index, row] = one
+    came = np.empty(skewed.shape, np.int8)  # 0: over the corner, 1: from the row above, 2: from the column before
+    older = np.full((len(costs), rows + 1), np.inf)  # costs of the diagonal before the last; column 0 is outside
+    last = older.copy()
+    older[:, 0] = 0.0
+    for diagonal, values in enumerate(skewed):
+        corner, above, before = older[:, :-1], last[:, :-1], last[:, 1:]
+        step = np.full(values.shape, 2, np.int8)
+        step[(above < corner) & (above < before)] = 1
+        step[(corner < above) & (corner < before)] = 0
+        came[diagonal] = step
+        older, last = last, np.full_like(last, np.inf)
+        last[:, 1:] = values + np.choose(step, (corner, above, before))
+    found = []
+    for index, one in enumerate(costs):
+        i, j = one.shape[0] - 1, one.shape[1] - 1
+        firsts = [0] * len(one)
+        while i >= 0 and j >= 0:
+            firsts[i] = j
+            step_back = int(came[i + j, index, i])
+            i -= step_back != 2
+            j -= step_back != 1
+        found.append(firsts)
+    return found
+
+
+# Words ---------------------------------------------------------------------------------------------------------------
+
+
+def words_of(
+    tokenizer: Any, tokens: Sequence[int], chances: Sequence[float], times: Sequence[float], language: str | None
+) -> tuple[Word, ...]:
+    """The words of a text with their times and probabilities, from those of its tokens.
+
+    A word is what stands between spaces, with its marks; in languages that write none, a character. `times` has one
+    entry more than there are tokens. A space belongs to no word, so that with a token for every byte a pause does not.
+    """
+    spelled = [_bytes(tokenizer, token) for token in tokens]
+    ends = np.cumsum([len(part) for part in spelled])
+    text = b"".join(spelled).decode("utf-8", "surrogateescape")  # bytes that are no text keep their place
+    found = []
+    for start, stop in _spans(text, language):
+        first_byte = len(_encoded(text[:start]))
+        last_byte = first_byte + len(_encoded(text[start:stop])) - 1
+        first, last = (int(np.searchsorted(ends, byte, side="right")) for byte in (first_byte, last_byte))
+        probability = sum(chances[first : last + 1]) / (last + 1 - first)
+        found.append(
+            Word(
+                text=_encoded(text[start:stop]).decode("utf-8", "replace"),
+                start=round(times[first], 3),
+                end=round(times[last + 1], 3),
+                probability=round(probability, 4),
+            )
+        )
+    return tuple(found)
+
+
+def without_silence(words: Sequence[Word], clip: Waveform) -> tuple[Word, ...]:
+    """Words that begin and end with sound: attention alone gives a pause to the word before or after it."""
+    frames = -(-len(clip) // POSITION_SAMPLES)
+    squares = np.square(np.pad(clip, (0, frames * POSITION_SAMPLES - len(clip)))).reshape(frames, POSITION_SAMPLES)
+    levels = 10 * np.log10(squares.mean(axis=1) + 1e-10)
+    quiet, loud = np.quantile(levels, (0.1, 0.95))
+    floor = quiet + SILENCE_SHARE * (loud - quiet)
+    found = []
+    for word in words:
+        first = round(word.start * SAMPLE_RATE) // POSITION_SAMPLES
+        inside = levels[first : max(first + 1, -(-round(word.end * SAMPLE_RATE) // POSITION_SAMPLES))]
+        if len(inside) > 1:
+            heard = np.flatnonzero(inside >= min(inside.max(), max(floor, inside.max() - SILENCE_DB)))
+            start, end = ((first + int(place)) * POSITION_SAMPLES / SAMPLE_RATE for place in (heard[0], heard[-1] + 1))
+            word = replace(word, start=round(max(start, word.start), 3), end=round(min(end, word.end), 3))
+        found.append(word)
+    return tuple(found)
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
+@cache
+def _symbols() -> dict[str, int]:
+    return {symbol: byte for byte, symbol in enumerate(byte_symbols())}
+
+
+def _bytes(tokenizer: Any, token: int) -> bytes:
+    """What a token spells; nothing for tokens that are no text, such as time stamps."""
+    if token in tokenizer.added_tokens_decoder:
+        return b""
+    symbols = _symbols()
+    written = tokenizer.convert_ids_to_tokens(token) or ""
+    return bytes(symbols[symbol] for symbol in written if symbol in symbols)
+
+
+def _spans(text: str, language: str | None) -> Iterator[tuple[int, int]]:
+    """Start and end of each word of a text."""
+    start: int | None = None
+    for place, character in enumerate(text):
+        if character.isspace():
+            if start is not None:
+                yield start, place
+            start = None
+        elif start is None:
+            start = place
+        elif language in CHARACTER_LANGUAGES and _begins(text[place - 1], character):
+            yield start, place
+            start = place
+    if start is not None:
+        yield start, len(text)
+
+
+def _begins(before: str, character: str) -> bool:
+    """Whether a character begins a word where no spaces are written: marks go with what they stand at."""
+    if unicodedata.category(before) in ("Ps", "Pi"):
+        return False
+    if unicodedata.category(character)[0] == "M" or unicodedata.category(character) in ("Pe", "Pf", "Po", "Pd"):
+        return False
+    return not (before.isascii() and character.isascii())  # a word or a number in Latin script

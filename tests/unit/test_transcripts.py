@@ -1,0 +1,224 @@
+"""The step: what is kept of a text, what a kill loses, what a new champion changes; and files of any length."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from typer.testing import CliRunner
+
+from tests.unit import tiny_whisper
+from voxloop import transcripts
+from voxloop.audio import decode
+from voxloop.cli import app
+from voxloop.pipeline import LISTENERS, open_loop
+from voxloop.recordings import ingest
+from voxloop.records import Model, Transcript, Utterance
+from voxloop.review.warnings import warnings_of
+from voxloop.stores import catalog as tables
+from voxloop.utterances import segment
+from voxloop.worker import work
+from voxloop.workspace import Workspace
+
+RATE = 16_000
+
+
+@pytest.fixture(scope="module")
+def challenger(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_whisper.make(tmp_path_factory.mktemp("challenger"), multilingual=True)
+
+
+def take(ws: Workspace, folder: Path, demo_speech: Path, count: int = 3) -> list[str]:
+    """Clips of the demo's speech as recordings cut into utterances."""
+    files = sorted(demo_speech.glob("*.ogg"))[:count]
+    folder.mkdir()
+    for file in files:
+        (folder / file.name).write_bytes(file.read_bytes())
+    ids = ingest(ws, folder, processes=1, language="en").taken
+    segment(ws, ids)
+    return list(ids)
+
+
+def texts(ws: Workspace, kind: str) -> list[Transcript]:
+    with ws.read() as reader:
+        return reader.all(Transcript, tables.transcript.c.kind == kind)
+
+
+def crown(ws: Workspace, folder: Path) -> Model:
+    """Make the model in a folder champion, by hand."""
+    model = transcripts.base_model(ws, str(folder))
+    with ws.transaction() as tx:
+        tx.connection.execute(tables.alias.delete())
+        tx.connection.execute(tables.alias.insert().values(name="champion", model=model.id, promotion="p"))
+    return model
+
+
+def test_what_is_known_of_a_text_is_kept(workspace: Workspace, tmp_path: Path, demo_speech: Path) -> None:
+    ids = take(workspace, tmp_path / "speech", demo_speech)
+    made = transcripts.transcribe(workspace, ids)
+    transcripts.restore(workspace, ids)
+    kept = {one.id: one for one in texts(workspace, "hypothesis")}
+    assert len(made) == len(kept) >= 3
+    for one in made:
+        assert replace(kept[one.id], created=0.0) == one
+        assert (one.language, one.language_probability, one.temperature) == ("en", None, one.temperature)
+        assert one.no_speech is not None
+        assert [word.text for word in one.words] == one.text.split()
+    for clean in texts(workspace, "clean"):
+        hypothesis = kept[clean.id.replace("clean", "hypothesis")]
+        assert (clean.words, clean.guards, clean.no_speech) == (
+            hypothesis.words,
+            hypothesis.guards,
+            hypothesis.no_speech,
+        )
+
+
+def test_word_times_and_guards_are_off_by_a_setting(tmp_path: Path, demo_speech: Path) -> None:
+    with open_loop(tmp_path / "w", create=True, word_times=False, guards=False) as ws:
+        made = transcripts.transcribe(ws, take(ws, tmp_path / "speech", demo_speech, 1))
+        assert made[0].words == ()
+        assert transcripts.decoding(ws).guards is None
+
+
+def test_a_kill_loses_no_more_than_a_block(
+    workspace: Workspace, tmp_path: Path, demo_speech: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = take(workspace, tmp_path / "speech", demo_speech)
+    monkeypatch.setattr(transcripts, "blocks", lambda items, samples, limit_s=0.0: ([item] for item in items))
+    heard: list[int] = []
+    inner = transcripts.recogniser
+
+    def dying(ws: Workspace, model: Model) -> object:
+        if len(heard) == 2:
+            raise KeyboardInterrupt
+        heard.append(1)
+        return inner(ws, model)
+
+    monkeypatch.setattr(transcripts, "recogniser", dying)
+    with pytest.raises(KeyboardInterrupt):
+        transcripts.transcribe(workspace, ids)
+    assert len(texts(workspace, "hypothesis")) == 2
+    with workspace.read() as reader:
+        assert not reader.connection.execute(
+            tables.event.select().where(tables.event.c.type == "transcription.completed")
+        ).all()
+    monkeypatch.setattr(transcripts, "recogniser", inner)
+    assert len(transcripts.transcribe(workspace, ids)) == len(texts(workspace, "hypothesis")) - 2
+    assert transcripts.transcribe(workspace, ids) == []
+
+
+def test_a_new_champion_hears_it_again_beside_what_was(
+    workspace: Workspace, tmp_path: Path, demo_speech: Path, challenger: Path
+) -> None:
+    ids = take(workspace, tmp_path / "speech", demo_speech)
+    work(workspace, until_idle=True)
+    before = texts(workspace, "hypothesis")
+    with workspace.transaction() as tx:
+        reviewed = before[0].utterance
+        reference = Transcript(id="r", utterance=reviewed, kind="reference", text="by a person", by="ann")
+        tx.add(reference)
+        tx.change(Utterance, reviewed, status="reviewed", priority=0.123)
+    assert transcripts.retranscribe(workspace).recordings == ()
+    model = crown(workspace, challenger)
+    asked = transcripts.retranscribe(workspace)
+    assert (asked.model, set(asked.recordings), asked.utterances) == (model.id, set(ids), len(before))
+    assert transcripts.retranscribe(workspace, ids[:1]).waiting == 1  # asked for already
+    work(workspace, until_idle=True)
+    after = texts(workspace, "hypothesis")
+    assert {one.id for one in before} < {one.id for one in after}
+    assert [one for one in after if one.by != model.id] == before
+    assert sorted(one.utterance for one in after if one.by == model.id) == sorted(one.utterance for one in before)
+    newest = transcripts.latest([one for one in texts(workspace, "clean") if one.utterance == reviewed], "clean")
+    assert newest is not None
+    assert newest.by == model.id
+    assert [one.text for one in texts(workspace, "reference")] == ["by a person"]
+    with workspace.read() as reader:
+        utterance = reader.get(Utterance, reviewed)
+    assert (utterance.status, utterance.priority) == ("reviewed", 0.123)
+    assert transcripts.retranscribe(workspace).recordings == ()
+
+
+def test_asking_wakes_the_transcriber() -> None:
+    assert LISTENERS["transcription.asked"] == ("transcribe",)
+
+
+def test_what_fired_is_a_warning_of_review() -> None:
+    utterance = Utterance(id="u", recording="r", start=0, end=3 * RATE)
+    heard = Transcript(id="h", utterance="u", kind="hypothesis", text="a text of some length", by="m", confidence=0.9)
+
+    def kinds(**values: object) -> dict[str, str]:
+        return {one.kind: one.detail for one in warnings_of(utterance, [replace(heard, **values)])}  # type: ignore[arg-type]
+
+    assert kinds() == {}
+    assert "temperature 0.4" in kinds(guards=("repetition",), temperature=0.4)["second try"]
+    assert "cut off" in kinds(guards=("cut off",))
+    assert kinds(text="", guards=("no speech",), no_speech=0.83)["no text"].endswith("(probability 0.83)")
+    assert kinds(text="", guards=("silence",))["no text"] == "the clip is silent"
+
+
+def long_file(path: Path, demo_speech: Path) -> list[tuple[float, float]]:
+    """A minute of clips with pauses; where each lies, in seconds."""
+    places = []
+    pieces: list[np.ndarray] = []
+    at = 0
+    for file in sorted(demo_speech.glob("*.ogg"))[:8]:
+        gap = (1e-4 * np.random.default_rng(0).standard_normal(5 * RATE)).astype(np.float32)
+        clip = decode(file)
+        places.append(((at + len(gap)) / RATE, (at + len(gap) + len(clip)) / RATE))
+        pieces += [gap, clip]
+        at += len(gap) + len(clip)
+    soundfile.write(path, np.concatenate(pieces), RATE)
+    return places
+
+
+def test_a_file_is_heard_in_its_segments(workspace: Workspace, tmp_path: Path, demo_speech: Path) -> None:
+    places = long_file(tmp_path / "long.wav", demo_speech)
+    told: list[tuple[float, float]] = []
+    found = transcripts.transcribe_file(
+        workspace, tmp_path / "long.wav", word_times=True, progress=lambda done, of: told.append((done, of))
+    )
+    assert told[0] == (0.0, found.duration)
+    assert told[-1][0] == found.segments[-1].end
+    assert len(found.segments) == len(places)  # nothing is lost, and the pauses are no speech
+    for one, (start, end) in zip(found.segments, places, strict=True):
+        assert one.start == pytest.approx(start, abs=0.4)
+        assert one.end == pytest.approx(end, abs=0.5)
+        for word in one.words:
+            assert one.start <= word.start <= word.end <= one.end + 1e-3
+    with workspace.read() as reader:
+        assert reader.count(Utterance) == 0
+
+
+def test_formats_of_the_command_line(tmp_path: Path, demo_speech: Path) -> None:
+    file = str(sorted(demo_speech.glob("*.ogg"))[0])
+    outputs = {}
+    for format in transcripts.FORMATS:
+        result = CliRunner().invoke(app, ["-C", str(tmp_path / "w"), "init"])
+        result = CliRunner().invoke(app, ["-C", str(tmp_path / "w"), "transcribe", file, "--format", format])
+        assert result.exit_code == 0, result.output
+        outputs[format] = result.stdout
+    told = json.loads(outputs["json"])
+    assert told["text"] == outputs["text"].strip()
+    (one,) = told["segments"]
+    assert one["words"][0].keys() == {"text", "start", "end", "probability"}
+    assert one.keys() >= {"confidence", "no_speech", "language", "guards", "temperature"}
+    assert outputs["vtt"].startswith("WEBVTT\n\n00:00:00.")
+    assert outputs["srt"].startswith("1\n00:00:00,")
+
+
+def test_retranscribe_on_the_command_line(tmp_path: Path, demo_speech: Path, challenger: Path) -> None:
+    folder = tmp_path / "w"
+    with open_loop(folder, create=True) as ws:
+        take(ws, tmp_path / "speech", demo_speech, 2)
+        work(ws, until_idle=True)
+        crown(ws, challenger)
+    result = CliRunner().invoke(app, ["-C", str(folder), "retranscribe"])
+    assert "2 utterances" in result.output
+    assert "voxloop worker" in result.output
+    told = json.loads(CliRunner().invoke(app, ["-C", str(folder), "retranscribe", "--json"]).output)
+    assert told["waiting"] == 2
+    assert CliRunner().invoke(app, ["-C", str(folder), "retranscribe", "nothing"]).exit_code == 2
