@@ -16,13 +16,13 @@ from typer.testing import CliRunner
 
 from tests.unit import kept
 from tests.unit.kept import OTHER, WHO, WORDS
-from voxloop import datasets, integrity, removal
+from voxloop import datasets, integrity, removal, training
 from voxloop.cli import app
 from voxloop.errors import ConflictError, UnknownRecord, UsageError
 from voxloop.evaluation import scored_rows
 from voxloop.pipeline import open_loop
 from voxloop.recordings import ingest
-from voxloop.records import Dataset, Evaluation, Model, Recording, Transcript, Utterance
+from voxloop.records import Dataset, Evaluation, Model, Recording, Run, Transcript, Utterance
 from voxloop.stores import catalog as tables
 from voxloop.stores.blobs import Blobs
 from voxloop.stores.catalog import to_event
@@ -177,6 +177,18 @@ def test_a_training_that_runs_is_not_robbed(filled: Workspace) -> None:
         removal.forget(filled, speaker=WHO)
     with filled.read() as reader:
         assert reader.count(Recording) == 16
+
+
+def test_an_unfinished_run_begins_anew(filled: Workspace) -> None:
+    checkpoint = filled.runs / "run1" / "checkpoint-5"
+    checkpoint.mkdir()
+    with filled.transaction() as tx:
+        tx.change(Run, "run1", status="paused", progress={"step": 5})
+    removal.forget(filled, speaker=WHO)
+    left = {path.name for path in (filled.runs / "run1").iterdir()}
+    assert not {"checkpoint-5", "best", "metrics.jsonl"} & left
+    assert "data" in left
+    assert training.find(filled, "run1").progress == {}
 
 
 def test_who_is_not_known_is_said_with_who_is(workspace: Workspace, tmp_path: Path) -> None:

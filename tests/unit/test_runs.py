@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import mount
 from tests.unit import tiny_whisper
-from tests.unit.test_training import frozen
+from tests.unit.test_training import frozen, lay_out, write_data
 from voxloop import training
 from voxloop.cli.runs import curve
 from voxloop.errors import SettingError, TrainingError, UsageError
@@ -238,6 +239,22 @@ def test_a_run_that_the_disk_cannot_hold_is_refused(ws: Workspace, base: Path) -
         assert reader.count(Run) == 0
 
 
+def test_a_disk_that_fills_is_said_and_with_room_the_run_goes_on(small_disk: Path, base: Path, tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data", train=6, val=2)
+    folder = lay_out(small_disk / "run", base, "max_steps=30", "eval_steps=15", "save_seconds=0.001", data=data)
+    assert mount("-o", "remount,size=2m", str(small_disk))
+    first = control.start(folder, device="cpu", threads=1)
+    assert list(control.follow(first))
+    ending = control.ending(first)
+    assert ending.status == "failed"
+    assert f"the disk of {folder} is full" in str(ending.error)
+    assert "\n" not in str(ending.error)
+    assert mount("-o", "remount,size=64m", str(small_disk))
+    second = control.start(folder, device="cpu", threads=1)
+    assert list(control.follow(second))
+    assert control.ending(second).status == "completed"
+
+
 def test_what_a_run_writes_is_within_what_was_reckoned(ws: Workspace, base: Path) -> None:
     run = training.train(ws, base=str(base), recipe="quick", overrides=[*QUICK, "save_seconds=0.001"])
     size = sum(path.stat().st_size for path in (ws.runs / run.id).rglob("*") if path.is_file())
@@ -261,8 +278,8 @@ def test_metrics_are_read_past_cut_lines_and_steps_done_again(tmp_path: Path) ->
         (ValueError("what nobody thought of"), "the log tells where"),
     ],
 )
-def test_a_reason_is_a_line_with_a_remedy(error: Exception, remedy: str) -> None:
-    told = child._reason(error)
+def test_a_reason_is_a_line_with_a_remedy(error: Exception, remedy: str, tmp_path: Path) -> None:
+    told = child._reason(error, tmp_path)
     assert remedy in told["remedy"]
     assert "\n" not in told["error"]
 

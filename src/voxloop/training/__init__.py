@@ -29,6 +29,7 @@ from voxloop.training.runs import (
     retry,
     see_through,
     stop,
+    unlearn,
     work,
 )
 from voxloop.training.submit import submit, suggest
@@ -53,6 +54,7 @@ __all__ = [
     "submit",
     "suggest",
     "train",
+    "unlearn",
     "work",
 ]
 

@@ -34,7 +34,7 @@ from voxloop.stores import catalog as tables
 from voxloop.stores.blobs import sha256_file
 from voxloop.training import control, locks
 from voxloop.training.control import Child
-from voxloop.training.files import ATTENDED, BEST, CONFIG, LOG, read_json
+from voxloop.training.files import ATTENDED, BEST, CONFIG, LOG, METRICS, read_json
 from voxloop.training.submit import enqueue, lay_out, submit_again
 
 if TYPE_CHECKING:
@@ -422,6 +422,18 @@ def _discard(ws: Workspace, run: Run, state: dict[str, Any]) -> Run:
     for pattern in ("checkpoint-*", "best", "best.*", "final", "final.*"):
         _remove(ws, run, pattern)
     return ended
+
+
+def unlearn(ws: Workspace, id: str) -> None:
+    """Remove what an unfinished run learnt, so that it begins anew from its base and from the data that is left."""
+    with ws.read() as reader:
+        run = reader.find(Run, id)
+    if run is None or _as_it_stands(ws, run).status not in ("queued", *GOES_ON):
+        return
+    for pattern in ("checkpoint-*", "best", "best.*", "final", "final.*", METRICS):
+        _remove(ws, run, pattern)
+    with ws.transaction() as tx:
+        tx.change(Run, id, progress={})
 
 
 def _remove(ws: Workspace, run: Run, pattern: str) -> None:
