@@ -370,7 +370,7 @@ def test_the_gate_hears_with_the_very_model_that_transcribes(tmp_path: Path) -> 
             judged = reader.get(Evaluation, outcome.comparison.challenger_evaluation)
             ids = [recording.id for recording in reader.all(Recording)]
         served = {transcript.utterance: transcript for transcript in transcripts.transcribe(ws, ids)}
-        assert judged.decoding == transcripts.decoding(ws).as_dict()
+        assert judged.decoding == json.loads(json.dumps(transcripts.decoding(ws).as_dict()))
         rows = promotion.evaluation.scored_rows(ws, judged)
         assert len(rows) == len(served) == 3
         for row in rows:
