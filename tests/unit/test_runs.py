@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -13,17 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from tests.conftest import mount
 from tests.unit import tiny_whisper
 from tests.unit.test_training import frozen, lay_out, write_data
 from voxloop import training
+from voxloop.cli import app
 from voxloop.cli.runs import curve
 from voxloop.errors import SettingError, TrainingError, UsageError
 from voxloop.records import Model, Run
 from voxloop.stores import catalog as tables
 from voxloop.training import child, control, disk, locks, recipes, runs, trainer
-from voxloop.training.files import ATTENDED, CONFIG, METRICS, append_line, read_json
+from voxloop.training.files import ATTENDED, CONFIG, LOG, METRICS, append_line, read_json
 from voxloop.worker import work
 from voxloop.workspace import Workspace
 
@@ -308,3 +311,33 @@ def test_a_curve_is_drawn() -> None:
     assert drawn[7] == "  0.0 % │" + " " * 20 + "•"
     assert drawn[-1].split() == ["0", "100"]
     assert sum(line.count("•") for line in drawn) == 3
+
+
+def test_the_commands_tell_how_a_run_stands(ws: Workspace, base: Path) -> None:
+    def voxloop(*arguments: str, status: int = 0) -> str:
+        done = CliRunner().invoke(app, ["-C", str(ws.folder), *arguments])
+        assert done.exit_code == status, done.output
+        return done.output
+
+    queued = json.loads(voxloop("train", "--base", str(base), "--set", "max_steps=3", "--no-wait", "--json"))
+    id = queued["id"]
+    assert queued["status"] == "queued"
+    assert "has no log on this machine" in voxloop("run", "logs", id, status=2)
+    folder = ws.runs / id
+    folder.mkdir(parents=True)
+    (folder / LOG).write_text("the log\n")
+    for step, wer in ((0, 0.5), (10, 0.25)):
+        append_line(folder / METRICS, {"step": step, "loss": 2.0 - step / 10, "val_wer": wer})
+    assert voxloop("run", "pause", id) == f"paused at step 0; `voxloop run resume {id}` goes on\n"
+    assert f"voxloop run resume {id}    go on with the run that is paused" in voxloop("status")
+    assert "is paused, and pause needs one that is queued, running" in voxloop("run", "pause", id, status=2)
+    assert voxloop("run", "logs", id, "--follow") == "the log\n"  # it has ended: nothing to wait for
+    shown = voxloop("run", "show", id)
+    assert "loss by step\n2.000 │•" in shown
+    assert "val WER by step\n50.0 % │•" in shown
+    assert [line["step"] for line in json.loads(voxloop("run", "show", id, "--json"))["metrics"]] == [0, 10]
+    again = json.loads(voxloop("run", "retry", id, "--set", "max_steps=2", "--no-wait", "--json"))
+    assert (again["retry_of"], again["recipe"]["max_steps"]) == (id, 2)
+    assert f"tried again from {id}" in voxloop("run", "show", again["id"])
+    assert "stopped at step 0: nothing better than the base had been measured" in voxloop("run", "stop", id)
+    assert [run["status"] for run in json.loads(voxloop("run", "list", "--json"))] == ["stopped", "queued"]
