@@ -286,3 +286,11 @@ def test_the_command_asks_and_tells(filled: Workspace) -> None:
     assert CliRunner().invoke(app, [*command, "--yes"]).exit_code == 2
     resumed = CliRunner().invoke(app, ["-C", str(filled.folder), "forget", "--resume"])
     assert (resumed.exit_code, "0 unfinished" in resumed.output) == (0, True)
+
+
+def test_a_model_that_heard_a_dataset_again_is_marked() -> None:
+    run = Run(id="r", dataset="new", base="starter", family="whisper", method="full", recipe={"replay_from": ["old"]})
+    model = Model(id="m", family="whisper", base="starter", kind="full", where="m", run="r")
+    marked = removal._models_that_learnt([run], [model], {"old": 3})
+    assert [(one.id, one.utterances) for one in marked] == [("m", 3)]
+    assert removal._models_that_learnt([run], [model], {"other": 3}) == []
