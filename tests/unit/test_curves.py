@@ -107,3 +107,16 @@ def test_too_little_to_fit_is_refused() -> None:
         curve([trial for trial in trials if trial.clips > 12])
     with pytest.raises(ValueError, match="3 shares with 2 runs"):
         curve([trial for trial in trials if trial.seed == 0])
+
+
+def test_error_rates_on_another_curve_are_not_drawn_on() -> None:
+    """As of 3 to 25 clips of a voice (docs/log.md): slow first, then a cliff, which no law of this kind has."""
+    trials = [
+        Trial(clips=clips, seed=run, errors=tuple(int(4 * rate * (1 + (n + run) % 3) / 2) for n in range(200)))
+        for clips, rate in zip(SHARES, (1.0, 0.95, 0.9, 0.3), strict=True)
+        for run in range(3)
+    ]
+    found = curve(trials)
+    assert not found.follows
+    assert not found.usable
+    assert "not along a curve that can be drawn on (6 clips" in sentences(found, seconds=60.0, words=800)[1]

@@ -71,6 +71,10 @@ def evaluate(
     from voxloop.errors import UsageError
     from voxloop.evaluation import evaluate as measure
 
+    if report:
+        from voxloop.report import check_place
+
+        check_place(report)
     if forecast:
         if against:
             raise UsageError("--forecast trains one model on shares of a dataset: it does not go with --against")

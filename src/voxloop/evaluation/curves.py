@@ -21,6 +21,7 @@ EXPONENTS = np.geomspace(0.05, 2.0, 200)  # Hestness et al. found 0.07 to 0.35 a
 MIN_RUNS = 2  # by share: with one there is no telling chance from speech
 FALLS = 0.95  # share of resamples in which WER has to fall from the smallest share to the largest
 WIDEST = 0.5  # widest interval of the next fall that is of use, by the error rate of today
+Z_MISFIT = 2.326  # the 99 % point of the normal distribution: a law that misses by more is not the data's
 NOT_REJECTED = 3.84  # chi-squared of one degree of freedom at 95 %: how much worse a law without a floor may fit
 
 
@@ -54,7 +55,9 @@ class Curve:
     forecast: tuple[At, ...]  # beyond what was measured
     falls: tuple[At, ...]  # for each of `forecast`: how far below today's WER it lies; above 0 is better
     probability: float  # share of resamples in which WER falls from the smallest share to the largest
-    usable: bool  # False: too flat or too noisy to say
+    today: float  # WER of the most clips by the law, where `measured` has what was found
+    follows: bool  # whether the error rates lie on such a curve, within their noise
+    usable: bool  # False: too flat, too noisy or another curve
 
 
 def fit(
@@ -145,6 +148,7 @@ def extrapolate(
     probability = float((resampled[:, -1] < resampled[:, 0]).mean())
     falls = tuple(_at(clips, today - value, todays - values) for clips, value, values in beyond)
     width = max((one.high - one.low for one in falls[:1]), default=0.0)
+    follows = misfit <= _most_misfit(len(shares) - 3)
     return Curve(
         floor=floor,
         scale=scale,
@@ -155,7 +159,16 @@ def extrapolate(
         forecast=forecast,
         falls=falls,
         probability=probability,
-        usable=probability >= FALLS and width <= WIDEST * max(today, 1e-9),
+        today=today,
+        follows=follows,
+        usable=follows and probability >= FALLS and width <= WIDEST * max(today, 1e-9),
+    )
+
+
+def _most_misfit(freedom: int) -> float:
+    """The 99 % point of chi-squared (Wilson and Hilferty, PNAS 17, 1931); with no degree of freedom left, any fits."""
+    return (
+        freedom * (1 - 2 / (9 * freedom) + Z_MISFIT * (2 / (9 * freedom)) ** 0.5) ** 3 if freedom > 0 else float("inf")
     )
 
 

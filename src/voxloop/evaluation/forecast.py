@@ -344,8 +344,10 @@ def _fitted(ws: Workspace, plan: Plan, trials: Sequence[Trial]) -> Forecast:
 def sentences(curve: Curve, *, seconds: float, words: int) -> tuple[str, ...]:
     """What a curve says to a person; where it says nothing, why not."""
     today = curve.measured[-1]
+    fitted = f"; {100 * curve.today:.1f} on the curve" if curve.usable else ""
     said = [
-        f"Today's {today.clips} clips ({spoken(seconds)}) bring {_rate(today.wer)}, {_span(today.low, today.high)}."
+        f"Today's {today.clips} clips ({spoken(seconds)}) bring {_rate(today.wer)}, "
+        f"{_span(today.low, today.high)}{fitted}."
     ]
     if not curve.usable:
         first = curve.measured[0]
@@ -353,6 +355,12 @@ def sentences(curve: Curve, *, seconds: float, words: int) -> tuple[str, ...]:
             said.append(
                 f"What more speech would bring cannot be said: from {first.clips} to {today.clips} clips the error "
                 f"rate went from {_rate(first.wer)} to {_rate(today.wer)}, which may be chance."
+            )
+        elif not curve.follows:
+            rates = ", ".join(f"{at.clips} clips {100 * at.wer:.1f} %" for at in curve.measured)
+            said.append(
+                f"It falls with more speech, but not along a curve that can be drawn on ({rates}): how far it would go "
+                "on falling cannot be said."
             )
         else:
             said.append(

@@ -107,7 +107,7 @@ def write(
     sound of utterances that are shown, up to `sound.MAX_BYTES`. An earlier file is replaced.
     Raises UsageError where the file cannot be written.
     """
-    _check_place(file)
+    check_place(file)
     notes: list[str] = []
     subjects = _subjects(ws, found, against, progress, notes)
     sounds = Sounds(ws, wanted=audio)
@@ -125,8 +125,8 @@ def write(
     return Written(file=file, size=file.stat().st_size, notes=tuple(notes))
 
 
-def _check_place(file: Path) -> None:
-    """Before anything is measured for it."""
+def check_place(file: Path) -> None:
+    """Refuse a place that cannot be written, before anything is measured for it. Raises UsageError."""
     if file.is_dir():
         raise UsageError(f"{file} is a folder: name a file, such as {file / 'report.html'}")
     if not file.absolute().parent.is_dir():
