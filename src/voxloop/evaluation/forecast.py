@@ -354,7 +354,8 @@ def sentences(curve: Curve, *, seconds: float, words: int) -> tuple[str, ...]:
         if curve.probability < FALLS:
             said.append(
                 f"What more speech would bring cannot be said: from {first.clips} to {today.clips} clips the error "
-                f"rate went from {_rate(first.wer)} to {_rate(today.wer)}, which may be chance."
+                f"rate went from {_rate(first.wer)} to {_rate(today.wer)}"
+                + (", which may be chance." if today.wer < first.wer else ": these trainings may be too short.")
             )
         elif not curve.follows:
             rates = ", ".join(f"{at.clips} clips {100 * at.wer:.1f} %" for at in curve.measured)
