@@ -169,7 +169,8 @@ def model_promote(
                 f"({c.words} words)"
             )
             print_comparison(c)
-        typer.echo(outcome.message)
+        # The reasons stand above where there are any.
+        typer.echo(outcome.message.partition(": ")[0] if outcome.comparison else outcome.message)
     if outcome.comparison and not outcome.moved:
         raise typer.Exit(1)
 
