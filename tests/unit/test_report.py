@@ -16,13 +16,13 @@ from tests.unit import frozen_speech
 from voxloop import report, transcripts
 from voxloop.cli import app
 from voxloop.errors import UsageError
-from voxloop.evaluation import evaluate, scored_rows
+from voxloop.evaluation import evaluate, forecast, scored_rows
 from voxloop.pipeline import open_loop
 from voxloop.report.charts import Line, Point, bar, plot
 from voxloop.report.sound import Sounds
 
 NASTY = "<script>alert('ann')</script>"
-VOID = {"meta", "br", "rect", "line", "circle"}
+VOID = {"meta", "br"}
 
 
 class Page(HTMLParser):
@@ -147,6 +147,30 @@ def test_the_sound_is_bounded_and_what_is_missing_said(made: tuple[Path, Path]) 
         assert unknown.missing == 1
         again = report.write(ws, found, folder / "silent.html", audio=False)
         assert Page(again.file.read_text()).all("audio") == []
+
+
+def test_a_forecast_of_the_dataset_is_drawn(made: tuple[Path, Path]) -> None:
+    folder, _ = made
+    with open_loop(folder / "ws") as ws:
+        found = evaluate(ws, str(folder / "challenger"))
+        at = [
+            {"clips": clips, "wer": wer, "low": wer - 0.05, "high": wer + 0.05} for clips, wer in ((8, 0.4), (16, 0.3))
+        ]
+        curve = {"measured": at, "forecast": [at[1] | {"clips": 32, "wer": 0.2}], "usable": True}
+        kept = ws.runs / "forecast-1" / forecast.FORECAST
+        kept.parent.mkdir(parents=True)
+        said = {
+            "dataset": found.dataset,
+            "sentences": [f"{NASTY} would bring less."],
+            "recipe": "quick",
+            "split": "val",
+        }
+        kept.write_text(json.dumps(said | {"curve": curve, "seeds": 3, "steps": 120, "utterances": 12}))
+        written = report.write(ws, found, folder / "forecast.html", audio=False)
+    page = Page(written.file.read_text())
+    assert f"{NASTY} would bring less." in page.text
+    assert "forecast: 32 clips, 20.0 %" in page.text
+    assert "measured: 16 clips, 30.0 %" in page.text
 
 
 def test_a_place_that_cannot_be_written_is_refused(made: tuple[Path, Path]) -> None:

@@ -368,7 +368,8 @@ def sentences(curve: Curve, *, seconds: float, words: int) -> tuple[str, ...]:
                 f"{100 * curve.falls[0].low:.1f} to {100 * curve.falls[0].high:.1f} points less."
             )
         more = f"measure on more validation speech (it has {words} words), " if words < FEW_WORDS else ""
-        said.append(f"To know more: {more}train with more seeds (--seeds 6), or let each learn longer (--steps 300).")
+        seeds = "train with more seeds (--seeds 6), or " if curve.follows else ""
+        said.append(f"To know more: {more}{seeds}let each learn longer (--steps 300).")
         return tuple(said)
     for at, fall in zip(curve.forecast, curve.falls, strict=True):
         times = at.clips // today.clips
