@@ -329,6 +329,7 @@ class TestRun:
         assert [len(noise) for noise in session.noises] == [RATE]
         heard = {id for cut in session.plan.examples(0) for id in ids(cut)}
         assert sum(id.startswith("old-") for id in heard) == 6
+        assert session.progress.notes == ["every epoch hears 6 clips again that earlier models learnt"]
         assert trainer.run(folder, StopFlag()).status == "completed"
 
     def test_texts_longer_than_the_model_can_write_are_left_out(self, base: Path, tmp_path: Path) -> None:

@@ -78,6 +78,13 @@ class Decoding:
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Decoding:
+        """The decoding that `as_dict` made a dictionary of, also after a way through JSON."""
+        guards = values.get("guards")
+        made = Guards(**guards | {"temperatures": tuple(guards["temperatures"])}) if guards else None
+        return cls(**{**values, "guards": made})
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hypothesis:

@@ -228,7 +228,7 @@ class Plan:
     def examples(self, epoch: int) -> list[Any]:
         """The cuts of one epoch in random order: single clips, and strings of several by one speaker."""
         rng = random.Random(f"order {self.recipe.seed} {epoch}")
-        heard = [*self.rows, *self._again(epoch)]
+        heard = [*self.rows, *self.again(epoch)]
         order = rng.sample(heard, len(heard))
         examples: list[Any] = []
         waiting: dict[tuple[str | None, str | None], list[Row]] = {}
@@ -244,7 +244,7 @@ class Plan:
         rng.shuffle(examples)
         return examples
 
-    def _again(self, epoch: int) -> list[Row]:
+    def again(self, epoch: int) -> list[Row]:
         """The earlier speech that this epoch hears: `replay_share` of its clips, each at most once."""
         share = self.recipe.replay_share
         wanted = min(len(self.earlier), round(len(self.rows) * share / (1 - share)))

@@ -172,6 +172,8 @@ class Session:
             label_length=lambda text, language: self.family.label_length(self.trainable, text, language),
             label_limit=self.family.label_limit(self.trainable),
         )
+        if self.plan.earlier:
+            self.note(f"every epoch hears {len(self.plan.again(0))} clips again that earlier models learnt")
         self.model: Any = self.trainable.model
         _prepare_weights(self.trainable, recipe)
         if recipe.method == "lora":
