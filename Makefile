@@ -49,6 +49,7 @@ starter: $(VENV)/installed
 	$(BIN)/python -m voxloop.starter.build --data ../shared/data --leave-out theo
 
 bench: $(VENV)/tested
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m benchmarks $(if $(NAME),$(NAME))
 
 clean:

@@ -1,4 +1,4 @@
-"""Run the benchmarks named, or all that compare speeds; print their tables and write build/bench/NAME.json.
+"""Run the benchmarks named, or all that compare speeds: tables, build/bench/NAME.json, and sections of RESULTS.md.
 
 `learning` needs speech and starters, and has options of its own: `python -m benchmarks learning --help`.
 """
@@ -10,7 +10,7 @@ import importlib
 import sys
 from pathlib import Path
 
-from benchmarks import learning
+from benchmarks import learning, results
 from benchmarks.side_by_side import Row, table, write
 
 NAMES = ("training", "transcription", "ingest", "growth")
@@ -28,8 +28,11 @@ def main() -> None:
     for name in given.names or NAMES:
         if name not in NAMES:
             parser.error(f"there is no benchmark {name!r}; known: {', '.join(NAMES)}")
-        rows: list[Row] = importlib.import_module(f"benchmarks.{name}").measure(given.rounds)
-        print(table(name, rows))
+        module = importlib.import_module(f"benchmarks.{name}")
+        rows: list[Row] = module.measure(given.rounds)
+        found = f"{table(name, rows)}\n{getattr(module, 'NOTES', '')}"
+        print(found)
+        results.put(results.PATH, name, found.partition("\n")[2])
         print(write(given.out / f"{name}.json", rows))
 
 

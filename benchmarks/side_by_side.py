@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
 import platform
 import statistics
 import time
@@ -12,7 +14,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-PACKAGES = ("torch", "transformers", "lhotse")
+PACKAGES = ("torch", "transformers", "lhotse", "ctranslate2", "faster-whisper")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,9 +64,13 @@ def compare(
 
 
 def machine() -> str:
-    """Date, machine and versions, as they stand beside every result."""
-    packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
-    return f"{datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, Python {platform.python_version()}, {packages}"
+    """Date, machine, its load and versions, as they stand beside every result."""
+    packages = ", ".join(
+        f"{name} {version(name)}" for name in PACKAGES if importlib.util.find_spec(name.replace("-", "_"))
+    )
+    cores = f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the end"
+    python = f"Python {platform.python_version()}"
+    return f"{datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, {cores}, {python}, {packages}"
 
 
 def table(title: str, rows: list[Row]) -> str:
