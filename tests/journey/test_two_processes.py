@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from voxloop.pipeline import open_loop
+
 CLIPS = 40
 DEADLINE_S = 300
 
@@ -54,8 +56,11 @@ def test_audio_comes_in_while_a_worker_runs(tmp_path: Path, demo_speech: Path) -
             assert time.monotonic() < ended, (tmp_path / "worker.log").read_text()
             assert worker.poll() is None, (tmp_path / "worker.log").read_text()
             time.sleep(0.5)
-        done = {event["type"] for event in events(workspace)}
-        assert done >= {"recording.ingested", "recording.segmented", "transcription.completed", "nlp.postprocessed"}
+        with open_loop(workspace) as ws, ws.read() as reader:
+            assert {step: set(states) for step, states in ws.jobs.counts(reader).items()} == {
+                step: {"done"} for step in ("segment", "transcribe", "restore", "align", "index")
+            }
+            assert ws.jobs.counts(reader)["index"]["done"] == CLIPS
         worker.send_signal(signal.SIGTERM)
         assert worker.wait(60) == 0
     finally:
