@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +20,11 @@ from voxloop.cli.evaluation import (
 from voxloop.cli.screen import By, Json, opened, percent, print_json, progress, short, table
 
 model = typer.Typer(no_args_is_help=True, help="Models: list, show, compare, promote, rollback, history, export.")
+
+
+class ModelFormat(StrEnum):
+    transformers = "transformers"
+    ctranslate2 = "ctranslate2"
 
 
 def register(app: typer.Typer) -> None:
@@ -226,15 +232,30 @@ def model_export(
     ctx: typer.Context,
     name: Annotated[str, typer.Argument(metavar="MODEL")],
     folder: Annotated[Path, typer.Argument(help="Where to; it must not exist yet.")],
+    format: Annotated[
+        ModelFormat, typer.Option(help="As transformers loads it, or as CTranslate2 and faster-whisper do.")
+    ] = ModelFormat.transformers,
+    compute_type: Annotated[
+        str | None, typer.Option(help="Of ctranslate2: int8, float16, float32, ...; as set, where not given.")
+    ] = None,
 ) -> None:
-    """Copy a model's folder: safetensors, config and tokenizer, as transformers loads it."""
+    """Copy a model's folder: weights, config and tokenizer; for CTranslate2 it is converted first."""
     import shutil
 
     from voxloop.errors import UsageError
-    from voxloop.transcripts import base_model, model_folder
+    from voxloop.transcripts import base_model, converted, engine, model_folder
 
     if folder.exists():
         raise UsageError(f"{folder} exists already: name a folder that does not")
-    with opened(ctx) as ws:
-        shutil.copytree(model_folder(ws, base_model(ws, name)), folder)
+    if compute_type and format is ModelFormat.transformers:
+        raise UsageError("--compute-type says what CTranslate2 computes in: add --format ctranslate2")
+    for_engine = "ctranslate2" if format is ModelFormat.ctranslate2 else None
+    with opened(ctx, engine=for_engine, compute_type=compute_type) as ws:
+        found = base_model(ws, name)
+        source = (
+            Path(model_folder(ws, found))
+            if format is ModelFormat.transformers
+            else converted(ws, found, engine(ws).partition("-")[2])
+        )
+        shutil.copytree(source, folder)
     typer.echo(folder)

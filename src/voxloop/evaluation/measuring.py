@@ -120,7 +120,7 @@ def _measure(
     dataset: str,
     normaliser: str,
 ) -> Evaluation:
-    recogniser = transcripts.recogniser(ws, model)
+    recogniser = transcripts.recogniser(ws, model, decoding.engine)
     key = f"evaluations/{id}.jsonl"
     took_s: float | None = None  # not known where the decoding was another process's
     if not ws.blobs.exists(key):
