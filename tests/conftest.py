@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,3 +61,18 @@ def ordinary_user() -> Iterator[None]:
     assert libc.capset(header, without) == 0
     yield
     assert libc.capset(header, before) == 0
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 4 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if not mount("-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)):
+        pytest.skip("this user may not mount a small disk; the test with files of at most 1 MB is for them")
+    yield disk
+    assert subprocess.run(["umount", str(disk)], check=False).returncode == 0
+
+
+def mount(*arguments: str) -> bool:
+    return subprocess.run(["mount", *arguments], check=False, capture_output=True).returncode == 0

@@ -40,13 +40,16 @@ def clusters(rows: Sequence[Scored]) -> tuple[str, list[str]]:
     return "recording", [row.recording for row in rows]
 
 
-def paired(before: Sequence[Scored], after: Sequence[Scored], *, resamples: int | None = None) -> significance.Paired:
+def paired(
+    before: Sequence[Scored], after: Sequence[Scored], *, unheard: int = 0, resamples: int | None = None
+) -> significance.Paired:
     """Word errors of two models on the same rows."""
     return significance.paired(
         [row.errors for row in before],
         [row.errors for row in after],
         [row.words for row in before],
         clusters(before)[1],
+        unheard=unheard,
         resamples=resamples,
     )
 

@@ -79,6 +79,8 @@ def promote(
                 message=f"{_short(challenger)} {what}; nothing moved",
             )
     general = general or ws.settings.promote_general or None
+    # Also by force nothing is promoted that cannot be served: converted, where CTranslate2 serves, and loaded.
+    transcripts.recogniser(ws, challenger)
     comparison, missing = _evidence(
         ws, challenger, reigning, dataset=dataset, general=general, force=force, progress=progress
     )
@@ -141,8 +143,8 @@ def _evidence(
             raise UsageError(
                 f"dataset {general} would be both the test and the general set: name the test's dataset with --dataset"
             )
-        # What is judged is what is served: the model's own files through `transcripts.recogniser`, with the
-        # workspace's decoding.
+        # What is judged is what is served: the model's own files, or their conversion, through
+        # `transcripts.recogniser`, with the workspace's decoding, which names the engine.
         reigned, challenged = _measured(ws, reigning, challenger, dataset=dataset, progress=progress)
         besides = _measured(ws, reigning, challenger, dataset=general, progress=progress)[::-1] if general else None
     except UsageError as error:

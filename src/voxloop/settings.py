@@ -24,6 +24,8 @@ CONFIG_NAME = "voxloop.toml"
 WORKSPACE_VARIABLE = "VOXLOOP_WORKSPACE"
 DEFAULT_WORKSPACE = "voxloop-workspace"
 PREFIX = "VOXLOOP_"
+ENGINES = ("torch", "ctranslate2", "auto")
+COMPUTE_TYPES = ("int8", "int8_float32", "int8_float16", "int8_bfloat16", "int16", "float16", "bfloat16", "float32")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,12 @@ class Settings:
     """Language taken where a recording names none (ISO 639-1); empty: the model detects it."""
     device: str = ""
     """`cpu`, `cuda`, `cuda:1`; empty: the first GPU, or the CPU where there is none."""
+    engine: str = "torch"
+    """What runs the model: `torch`, `ctranslate2` (faster on a CPU; the extra `fast`), or `auto`: the latter where it
+    is installed. What is evaluated, promoted and transcribed with is the same conversion."""
+    compute_type: str = ""
+    """What CTranslate2 computes in: `int8`, `float32`, `float16`, `int8_float16` and others; empty: int8 on the CPU,
+    float16 on a GPU."""
     threads: int = 0
     """CPU threads for models; 0: as many as there are cores."""
     batch_seconds: float = 120.0
@@ -125,6 +133,12 @@ class Settings:
                 "and a probability; `guards = false` turns them off"
             )
         _text.check_changes(self.normaliser)
+        if self.engine not in ENGINES:
+            raise SettingError(f"engine is {self.engine!r}: it must be one of {', '.join(ENGINES)}")
+        if self.compute_type and self.compute_type not in COMPUTE_TYPES:
+            raise SettingError(
+                f"compute_type is {self.compute_type!r}: it must be empty or one of {', '.join(COMPUTE_TYPES)}"
+            )
         if self.channels not in ("mix", "split"):
             raise SettingError(f"channels is {self.channels!r}: it must be mix or split")
         if self.max_attempts < 1:

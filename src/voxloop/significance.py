@@ -35,7 +35,9 @@ class Paired:
     chance_worse: float  # probability of a loss this large where both are equally good
     clusters: int
     differing: int  # clusters in which the two systems made unequal numbers of errors
-    deviations: float  # the improvement, in standard deviations of what luck does
+    saved: int  # errors
+    squares: int  # sum over clusters of the squared difference of errors
+    unheard: int  # errors that `chance` takes off what was saved
 
 
 def interval(
@@ -53,6 +55,7 @@ def paired(
     units: Sequence[int],
     clusters: Sequence[str],
     *,
+    unheard: int = 0,
     resamples: int | None = None,
     seed: int = 0,
 ) -> Paired:
@@ -63,7 +66,9 @@ def paired(
     drawing clusters. A bootstrap of few clusters promises too much, so the verdict
     rests on `chance`: the sign-flip permutation test over clusters, whose error is
     bounded at any size (Yeh, "More accurate tests for the statistical significance
-    of result differences", COLING 2000).
+    of result differences", COLING 2000). It is bounded where luck is as likely to help
+    as to harm. A system that falls into rare, large errors has luck that mostly helps:
+    a small test may hold none of them. So `unheard` errors are taken off what was saved.
     """
     sums = _by_cluster(clusters, before, after, units)
     rng = np.random.default_rng(seed)
@@ -77,16 +82,20 @@ def paired(
         low=low,
         high=high,
         probability=float((differences < 0).mean()),
-        chance=chance_of_improvement(changes),
+        chance=chance_of_improvement(changes, unheard=unheard),
         chance_worse=chance_of_improvement(-changes),
         clusters=len(sums),
         differing=int(np.count_nonzero(changes)),
-        deviations=float(-changes.sum() / max(math.sqrt(float(np.square(changes).sum())), 1e-9)),
+        saved=int(-changes.sum()),
+        squares=int(np.square(changes).sum()),
+        unheard=unheard,
     )
 
 
-def chance_of_improvement(differences: Array) -> float:
+def chance_of_improvement(differences: Array, *, unheard: int = 0) -> float:
     """Probability of a sum as low as that of whole `differences` (C,), where the sign of each is a coin's toss.
+
+    `unheard` is added to their sum first.
 
     The sum's distribution is the inverse Fourier transform of its characteristic
     function, the product of cos(d t) over the differences (Pagano & Tritchler, "On
@@ -103,8 +112,8 @@ def chance_of_improvement(differences: Array) -> float:
     for size, count in zip(sizes, counts, strict=True):
         wave *= np.cos(size * angles) ** count
     of_sums = np.fft.irfft(wave, n=points)  # [s] is the probability of the sum s, [-s] of -s
-    lowest_to = int(differences.sum()) + most  # as many sums lie between the lowest possible and the observed
-    return float(np.clip(of_sums[np.arange(-most, lowest_to - most + 1)].sum(), 1e-12, 1.0))
+    observed = min(int(differences.sum()) + unheard, most)
+    return float(np.clip(of_sums[np.arange(-most, observed + 1)].sum(), 1e-12, 1.0))
 
 
 def share_of_error(error: float, rank: int) -> float:
@@ -122,12 +131,15 @@ def share_of_error(error: float, rank: int) -> float:
 def growth(found: Paired, level: float, power: float = POWER) -> float:
     """How many times as large a test would show this difference, were it as large there, in `power` of cases.
 
-    By the normal approximation of the sign-flip test; at least as many clusters as can show anything at all.
+    By the normal approximation of the sign-flip test, with f times the clusters:
+    f saved - unheard = z sqrt(f squares). At least as many clusters as can show anything.
     """
-    if found.deviations <= 0 or not found.differing:
+    if found.saved <= 0:
         return math.inf
-    needed = NormalDist().inv_cdf(1 - level) + NormalDist().inv_cdf(power)
-    return max((needed / found.deviations) ** 2, math.log2(1 / level) / found.differing)
+    z = NormalDist().inv_cdf(1 - level) + NormalDist().inv_cdf(power)
+    spread = z * math.sqrt(found.squares)
+    root = (spread + math.sqrt(spread**2 + 4 * found.saved * found.unheard)) / (2 * found.saved)
+    return max(root**2, math.log2(1 / level) / found.differing)
 
 
 def _by_cluster(clusters: Sequence[str], *columns: Sequence[int]) -> Array:

@@ -59,6 +59,7 @@ def status(ws: Workspace) -> Status:
         ).scalar()
         datasets = reader.all(Dataset, order=tables.dataset.c.created.desc(), limit=1)
         runs = reader.all(Run, order=tables.run.c.created.desc(), limit=1)
+        unfinished = reader.all(Run, tables.run.c.status.in_(("paused", "interrupted")), limit=3)
         counted: dict[str, Any] = {
             "recordings": recordings,
             "refused": _grouped(reader, tables.refusal.c.reason),
@@ -83,7 +84,7 @@ def status(ws: Workspace) -> Status:
         newest_run=newest_run,
         champion=champion,
         base_model=ws.settings.base_model,
-        next_steps=_next_steps(counted, dead, newest_dataset, newest_run, champion),
+        next_steps=_next_steps(counted, dead, newest_dataset, newest_run, unfinished, champion),
         **counted,
     )
 
@@ -102,7 +103,12 @@ def _grouped(reader: Reader, column: sa.Column[Any]) -> dict[str, int]:
 
 
 def _next_steps(
-    counted: dict[str, Any], dead: tuple[DeadJob, ...], dataset: Dataset | None, run: Run | None, champion: str | None
+    counted: dict[str, Any],
+    dead: tuple[DeadJob, ...],
+    dataset: Dataset | None,
+    run: Run | None,
+    unfinished: list[Run],
+    champion: str | None,
 ) -> tuple[str, ...]:
     """The commands that bring this workspace on, the most useful first."""
     steps = []
@@ -119,8 +125,8 @@ def _next_steps(
         steps.append("voxloop dataset build    freeze the corrected utterances")
     if dataset is not None and (run is None or run.dataset != dataset.id):
         steps.append("voxloop train    fine-tune on the newest dataset")
-    if run is not None and run.status in ("paused", "interrupted"):
-        steps.append(f"voxloop run resume {run.id}    go on with the run that is {run.status}")
+    for waits in unfinished:
+        steps.append(f"voxloop run resume {waits.id}    go on with the run that is {waits.status}")
     if run is not None and run.status == "completed" and run.model and run.model != champion:
         steps.append(f"voxloop model promote {run.model[7:19]}    make it champion, if it is really better")
     if run is not None and run.status == "failed":

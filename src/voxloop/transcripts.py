@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
+import shutil
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -17,7 +20,7 @@ from voxloop import subtitles
 from voxloop import text as _text
 from voxloop import utterances as _utterances
 from voxloop.errors import ModelError, UnknownRecord, UsageError
-from voxloop.families.contract import Decoding, Guards, Hypothesis, Recogniser, family
+from voxloop.families.contract import AudioContext, Decoding, Guards, Hypothesis, Recogniser, family
 from voxloop.records import SAMPLE_RATE, Guard, Model, Recording, Transcript, Utterance, Word, seconds
 from voxloop.starter import STARTER_DIR
 from voxloop.stores import catalog as tables
@@ -143,20 +146,59 @@ def device(ws: Workspace) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-_LOADED: dict[tuple[str, str], Recogniser] = {}
+def engine(ws: Workspace) -> str:
+    """What runs models here, as `Decoding.engine` names it: `torch`, or ctranslate2 with what it computes in."""
+    asked = ws.settings.engine
+    if asked == "auto":
+        asked = "ctranslate2" if importlib.util.find_spec("ctranslate2") else "torch"
+    if asked == "torch":
+        return asked
+    return f"{asked}-{ws.settings.compute_type or ('float16' if device(ws).startswith('cuda') else 'int8')}"
 
 
-def recogniser(ws: Workspace, model: Model) -> Recogniser:
-    """The loaded model; the two last used stay in memory, as evaluation needs champion and challenger."""
+def converted(ws: Workspace, model: Model, compute_type: str) -> Path:
+    """The model's CTranslate2 form in the workspace's cache: made once, and anew where it is damaged."""
+    target = ws.folder / "cache" / "ctranslate2" / f"{model.id}-{compute_type}"
+    kind = family(model.family)
+    if kind.intact(target):
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        kind.convert(model_folder(ws, model), partial, compute_type)
+        if not kind.intact(target):  # meanwhile another process may have made it
+            shutil.rmtree(target, ignore_errors=True)
+            partial.replace(target)
+    except OSError as error:
+        if not kind.intact(target):
+            raise ModelError(f"the conversion of model {model.id} cannot be kept in {target}: {error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return target
+
+
+_LOADED: dict[tuple[str, str, str], Recogniser] = {}
+
+
+def recogniser(ws: Workspace, model: Model, engine_name: str | None = None) -> Recogniser:
+    """The loaded model on an engine (None: the one set).
+
+    The two last used stay in memory, as evaluation needs champion and challenger.
+    """
     import torch
 
     if ws.settings.threads:
         torch.set_num_threads(ws.settings.threads)
-    key = (model.id, device(ws))
+    key = (model.id, device(ws), engine_name or engine(ws))
     if key not in _LOADED:
         while len(_LOADED) > 1:
             _LOADED.pop(next(iter(_LOADED)))
-        _LOADED[key] = family(model.family).load(model_folder(ws, model), device=key[1])
+        kind, folder = family(model.family), model_folder(ws, model)
+        name, _, compute_type = key[2].partition("-")
+        if name == "torch":
+            _LOADED[key] = kind.load(folder, device=key[1])
+        else:
+            _LOADED[key] = kind.load_converted(folder, converted(ws, model, compute_type), device=key[1])
     _LOADED[key] = _LOADED.pop(key)
     return _LOADED[key]
 
@@ -164,7 +206,7 @@ def recogniser(ws: Workspace, model: Model) -> Recogniser:
 # In the pipeline -----------------------------------------------------------------------------------------------------
 
 
-def decoding(ws: Workspace, language: str | None = None) -> Decoding:
+def decoding(ws: Workspace, language: str | None = None, audio_context: AudioContext = "auto") -> Decoding:
     """How this workspace reads text off its model."""
     settings = ws.settings
     guards = Guards(
@@ -174,6 +216,8 @@ def decoding(ws: Workspace, language: str | None = None) -> Decoding:
     )
     return Decoding(
         language=language or settings.language or None,
+        audio_context=audio_context,
+        engine=engine(ws),
         batch_seconds=settings.batch_seconds,
         guards=guards if settings.guards else None,
     )
@@ -382,6 +426,7 @@ def transcribe_file(
     *,
     model: str | None = None,
     language: str | None = None,
+    audio_context: AudioContext = "auto",
     word_times: bool = False,
     progress: Callable[[float, float], None] | None = None,
 ) -> FileTranscript:
@@ -405,12 +450,13 @@ def transcribe_file(
 
         if progress:
             progress(0.0, seconds(samples))
+        asked = decoding(ws, language, audio_context)
         speaker = recogniser(ws, record)
         spans = _utterances.spans_in(read, samples, ws.settings)
         segments: list[Segment] = []
         for block in blocks(spans, [end - start for start, end in spans], FILE_BLOCK_S):
             waveforms = [read(start, end) for start, end in block]
-            heard = speaker.transcribe(waveforms, decoding(ws, language), word_times=word_times)
+            heard = speaker.transcribe(waveforms, asked, word_times=word_times)
             segments += [_segment(start, end, one) for (start, end), one in zip(block, heard, strict=True)]
             if progress:
                 progress(seconds(block[-1][1]), seconds(samples))

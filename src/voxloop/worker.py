@@ -86,7 +86,7 @@ def _run(ws: Workspace, claim: Claim, chosen: Sequence[str], progress: Callable[
             "%s of %s failed%s: %s",
             claim.step,
             ", ".join(claim.subjects[:3]),
-            " for the last time" if buried else ", to be tried again",
+            " for the last time" if buried else "",
             failure,
             extra={"action": "job_failed", "step": claim.step, "jobs": claim.jobs},
             exc_info=log.isEnabledFor(logging.DEBUG),

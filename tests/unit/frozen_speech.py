@@ -28,7 +28,14 @@ TEXTS = (
 )  # 5 words
 
 
-def freeze(ws: Workspace, folder: Path, *, clips: int = 24, speakers: Sequence[str] = ("ann", "bob")) -> Dataset:
+def freeze(
+    ws: Workspace,
+    folder: Path,
+    *,
+    clips: int = 24,
+    speakers: Sequence[str] = ("ann", "bob"),
+    ratios: tuple[float, float, float] = (0.0, 0.0, 1.0),
+) -> Dataset:
     """A dataset whose every clip is in the test split: a second of noise each, a recording of its own."""
     folder.mkdir()
     rng = np.random.default_rng(7)
@@ -44,7 +51,7 @@ def freeze(ws: Workspace, folder: Path, *, clips: int = 24, speakers: Sequence[s
     with ws.read() as reader:
         recordings = [recording.id for recording in reader.all(Recording)]
     segment(ws, recordings)
-    return datasets.build(ws, name="frozen", ratios=(0.0, 0.0, 1.0))
+    return datasets.build(ws, name="frozen", ratios=ratios)
 
 
 def twin(folder: Path, name: str) -> Path:

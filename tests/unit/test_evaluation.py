@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,16 @@ import pytest
 
 from tests.unit import frozen_speech, tiny_whisper
 from voxloop import comparison, datasets, evaluation, significance, text, transcripts
+from voxloop.audio import decode
 from voxloop.datasets import DatasetRow
 from voxloop.errors import UnknownRecord, UsageError
 from voxloop.evaluation import evaluate, noise_inputs, quiet_inputs, score, scored_rows
 from voxloop.families.contract import Decoding
 from voxloop.pipeline import open_loop
-from voxloop.records import Event, Recording
+from voxloop.recordings import ingest
+from voxloop.records import Event, Recording, Transcript
 from voxloop.stores import catalog as tables
+from voxloop.utterances import segment
 from voxloop.workspace import Workspace
 
 
@@ -100,8 +104,6 @@ def test_another_model_of_the_same_weights_hears_the_same(ws: Workspace, tmp_pat
 
 def test_what_was_heard_before_a_crash_counts(ws: Workspace, tmp_path: Path) -> None:
     """The blob is written first: the scores that follow, whenever, are of what it holds."""
-    from voxloop import transcripts
-
     frozen = frozen_speech.freeze(ws, tmp_path / "speech", clips=8)
     frozen_speech.remember(ws, transcripts.base_model(ws), frozen, frozen_speech.wrong_in(0.5))
     found = evaluate(ws)
@@ -210,6 +212,36 @@ def test_what_is_known_of_the_recording_is_kept_with_what_was_heard(ws: Workspac
     rows = scored_rows(ws, evaluate(ws))
     assert {r.session for r in rows} == {"monday"}
     assert all(r.snr_db is not None for r in rows)
+
+
+def test_word_times_are_compared_where_the_references_have_them(tmp_path: Path, demo_speech: Path) -> None:
+    clips = sorted(demo_speech.glob("*.ogg"))[:3]
+    with open_loop(tmp_path / "timed", create=True, base_model="starter", threads=1, device="cpu") as ws:
+        starter = transcripts.recogniser(ws, transcripts.base_model(ws))
+        heard = starter.transcribe([decode(clip) for clip in clips], transcripts.decoding(ws, "en"), word_times=True)
+        assert all(one.words for one in heard)
+        (tmp_path / "said").mkdir()
+        lines = []
+        for clip, one in zip(clips, heard, strict=True):
+            shutil.copy(clip, tmp_path / "said")
+            lines.append(json.dumps({"file": clip.name, "text": one.text, "speaker": "ann", "language": "en"}))
+        (tmp_path / "said" / "metadata.jsonl").write_text("\n".join(lines))
+        ingest(ws, tmp_path / "said", processes=1)
+        with ws.read() as reader:
+            recordings = reader.all(Recording)
+        segment(ws, [recording.id for recording in recordings])
+        late = {one.text: [asdict(replace(word, start=word.start + 0.1)) for word in one.words] for one in heard}
+        with ws.transaction() as tx:
+            for reference in tx.all(Transcript):
+                tx.change(Transcript, reference.id, words=late[reference.text])
+        datasets.build(ws, ratios=(0.0, 0.0, 1.0))
+        found = evaluate(ws)
+    assert found.scores["wer"] == 0.0
+    times = found.scores["word_times"]
+    assert times["words"] > 3
+    assert times["start_error_s"] == pytest.approx(0.1, abs=1e-6)
+    assert times["end_error_s"] == pytest.approx(0.0, abs=1e-6)
+    assert times["in_time"] == 1.0
 
 
 def test_the_interval_is_clustered_by_recording() -> None:

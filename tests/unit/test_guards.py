@@ -13,7 +13,7 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 from tests.unit import tiny_whisper
 from voxloop.families.contract import Decoding, Guards, compression
 from voxloop.families.whisper import WHISPER, WhisperRecogniser
-from voxloop.families.whisper.recogniser import _drawn
+from voxloop.families.whisper.reading import pick
 
 RATE = 16_000
 NOTHING = Guards(max_compression=100.0, min_logprob=-100.0, max_no_speech=1.0)
@@ -156,6 +156,6 @@ class TestDecoding:
 def test_draws_follow_the_distribution() -> None:
     logits = torch.tensor([0.0, -torch.inf, 1.0, 2.0])
     draws = 1 - torch.from_numpy(np.random.default_rng(0).random(20_000))
-    found = torch.bincount(_drawn(logits.expand(len(draws), -1), draws), minlength=4) / len(draws)
+    found = torch.bincount(pick(logits.expand(len(draws), -1), draws), minlength=4) / len(draws)
     torch.testing.assert_close(found, logits.softmax(-1), atol=0.01, rtol=0)
-    assert _drawn(logits[None], torch.tensor([1.0], dtype=torch.double)).item() == 3
+    assert pick(logits[None], torch.tensor([1.0], dtype=torch.double)).item() == 3

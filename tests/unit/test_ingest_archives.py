@@ -7,8 +7,7 @@ import os
 import resource
 import shutil
 import struct
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import av
@@ -17,6 +16,7 @@ import pytest
 import soundfile
 import sqlalchemy as sa
 
+from tests.conftest import mount
 from voxloop import audio, integrity
 from voxloop.errors import AudioError, SettingError, UsageError, WorkspaceError
 from voxloop.pipeline import open_loop
@@ -202,21 +202,6 @@ def test_a_disk_that_is_full_is_told(workspace: Workspace, tmp_path: Path) -> No
     assert {Path(r.path).name: r.reason for r in report.refused} == {"a.wav": "not-stored", "b.wav": "no-space"}
     assert len(report.taken) == 1
     assert len(ingest(workspace, tmp_path / "in", processes=1).taken) == 2
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 4 MB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if not mount("-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)):
-        pytest.skip("this user may not mount a small disk; the test with files of at most 1 MB is for them")
-    yield disk
-    assert subprocess.run(["umount", str(disk)], check=False).returncode == 0
-
-
-def mount(*arguments: str) -> bool:
-    return subprocess.run(["mount", *arguments], check=False, capture_output=True).returncode == 0
 
 
 def test_a_disk_that_is_full_holds_nothing_half_and_with_room_the_same_command_goes_on(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -13,9 +14,11 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from typer.testing import CliRunner
 
 from tests.unit import frozen_speech
 from voxloop import promotion, transcripts
+from voxloop.cli import app
 from voxloop.errors import ConflictError, UnknownRecord, UsageError
 from voxloop.pipeline import open_loop
 from voxloop.promotion import Outcome, champion, comparisons, history, promote, rollback
@@ -198,6 +201,24 @@ def test_a_workers_job_is_done_with_the_promotion(tmp_path: Path) -> None:
         assert pair.ws.jobs.counts(reader)["promote"] == {"done": 2}
 
 
+def test_the_command_line_tells_what_moved_and_what_it_rested_on(tmp_path: Path) -> None:
+    pair = Pair(tmp_path)
+
+    def said(*arguments: str) -> str:
+        result = CliRunner().invoke(app, ["-C", str(pair.ws.folder), "model", *arguments])
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    assert "no model is champion yet" in said("history")
+    pair.promote(by="ann")
+    assert json.loads(said("rollback", "--by", "bob", "--json"))["verdict"] == "rollback"
+    shown, listed = said("history"), json.loads(said("history", "--json"))
+    for part in ("promote", "rollback", "ann", "bob", "15.0 % ->", "24 utt"):
+        assert part in shown
+    assert [move["verdict"] for move in listed] == ["promote", "rollback"]
+    assert listed[0]["evidence"]["verdict"] == "promote"
+
+
 # One transaction each -------------------------------------------------------------------------------------------------
 
 KILLED_AT_A_STATEMENT = """
@@ -349,7 +370,7 @@ def test_the_gate_hears_with_the_very_model_that_transcribes(tmp_path: Path) -> 
             judged = reader.get(Evaluation, outcome.comparison.challenger_evaluation)
             ids = [recording.id for recording in reader.all(Recording)]
         served = {transcript.utterance: transcript for transcript in transcripts.transcribe(ws, ids)}
-        assert judged.decoding == transcripts.decoding(ws).as_dict()
+        assert judged.decoding == json.loads(json.dumps(transcripts.decoding(ws).as_dict()))
         rows = promotion.evaluation.scored_rows(ws, judged)
         assert len(rows) == len(served) == 3
         for row in rows:

@@ -16,13 +16,13 @@ from typer.testing import CliRunner
 
 from tests.unit import kept
 from tests.unit.kept import OTHER, WHO, WORDS
-from voxloop import datasets, integrity, removal
+from voxloop import datasets, integrity, removal, training
 from voxloop.cli import app
 from voxloop.errors import ConflictError, UnknownRecord, UsageError
 from voxloop.evaluation import scored_rows
 from voxloop.pipeline import open_loop
 from voxloop.recordings import ingest
-from voxloop.records import Dataset, Evaluation, Model, Recording, Transcript, Utterance
+from voxloop.records import Dataset, Evaluation, Model, Recording, Run, Transcript, Utterance
 from voxloop.stores import catalog as tables
 from voxloop.stores.blobs import Blobs
 from voxloop.stores.catalog import to_event
@@ -179,6 +179,18 @@ def test_a_training_that_runs_is_not_robbed(filled: Workspace) -> None:
         assert reader.count(Recording) == 16
 
 
+def test_an_unfinished_run_begins_anew(filled: Workspace) -> None:
+    checkpoint = filled.runs / "run1" / "checkpoint-5"
+    checkpoint.mkdir()
+    with filled.transaction() as tx:
+        tx.change(Run, "run1", status="paused", progress={"step": 5})
+    removal.forget(filled, speaker=WHO)
+    left = {path.name for path in (filled.runs / "run1").iterdir()}
+    assert not {"checkpoint-5", "best", "metrics.jsonl"} & left
+    assert "data" in left
+    assert training.find(filled, "run1").progress == {}
+
+
 def test_who_is_not_known_is_said_with_who_is(workspace: Workspace, tmp_path: Path) -> None:
     kept.take(workspace, tmp_path / "speech", clips=2)
     with pytest.raises(UnknownRecord, match=f"did you mean {WHO}"):
@@ -274,3 +286,11 @@ def test_the_command_asks_and_tells(filled: Workspace) -> None:
     assert CliRunner().invoke(app, [*command, "--yes"]).exit_code == 2
     resumed = CliRunner().invoke(app, ["-C", str(filled.folder), "forget", "--resume"])
     assert (resumed.exit_code, "0 unfinished" in resumed.output) == (0, True)
+
+
+def test_a_model_that_heard_a_dataset_again_is_marked() -> None:
+    run = Run(id="r", dataset="new", base="starter", family="whisper", method="full", recipe={"replay_from": ["old"]})
+    model = Model(id="m", family="whisper", base="starter", kind="full", where="m", run="r")
+    marked = removal._models_that_learnt([run], [model], {"old": 3})
+    assert [(one.id, one.utterances) for one in marked] == [("m", 3)]
+    assert removal._models_that_learnt([run], [model], {"other": 3}) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -13,16 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from tests.conftest import mount
 from tests.unit import tiny_whisper
-from tests.unit.test_training import frozen
+from tests.unit.test_training import frozen, lay_out, write_data
 from voxloop import training
+from voxloop.cli import app
 from voxloop.cli.runs import curve
 from voxloop.errors import SettingError, TrainingError, UsageError
 from voxloop.records import Model, Run
 from voxloop.stores import catalog as tables
 from voxloop.training import child, control, disk, locks, recipes, runs, trainer
-from voxloop.training.files import ATTENDED, CONFIG, METRICS, append_line, read_json
+from voxloop.training.files import ATTENDED, CONFIG, LOG, METRICS, append_line, read_json
 from voxloop.worker import work
 from voxloop.workspace import Workspace
 
@@ -83,7 +87,7 @@ def submitted(ws: Workspace, base: Path, *overrides: str) -> Run:
 
 def device(ws: Workspace) -> locks.Lock:
     """The device's lock, as a run of another workspace holds it."""
-    lock = locks.take(runs._device_lock(ws)[1])
+    lock = locks.take(runs.device_lock(ws)[1])
     assert lock is not None
     lock.write({"run": "other", "workspace": "/elsewhere", "pid": 1})
     return lock
@@ -238,6 +242,22 @@ def test_a_run_that_the_disk_cannot_hold_is_refused(ws: Workspace, base: Path) -
         assert reader.count(Run) == 0
 
 
+def test_a_disk_that_fills_is_said_and_with_room_the_run_goes_on(small_disk: Path, base: Path, tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data", train=6, val=2)
+    folder = lay_out(small_disk / "run", base, "max_steps=30", "eval_steps=15", "save_seconds=0.001", data=data)
+    assert mount("-o", "remount,size=2m", str(small_disk))
+    first = control.start(folder, device="cpu", threads=1)
+    assert list(control.follow(first))
+    ending = control.ending(first)
+    assert ending.status == "failed"
+    assert f"the disk of {folder} is full" in str(ending.error)
+    assert "\n" not in str(ending.error)
+    assert mount("-o", "remount,size=64m", str(small_disk))
+    second = control.start(folder, device="cpu", threads=1)
+    assert list(control.follow(second))
+    assert control.ending(second).status == "completed"
+
+
 def test_what_a_run_writes_is_within_what_was_reckoned(ws: Workspace, base: Path) -> None:
     run = training.train(ws, base=str(base), recipe="quick", overrides=[*QUICK, "save_seconds=0.001"])
     size = sum(path.stat().st_size for path in (ws.runs / run.id).rglob("*") if path.is_file())
@@ -261,8 +281,8 @@ def test_metrics_are_read_past_cut_lines_and_steps_done_again(tmp_path: Path) ->
         (ValueError("what nobody thought of"), "the log tells where"),
     ],
 )
-def test_a_reason_is_a_line_with_a_remedy(error: Exception, remedy: str) -> None:
-    told = child._reason(error)
+def test_a_reason_is_a_line_with_a_remedy(error: Exception, remedy: str, tmp_path: Path) -> None:
+    told = child._reason(error, tmp_path)
     assert remedy in told["remedy"]
     assert "\n" not in told["error"]
 
@@ -291,3 +311,33 @@ def test_a_curve_is_drawn() -> None:
     assert drawn[7] == "  0.0 % │" + " " * 20 + "•"
     assert drawn[-1].split() == ["0", "100"]
     assert sum(line.count("•") for line in drawn) == 3
+
+
+def test_the_commands_tell_how_a_run_stands(ws: Workspace, base: Path) -> None:
+    def voxloop(*arguments: str, status: int = 0) -> str:
+        done = CliRunner().invoke(app, ["-C", str(ws.folder), *arguments])
+        assert done.exit_code == status, done.output
+        return done.output
+
+    queued = json.loads(voxloop("train", "--base", str(base), "--set", "max_steps=3", "--no-wait", "--json"))
+    id = queued["id"]
+    assert queued["status"] == "queued"
+    assert "has no log on this machine" in voxloop("run", "logs", id, status=2)
+    folder = ws.runs / id
+    folder.mkdir(parents=True)
+    (folder / LOG).write_text("the log\n")
+    for step, wer in ((0, 0.5), (10, 0.25)):
+        append_line(folder / METRICS, {"step": step, "loss": 2.0 - step / 10, "val_wer": wer})
+    assert voxloop("run", "pause", id) == f"paused at step 0; `voxloop run resume {id}` goes on\n"
+    assert f"voxloop run resume {id}    go on with the run that is paused" in voxloop("status")
+    assert "is paused, and pause needs one that is queued, running" in voxloop("run", "pause", id, status=2)
+    assert voxloop("run", "logs", id, "--follow") == "the log\n"  # it has ended: nothing to wait for
+    shown = voxloop("run", "show", id)
+    assert "loss by step\n2.000 │•" in shown
+    assert "val WER by step\n50.0 % │•" in shown
+    assert [line["step"] for line in json.loads(voxloop("run", "show", id, "--json"))["metrics"]] == [0, 10]
+    again = json.loads(voxloop("run", "retry", id, "--set", "max_steps=2", "--no-wait", "--json"))
+    assert (again["retry_of"], again["recipe"]["max_steps"]) == (id, 2)
+    assert f"tried again from {id}" in voxloop("run", "show", again["id"])
+    assert "stopped at step 0: nothing better than the base had been measured" in voxloop("run", "stop", id)
+    assert [run["status"] for run in json.loads(voxloop("run", "list", "--json"))] == ["stopped", "queued"]

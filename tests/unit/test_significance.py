@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+from dataclasses import replace
 
 import kaldialign
 import numpy as np
@@ -49,6 +51,13 @@ def test_the_sign_flip_test_is_scipys(differences: list[int]) -> None:
         n_resamples=np.inf,
     )
     assert found == pytest.approx(oracle.pvalue)
+
+
+@given(st.lists(st.integers(-4, 4), max_size=8), st.integers(0, 12))
+def test_what_is_unheard_is_taken_off_before_the_coins_are_tossed(differences: list[int], unheard: int) -> None:
+    sums = [sum(signs) for signs in itertools.product(*((d, -d) for d in differences))]
+    oracle = np.mean([total <= sum(differences) + unheard for total in sums])
+    assert chance_of_improvement(np.array(differences, dtype=np.int64), unheard=unheard) == pytest.approx(oracle)
 
 
 @given(st.lists(st.integers(-9, 9), max_size=60), st.randoms())
@@ -133,6 +142,7 @@ def test_a_test_as_large_as_growth_says_finds_the_difference_in_four_of_five_cas
     assert 150 < size < 500
     found = sum(seen(size).chance <= level for _ in range(300))
     assert 0.7 < found / 300 < 0.9
+    assert significance.growth(replace(hint, unheard=50), level) > significance.growth(hint, level)
     nothing = paired([1, 0], [1, 0], [2, 2], ["a", "b"], resamples=1)
     assert significance.growth(nothing, level) == np.inf
 

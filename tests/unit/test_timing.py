@@ -77,7 +77,7 @@ def test_attention_is_that_of_the_slow_form(multilingual: WhisperRecogniser, hea
     try:
         with torch.inference_mode():
             states, mask = multilingual._encode(clips, context)  # type: ignore[arg-type]
-            prompts, _ = multilingual._prompts(states, mask, "de")
+            prompts = torch.tensor(multilingual._prompts(states, mask, len(clips), "de")[0])
             found = timing._attention(model, states, mask, prompts, texts, positions)
             model.set_attn_implementation("eager")
             for index, text in enumerate(texts):

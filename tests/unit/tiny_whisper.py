@@ -25,8 +25,19 @@ def byte_symbols() -> list[str]:
     return [chr(byte) if byte in printable else chr(next(shifted)) for byte in range(256)]
 
 
-def make(folder: Path, *, multilingual: bool = False, seed: int = 0, width: int = 32, sharpness: float = 8.0) -> Path:
-    """Write a random model; `sharpness` scales its output so that greedy paths are not flat."""
+def make(
+    folder: Path,
+    *,
+    multilingual: bool = False,
+    seed: int = 0,
+    width: int = 32,
+    sharpness: float = 8.0,
+    vocabulary: int | None = None,
+) -> Path:
+    """Write a random model; `sharpness` scales its output so that greedy paths are not flat.
+
+    Of a larger `vocabulary` the tokens behind the named ones stand for nothing and are never the likeliest.
+    """
     names = ["<|endoftext|>", "<|startoftranscript|>"]
     names += [f"<|{code}|>" for code in LANGUAGES] if multilingual else []
     names += ["<|translate|>", "<|transcribe|>", "<|startoflm|>", "<|startofprev|>", "<|nospeech|>", "<|notimestamps|>"]
@@ -37,7 +48,7 @@ def make(folder: Path, *, multilingual: bool = False, seed: int = 0, width: int 
     WhisperProcessor(WhisperFeatureExtractor(feature_size=80), tokenizer).save_pretrained(folder)
     end, start = ids[names[0]], ids[names[1]]
     config = WhisperConfig(
-        vocab_size=256 + len(names),
+        vocab_size=vocabulary or 256 + len(names),
         num_mel_bins=80,
         d_model=width,
         encoder_layers=2,
@@ -61,6 +72,7 @@ def make(folder: Path, *, multilingual: bool = False, seed: int = 0, width: int 
         for weight in model.parameters():
             if weight.ndim > 1:
                 weight.mul_(sharpness)
+        model.model.decoder.embed_tokens.weight[256 + len(names) :] = 0.0
     settings: dict[str, Any] = {
         "is_multilingual": multilingual,
         "decoder_start_token_id": start,

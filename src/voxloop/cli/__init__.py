@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from voxloop import __version__
-from voxloop.cli import datasets, keep, models, recipes, review, runs, speech, work
+from voxloop.cli import datasets, evaluation, keep, models, recipes, review, runs, speech, work
 from voxloop.errors import UsageError, VoxloopError
 
 
@@ -76,6 +76,7 @@ review.register(app)
 datasets.register(app)
 runs.register(app)
 recipes.register(app)
+evaluation.register(app)
 models.register(app)
 keep.register(app)
 

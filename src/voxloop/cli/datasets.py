@@ -128,15 +128,19 @@ def dataset_exclusions(
     from voxloop.datasets import exclusions, find
 
     with opened(ctx) as ws:
-        found = exclusions(ws, find(ws, name).id, reason=reason)
+        frozen = find(ws, name)
+        found = exclusions(ws, frozen.id, reason=reason)
     listed = [one for one in found if one.reviewed or not reviewed]
+    empty = "nothing was left out" + (" for this reason" if reason or reviewed else "")
+    if not found and any(frozen.excluded.values()) and "imported" in frozen.filters:
+        empty = "it was imported: what was left out is listed where it was frozen"
     if as_json:
         print_json(listed)
         return
     table(
         ["utterance", "reason", "measured", "reviewed"],
         [[one.utterance, one.reason, one.detail, "yes" if one.reviewed else ""] for one in listed],
-        empty="nothing was left out" + (" for this reason" if reason or reviewed else ""),
+        empty=empty,
     )
 
 

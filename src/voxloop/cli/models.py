@@ -1,101 +1,42 @@
-"""evaluate, model."""
+"""model."""
 
 from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
+from voxloop.cli.evaluation import (
+    DatasetName,
+    ReportFile,
+    SplitName,
+    WithAudio,
+    evaluate,
+    print_comparison,
+    print_evaluations,
+)
 from voxloop.cli.screen import By, Json, opened, percent, print_json, progress, short, table
-
-if TYPE_CHECKING:
-    from voxloop.comparison import Comparison
-    from voxloop.records import Evaluation
 
 model = typer.Typer(no_args_is_help=True, help="Models: list, show, compare, promote, rollback, history, export.")
 
 
-class SplitName(StrEnum):
-    train = "train"
-    val = "val"
-    test = "test"
+class ModelFormat(StrEnum):
+    transformers = "transformers"
+    ctranslate2 = "ctranslate2"
 
 
 def register(app: typer.Typer) -> None:
-    app.command()(evaluate)
     app.add_typer(model, name="model")
-
-
-def evaluate(
-    ctx: typer.Context,
-    name: Annotated[
-        str | None, typer.Argument(metavar="MODEL", help="champion, a model's id, starter, a folder or a Hub id.")
-    ] = None,
-    dataset: Annotated[
-        str | None, typer.Option(help="A dataset's name or id; the newest, where none is given.")
-    ] = None,
-    split: Annotated[SplitName, typer.Option(help="Which split.")] = SplitName.test,
-    against: Annotated[str | None, typer.Option(help="Compare with this model.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Measure a model on frozen references it has not learnt from."""
-    from voxloop.comparison import compare
-    from voxloop.evaluation import evaluate as measure
-
-    with opened(ctx) as ws:
-        with progress("evaluate", "s") as told:
-            found = measure(ws, name, dataset=dataset, split=split.value, progress=told)
-            other = measure(ws, against, dataset=dataset, split=split.value, progress=told) if against else None
-        comparison = compare(ws, found, other) if other else None
-    if as_json:
-        print_json({"evaluation": found, "against": other, "comparison": comparison} if other else found)
-        return
-    print_evaluations([("model", found)] + ([("against", other)] if other else []))
-    if comparison:
-        print_comparison(comparison)
-
-
-def print_evaluations(rows: list[tuple[str, Evaluation]]) -> None:
-    """Scores of evaluations side by side."""
-
-    def interval(scores: dict[str, Any]) -> str:
-        return f"{100 * scores['wer_low']:.1f} to {100 * scores['wer_high']:.1f}"
-
-    table(
-        ["", "model", "WER", "95 % interval", "CER", "sub", "del", "ins", "words", "utterances"],
-        [
-            [
-                name,
-                short(e.model),
-                percent(e.scores["wer"]),
-                interval(e.scores),
-                percent(e.scores["cer"]),
-                e.scores["substitutions"],
-                e.scores["deletions"],
-                e.scores["insertions"],
-                e.scores["words"],
-                e.scores["utterances"],
-            ]
-            for name, e in rows
-        ],
-    )
-
-
-def print_comparison(found: Comparison) -> None:
-    """A verdict with its reasons."""
-    typer.echo(f"verdict: {found.verdict}")
-    for reason in found.reasons:
-        typer.echo(f"  {reason}")
 
 
 @model.command("list")
 def model_list(ctx: typer.Context, as_json: Json = False) -> None:
-    """All models with where they came from, and which is champion."""
+    """All models with what they were made of (base, run, dataset, clips), and which is champion."""
     import sqlalchemy as sa
 
-    from voxloop.records import Evaluation, Model
+    from voxloop.records import Dataset, Evaluation, Model, Run
     from voxloop.stores import catalog
 
     with opened(ctx) as ws, ws.read() as reader:
@@ -105,25 +46,43 @@ def model_list(ctx: typer.Context, as_json: Json = False) -> None:
             names.setdefault(id, []).append(alias)
         origins = {m.id: m.where for m in models if m.run is None}  # what has a name is shown by it
         measured = {e.model: e for e in reader.all(Evaluation, catalog.evaluation.c.split == "test")}
+        runs = {r.id: r for r in reader.all(Run)}
+        datasets = {d.id: d for d in reader.all(Dataset)}
+    made = {m.id: runs.get(m.run) if m.run else None for m in models}
+    learnt = {id: datasets.get(run.dataset) if run else None for id, run in made.items()}
     if as_json:
-        print_json([{"model": m, "aliases": names.get(m.id, []), "evaluation": measured.get(m.id)} for m in models])
+        print_json(
+            [
+                {
+                    "model": m,
+                    "aliases": names.get(m.id, []),
+                    "evaluation": measured.get(m.id),
+                    "run": made[m.id],
+                    "dataset": learnt[m.id],
+                }
+                for m in models
+            ]
+        )
         return
     for marked in models:
         if marked.forgotten:
             typer.echo(f"{short(marked.id)} learnt from speech that was forgotten since: it cannot unlearn it")
     table(
-        ["model", "alias", "kind", "base", "run", "test WER", "utterances"],
+        ["model", "alias", "base", "run", "dataset", "learnt from", "test WER", "utterances"],
         [
             [
-                short(m.id),
+                origins.get(m.id) if m.where == "starter" else short(m.id),
                 ", ".join(sorted(names.get(m.id, []))),
-                m.kind,
-                origins.get(m.base, short(m.base)),
-                m.run,
+                None if m.run is None else origins.get(m.base, short(m.base)),
+                f"{m.run} ({'LoRA' if m.kind == 'adapter' else m.kind})" if m.run else None,
+                f"{dataset.name} {short(dataset.id)}" if dataset else None,
+                f"{dataset.clips.get('train', 0)} clips, {60 * dataset.hours.get('train', 0):.1f} min"
+                if dataset
+                else None,
                 percent(measured[m.id].scores["wer"]) if m.id in measured else None,
                 measured[m.id].scores["utterances"] if m.id in measured else None,
             ]
-            for m in models
+            for m, dataset in ((m, learnt[m.id]) for m in models)
         ],
         empty="no model yet: `voxloop train` makes one",
     )
@@ -171,22 +130,29 @@ def model_compare(
     ctx: typer.Context,
     challenger: str,
     champion: str,
-    dataset: Annotated[
-        str | None, typer.Option(help="A dataset's name or id; the newest, where none is given.")
-    ] = None,
+    dataset: DatasetName = None,
+    report: ReportFile = None,
+    audio: WithAudio = True,
     as_json: Json = False,
 ) -> None:
-    """Two models on the same frozen test references, with the verdict; nothing moves."""
-    evaluate(ctx, challenger, dataset=dataset, split=SplitName.test, against=champion, as_json=as_json)
+    """Two models on the same frozen test references: difference, slices, what got better and worse; nothing moves."""
+    evaluate(
+        ctx,
+        challenger,
+        dataset=dataset,
+        split=SplitName.test,
+        against=champion,
+        report=report,
+        audio=audio,
+        as_json=as_json,
+    )
 
 
 @model.command("promote")
 def model_promote(
     ctx: typer.Context,
     name: Annotated[str, typer.Argument(metavar="MODEL")],
-    dataset: Annotated[
-        str | None, typer.Option(help="A dataset's name or id; the newest, where none is given.")
-    ] = None,
+    dataset: DatasetName = None,
     general: Annotated[
         str | None, typer.Option(help="A dataset on which it must not be worse, too: a name or id.")
     ] = None,
@@ -209,7 +175,8 @@ def model_promote(
                 f"({c.words} words)"
             )
             print_comparison(c)
-        typer.echo(outcome.message)
+        # The reasons stand above where there are any.
+        typer.echo(outcome.message.partition(": ")[0] if outcome.comparison else outcome.message)
     if outcome.comparison and not outcome.moved:
         raise typer.Exit(1)
 
@@ -265,15 +232,30 @@ def model_export(
     ctx: typer.Context,
     name: Annotated[str, typer.Argument(metavar="MODEL")],
     folder: Annotated[Path, typer.Argument(help="Where to; it must not exist yet.")],
+    format: Annotated[
+        ModelFormat, typer.Option(help="As transformers loads it, or as CTranslate2 and faster-whisper do.")
+    ] = ModelFormat.transformers,
+    compute_type: Annotated[
+        str | None, typer.Option(help="Of ctranslate2: int8, float16, float32, ...; as set, where not given.")
+    ] = None,
 ) -> None:
-    """Copy a model's folder: safetensors, config and tokenizer, as transformers loads it."""
+    """Copy a model's folder: weights, config and tokenizer; for CTranslate2 it is converted first."""
     import shutil
 
     from voxloop.errors import UsageError
-    from voxloop.transcripts import base_model, model_folder
+    from voxloop.transcripts import base_model, converted, engine, model_folder
 
     if folder.exists():
         raise UsageError(f"{folder} exists already: name a folder that does not")
-    with opened(ctx) as ws:
-        shutil.copytree(model_folder(ws, base_model(ws, name)), folder)
+    if compute_type and format is ModelFormat.transformers:
+        raise UsageError("--compute-type says what CTranslate2 computes in: add --format ctranslate2")
+    for_engine = "ctranslate2" if format is ModelFormat.ctranslate2 else None
+    with opened(ctx, engine=for_engine, compute_type=compute_type) as ws:
+        found = base_model(ws, name)
+        source = (
+            Path(model_folder(ws, found))
+            if format is ModelFormat.transformers
+            else converted(ws, found, engine(ws).partition("-")[2])
+        )
+        shutil.copytree(source, folder)
     typer.echo(folder)

@@ -28,12 +28,13 @@ PLAIN_EVERY_S = 5.0  # where there is no terminal, a progress line at most this 
 
 
 @contextmanager
-def opened(ctx: typer.Context, *, create: bool = False) -> Iterator[Workspace]:
-    """The workspace that the command line names."""
+def opened(ctx: typer.Context, *, create: bool = False, **settings: Any) -> Iterator[Workspace]:
+    """The workspace that the command line names; settings that are given, and not None, win over its own."""
     from voxloop.pipeline import open_loop
     from voxloop.settings import workspace_folder
 
-    with open_loop(workspace_folder(ctx.obj), create=create) as ws:
+    given = {name: value for name, value in settings.items() if value is not None}
+    with open_loop(workspace_folder(ctx.obj), create=create, **given) as ws:
         yield ws
 
 

@@ -19,6 +19,18 @@ class Channels(StrEnum):
     SPLIT = "split"
 
 
+class Engine(StrEnum):
+    torch = "torch"
+    ctranslate2 = "ctranslate2"
+    auto = "auto"
+
+
+class Context(StrEnum):
+    auto = "auto"
+    trimmed = "trimmed"
+    full = "full"
+
+
 class Format(StrEnum):
     text = "text"
     json = "json"
@@ -123,6 +135,14 @@ def transcribe(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="A folder for one file each, instead of the screen.")
     ] = None,
+    engine: Annotated[Engine | None, typer.Option(help="What runs the model; as set, where not given.")] = None,
+    audio_context: Annotated[
+        Context,
+        typer.Option(
+            help="auto: as the model was tuned. trimmed: a clip's own length, fast, and safe on models tuned so alone. "
+            "full: 30 s."
+        ),
+    ] = Context.auto,
 ) -> None:
     """The text of audio files, which are not taken into the workspace; with word times but in `text`."""
     import tempfile
@@ -136,7 +156,7 @@ def transcribe(
         # Text for a file needs no workspace: without one the base model speaks.
         if ctx.obj is None and not (workspace_folder() / CONFIG_NAME).exists():
             ctx.obj = Path(temporary)
-        with opened(ctx, create=ctx.obj == Path(temporary)) as ws:
+        with opened(ctx, create=ctx.obj == Path(temporary), engine=engine.value if engine else None) as ws:
             for file in files:
                 try:
                     with progress(file.name, "s") as told:
@@ -145,6 +165,7 @@ def transcribe(
                             file,
                             model=model,
                             language=language,
+                            audio_context=audio_context.value,
                             word_times=format is not Format.text,
                             progress=told,
                         )
@@ -181,7 +202,7 @@ def retranscribe(
         print_json(asked)
         return
     if not asked.recordings:
-        typer.echo(f"nothing to do: {short(asked.model)} has heard all of it")
+        typer.echo(f"nothing to do: {short(asked.model)} has heard all that other models have")
         return
     typer.echo(
         f"{asked.utterances} utterances ({asked.hours:.2f} h) of {len(asked.recordings)} recordings wait for "

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from functools import cache
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from voxloop.stores.catalog import Reader
     from voxloop.workspace import Workspace
 
-ROWS_AT_ONCE = 1000  # fetched from the catalog
+ROWS_AT_ONCE = 1000  # read from the catalog, and written to it
 
 
 def build(
@@ -293,28 +293,26 @@ def freeze(
             if excluded is None:
                 tx.change(Dataset, id, excluded=dataset.excluded, filters=filters)
         keep_splits(tx.connection, new_splits)
-        tables.insert_new(
-            tx.connection,
-            tables.dataset_utterance,
-            [
+        for start in range(0, len(rows), ROWS_AT_ONCE):
+            part = [
                 {"dataset": id, "utterance": row.utterance, "transcript": row.transcript, "split": row.split}
-                for row in rows
-            ],
-        )
+                for row in rows[start : start + ROWS_AT_ONCE]
+            ]
+            tables.insert_new(tx.connection, tables.dataset_utterance, part)
         tx.emit("dataset.ready", id, payload={"name": name, "clips": dataset.clips})
         return tx.get(Dataset, id)
 
 
 def keep_splits(connection: sa.Connection, splits: dict[str, Split]) -> None:
     """Write down where each utterance belongs; one that has a split is never moved, whoever wrote it first."""
-    if not splits:
-        return
-    connection.execute(
+    statement = (
         sa.update(tables.utterance)
         .where(tables.utterance.c.id == sa.bindparam("utterance_id"), tables.utterance.c.split.is_(None))
-        .values(split=sa.bindparam("new_split")),
-        [{"utterance_id": id, "new_split": split} for id, split in splits.items()],
+        .values(split=sa.bindparam("new_split"))
     )
+    listed = iter(splits.items())
+    while part := [{"utterance_id": id, "new_split": split} for id, split in islice(listed, ROWS_AT_ONCE)]:
+        connection.execute(statement, part)
 
 
 def _nothing(exclusions: Sequence[Exclusion]) -> str:

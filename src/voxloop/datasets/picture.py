@@ -35,16 +35,19 @@ def draw(summary: Summary, dataset: Dataset, file: Path) -> None:
     for axis in axes.flat:
         axis.spines[["top", "right"]].set_visible(False)
         axis.spines[["left", "bottom"]].set_color("#c3c9cf")
-        axis.tick_params(colors=GREY, labelsize=9, length=0)
+        axis.tick_params(colors=GREY, labelsize=8.5, length=0)
         for label in (*axis.get_xticklabels(), *axis.get_yticklabels()):
             label.set_parse_math(False)  # a word may hold $
     id = dataset.id.removeprefix("sha256-")[:12]
     figure.text(0.03, 0.955, f"{dataset.name}  {id}", fontsize=15, weight="bold", color="#222b33", parse_math=False)
     clips = sum(split.clips for split in summary.splits.values())
     told = f"{clips:,} clips, {summary.hours * factor:,.1f} {unit}, {summary.vocabulary:,} different words"
+    tested = summary.splits["test"]
+    if tested.words:
+        told += f"; {tested.unseen / tested.words:.1%} of the words in test are not in train"
     figure.text(0.03, 0.92, told, fontsize=10.5, color=GREY)
     _legend(figure, summary, unit, factor)
-    figure.subplots_adjust(left=0.14, right=0.97, top=0.83, bottom=0.08, hspace=0.42, wspace=0.36)
+    figure.subplots_adjust(left=0.11, right=0.975, top=0.83, bottom=0.05, hspace=0.36, wspace=0.36)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Glyph .* missing")  # scripts that the font lacks
@@ -119,10 +122,7 @@ def _words(axis: Any, summary: Summary) -> None:
     counts = [count for _, count in listed]
     axis.barh(range(len(listed)), counts, _thickness(len(listed)), color="#8fa3b5")
     _names(axis, [word for word, _ in listed], counts, [f"{count:,}" for count in counts])
-    unseen = summary.splits["test"].unseen
-    tested = summary.splits["test"].words
-    told = f"; {unseen / tested:.0%} of the test words are not in train" if tested else ""
-    _title(axis, f"Most frequent words{told}")
+    _title(axis, "Most frequent words")
 
 
 def _thickness(bars: int) -> float:

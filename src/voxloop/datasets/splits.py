@@ -85,17 +85,20 @@ def _by_group(
     of_group: dict[str, set[Split]] = {}
     of_recording: dict[str, set[Split]] = {}
     of_speaker: dict[str, set[Split]] = {}
-    speakers: dict[str, set[str]] = {}  # of each recording
     for utterance in utterances:
         if utterance.split:
             of_group.setdefault(group_of(utterance), set()).add(utterance.split)
             of_recording.setdefault(utterance.recording, set()).add(utterance.split)
-        if utterance.speaker:
-            speakers.setdefault(utterance.recording, set()).add(utterance.speaker)
-            if utterance.split:
+            if utterance.speaker:
                 of_speaker.setdefault(utterance.speaker, set()).add(utterance.split)
     # Divided by recording when that was all there was.
     divided = {group_of(one) for one in utterances if len(of_speaker.get(one.speaker or "", ())) > 1}
+    # Speakers of several splits hang together, by recordings that came later.
+    torn = {group for group, splits in of_group.items() if by_speaker and len(splits) > 1 and group not in divided}
+    speakers: dict[str, set[str]] = {}  # of each recording in such a group
+    for utterance in utterances if torn else ():
+        if utterance.speaker and group_of(utterance) in torn:
+            speakers.setdefault(utterance.recording, set()).add(utterance.speaker)
     assigned: dict[str, Split] = {}
     for utterance in utterances:
         group = group_of(utterance)
@@ -108,12 +111,12 @@ def _by_group(
             assigned[utterance.id] = next(iter(before))
         elif not before:
             assigned[utterance.id] = split_at(position(group), ratios)
-        elif not by_speaker or group in divided:
+        elif group not in torn:
             assigned[utterance.id] = split_at(position(f"recording {utterance.recording}"), ratios)
         else:
-            # Speakers of several splits hang together. Only what all its speakers' splits agree on is without a leak.
-            known = [of_speaker.get(one, set()) for one in speakers[utterance.recording]]
-            if all(known) and len(set().union(*known)) == 1:
+            # Only what all its speakers' splits agree on is without a leak.
+            known = [of_speaker.get(one, set()) for one in speakers.get(utterance.recording, ())]
+            if known and all(known) and len(set().union(*known)) == 1:
                 assigned[utterance.id] = next(iter(known[0]))
     return assigned
 

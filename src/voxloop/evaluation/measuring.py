@@ -120,7 +120,7 @@ def _measure(
     dataset: str,
     normaliser: str,
 ) -> Evaluation:
-    recogniser = transcripts.recogniser(ws, model)
+    recogniser = transcripts.recogniser(ws, model, decoding.engine)
     key = f"evaluations/{id}.jsonl"
     took_s: float | None = None  # not known where the decoding was another process's
     if not ws.blobs.exists(key):
@@ -155,7 +155,7 @@ def _decode(
     done_s = took_s = 0.0
     all_s = sum(row.duration for row in rows)
     changes = ws.settings.normaliser
-    for language, block in _blocks(rows, decoding):
+    for language, block in in_blocks(rows, decoding):
         waveforms = [read_span(ws, row.recording, row.start, row.end) for row in block]
         with ws.read() as reader:
             around = [_around(reader, row) for row in block]
@@ -166,7 +166,7 @@ def _decode(
         found = [(hypothesis.text, hypothesis.confidence) for hypothesis in heard]
         ones = score(block, found, language, changes)
         for row, one, hypothesis, (session, snr_db, spoken) in zip(block, ones, heard, around, strict=True):
-            times = word_times(spoken, hypothesis.words, language)
+            times = word_times(spoken, hypothesis.words, language, changes)
             scored[row.utterance] = replace(one, session=session, snr_db=snr_db, **times)
         done_s += sum(row.duration for row in block)
         if progress:
@@ -185,7 +185,7 @@ def _around(reader: Reader, row: DatasetRow) -> tuple[str | None, float | None, 
     return recording.session if recording else None, quality.snr_db if quality else None, words
 
 
-def _blocks(rows: Sequence[DatasetRow], decoding: Decoding) -> Iterator[tuple[str | None, list[DatasetRow]]]:
+def in_blocks(rows: Sequence[DatasetRow], decoding: Decoding) -> Iterator[tuple[str | None, list[DatasetRow]]]:
     """Rows of one language and of like length, at most ten minutes together."""
     by_language: dict[str | None, list[DatasetRow]] = {}
     for row in sorted(rows, key=lambda row: row.duration):

@@ -11,14 +11,16 @@ from voxloop.records import Word
 COLLAR_S = 0.2  # a word is in time where both its ends are this near (WhisperX counts so, arXiv:2303.00747)
 
 
-def word_times(reference: Sequence[Word], hypothesis: Sequence[Word], language: str | None) -> dict[str, Any]:
+def word_times(
+    reference: Sequence[Word], hypothesis: Sequence[Word], language: str | None, changes: text.Changes | None = None
+) -> dict[str, Any]:
     """Errors of the times of the words that were heard right, as `Scored` keeps them.
 
     Words are compared after normalising, so that `Twenty-three` meets `23`. A
     word that the normaliser parts is one word still: its times are compared once, where
     all its parts met parts of one word.
     """
-    spoken, heard = _parts(reference, language), _parts(hypothesis, language)
+    spoken, heard = _parts(reference, language, changes), _parts(hypothesis, language, changes)
     met: dict[int, set[int | None]] = {}  # word of the reference -> words of the hypothesis
     left = right = 0
     pairs = text.align(" ".join(part for part, _ in spoken), " ".join(part for part, _ in heard))
@@ -48,6 +50,7 @@ def word_times(reference: Sequence[Word], hypothesis: Sequence[Word], language: 
     }
 
 
-def _parts(words: Sequence[Word], language: str | None) -> list[tuple[str, int]]:
+def _parts(words: Sequence[Word], language: str | None, changes: text.Changes | None) -> list[tuple[str, int]]:
     """The normalised parts of words, each with its word's place."""
-    return [(part, index) for index, word in enumerate(words) for part in text.normalise(word.text, language).split()]
+    normalised = [text.normalise(word.text, language, changes) for word in words]
+    return [(part, index) for index, one in enumerate(normalised) for part in one.split()]

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     Waveform = np.ndarray[tuple[int], np.dtype[np.float32]]  # (S,), 16 kHz, -1 to 1
 
+AudioContext = Literal["auto", "trimmed", "full"]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Guards:
@@ -64,15 +66,24 @@ class Decoding:
     """1 is greedy."""
     max_new_tokens: int = 224
     """Longest text, in tokens; half of Whisper's context, as its authors decode."""
-    audio_context: Literal["auto", "trimmed", "full"] = "auto"
+    audio_context: AudioContext = "auto"
     """auto: as the model was tuned (its config says); full: padded to 30 s; trimmed: own length plus margin."""
     batch_seconds: float = 120.0
     """Padded seconds of audio decoded at once."""
+    engine: str = "torch"
+    """What runs the model: `torch`, or `ctranslate2-` and the type that it computes in, such as ctranslate2-int8."""
     guards: Guards | None = None
     """None: the likeliest text is taken as it is, and silence is decoded like speech."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Decoding:
+        """The decoding that `as_dict` made a dictionary of, also after a way through JSON."""
+        guards = values.get("guards")
+        made = Guards(**guards | {"temperatures": tuple(guards["temperatures"])}) if guards else None
+        return cls(**{**values, "guards": made})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,6 +136,18 @@ class Family(Protocol):
 
     def load(self, folder: str | Path, *, device: str = "cpu", dtype: str = "float32") -> Recogniser:
         """Open a folder or Hub id for recognition. Raises ModelError with the remedy."""
+        ...
+
+    def convert(self, folder: str | Path, target: Path, compute_type: str) -> None:
+        """Write the form of a saved model that CTranslate2 runs into the folder `target`. Raises ModelError."""
+        ...
+
+    def intact(self, converted: Path) -> bool:
+        """Whether a folder is what `convert` once wrote: all of it, and nothing damaged."""
+        ...
+
+    def load_converted(self, folder: str | Path, converted: Path, *, device: str = "cpu") -> Recogniser:
+        """Open a saved model in the form that `convert` made of it. Raises ModelError with the remedy."""
         ...
 
     def open_for_training(self, folder: str | Path, *, audio_context: Literal["trimmed", "full"]) -> Trainable:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from voxloop import datasets
+from voxloop import datasets, training
 from voxloop.records import SPLITS, Dataset, Evaluation, Recording
 from voxloop.stores import catalog as tables
 from voxloop.stores.blobs import sha256_bytes
@@ -163,7 +163,8 @@ def clean_run_data(ws: Workspace, gone: Callable[[str], bool], *, names: Iterabl
             (manifest.parent / str(row["audio_path"])).unlink(missing_ok=True)
         partial = manifest.with_name(f"{manifest.name}.partial")
         partial.write_bytes(kept)
-        partial.replace(manifest)
+        training.unlearn(ws, manifest.parent.parent.name)
+        partial.replace(manifest)  # last: a kill before it is followed by all of this again
         taken += len(removed)
     heads = {name.removeprefix("sha256-")[:24] for name in names}
     if heads:

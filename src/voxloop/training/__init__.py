@@ -21,6 +21,7 @@ from voxloop.training.runs import (
     Turn,
     attended,
     device_free,
+    device_lock,
     find,
     pause,
     reconcile,
@@ -28,6 +29,7 @@ from voxloop.training.runs import (
     retry,
     see_through,
     stop,
+    unlearn,
     work,
 )
 from voxloop.training.submit import submit, suggest
@@ -39,6 +41,7 @@ __all__ = [
     "Turn",
     "attended",
     "device_free",
+    "device_lock",
     "find",
     "metrics",
     "parameters",
@@ -51,6 +54,7 @@ __all__ = [
     "submit",
     "suggest",
     "train",
+    "unlearn",
     "work",
 ]
 

@@ -8,10 +8,12 @@ step were the last: measured, the best kept.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
 import resource
+import shutil
 import signal
 import sys
 import time
@@ -21,10 +23,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from voxloop.errors import VoxloopError
-from voxloop.training.files import STATUS, write_json
+from voxloop.training.files import LOOP_STATE, STATUS, write_json
 
 if TYPE_CHECKING:
     from voxloop.training.trainer import Outcome
+
+NO_ROOM_BYTES = 64 << 10  # with less than that, whatever went wrong was the disk
 
 log = logging.getLogger("voxloop.training")
 
@@ -47,8 +51,12 @@ def main(arguments: list[str]) -> int:
     try:
         outcome = _train(folder, asked)
     except Exception as error:  # noqa: BLE001 - the process's last word: told to the parent and kept in the log
-        traceback.print_exc()
-        write_json(folder / STATUS, status | _usage() | {"status": "failed", **_reason(error)})
+        reason = _reason(error, folder)
+        if _disk_full(error, folder):
+            _drop_halves(folder)
+        with contextlib.suppress(OSError):  # no room for the log either
+            traceback.print_exc()
+        write_json(folder / STATUS, status | _usage() | {"status": "failed", **reason})
         return 1
     write_json(folder / STATUS, status | _usage() | _result(outcome))
     return 0
@@ -99,21 +107,33 @@ def _usage() -> dict[str, Any]:
     return usage
 
 
-def _reason(error: BaseException) -> dict[str, Any]:
+def _reason(error: BaseException, folder: Path) -> dict[str, Any]:
     """What went wrong in a line, and what to do."""
     if isinstance(error, VoxloopError):
         return {"error": str(error), "remedy": None}
     line = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-    if _disk_full(error):
-        return {"error": line, "remedy": "the disk is full: free some space, then `voxloop run resume` goes on"}
+    if _disk_full(error, folder):
+        why = f"the disk of {folder} is full ({line})"
+        return {"error": why, "remedy": "free some space, then `voxloop run resume` goes on"}
     return {"error": line, "remedy": "this was not foreseen: the log tells where; `voxloop run resume` tries again"}
 
 
-def _disk_full(error: BaseException) -> bool:
+def _drop_halves(folder: Path) -> None:
+    """Remove what was being written, so that there is room to say that there is none."""
+    halves = [path for path in folder.glob("checkpoint-*") if not (path / LOOP_STATE).exists()]
+    for path in [*halves, *folder.glob("*.partial")]:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _disk_full(error: BaseException, folder: Path) -> bool:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
-    # As safetensors and torch.save say it.
-    return any(text in str(error) for text in ("No space left", "PytorchStreamWriter failed writing"))
+    # As safetensors and torch.save say it; others that save say nothing of the disk, so that it is looked at.
+    known = ("No space left", "PytorchStreamWriter failed", "unexpected pos")
+    return any(text in str(error) for text in known) or shutil.disk_usage(folder).free < NO_ROOM_BYTES
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from voxloop.stores import catalog as tables
 from voxloop.stores.blobs import sha256_file
 from voxloop.training import control, locks
 from voxloop.training.control import Child
-from voxloop.training.files import ATTENDED, BEST, CONFIG, LOG, read_json
+from voxloop.training.files import ATTENDED, BEST, CONFIG, LOG, METRICS, read_json
 from voxloop.training.submit import enqueue, lay_out, submit_again
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ def work(ws: Workspace, runs: Sequence[str]) -> None:
 
 def device_free(ws: Workspace) -> bool:
     """Whether no run is on this machine's device."""
-    return not locks.held(_device_lock(ws)[1])
+    return not locks.held(device_lock(ws)[1])
 
 
 def see_through(
@@ -261,7 +261,7 @@ def _train(ws: Workspace, run: Run, progress: Progress | None, waiting: Callable
 
 def _turn(ws: Workspace, run: Run, waiting: Callable[[Turn], None] | None) -> locks.Lock | None:
     """The device's lock, once it is this run's turn; None where the run is asked to end before."""
-    device, path = _device_lock(ws)
+    device, path = device_lock(ws)
     told: Turn | None = None
     while True:
         if _wish(ws, run) or _worker_ends(ws):
@@ -284,7 +284,7 @@ def _turn(ws: Workspace, run: Run, waiting: Callable[[Turn], None] | None) -> lo
         time.sleep(TURN_S)
 
 
-def _device_lock(ws: Workspace) -> tuple[str, Path]:
+def device_lock(ws: Workspace) -> tuple[str, Path]:
     """The device that a run would be on, by name, and its lock.
 
     A GPU has one lock for all workspaces of a user on this machine, since its memory
@@ -422,6 +422,18 @@ def _discard(ws: Workspace, run: Run, state: dict[str, Any]) -> Run:
     for pattern in ("checkpoint-*", "best", "best.*", "final", "final.*"):
         _remove(ws, run, pattern)
     return ended
+
+
+def unlearn(ws: Workspace, id: str) -> None:
+    """Remove what an unfinished run learnt, so that it begins anew from its base and from the data that is left."""
+    with ws.read() as reader:
+        run = reader.find(Run, id)
+    if run is None or _as_it_stands(ws, run).status not in ("queued", *GOES_ON):
+        return
+    for pattern in ("checkpoint-*", "best", "best.*", "final", "final.*", METRICS):
+        _remove(ws, run, pattern)
+    with ws.transaction() as tx:
+        tx.change(Run, id, progress={})
 
 
 def _remove(ws: Workspace, run: Run, pattern: str) -> None:

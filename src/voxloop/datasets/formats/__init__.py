@@ -69,11 +69,13 @@ def export_dataset(
         raise UsageError(f"there is no format {format!r}{nearest(format, FORMATS)}")
     if items < 1:
         raise UsageError(f"a part of {items} clips holds nothing: give 1 or more")
+    if format == "parquet":
+        parquet.schema()  # says what is not installed before anything is written
     with ws.read() as reader:
         frozen = reader.get(Dataset, dataset)
     # A dataset that something was forgotten of keeps its id and gets another manifest.
     what = {"dataset": frozen.id, "manifest": manifest_key(ws, frozen.id), "format": format, "items": items}
-    with places.opened(to) as place:
+    with places.opened(to, create=True) as place:
         if place.exists(places.ABOUT):
             found = places.about(place)
             places.check_same(place, places.ABOUT, what | {"dataset": {**found["dataset"], "id": frozen.id}})
@@ -108,7 +110,7 @@ def import_dataset(
     UsageError where the export is not complete or was changed, ConflictError where a
     clip is in another split here.
     """
-    with places.opened(source) as place:
+    with places.opened(source, create=False) as place:
         about = places.about(place)
         format = FORMATS.get(about["format"])
         if format is None:

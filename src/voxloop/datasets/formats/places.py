@@ -22,9 +22,14 @@ _STAGED = re.compile(r"#\d+$")
 
 
 @contextmanager
-def opened(place: str | Path) -> Iterator[Blobs]:
-    """The folder, or the object store under a file://, s3://, gs:// or az:// URL. Raises BlobError."""
-    url = str(place) if "://" in str(place) else Path(place).absolute().as_uri()
+def opened(place: str | Path, *, create: bool) -> Iterator[Blobs]:
+    """The folder, or the object store under a file://, s3://, gs:// or az:// URL. Raises BlobError or UsageError."""
+    url = str(place)
+    if "://" not in url:
+        folder = Path(place).absolute()
+        if not create and not folder.is_dir():
+            raise UsageError(f"there is no folder {folder}: needed is what `voxloop dataset export` has written")
+        url = folder.as_uri()
     with tempfile.TemporaryDirectory(prefix="voxloop-exchange-") as cache:
         yield Blobs(url, cache=Path(cache))
 

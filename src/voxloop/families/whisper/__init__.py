@@ -8,7 +8,9 @@ Whisper folder that stock transformers loads.
 
     features.py    log-mel of a batch of clips
     network.py     encoder and decoder at any length, loading
-    recogniser.py  prompt, decoding, embeddings
+    reading.py     prompt, batches, guards, words: what both engines do alike
+    recogniser.py  the torch engine
+    ctranslate.py  the CTranslate2 engine, and conversion for it
 
 Letters in shapes: `B` batch, `F` mel channels, `T` mel frames, `U` label tokens.
 """
@@ -25,9 +27,12 @@ import torch
 
 from voxloop.errors import ModelError, TrainingError
 from voxloop.families.contract import Trainable
+from voxloop.families.whisper import ctranslate
+from voxloop.families.whisper.ctranslate import CTranslateRecogniser
 from voxloop.families.whisper.features import HOP, AudioContext, features_of, mel_filters, padded_frames
 from voxloop.families.whisper.network import CONTEXT_KEY, first_line, load
-from voxloop.families.whisper.recogniser import Vocabulary, WhisperRecogniser, vocabulary
+from voxloop.families.whisper.reading import Vocabulary, vocabulary
+from voxloop.families.whisper.recogniser import WhisperRecogniser
 from voxloop.records import SAMPLE_RATE
 
 if TYPE_CHECKING:
@@ -38,6 +43,18 @@ class Whisper:
     """The Whisper family: any size, English-only or multilingual."""
 
     name = "whisper"
+
+    def convert(self, folder: str | Path, target: Path, compute_type: str) -> None:
+        """Write the CTranslate2 form of a saved model into `target`. Raises ModelError."""
+        ctranslate.convert(folder, target, compute_type)
+
+    def intact(self, converted: Path) -> bool:
+        """Whether what `convert` wrote is whole."""
+        return ctranslate.intact(converted)
+
+    def load_converted(self, folder: str | Path, converted: Path, *, device: str = "cpu") -> CTranslateRecogniser:
+        """Open a saved model in the form that `convert` made of it. Raises ModelError with the remedy."""
+        return ctranslate.load(folder, converted, device)
 
     def load(self, folder: str | Path, *, device: str = "cpu", dtype: str = "float32") -> WhisperRecogniser:
         """Open a folder or Hub id. Raises ModelError with the remedy."""
@@ -55,7 +72,7 @@ class Whisper:
         """Open a folder or Hub id for training, float32 on the CPU; its config remembers the audio context."""
         model, processor = load(folder, torch.float32)
         extra = {
-            "vocabulary": vocabulary(model, processor),
+            "vocabulary": vocabulary(model.config, model.generation_config, processor),
             "filters": mel_filters(processor),
             "base_context": getattr(model.config, CONTEXT_KEY, "full"),
         }

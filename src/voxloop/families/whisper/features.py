@@ -79,15 +79,16 @@ def mel_filters(processor: WhisperProcessor) -> torch.Tensor:
     return torch.tensor(np.asarray(extractor.mel_filters).T, dtype=torch.float32)
 
 
-def frames_of(clip: Waveform, context: AudioContext) -> int:
-    return FULL_FRAMES if context == "full" else padded_frames(len(clip))
+def frames_in(samples: int, context: AudioContext) -> int:
+    """Mel frames that a clip of `samples` is fed as."""
+    return FULL_FRAMES if context == "full" else padded_frames(samples)
 
 
 def features_of(
     clips: Sequence[Waveform], context: AudioContext, filters: torch.Tensor, device: str | torch.device
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Features (B, F, T) and the mask (B, T) of their frames, None where no clip is padded."""
-    frames = [frames_of(clip, context) for clip in clips]
+    frames = [frames_in(len(clip), context) for clip in clips]
     features = log_mel(clips, frames, filters, device)
     if min(frames) == max(frames):
         return features, None

@@ -31,7 +31,7 @@ from voxloop.starter.network import byte_symbols
 from voxloop.text import CHARACTER_LANGUAGES
 
 if TYPE_CHECKING:
-    from transformers import WhisperForConditionalGeneration
+    from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration
 
     from voxloop.families.contract import Waveform
 
@@ -44,19 +44,19 @@ SILENCE_DB = 35.0
 SILENCE_SHARE = 0.2
 
 
-def alignment_heads(model: WhisperForConditionalGeneration) -> dict[int, list[int]]:
+def alignment_heads(config: WhisperConfig, generation: GenerationConfig) -> dict[int, list[int]]:
     """Layer -> heads whose attention follows the sound: by the generation config, else the last half of the layers.
 
     That is also what Whisper's authors take for models of which nothing is known (whisper/model.py).
     """
-    given = getattr(model.generation_config, "alignment_heads", None)
+    given = getattr(generation, "alignment_heads", None)
     found: dict[int, list[int]] = defaultdict(list)
     if given:
         for layer, head in given:
             found[layer].append(head)
         return dict(found)
-    layers = model.config.decoder_layers
-    return {layer: list(range(model.config.decoder_attention_heads)) for layer in range(layers // 2, layers)}
+    layers = config.decoder_layers
+    return {layer: list(range(config.decoder_attention_heads)) for layer in range(layers // 2, layers)}
 
 
 def word_times(
@@ -100,7 +100,7 @@ def _attention(
         row[before : before + len(text)] = torch.tensor(text, device=states.device)
     sums = [torch.zeros(length, count, device=states.device) for length, count in zip(lengths, positions, strict=True)]
     width = model.config.median_filter_width
-    heads = alignment_heads(model)
+    heads = alignment_heads(model.config, model.generation_config)
 
     def listen(attention: Any, layer: int, hidden: torch.Tensor, encoded: torch.Tensor) -> None:
         chosen = torch.tensor(heads[layer], device=hidden.device)

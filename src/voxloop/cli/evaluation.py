@@ -1,0 +1,349 @@
+"""evaluate, and what model commands print of evaluations."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from voxloop.cli.screen import Json, opened, percent, print_json, progress, short, table
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from voxloop.comparison import Comparison
+    from voxloop.evaluation import Scored
+    from voxloop.evaluation.forecast import Forecast
+    from voxloop.evaluation.words import Change
+    from voxloop.records import Evaluation
+    from voxloop.text import Changes
+    from voxloop.workspace import Workspace
+
+CHANGES_SHOWN = 5  # utterances better and worse in the terminal; --json has all
+BAR = 40  # characters of the longest bar
+
+DatasetName = Annotated[str | None, typer.Option(help="A dataset's name or id; the newest, where none is given.")]
+ReportFile = Annotated[
+    Path | None, typer.Option("--report", metavar="FILE", help="Write a page to look at, with charts and audio.")
+]
+WithAudio = Annotated[
+    bool, typer.Option("--audio/--no-audio", help="Whether the report holds speech to play: it is people's voices.")
+]
+
+
+class SplitName(StrEnum):
+    train = "train"
+    val = "val"
+    test = "test"
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(evaluate)
+
+
+def evaluate(
+    ctx: typer.Context,
+    name: Annotated[
+        str | None, typer.Argument(metavar="MODEL", help="champion, a model's id, starter, a folder or a Hub id.")
+    ] = None,
+    dataset: DatasetName = None,
+    split: Annotated[
+        SplitName | None, typer.Option(help="Which split; test, and for a forecast val, where none is given.")
+    ] = None,
+    against: Annotated[str | None, typer.Option(help="Compare with this model.")] = None,
+    report: ReportFile = None,
+    audio: WithAudio = True,
+    forecast: Annotated[
+        bool,
+        typer.Option("--forecast", help="Train briefly on shares of the dataset; say what more speech would bring."),
+    ] = False,
+    recipe: Annotated[str | None, typer.Option(help="Forecast: a recipe's name; as `train` chooses it.")] = None,
+    set: Annotated[
+        list[str] | None, typer.Option("--set", help="Forecast: one setting of the recipe, name=value.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Forecast: trainings of each share.")] = 3,
+    steps: Annotated[int, typer.Option(help="Forecast: steps of each training.", min=1)] = 120,
+    as_json: Json = False,
+) -> None:
+    """Measure a model on frozen references it has not learnt from."""
+    from voxloop.errors import UsageError
+    from voxloop.evaluation import evaluate as measure
+
+    if report:
+        from voxloop.report import check_place
+
+        check_place(report)
+    if forecast:
+        if against:
+            raise UsageError("--forecast trains one model on shares of a dataset: it does not go with --against")
+        _forecast(
+            ctx, name, dataset, split.value if split else "val", recipe, set or [], seeds, steps, report, audio, as_json
+        )
+        return
+    chosen = split.value if split else "test"
+    with opened(ctx) as ws:
+        with progress("evaluate", "s") as told:
+            found = measure(ws, name, dataset=dataset, split=chosen, progress=told)  # type: ignore[arg-type]
+            other = measure(ws, against, dataset=dataset, split=chosen, progress=told) if against else None  # type: ignore[arg-type]
+        if other:
+            _compared(ws, found, other, report, audio, as_json)
+            return
+        if as_json:
+            print_json(found)
+        else:
+            print_evaluations([("model", found)])
+            print_scores(found)
+        if report:
+            write_report(ws, found, None, report, audio, quiet=as_json)
+
+
+def _compared(
+    ws: Workspace, found: Evaluation, other: Evaluation, report: Path | None, audio: bool, as_json: bool
+) -> None:
+    """Two evaluations side by side, with the verdict, the slices and the utterances that changed."""
+    from voxloop.comparison import compare
+    from voxloop.evaluation import scored_rows
+    from voxloop.evaluation.words import changes, slice_changes
+
+    comparison = compare(ws, found, other)
+    before, after = scored_rows(ws, other), scored_rows(ws, found)
+    better, worse = changes(before, after)
+    sliced = slice_changes(before, after)
+    if as_json:
+        print_json(
+            {
+                "evaluation": found,
+                "against": other,
+                "comparison": comparison,
+                "slices": sliced,
+                "better": better,
+                "worse": worse,
+            }
+        )
+    else:
+        print_evaluations([("model", found), ("against", other)])
+        typer.echo("")
+        typer.echo(
+            f"WER {percent(comparison.wer_before)} -> {percent(comparison.wer_after)}: "
+            f"{100 * comparison.difference:+.1f} points (95 % interval {100 * comparison.difference_low:+.1f} to "
+            f"{100 * comparison.difference_high:+.1f}); {len(better)} of {len(before)} utterances are better, "
+            f"{len(worse)} worse, {len(before) - len(better) - len(worse)} as before"
+        )
+        print_comparison(comparison)
+        if sliced:
+            typer.echo("")
+            table(
+                ["slice", "", "utterances", "WER before", "after", "difference, points"],
+                [
+                    [
+                        one.by,
+                        one.name,
+                        one.utterances,
+                        percent(one.wer_before),
+                        percent(one.wer_after),
+                        f"{100 * one.difference:+.1f} ({100 * one.low:+.1f} to {100 * one.high:+.1f})",
+                    ]
+                    for one in sliced
+                ],
+            )
+        language = found.decoding.get("language")
+        _print_changes("better", better, language, ws.settings.normaliser)
+        _print_changes("worse", worse, language, ws.settings.normaliser)
+    if report:
+        write_report(ws, found, other, report, audio, quiet=as_json)
+
+
+def _print_changes(how: str, found: Sequence[Change], language: str | None, rules: Changes) -> None:
+    if not found:
+        return
+    shown = min(CHANGES_SHOWN, len(found))
+    typer.echo(f"\n{len(found)} {how}" + (f", the {shown} most changed" if shown < len(found) else "") + ":")
+    for one in found[:shown]:
+        typer.echo(f"  said:   {one.before.reference}")
+        typer.echo(f"  before: {marked(one.before, language, rules)}")
+        typer.echo(f"  after:  {marked(one.after, language, rules)}\n")
+
+
+def marked(row: Scored, language: str | None, rules: Changes) -> str:
+    """What was heard, with what is missing in [-…-] and what is wrong in {+…+}, in colour on a terminal."""
+    from voxloop.evaluation.words import differences
+
+    parts = []
+    for pair in differences(row, language, rules):
+        if pair.operation == "equal":
+            parts.append(pair.reference or "")
+            continue
+        if pair.reference is not None:
+            parts.append(typer.style(f"[-{pair.reference}-]", fg="red"))
+        if pair.hypothesis is not None:
+            parts.append(typer.style(f"{{+{pair.hypothesis}+}}", fg="yellow"))
+    return " ".join(parts) or "(nothing)"
+
+
+def print_evaluations(rows: list[tuple[str, Evaluation]]) -> None:
+    """Scores of evaluations side by side."""
+
+    def interval(scores: dict[str, Any]) -> str:
+        return f"{100 * scores['wer_low']:.1f} to {100 * scores['wer_high']:.1f}"
+
+    table(
+        ["", "model", "WER", "95 % interval", "CER", "as written", "sub", "del", "ins", "words", "utterances"],
+        [
+            [
+                name,
+                short(e.model),
+                percent(e.scores["wer"]),
+                interval(e.scores),
+                percent(e.scores["cer"]),
+                percent(e.scores.get("orthographic_wer")),
+                e.scores["substitutions"],
+                e.scores["deletions"],
+                e.scores["insertions"],
+                e.scores["words"],
+                e.scores["utterances"],
+            ]
+            for name, e in rows
+        ],
+    )
+
+
+def print_scores(found: Evaluation) -> None:
+    """What one evaluation says beside its rates: silence, noise, long speech, word times, slices."""
+    scores = found.scores
+    for name, label in (("silence", "silence and faint noise"), ("noise", "loud noise")):
+        if name in scores:
+            words = scores[name]["words"]
+            typer.echo(f"{label}: {words} words heard" if words else f"{label}: nothing heard, as it should be")
+    if scores.get("joined"):
+        typer.echo(f"clips joined up to 30 s: WER {percent(scores['joined']['wer'])}")
+    if scores.get("word_times"):
+        times = scores["word_times"]
+        typer.echo(
+            f"word times: begun {1000 * times['start_error_s']:.0f} ms off on average, ended "
+            f"{1000 * times['end_error_s']:.0f} ms ({times['words']} words)"
+        )
+    if scores["slices"]:
+        typer.echo("")
+        table(
+            ["slice", "", "WER", "95 % interval", "words", "utterances"],
+            [
+                [
+                    one["by"],
+                    one["name"],
+                    percent(one["wer"]),
+                    f"{100 * one['wer_low']:.1f} to {100 * one['wer_high']:.1f}" if "wer_low" in one else None,
+                    one["words"],
+                    one["utterances"],
+                ]
+                for one in scores["slices"]
+            ],
+        )
+
+
+def print_comparison(found: Comparison) -> None:
+    """A verdict with its reasons."""
+    typer.echo(f"verdict: {found.verdict}")
+    for reason in found.reasons:
+        typer.echo(f"  {reason}")
+
+
+def write_report(
+    ws: Workspace, found: Evaluation, other: Evaluation | None, file: Path, audio: bool, *, quiet: bool
+) -> None:
+    """Write the page; where it lies and what was left out is said on the error stream, so that --json stays JSON."""
+    from voxloop import report
+
+    with progress("report", "s") as told:
+        made = report.write(ws, found, file, against=other, audio=audio, progress=told)
+    typer.echo(f"report: {file} ({made.size / 1e6:.1f} MB)" + "".join(f"; {note}" for note in made.notes), err=quiet)
+
+
+# Forecast ------------------------------------------------------------------------------------------------------------
+
+
+def _forecast(
+    ctx: typer.Context,
+    base: str | None,
+    dataset: str | None,
+    split: str,
+    recipe: str | None,
+    overrides: list[str],
+    seeds: int,
+    steps: int,
+    report: Path | None,
+    audio: bool,
+    as_json: bool,
+) -> None:
+    from voxloop.evaluation import evaluate as measure
+    from voxloop.evaluation import forecast
+
+    with opened(ctx) as ws:
+        plan = forecast.plan(
+            ws,
+            base,
+            dataset=dataset,
+            recipe=recipe,
+            overrides=overrides,
+            seeds=seeds,
+            steps=steps,
+            split=split,  # type: ignore[arg-type]
+        )
+        left = plan.runs - plan.done
+        takes = (
+            f"about {left * plan.seconds_each:.0f} s"
+            if plan.seconds_each
+            else "how long is known after the first; Ctrl-C keeps what is done"
+        )
+        typer.echo(
+            f"{plan.runs} trainings of {steps} steps on {', '.join(map(str, plan.clips))} clips, {seeds} seeds each, "
+            f"measured on {len(plan.rows)} {split} utterances"
+            + (f"; {plan.done} are kept from before" if plan.done else "")
+            + (f"; {takes}" if left else ""),
+            err=True,
+        )
+        found = forecast.forecast(ws, plan, told=lambda line: typer.echo(line, err=True))
+        if as_json:
+            print_json(found)
+        else:
+            print_forecast(found)
+        if report:
+            with progress("evaluate", "s") as told:
+                evaluation = measure(ws, plan.base.id, dataset=plan.dataset.id, progress=told)
+            write_report(ws, evaluation, None, report, audio, quiet=as_json)
+
+
+def print_forecast(found: Forecast) -> None:
+    """The curve as bars, and what it says."""
+    curve = found.curve
+    shown = [("", at) for at in curve.measured] + [("forecast", at) for at in curve.forecast if curve.usable]
+    most = max([at.high for _, at in shown] + [1e-9])
+    per_clip = found.seconds / curve.measured[-1].clips
+
+    def bar(low: float, value: float, high: float) -> str:
+        places = [round(BAR * share / most) for share in (low, value, high)]
+        return "█" * places[0] + "▒" * (places[1] - places[0]) + "░" * (places[2] - places[1])
+
+    from voxloop.evaluation.forecast import spoken
+
+    table(
+        ["clips", "speech", "WER", "95 % interval", "", ""],
+        [
+            [
+                at.clips,
+                spoken(at.clips * per_clip),
+                percent(at.wer),
+                f"{100 * at.low:.1f} to {100 * at.high:.1f}",
+                bar(at.low, at.wer, at.high),
+                kind,
+            ]
+            for kind, at in shown
+        ],
+    )
+    for sentence in found.sentences:
+        typer.echo(sentence)
+    typer.echo(
+        f"Of models trained {found.steps} steps by the recipe {found.recipe}, {found.seeds} seeds, on "
+        f"{found.utterances} {found.split} utterances ({found.words} words); a full training may do better."
+    )

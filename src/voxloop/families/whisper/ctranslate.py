@@ -1,0 +1,330 @@
+"""The CTranslate2 engine: Whisper in 8-bit integers on a CPU, in half precision on a GPU.
+
+What is converted is the saved folder, never a model in memory: quantising changes the weights that it is given.
+CTranslate2 masks no padding, so clips of equal length are decoded together, and each as it would be alone.
+
+Letters in shapes: `B` batch, `F` mel channels, `T` mel frames, `E` encoder positions, `V` vocabulary, `D` width,
+`U` tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, GenerationConfig, WhisperConfig, WhisperProcessor
+
+from voxloop.errors import ModelError
+from voxloop.families.contract import Decoding
+from voxloop.families.whisper.features import AudioContext, features_of, frames_in
+from voxloop.families.whisper.network import CONTEXT_KEY, first_line
+from voxloop.families.whisper.reading import Draft, Reader, pick, vocabulary
+from voxloop.families.whisper.timing import POSITION_SAMPLES, alignment_heads
+from voxloop.records import SAMPLE_RATE
+
+if TYPE_CHECKING:
+    from voxloop.families.contract import Waveform
+
+MANIFEST = "voxloop.json"  # in a converted folder: what it was made of, and the hashes of its files
+LOGITS_BYTES = 512 << 20  # of all steps of a batch: each token's probability is read off them
+LOOK_AHEAD = 8  # tokens read at once while sampling: as many of them are kept as were drawn like that
+
+
+def library() -> Any:
+    """The package ctranslate2. Raises ModelError naming the extra where it is not installed."""
+    try:
+        import ctranslate2
+    except ImportError as error:
+        raise ModelError(
+            f"the engine ctranslate2 is not installed ({first_line(error)}): "
+            "pip install 'voxloop[fast]', or set `engine` to torch"
+        ) from error
+    return ctranslate2
+
+
+# Conversion ----------------------------------------------------------------------------------------------------------
+
+
+def convert(folder: str | Path, target: Path, compute_type: str) -> None:
+    """Write the CTranslate2 form of a saved Whisper folder into `target`, which faster-whisper opens as well."""
+    ctranslate2 = library()
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+
+    base: Any = ctranslate2.converters.TransformersConverter
+
+    class Converter(base):  # type: ignore[misc]
+        def load_model(self, model_class: Any, name: str, **given: Any) -> Any:
+            return super().load_model(model_class, name, **given, use_safetensors=True)
+
+    try:
+        Converter(str(folder)).convert(str(target), quantization=compute_type, force=True)
+        config, generation, processor = _described(folder)
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise ModelError(f"{folder} cannot be converted for CTranslate2: {first_line(error)}") from error
+    known = vocabulary(config, generation, processor)
+    told = {
+        "suppress_ids": generation.suppress_tokens or [],
+        "suppress_ids_begin": generation.begin_suppress_tokens or [],
+        "alignment_heads": [
+            [layer, head] for layer, heads in alignment_heads(config, generation).items() for head in heads
+        ],
+        "lang_ids": sorted(known.languages.values()),
+    }
+    (target / "config.json").write_text(json.dumps(told, indent=2) + "\n")
+    processor.tokenizer.save_pretrained(target)
+    processor.feature_extractor.save_pretrained(target)
+    manifest = {
+        "format": 1,
+        "engine": "ctranslate2",
+        "version": ctranslate2.__version__,
+        "compute_type": compute_type,
+        "audio_context": getattr(config, CONTEXT_KEY, "full"),
+        "files": {path.name: _sha256(path) for path in sorted(target.iterdir()) if path.name != MANIFEST},
+    }
+    (target / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+
+
+def intact(target: Path) -> bool:
+    """Whether a converted folder is whole: every file of its manifest has the hash that it was written with."""
+    try:
+        files = json.loads((target / MANIFEST).read_text())["files"]
+        return bool(files) and all(_sha256(target / name) == hash for name, hash in files.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return f"sha256-{hashlib.file_digest(file, 'sha256').hexdigest()}"
+
+
+def _described(folder: str | Path) -> tuple[WhisperConfig, GenerationConfig, WhisperProcessor]:
+    """All of a saved model but its weights."""
+    name = str(folder)
+    return (
+        AutoConfig.from_pretrained(name),
+        GenerationConfig.from_pretrained(name),
+        WhisperProcessor.from_pretrained(name),
+    )
+
+
+# Recognition ---------------------------------------------------------------------------------------------------------
+
+
+def load(folder: str | Path, converted: Path, device: str) -> CTranslateRecogniser:
+    """Open what `convert` made of `folder`. Raises ModelError with the remedy."""
+    ctranslate2 = library()
+    kind, _, index = device.partition(":")
+    try:
+        compute_type = json.loads((converted / MANIFEST).read_text())["compute_type"]
+        possible = ctranslate2.get_supported_compute_types(kind, int(index or 0))
+        if compute_type not in possible:
+            raise ModelError(
+                f"CTranslate2 cannot compute in {compute_type} on {device}: "
+                f"set `compute_type` to one of {', '.join(sorted(possible))}"
+            )
+        # As many threads as torch was given: its own default is four, however many cores there are.
+        model = ctranslate2.models.Whisper(
+            str(converted),
+            device=kind,
+            device_index=int(index or 0),
+            compute_type=compute_type,
+            intra_threads=torch.get_num_threads(),
+        )
+        return CTranslateRecogniser(model, *_described(folder))
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ModelError(
+            f"CTranslate2 cannot load {converted} on {device}: {first_line(error)}; set `engine` to torch to go without"
+        ) from error
+
+
+class CTranslateRecogniser(Reader):
+    """A converted Whisper model; states are CTranslate2's StorageView (B, E, D), and there is no mask."""
+
+    def __init__(
+        self, model: Any, config: WhisperConfig, generation: GenerationConfig, processor: WhisperProcessor
+    ) -> None:
+        super().__init__(config, generation, processor)
+        self.model = model
+        self.suppressed: list[int] = list(generation.suppress_tokens or [])
+
+    def _same_batch(self, first: int, next: int, count: int, context: AudioContext) -> bool:
+        limit = self._limit(first, Decoding().max_new_tokens, 4)
+        memory = (count + 1) * limit * self.config.vocab_size * 4
+        return frames_in(first, context) == frames_in(next, context) and memory <= LOGITS_BYTES
+
+    def _encode(self, clips: Sequence[Waveform], context: AudioContext) -> tuple[Any, None]:
+        features, _ = features_of(clips, context, self.filters, "cpu")
+        given = _view(features.numpy())
+        # CTranslate2 tells states (B, E, D) from features (B, F, T) by the middle: clips of E = F positions, which are
+        # 1.6 s at 80 channels, would be encoded twice. They stay features, and it encodes them where it needs them.
+        return (given if features.shape[-1] // 2 == self.config.num_mel_bins else self.model.encode(given)), None
+
+    def _means(self, states: Any, positions: Sequence[int]) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+        found = _array(self.model.encode(states) if states.shape[1] == self.config.num_mel_bins else states)
+        return np.stack([one[:count].mean(axis=0) for one, count in zip(found, positions, strict=True)])
+
+    def _detect(self, states: Any, mask: None) -> list[tuple[str, float]]:
+        # CTranslate2's own detection refuses vocabularies that it does not take for Whisper's. Given a text right
+        # behind the start token, it returns the logits of the text's first place: those that name the language.
+        results = self.model.generate(
+            states,
+            [[self.vocabulary.start, 0]] * states.shape[0],
+            beam_size=1,
+            max_length=2,
+            return_logits_vocab=True,
+            suppress_tokens=[],
+            suppress_blank=False,
+        )
+        codes = list(self.vocabulary.languages)
+        logits = torch.cat([_logits(result, 0, 1) for result in results])
+        among = logits[:, [self.vocabulary.languages[code] for code in codes]].softmax(dim=-1)
+        chances, best = among.max(dim=-1)
+        return [(codes[index], chance) for index, chance in zip(best.tolist(), chances.tolist(), strict=True)]
+
+    def _likeliest(
+        self, states: Any, mask: None, prompts: Sequence[Sequence[int]], limits: Sequence[int], beams: int
+    ) -> list[Draft]:
+        if beams == 1:
+            results = self._generate(states, prompts, max(limits))
+            texts = [list(result.sequences_ids[0]) for result in results]
+        else:
+            found = self._generate(states, prompts, max(limits), beam_size=beams, return_logits_vocab=False)
+            texts = [list(result.sequences_ids[0]) for result in found]
+            # The probabilities come from reading the winners once more, and their ends where there is room.
+            most = min(max(map(len, texts)) + 1, self.config.max_target_positions - len(prompts[0]))
+            given = [[*prompt, *text] for prompt, text in zip(prompts, texts, strict=True)]
+            results = self._generate(states, given, most, suppress_blank=False)
+        drafts = []
+        for result, text, limit in zip(results, texts, limits, strict=True):
+            # One step more than there are tokens wrote the end.
+            tokens = [*text, self.vocabulary.end][: min(limit, len(result.logits[0]))]
+            logits = _logits(result, 0, len(tokens))
+            chances = logits.softmax(dim=-1).gather(1, torch.tensor(tokens)[:, None])[:, 0]
+            drafts.append(Draft(tokens, chances.tolist(), self._no_speech(result)))
+        return drafts
+
+    def _drawn(
+        self,
+        states: Any,
+        mask: None,
+        rows: Sequence[int],
+        prompts: Sequence[Sequence[int]],
+        limits: Sequence[int],
+        temperature: float,
+        draws: Sequence[np.ndarray[tuple[int], np.dtype[np.float64]]],
+    ) -> list[Draft]:
+        """Texts drawn as the torch engine draws them, from the logits of some tokens read ahead.
+
+        CTranslate2's own sampling goes by a random state that cannot be set again, so a text would depend on
+        what was decoded before. What is read ahead holds up to the first token that was drawn differently.
+        """
+        drafts = [Draft([], [], None, temperature) for _ in rows]
+        running = list(range(len(rows)))
+        while running:
+            written = [drafts[index].tokens for index in running]
+            most = min(max(map(len, written)) + LOOK_AHEAD, max(limits[index] for index in running))
+            given = [[*prompts[index], *tokens] for index, tokens in zip(running, written, strict=True)]
+            results = self._generate(_rows(states, [rows[index] for index in running]), given, most)
+            still = []
+            for index, result in zip(running, results, strict=True):
+                draft = drafts[index]
+                draft.no_speech = self._no_speech(result)
+                first = len(draft.tokens)
+                logits = _logits(result, first, min(len(result.logits[0]), limits[index]))
+                numbers = torch.from_numpy(draws[index][first : first + len(logits)].copy())
+                drawn = pick(logits / temperature, numbers)
+                count = int((drawn == logits.argmax(dim=-1)).int().cumprod(dim=0).sum()) + 1
+                kept = drawn[:count].tolist()
+                draft.tokens += kept
+                draft.chances += logits[: len(kept)].softmax(dim=-1).gather(1, drawn[:count, None])[:, 0].tolist()
+                if draft.tokens[-1] != self.vocabulary.end and len(draft.tokens) < limits[index]:
+                    still.append(index)
+            running = still
+        return drafts
+
+    def _token_times(
+        self,
+        states: Any,
+        mask: None,
+        rows: Sequence[int],
+        prompts: Sequence[Sequence[int]],
+        texts: Sequence[Sequence[int]],
+        samples: Sequence[int],
+    ) -> list[list[float]]:
+        found: dict[int, list[float]] = {}
+        room = self.config.max_target_positions - len(prompts[0]) - 1  # the end is read as well
+        for prompt in dict.fromkeys(map(tuple, prompts)):  # one language at a time
+            mine = [index for index, other in enumerate(prompts) if tuple(other) == prompt]
+            results = self.model.align(
+                _rows(states, [rows[index] for index in mine]),
+                list(prompt[:-1]),
+                [list(texts[index][:room]) for index in mine],
+                [2 * max(1, -(-samples[index] // POSITION_SAMPLES)) for index in mine],
+                median_filter_width=self.config.median_filter_width,
+            )
+            for index, result in zip(mine, results, strict=True):
+                firsts: dict[int, int] = {}
+                for token, position in result.alignments:
+                    firsts.setdefault(token, position)
+                times = [min(firsts[token] * POSITION_SAMPLES, samples[index]) for token in sorted(firsts)]
+                times += times[-1:] * (len(texts[index]) + 1 - len(times))
+                found[index] = [time / SAMPLE_RATE for time in times]
+        return [found[index] for index in range(len(rows))]
+
+    def _generate(self, states: Any, prompts: Sequence[Sequence[int]], most: int, **options: Any) -> list[Any]:
+        """At most so many tokens behind each prompt, those of a text that the prompts go on with counted."""
+        before = self._prompt_length
+        results: list[Any] = self.model.generate(
+            states,
+            [list(prompt) for prompt in prompts],
+            # Behind a prompt of P tokens CTranslate2 writes the lesser of half of max_length and max_length - P + 1.
+            max_length=max(2 * most, most + before - 1),
+            suppress_tokens=self.suppressed,
+            **{"beam_size": 1, "return_logits_vocab": True, "return_no_speech_prob": self._speaks_of_silence} | options,
+        )
+        return results
+
+    @property
+    def _prompt_length(self) -> int:
+        return 4 if self.vocabulary.languages else 2
+
+    @property
+    def _speaks_of_silence(self) -> bool:
+        return self.vocabulary.no_speech is not None
+
+    def _no_speech(self, result: Any) -> float | None:
+        return round(result.no_speech_prob, 6) if self._speaks_of_silence else None
+
+
+def _array(view: Any) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """A StorageView as an array, wherever it lies."""
+    ctranslate2 = library()
+    if view.device != "cpu":
+        view = view.to_device(ctranslate2.Device.cpu)
+    if view.dtype != ctranslate2.DataType.float32:
+        view = view.to(ctranslate2.DataType.float32)
+    return np.asarray(view)
+
+
+def _rows(states: Any, rows: Sequence[int]) -> Any:
+    if list(rows) == list(range(states.shape[0])):
+        return states
+    return _view(_array(states)[list(rows)])
+
+
+def _view(values: np.ndarray[Any, np.dtype[np.float32]]) -> Any:
+    return library().StorageView.from_array(np.ascontiguousarray(values))
+
+
+def _logits(result: Any, first: int, stop: int) -> torch.Tensor:
+    """Logits (U, V) of some of a text's tokens, suppressed ones at the bottom."""
+    return torch.from_numpy(np.stack([_array(step) for step in result.logits[0][first:stop]]))

@@ -1,0 +1,387 @@
+"""What both engines do alike: prompts, batches, guards, words. How a model is run is left to the engine.
+
+Letters in shapes: `B` batch, `T` mel frames, `E` encoder positions, `V` vocabulary, `D` width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from transformers import GenerationConfig, WhisperConfig, WhisperProcessor
+
+from voxloop.errors import ModelError, UsageError, nearest
+from voxloop.families.contract import Decoding, Guards, Hypothesis
+from voxloop.families.whisper.features import HOP, AudioContext, frames_in, mel_filters
+from voxloop.families.whisper.network import CONTEXT_KEY
+from voxloop.families.whisper.timing import without_silence, words_of
+from voxloop.records import MAX_UTTERANCE_SAMPLES, SAMPLE_RATE, Guard, Word, seconds
+
+if TYPE_CHECKING:
+    from voxloop.families.contract import Waveform
+
+log = logging.getLogger(__name__)
+
+# Nobody speaks faster than this, also where a token is one letter: what is longer is a loop.
+TOKENS_PER_S = 25
+SPARE_TOKENS = 16
+# -70 dBFS, ten steps of 16 bits: a clip that never gets louder holds nothing to hear, whatever the model makes of it.
+SILENT_PEAK = 10 ** (-70 / 20)
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """The special tokens of one model: what it is told before the text."""
+
+    start: int
+    end: int
+    no_timestamps: int
+    transcribe: int
+    languages: dict[str, int]  # ISO 639-1 code -> token; empty for English-only models
+    no_speech: int | None  # None where the tokenizer has no such token
+
+    def prompt(self, language: str | None) -> list[int]:
+        """The tokens before the text. Raises ModelError for a language that the model does not know."""
+        if not self.languages:
+            return [self.start, self.no_timestamps]
+        return [self.start, self.language(language or "en"), self.transcribe, self.no_timestamps]
+
+    def language(self, code: str) -> int:
+        if code not in self.languages:
+            raise ModelError(f"the model has no language {code!r}{nearest(code, self.languages)}")
+        return self.languages[code]
+
+
+def vocabulary(config: WhisperConfig, generation: GenerationConfig, processor: WhisperProcessor) -> Vocabulary:
+    """The special tokens, from the generation config or, where that is bare, from the tokenizer."""
+    tokenizer = processor.tokenizer
+
+    def token(text: str) -> int:
+        found: int = tokenizer.convert_tokens_to_ids(text)
+        return found
+
+    # 51,865 tokens and more are multilingual vocabularies (openai/whisper, model.py: is_multilingual).
+    multilingual = getattr(generation, "is_multilingual", None)
+    if multilingual is None:
+        multilingual = config.vocab_size >= 51_865
+    languages: dict[str, int] = {}
+    if multilingual:
+        by_token = getattr(generation, "lang_to_id", None) or {
+            added: id for added, id in tokenizer.get_added_vocab().items() if 2 <= len(added.strip("<|>")) <= 3
+        }
+        languages = {added.strip("<|>"): id for added, id in by_token.items()}
+    no_timestamps = getattr(generation, "no_timestamps_token_id", None)
+    added = tokenizer.get_added_vocab()
+    # `<|nocaptions|>` is what the token is called in vocabularies before large-v3.
+    no_speech = next((added[name] for name in ("<|nospeech|>", "<|nocaptions|>") if name in added), None)
+    return Vocabulary(
+        start=config.decoder_start_token_id,
+        end=config.eos_token_id,
+        no_timestamps=token("<|notimestamps|>") if no_timestamps is None else no_timestamps,
+        transcribe=token("<|transcribe|>"),
+        languages=languages,
+        no_speech=no_speech,
+    )
+
+
+@dataclass(slots=True)
+class Draft:
+    """A text as it was read: its tokens and their probabilities, the end among them where it was reached."""
+
+    tokens: list[int]
+    chances: list[float]
+    no_speech: float | None
+    temperature: float = 0.0
+    text: str = ""
+    fired: tuple[Guard, ...] = ()
+    history: tuple[Guard, ...] = field(default=())  # what fired on this clip's earlier drafts as well
+
+    @property
+    def confidence(self) -> float | None:
+        return round(sum(self.chances) / len(self.chances), 6) if self.chances else None
+
+    @property
+    def mean_logprob(self) -> float:
+        return sum(math.log(max(chance, 1e-30)) for chance in self.chances) / max(1, len(self.chances))
+
+
+class Reader(ABC):
+    """A Whisper model that turns speech into text, on some engine. Deterministic: the same batch gives the same text.
+
+    What the encoder made of a batch, `states`, is the engine's own; its `mask` (B, T) is None where nothing is padded.
+    """
+
+    def __init__(self, config: WhisperConfig, generation: GenerationConfig, processor: WhisperProcessor) -> None:
+        self.config = config
+        self.processor = processor
+        self.filters = mel_filters(processor)
+        self.vocabulary = vocabulary(config, generation, processor)
+        self._warned = False
+
+    # What an engine does ---------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _encode(self, clips: Sequence[Waveform], context: AudioContext) -> tuple[Any, Any]:
+        """Encoder states (B, E, D) and the mask of mel frames (B, T), None where nothing is padded."""
+
+    @abstractmethod
+    def _means(self, states: Any, positions: Sequence[int]) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+        """Means (B, D) of each clip's first positions."""
+
+    @abstractmethod
+    def _detect(self, states: Any, mask: Any) -> list[tuple[str, float]]:
+        """The likeliest language of each clip and its probability among the model's languages."""
+
+    @abstractmethod
+    def _likeliest(
+        self, states: Any, mask: Any, prompts: Sequence[Sequence[int]], limits: Sequence[int], beams: int
+    ) -> list[Draft]:
+        """The likeliest text of each clip, of at most so many tokens, without `text`."""
+
+    @abstractmethod
+    def _drawn(
+        self,
+        states: Any,
+        mask: Any,
+        rows: Sequence[int],
+        prompts: Sequence[Sequence[int]],
+        limits: Sequence[int],
+        temperature: float,
+        draws: Sequence[np.ndarray[tuple[int], np.dtype[np.float64]]],
+    ) -> list[Draft]:
+        """Texts of some rows of a batch, drawn at a temperature by numbers from 0 to 1 for each token (`pick`)."""
+
+    @abstractmethod
+    def _token_times(
+        self,
+        states: Any,
+        mask: Any,
+        rows: Sequence[int],
+        prompts: Sequence[Sequence[int]],
+        texts: Sequence[Sequence[int]],
+        samples: Sequence[int],
+    ) -> list[list[float]]:
+        """For some rows of a batch, when each token begins, and last when the text ends: seconds."""
+
+    def _running(self) -> AbstractContextManager[Any]:
+        """What the engine needs around its work."""
+        return nullcontext()
+
+    def _same_batch(self, first: int, next: int, count: int, context: AudioContext) -> bool:
+        """Whether a clip of `next` samples may join `count` clips whose first, longest has `first` samples."""
+        return True
+
+    # What all engines do ---------------------------------------------------------------------------------------------
+
+    def transcribe(
+        self, waveforms: Sequence[Waveform], decoding: Decoding, *, word_times: bool = False
+    ) -> list[Hypothesis]:
+        """Texts in the order given. Raises UsageError for a waveform longer than 30 s."""
+        context = self._context(decoding.audio_context)
+        found = [Hypothesis(text="", confidence=None)] * len(waveforms)
+        heard = list(waveforms)
+        if decoding.guards:
+            for index, waveform in enumerate(waveforms):
+                if np.abs(waveform).max(initial=0.0) < SILENT_PEAK:
+                    found[index] = Hypothesis(text="", confidence=None, language=decoding.language, guards=("silence",))
+                    heard[index] = waveform[:0]
+        with self._running():
+            for batch in self._batches(heard, context, decoding.batch_seconds / max(1, decoding.beams)):
+                hypotheses = self._decode([heard[index] for index in batch], context, decoding, word_times)
+                for index, hypothesis in zip(batch, hypotheses, strict=True):
+                    found[index] = hypothesis
+        return found
+
+    def embed(self, waveforms: Sequence[Waveform]) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+        """The mean of the encoder's states over each clip, its margin left out, as unit vectors (B, D)."""
+        context = self._context("auto")
+        vectors = np.zeros((len(waveforms), self.config.d_model), dtype=np.float32)
+        with self._running():
+            for batch in self._batches(waveforms, context, Decoding().batch_seconds):
+                clips = [waveforms[index] for index in batch]
+                states, _ = self._encode(clips, context)
+                means = self._means(states, [max(1, len(clip) // (2 * HOP)) for clip in clips])
+                vectors[batch] = means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
+        return vectors
+
+    def _context(self, asked: str) -> AudioContext:
+        tuned: AudioContext = getattr(self.config, CONTEXT_KEY, "full")
+        if asked == "auto":
+            return tuned
+        if asked == "trimmed" and tuned == "full" and not self._warned:
+            self._warned = True
+            log.warning(
+                "this model was not tuned on trimmed audio: its texts may repeat or lose words; "
+                "use audio_context=auto, or fine-tune it first"
+            )
+        return "trimmed" if asked == "trimmed" else "full"
+
+    def _batches(self, waveforms: Sequence[Waveform], context: AudioContext, budget_s: float) -> Iterator[list[int]]:
+        """Indices of the waveforms that hold sound, similar lengths together, up to the budget of padded seconds."""
+        for index, waveform in enumerate(waveforms):
+            if waveform.ndim != 1 or len(waveform) > MAX_UTTERANCE_SAMPLES:
+                raise UsageError(
+                    f"waveform {index} has shape {waveform.shape}: needed is mono sound of at most "
+                    f"{seconds(MAX_UTTERANCE_SAMPLES):.0f} s at 16 kHz; cut it at pauses first"
+                )
+        order = sorted((i for i, w in enumerate(waveforms) if len(w)), key=lambda i: (-len(waveforms[i]), i))
+        batch: list[int] = []
+        for index in order:
+            # Longest first: the first of a batch says how long all of it is padded.
+            first = len(waveforms[batch[0] if batch else index])
+            full = frames_in(first, context) * (len(batch) + 1) * HOP > budget_s * SAMPLE_RATE
+            if batch and (full or not self._same_batch(first, len(waveforms[index]), len(batch), context)):
+                yield batch
+                batch = []
+            batch.append(index)
+        if batch:
+            yield batch
+
+    def _decode(
+        self, clips: Sequence[Waveform], context: AudioContext, decoding: Decoding, timed: bool
+    ) -> list[Hypothesis]:
+        states, mask = self._encode(clips, context)
+        prompts, languages = self._prompts(states, mask, len(clips), decoding.language)
+        limits = [self._limit(len(clip), decoding.max_new_tokens, len(prompts[0])) for clip in clips]
+        drafts = self._worded(self._likeliest(states, mask, prompts, limits, decoding.beams))
+        if decoding.guards:
+            drafts = self._guarded(drafts, clips, states, mask, prompts, limits, decoding.guards)
+        times = self._times(drafts, clips, states, mask, prompts) if timed else {}
+        return [
+            Hypothesis(
+                text=draft.text,
+                confidence=draft.confidence,
+                words=self._words(draft, times[index], clips[index], code) if index in times else (),
+                language=code,
+                language_probability=chance,
+                mean_logprob=round(draft.mean_logprob, 6),
+                no_speech=draft.no_speech,
+                guards=draft.history,
+                temperature=draft.temperature,
+            )
+            for index, (draft, (code, chance)) in enumerate(zip(drafts, languages, strict=True))
+        ]
+
+    def _limit(self, samples: int, most: int, before: int) -> int:
+        """Tokens that a clip's text may have, behind a prompt of so many."""
+        room: int = self.config.max_target_positions - before
+        return min(most, room, int(TOKENS_PER_S * seconds(samples)) + SPARE_TOKENS)
+
+    def _words(self, draft: Draft, times: Sequence[float], clip: Waveform, language: str) -> tuple[Word, ...]:
+        return without_silence(words_of(self.processor.tokenizer, *self._written(draft), times, language), clip)
+
+    def _worded(self, drafts: list[Draft]) -> list[Draft]:
+        texts = self.processor.tokenizer.batch_decode([draft.tokens for draft in drafts], skip_special_tokens=True)
+        for draft, text in zip(drafts, texts, strict=True):
+            draft.text = text.strip()
+        return drafts
+
+    def _guarded(
+        self,
+        drafts: list[Draft],
+        clips: Sequence[Waveform],
+        states: Any,
+        mask: Any,
+        prompts: Sequence[Sequence[int]],
+        limits: Sequence[int],
+        guards: Guards,
+    ) -> list[Draft]:
+        """The drafts that pass, decoded again at rising temperatures where they fail.
+
+        Where none passes, the likeliest of a clip's drafts is taken, one that does not repeat itself
+        before one that does (so does faster-whisper; Whisper itself takes the last).
+        """
+        tried = [[self._check(draft, guards)] for draft in drafts]
+        for temperature in guards.temperatures:
+            failing = [index for index, mine in enumerate(tried) if set(mine[-1].fired) - {"no speech"}]
+            if not failing:
+                break
+            again = self._drawn(
+                states,
+                mask,
+                failing,
+                [prompts[index] for index in failing],
+                [limits[index] for index in failing],
+                temperature,
+                [_draws(clips[index], temperature, max(limits)) for index in failing],
+            )
+            for index, draft in zip(failing, self._worded(again), strict=True):
+                tried[index].append(self._check(draft, guards))
+        chosen = []
+        for mine, limit in zip(tried, limits, strict=True):
+            best = mine[-1]
+            if set(best.fired) - {"no speech"}:
+                best = max(mine, key=lambda draft: ("repetition" not in draft.fired, draft.mean_logprob))
+            cut = len(best.tokens) == limit and best.tokens[-1] != self.vocabulary.end and "no speech" not in best.fired
+            seen = [guard for draft in mine for guard in draft.fired] + ["cut off"] * cut
+            best.history = tuple(dict.fromkeys(seen))
+            if "no speech" in best.fired:
+                best.text, best.tokens = "", []
+            chosen.append(best)
+        return chosen
+
+    def _check(self, draft: Draft, guards: Guards) -> Draft:
+        draft.fired = guards.fired(draft.text, draft.mean_logprob, draft.no_speech)
+        return draft
+
+    def _written(self, draft: Draft) -> tuple[list[int], list[float]]:
+        """The tokens of the text alone, with their probabilities."""
+        count = len(draft.tokens) - (draft.tokens[-1:] == [self.vocabulary.end])
+        return draft.tokens[:count], draft.chances[:count]
+
+    def _times(
+        self,
+        drafts: Sequence[Draft],
+        clips: Sequence[Waveform],
+        states: Any,
+        mask: Any,
+        prompts: Sequence[Sequence[int]],
+    ) -> dict[int, list[float]]:
+        """When the tokens of each clip with a text begin, and when it ends."""
+        spoken = [index for index, draft in enumerate(drafts) if draft.text]
+        if not spoken:
+            return {}
+        found = self._token_times(
+            states,
+            mask,
+            spoken,
+            [prompts[index] for index in spoken],
+            [self._written(drafts[index])[0] for index in spoken],
+            [len(clips[index]) for index in spoken],
+        )
+        return dict(zip(spoken, found, strict=True))
+
+    def _prompts(
+        self, states: Any, mask: Any, count: int, language: str | None
+    ) -> tuple[list[list[int]], list[tuple[str, float | None]]]:
+        """Prompt tokens (B, P) and the language of each clip, detected (with its probability) where none is given."""
+        known = self.vocabulary
+        languages: list[tuple[str, float | None]]
+        if not known.languages:
+            # English-only models are tuned to other languages as well; what is told wins.
+            languages = [(language or "en", None)] * count
+        elif language is not None:
+            languages = [(language, None)] * count
+        else:
+            languages = [(code, round(chance, 6)) for code, chance in self._detect(states, mask)]
+        return [known.prompt(code) for code, _ in languages], languages
+
+
+def _draws(clip: Waveform, temperature: float, count: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """Numbers above 0 to 1 that only the clip and the temperature decide: a text is drawn the same in any batch."""
+    seed = hashlib.sha256(np.ascontiguousarray(clip).tobytes() + f"{temperature:g}".encode()).digest()
+    return 1.0 - np.random.default_rng(list(seed)).random(count)
+
+
+def pick(logits: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+    """Tokens (B,) of logits (B, V), by the inverse of their cumulative distribution."""
+    summed = logits.softmax(dim=-1).double().cumsum(dim=-1)
+    return (summed < draws[:, None] * summed[:, -1:]).sum(dim=-1)

@@ -1,0 +1,307 @@
+"""The CTranslate2 engine against the torch one, and conversion."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.unit import frozen_speech, tiny_whisper
+from voxloop import promotion, text, transcripts
+from voxloop.audio import decode
+from voxloop.errors import ModelError, SettingError
+from voxloop.evaluation import evaluate
+from voxloop.families.contract import Decoding, Guards, Hypothesis
+from voxloop.families.whisper import WHISPER, ctranslate
+from voxloop.families.whisper.ctranslate import CTranslateRecogniser
+from voxloop.families.whisper.reading import Reader
+from voxloop.families.whisper.recogniser import WhisperRecogniser
+from voxloop.pipeline import open_loop
+from voxloop.starter import STARTER_DIR
+from voxloop.workspace import Workspace
+
+RATE = 16_000
+NOTHING = Guards(max_compression=100.0, min_logprob=-100.0, max_no_speech=1.0)
+
+
+def noise(*durations_s: float, seed: int = 0) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return [(0.1 * rng.standard_normal(round(d * RATE))).astype(np.float32) for d in durations_s]
+
+
+def converted(source: Path, target: Path, compute_type: str = "float32") -> CTranslateRecogniser:
+    WHISPER.convert(source, target, compute_type)
+    return WHISPER.load_converted(source, target)
+
+
+def alone(reader: Reader, clips: list[np.ndarray], decoding: Decoding, **options: bool) -> list[Hypothesis]:
+    """Each clip by itself: in a batch of several lengths torch's convolutions hear a little of the padding."""
+    return [reader.transcribe([clip], decoding, **options)[0] for clip in clips]
+
+
+def assert_alike(ours: list[Hypothesis], torchs: list[Hypothesis], *, tolerance: float) -> None:
+    for one, other in zip(ours, torchs, strict=True):
+        assert (one.text, one.guards, one.temperature) == (other.text, other.guards, other.temperature)
+        assert (one.language, len(one.words)) == (other.language, len(other.words))
+        assert one.confidence == pytest.approx(other.confidence, abs=tolerance)
+        assert one.mean_logprob == pytest.approx(other.mean_logprob, abs=tolerance)
+        assert one.no_speech == pytest.approx(other.no_speech, abs=tolerance)
+        if other.language_probability is not None:
+            assert one.language_probability == pytest.approx(other.language_probability, abs=tolerance)
+
+
+def word_distances(ours: list[Hypothesis], torchs: list[Hypothesis]) -> list[float]:
+    """Seconds between the edges of the words of equal texts."""
+    return [
+        abs(edge)
+        for one, other in zip(ours, torchs, strict=True)
+        if one.text == other.text
+        for word, same in zip(one.words, other.words, strict=True)
+        for edge in (word.start - same.start, word.end - same.end)
+    ]
+
+
+@pytest.fixture(scope="module")
+def torchs() -> WhisperRecogniser:
+    return WHISPER.load(STARTER_DIR)
+
+
+@pytest.fixture(scope="module")
+def exact(tmp_path_factory: pytest.TempPathFactory) -> CTranslateRecogniser:
+    return converted(STARTER_DIR, tmp_path_factory.mktemp("exact") / "starter")
+
+
+@pytest.fixture(scope="module")
+def quantised(tmp_path_factory: pytest.TempPathFactory) -> CTranslateRecogniser:
+    return converted(STARTER_DIR, tmp_path_factory.mktemp("quantised") / "starter", "int8")
+
+
+@pytest.fixture(scope="module")
+def spoken(demo_speech: Path) -> tuple[list[np.ndarray], list[str]]:
+    rows = [json.loads(line) for line in (demo_speech / "metadata.jsonl").read_text().splitlines()]
+    return [decode(demo_speech / row["file"]) for row in rows], [row["text"] for row in rows]
+
+
+class TestFloat32:
+    """Equal to torch: texts exactly, probabilities within 1e-4, word edges within 20 ms (one position)."""
+
+    @pytest.mark.parametrize("beams", [1, 3])
+    def test_synthetic_speech(
+        self, beams: int, torchs: WhisperRecogniser, exact: CTranslateRecogniser, spoken: tuple[list[np.ndarray], list]
+    ) -> None:
+        clips = spoken[0][:24]
+        asked = Decoding(beams=beams, guards=NOTHING)
+        ours = exact.transcribe(clips, asked, word_times=True)
+        theirs = alone(torchs, clips, asked, word_times=True)
+        if beams > 1:  # the searches end differently: where both find the same, they say the same of it
+            found = [pair for pair in zip(ours, theirs, strict=True) if pair[0].text == pair[1].text]
+            assert len(found) >= 12
+            ours, theirs = [one for one, _ in found], [other for _, other in found]
+        assert_alike(ours, theirs, tolerance=1e-4)
+        assert max(word_distances(ours, theirs)) <= 0.0201
+
+    def test_real_speech(self, real_speech: Path, torchs: WhisperRecogniser, exact: CTranslateRecogniser) -> None:
+        rows = (real_speech / "digits_en" / "metadata.jsonl").read_text().splitlines()[::60]
+        clips = [decode(real_speech / "digits_en" / json.loads(row)["file"]) for row in rows]
+        assert len(clips) >= 10
+        ours = exact.transcribe(clips, Decoding(guards=NOTHING), word_times=True)
+        theirs = alone(torchs, clips, Decoding(guards=NOTHING), word_times=True)
+        assert_alike(ours, theirs, tolerance=1e-4)
+        assert max(word_distances(ours, theirs)) <= 0.0201
+
+    def test_at_30_s(self, torchs: WhisperRecogniser, exact: CTranslateRecogniser, spoken: tuple[list, list]) -> None:
+        clips, asked = spoken[0][:2], Decoding(audio_context="full")
+        assert_alike(exact.transcribe(clips, asked), torchs.transcribe(clips, asked), tolerance=1e-4)
+
+    def test_what_fails_is_drawn_like_torch_draws_it(
+        self, torchs: WhisperRecogniser, exact: CTranslateRecogniser, spoken: tuple[list, list]
+    ) -> None:
+        clips = spoken[0][:6]
+        asked = Decoding(guards=replace(NOTHING, min_logprob=-1e-9, temperatures=(0.2, 1.0)))
+        ours = exact.transcribe(clips, asked)
+        # Where a text was drawn just as the likeliest reads, rounding says which of the two is kept.
+        unheated = [[replace(one, temperature=0.0) for one in found] for found in (ours, alone(torchs, clips, asked))]
+        assert_alike(*unheated, tolerance=1e-4)
+        assert {one.temperature for one in ours} - {0.0}  # not only the likeliest
+        # So a text depends neither on its batch nor on what was decoded before.
+        assert ours == exact.transcribe(clips, asked)
+        assert [one.text for one in alone(exact, clips, asked)] == [one.text for one in ours]
+
+    def test_silence_and_the_no_speech_guard(self, exact: CTranslateRecogniser) -> None:
+        silence, (loud,) = np.full(RATE, 1e-4, np.float32), noise(1.5)
+        found = exact.transcribe([silence, loud], Decoding(guards=Guards(min_logprob=-1e-9, max_no_speech=0.0)))
+        assert [one.guards for one in found] == [("silence",), ("no speech",)]
+        assert [one.text for one in found] == ["", ""]
+
+    def test_limits(self, torchs: WhisperRecogniser, exact: CTranslateRecogniser, spoken: tuple[list, list]) -> None:
+        clips = spoken[0][:2]
+        for most in (1, 2, 5):
+            asked = Decoding(max_new_tokens=most, guards=NOTHING)
+            ours = exact.transcribe(clips, asked, word_times=True)
+            assert_alike(ours, alone(torchs, clips, asked, word_times=True), tolerance=1e-4)
+            assert all("cut off" in one.guards for one in ours)
+
+    def test_embeddings(self, torchs: WhisperRecogniser, exact: CTranslateRecogniser) -> None:
+        clips = noise(0.4, 1.3)
+        for clip in clips:
+            np.testing.assert_allclose(exact.embed([clip]), torchs.embed([clip]), atol=1e-5)
+        assert exact.embed(clips).shape == (2, 128)
+
+
+def test_int8_hears_as_well(
+    torchs: WhisperRecogniser, quantised: CTranslateRecogniser, spoken: tuple[list[np.ndarray], list[str]]
+) -> None:
+    """On the demo's speech: word error rate within 2 points of torch's, confidence within 0.02, most words in place."""
+    clips, references = spoken
+    ours = quantised.transcribe(clips, Decoding(), word_times=True)
+    theirs = torchs.transcribe(clips, Decoding(), word_times=True)
+
+    def wer(found: list[Hypothesis]) -> float:
+        return text.total(text.word_errors_each(references, [one.text for one in found])).rate
+
+    assert wer(ours) == pytest.approx(wer(theirs), abs=0.02)
+    same = [(one, other) for one, other in zip(ours, theirs, strict=True) if one.text == other.text]
+    assert len(same) >= 0.7 * len(clips)
+    assert all(one.confidence == pytest.approx(other.confidence, abs=0.02) for one, other in same)
+    distances = word_distances(ours, theirs)
+    assert np.mean(np.array(distances) <= 0.0401) >= 0.9
+    assert np.median(distances) == 0.0
+
+
+class TestLanguages:
+    @pytest.fixture(scope="class", params=[None, 51_865])
+    def folder(self, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        """A model of three languages, with few tokens and with as many as Whisper's own multilingual vocabulary."""
+        return tiny_whisper.make(
+            tmp_path_factory.mktemp("multilingual"), multilingual=True, seed=1, vocabulary=request.param
+        )
+
+    def test_are_detected_as_torch_does(self, folder: Path, tmp_path: Path) -> None:
+        clips = noise(0.5, 0.9, 1.7, seed=3)
+        ours, theirs = converted(folder, tmp_path / "converted"), WHISPER.load(folder)
+        asked = Decoding(max_new_tokens=6, audio_context="trimmed")
+        found = ours.transcribe(clips, asked, word_times=True)
+        assert_alike(found, alone(theirs, clips, asked, word_times=True), tolerance=1e-4)
+        assert all(one.language_probability is not None for one in found)
+        for code in tiny_whisper.LANGUAGES:
+            given = replace(asked, language=code)
+            assert_alike(ours.transcribe(clips, given), alone(theirs, clips, given), tolerance=1e-4)
+
+    def test_an_untuned_model_is_fed_30_s_and_trimming_it_warns(
+        self, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        ours = converted(folder, tmp_path / "converted")
+        assert ours._context("auto") == "full"
+        assert ours._context("trimmed") == "trimmed"
+        assert "not tuned on trimmed audio" in caplog.text
+
+
+class TestConversion:
+    def test_leaves_the_saved_model_as_it_was(self, tmp_path: Path) -> None:
+        folder = tiny_whisper.make(tmp_path / "model")
+        before = {path.name: path.read_bytes() for path in folder.iterdir()}
+        WHISPER.convert(folder, tmp_path / "converted", "int8")
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+    def test_of_a_merged_lora_model(self, tmp_path: Path) -> None:
+        from peft import LoraConfig, get_peft_model
+
+        trainable = WHISPER.open_for_training(tiny_whisper.make(tmp_path / "base"), audio_context="trimmed")
+        model = get_peft_model(trainable.model, LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
+        torch.manual_seed(0)
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                if "lora_B" in name:
+                    weight.normal_(std=0.5)
+        WHISPER.save(trainable, model, tmp_path / "merged")
+        assert (tmp_path / "merged" / "adapter").is_dir()
+        clips, asked = noise(0.5, 0.9), Decoding(max_new_tokens=12, guards=NOTHING)
+        ours = converted(tmp_path / "merged", tmp_path / "converted").transcribe(clips, asked)
+        assert_alike(ours, alone(WHISPER.load(tmp_path / "merged"), clips, asked), tolerance=1e-4)
+        assert [one.text for one in ours] != [
+            one.text for one in WHISPER.load(tmp_path / "base").transcribe(clips, asked)
+        ]
+
+    def test_what_is_no_model_is_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "config.json").write_text("{}")
+        with pytest.raises(ModelError, match="cannot be converted"):
+            WHISPER.convert(tmp_path, tmp_path / "converted", "int8")
+
+    def test_without_the_package_the_extra_is_named(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setitem(sys.modules, "ctranslate2", None)
+        with pytest.raises(ModelError, match=r"pip install 'voxloop\[fast\]', or set `engine` to torch"):
+            WHISPER.convert(STARTER_DIR, tmp_path / "converted", "int8")
+
+    def test_an_impossible_compute_type_is_said(self, tmp_path: Path) -> None:
+        WHISPER.convert(STARTER_DIR, tmp_path / "half", "float16")
+        with pytest.raises(ModelError, match="cannot compute in float16 on cpu: set `compute_type` to one of"):
+            WHISPER.load_converted(STARTER_DIR, tmp_path / "half")
+
+
+@pytest.fixture
+def fast(tmp_path: Path) -> Workspace:
+    with open_loop(
+        tmp_path / "workspace", create=True, engine="ctranslate2", device="cpu", threads=1, min_snr_db=-99.0
+    ) as ws:
+        yield ws
+
+
+class TestInAWorkspace:
+    def test_a_conversion_is_kept_and_a_damaged_one_is_made_anew(self, fast: Workspace) -> None:
+        model = transcripts.base_model(fast)
+        target = transcripts.converted(fast, model, "int8")
+        made = (target / "model.bin").stat().st_mtime_ns
+        assert transcripts.converted(fast, model, "int8") == target
+        assert (target / "model.bin").stat().st_mtime_ns == made
+        whole = (target / "model.bin").read_bytes()
+        for damage in (lambda: (target / "model.bin").write_bytes(whole[:-1] + b"?"), (target / "voxloop.json").unlink):
+            damage()
+            assert not ctranslate.intact(target)
+            assert transcripts.converted(fast, model, "int8") == target
+            assert (target / "model.bin").read_bytes() == whole
+        assert [path.name for path in target.parent.iterdir()] == [target.name]
+
+    def test_files_are_transcribed_with_it(self, fast: Workspace, demo_speech: Path) -> None:
+        file = demo_speech / "boil-the-kettle-01.ogg"
+        found = transcripts.transcribe_file(fast, file, word_times=True)
+        assert found.text
+        assert all(segment.words for segment in found.segments if segment.text)
+        assert (fast.folder / "cache" / "ctranslate2").is_dir()
+
+    def test_what_is_gated_is_what_is_served(self, fast: Workspace, tmp_path: Path) -> None:
+        frozen_speech.freeze(fast, tmp_path / "speech", clips=6)
+        by_torch = evaluate(fast, "starter", decoding=replace(transcripts.decoding(fast), engine="torch"))
+        ours = evaluate(fast, "starter")
+        assert ours.decoding["engine"] == "ctranslate2-int8"
+        assert ours.id != by_torch.id
+        served = transcripts.recogniser(fast, transcripts.base_model(fast))
+        assert isinstance(served, CTranslateRecogniser)
+        assert served is transcripts.recogniser(fast, transcripts.base_model(fast), "ctranslate2-int8")
+
+    def test_what_cannot_be_converted_is_not_promoted(self, fast: Workspace, tmp_path: Path) -> None:
+        folder = tiny_whisper.make(tmp_path / "model")
+        model = transcripts.base_model(fast, str(folder))
+        (folder / "model.safetensors").write_bytes(b"damaged")
+        with pytest.raises(ModelError, match="cannot be converted"):
+            promotion.promote(fast, model.id, force=True)
+        assert promotion.champion(fast) is None
+
+
+def test_engines_by_setting(tmp_path: Path) -> None:
+    def engine(**settings: str) -> str:
+        with open_loop(tmp_path / "workspace", create=True, **settings) as ws:
+            return transcripts.engine(ws)
+
+    assert engine(device="cpu") == "torch"
+    assert engine(device="cpu", engine="auto") == "ctranslate2-int8"
+    assert engine(device="cuda:1", engine="ctranslate2") == "ctranslate2-float16"
+    assert engine(device="cpu", engine="ctranslate2", compute_type="float32") == "ctranslate2-float32"
+    with pytest.raises(SettingError, match="engine is 'onnx': it must be one of torch, ctranslate2, auto"):
+        engine(engine="onnx")
+    with pytest.raises(SettingError, match="compute_type is 'int4'"):
+        engine(compute_type="int4")

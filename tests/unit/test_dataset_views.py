@@ -1,0 +1,116 @@
+"""What is told of a dataset agrees with its rows: the summary, the difference, the picture."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.unit.speech import add_utterance
+from voxloop import datasets, review
+from voxloop.datasets.picture import draw
+from voxloop.datasets.rows import DatasetRow
+from voxloop.datasets.summary import LENGTHS_S, summary_of
+from voxloop.errors import UsageError
+from voxloop.records import SPLITS, Dataset
+from voxloop.workspace import Workspace
+
+
+def row(number: int, split: str, text: str, speaker: str | None, samples: int) -> DatasetRow:
+    return DatasetRow(
+        utterance=f"u{number}",
+        recording=f"r{number // 2}",
+        start=0,
+        end=samples,
+        split=split,  # type: ignore[arg-type]
+        text=text,
+        kind="reference",
+        transcript=f"t{number}",
+        speaker=speaker,
+        language="xx",
+    )
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(SPLITS),
+            st.lists(st.sampled_from(["ja", "nein", "doch"]), min_size=1, max_size=5),
+            st.sampled_from([None, "ann", "bob"]),
+            st.integers(1, 31 * 16_000),
+        ),
+        max_size=30,
+    )
+)
+def test_a_summary_counts_what_is_there(clips: list[tuple[str, list[str], str | None, int]]) -> None:
+    rows = [row(number, split, " ".join(words), *rest) for number, (split, words, *rest) in enumerate(clips)]
+    told = summary_of(rows)
+    everything = [word for _, words, _, _ in clips for word in words]
+    assert (told.words, told.vocabulary) == (len(everything), len(set(everything)))
+    assert dict(told.frequent) == Counter(everything)
+    assert told.hours * 3600 == pytest.approx(sum(samples for *_, samples in clips) / 16_000)
+    learnt = {word for split, words, _, _ in clips if split == "train" for word in words}
+    for split, one in told.splits.items():
+        mine = [clip for clip in clips if clip[0] == split]
+        assert one.clips == len(mine) == sum(one.lengths)
+        assert one.unseen == sum(word not in learnt for _, words, _, _ in mine for word in words)
+        assert one.speakers == len({speaker for _, _, speaker, _ in mine} - {None})
+        assert one.lengths[-1] == sum(samples >= LENGTHS_S[-1] * 16_000 for *_, samples in mine)
+    for hours in (told.speakers, told.languages):
+        assert sum(sum(each.values()) for each in hours.values()) == pytest.approx(told.hours)
+
+
+def test_a_difference_names_what_came_went_and_changed(workspace: Workspace) -> None:
+    ids = [add_utterance(workspace, f"r{i}", reference="yes")[0] for i in range(8)]
+    first = datasets.build(workspace, ratios=(1, 0, 0))
+    review.save(workspace, ids[0], "no", by="ann")
+    review.reject(workspace, ids[1], reason="noise", by="ann")
+    (new,) = add_utterance(workspace, "new", reference="maybe")
+    second = datasets.build(workspace, ratios=(1, 0, 0))
+    assert second.parent == first.id
+    found = datasets.diff(workspace, first.id, second.id)
+    assert found.counts == {"added": 1, "removed": 1, "text": 1, "moved": 0}
+    assert (found.added, found.removed) == ({"train": 1}, {"train": 1})
+    told = {(one.change, one.utterance, one.before, one.after) for one in found.differences}
+    assert told == {
+        ("text", ids[0], "yes", "no"),
+        ("removed", ids[1], "yes", None),
+        ("added", new, None, "maybe"),
+    }
+    assert datasets.diff(workspace, first.id, first.id).differences == ()
+    back = datasets.diff(workspace, second.id, first.id)
+    assert {(one.after, one.before) for one in back.differences} == {(b, a) for _, _, b, a in told}
+
+
+@pytest.fixture
+def frozen() -> Dataset:
+    return Dataset(id="sha256-0123456789abcdef", name="a $name$", filters={}, clips={}, hours={})
+
+
+@pytest.mark.parametrize("count", [0, 1, 60])
+def test_a_picture_is_drawn_of_any_dataset(tmp_path: Path, frozen: Dataset, count: int) -> None:
+    rows = [
+        row(i, SPLITS[i % 3], f"$x_{i}$ 日本 {i}", f"a very long name of a speaker {i}", 16_000) for i in range(count)
+    ]
+    draw(summary_of(rows), frozen, tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    with pytest.raises(UsageError, match="cannot be written"):
+        draw(summary_of(rows), frozen, tmp_path / "missing" / "picture.png")
+
+
+def test_what_is_not_installed_is_named(
+    tmp_path: Path, frozen: Dataset, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("matplotlib.figure", "pyarrow"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(UsageError, match=r"voxloop\[plot\]"):
+        draw(summary_of([]), frozen, tmp_path / "picture.png")
+    add_utterance(workspace, "r", reference="yes")
+    made = datasets.build(workspace, ratios=(1, 0, 0))
+    with pytest.raises(UsageError, match=r"voxloop\[parquet\]"):
+        datasets.export_dataset(workspace, made.id, tmp_path / "out", format="parquet")
+    assert not (tmp_path / "out").exists()
