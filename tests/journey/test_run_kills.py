@@ -21,7 +21,7 @@ from voxloop import training
 from voxloop.pipeline import open_loop
 from voxloop.records import Run
 from voxloop.training import control, locks, recipes, trainer
-from voxloop.training.batches import Plan, read_rows
+from voxloop.training.batches import SILENCE, Plan, read_rows
 from voxloop.training.files import ATTENDED, CONFIG, TRAINING, read_json
 from voxloop.workspace import Workspace
 
@@ -101,7 +101,7 @@ def clips(folder: Path) -> dict[tuple[int, int], list[str]]:
             for cut in batch.cuts:
                 tracks: Any = getattr(cut, "tracks", None)
                 if tracks is None:
-                    parts.append(cut.id)
+                    parts += [] if cut.id.startswith(SILENCE) else [cut.id]
                 else:
                     parts += [track.cut.recording_id for track in tracks if isinstance(track.cut, MonoCut)]
             heard[(epoch, batch.index)] = parts

@@ -54,6 +54,22 @@ def test_synthetic_voices_speak_and_a_telephone_narrows_them() -> None:
     assert above_4_khz(synthesis.telephone(wave, mu_law=False)) < 0.01 < above_4_khz(wave) + 0.01
 
 
+def test_a_stop_is_held_longer_and_nothing_else_is_cut() -> None:
+    from voxloop.starter.examples import Mixer
+
+    mixer = Mixer([], seed=0)
+    tone = np.sin(np.arange(8_000) / 5).astype(np.float32)
+    assert np.array_equal(mixer._gap(tone), tone)
+    stop = tone.copy()
+    stop[3_840:4_160] = 0
+    held = mixer._gap(stop)
+    assert 0.02 * 16_000 <= len(held) - len(stop) <= 0.15 * 16_000
+    first, last = 3_840, len(stop) - 4_160
+    assert np.array_equal(held[:first], stop[:first])
+    assert np.array_equal(held[-last:], stop[-last:])
+    assert not held[first:-last].any()
+
+
 @needs_espeak
 def test_the_recipe_runs_both_rounds() -> None:
     from voxloop.starter import build, synthesis

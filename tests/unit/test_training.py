@@ -27,7 +27,7 @@ from voxloop.stores.catalog import to_event
 from voxloop.training import control, recipes, runs, trainer
 from voxloop.training.batches import Speech, read_rows
 from voxloop.training.files import LOOP_STATE, read_json
-from voxloop.training.session import Progress, Session, StopFlag, TrainingConfig
+from voxloop.training.session import Progress, Score, Session, StopFlag, TrainingConfig
 from voxloop.utterances import segment
 from voxloop.workspace import Workspace
 
@@ -163,6 +163,21 @@ class TestRun:
         heard = [(line["step"], line["epoch"]) for line in metrics(whole) if "loss" in line]
         again = {line["step"]: line["epoch"] for line in metrics(halved) if "loss" in line}
         assert all(again[step] == epoch for step, epoch in heard if step in again)
+
+    def test_strings_of_val_count_where_clips_are_joined(self, base: Path, tmp_path: Path) -> None:
+        folder = lay_out(tmp_path / "run", base, "max_steps=2", "eval_steps=2", "join_share=0.5")
+        trainer.run(folder, StopFlag())
+        assert [line["val_strings_wer"] >= 0 for line in metrics(folder) if "val_wer" in line] == [True, True]
+        alone = lay_out(tmp_path / "alone", base, "max_steps=2", "eval_steps=2", "join_share=0")
+        trainer.run(alone, StopFlag())
+        assert not [line for line in metrics(alone) if "val_strings_wer" in line]
+
+    def test_a_model_that_forgot_strings_is_not_the_best(self) -> None:
+        words_alone = Score(step=40, wer=0.03, cer=0.02, strings_wer=0.39)
+        both = Score(step=240, wer=0.07, cer=0.05, strings_wer=0.24)
+        assert both.at_least_as_good_as(words_alone)
+        assert not words_alone.at_least_as_good_as(both)
+        assert Score(step=1, wer=0.1, cer=0.1).at_least_as_good_as(Score(step=0, wer=0.1, cer=0.2))
 
     def test_lora_keeps_the_adapter_beside_merged_weights(self, base: Path, tmp_path: Path) -> None:
         folder = lay_out(tmp_path / "run", base, "max_steps=4", "method=lora", "lora_rank=4", "eval_steps=4")

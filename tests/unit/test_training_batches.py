@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from voxloop.audio import to_pcm16, wav_bytes
 from voxloop.errors import TrainingError
 from voxloop.families.whisper import WHISPER
 from voxloop.training import augment
-from voxloop.training.batches import Batch, Collator, Plan, Row, Speech, loader, read_rows, spoken
+from voxloop.training.batches import SILENCE, Batch, Collator, Plan, Row, Speech, loader, read_rows, spoken
 from voxloop.training.recipes import Recipe
 
 RATE = 16_000
@@ -100,6 +100,28 @@ class TestPlan:
         rows = [row(number, 0.5) for number in range(40)]
         examples = plan(rows, replace(PLAIN, join_share=1.0), limit=len("text 10 text 11")).examples(0)
         assert max(len(heard(cut)) for cut in examples) == 2
+
+    def test_a_share_of_an_epoch_is_silence_without_a_text(self) -> None:
+        rows = [row(number, 1.0) for number in range(50)]
+        made = plan(rows, replace(PLAIN, silence_share=0.1))
+        for epoch in range(2):
+            quiet = [cut for cut in made.examples(epoch) if cut.id.startswith(SILENCE)]
+            assert len(quiet) == 5
+            assert [spoken(cut, Speech(rows))[1:] for cut in quiet] == [("", "en")] * 5
+        ids = [id for id in chain.from_iterable(names(list(made.epoch(0)))) if not id.startswith(SILENCE)]
+        assert sorted(ids) == sorted(r.id for r in rows)
+
+    def test_silence_is_a_rooms_hiss_that_the_seed_decides(self) -> None:
+        rows = [row(number, 3.0) for number in range(50)]
+        cuts = [c for c in plan(rows, replace(PLAIN, silence_share=0.5)).examples(0) if c.id.startswith(SILENCE)]
+        levels = []
+        for cut in cuts:
+            wave = spoken(cut, Speech(rows), 1)[0]
+            assert len(wave) == round(cut.duration * RATE)
+            assert np.array_equal(wave, spoken(cut, Speech(rows), 1)[0])
+            assert not np.array_equal(wave, spoken(cut, Speech(rows), 2)[0])
+            levels.append(10 * np.log10(np.mean(np.square(wave, dtype=np.float64))))
+        assert -80.1 < min(levels) < -60 < -45 < max(levels) < -34.9
 
     def test_epochs_differ_and_the_seed_decides(self) -> None:
         rows = [row(number, 0.5 + number / 100) for number in range(40)]

@@ -37,8 +37,7 @@ class Recipe:
     minutes: float = 50.0
     learning_rate: float = 1.5e-3
     polish_steps: int = 2_400
-    """The second round: strings at an uneven pace, the decoder's loss alone. Without it a slow speaker's digits are
-    counted twice."""
+    """The second round: every example at an uneven pace, the decoder's loss alone."""
     polish_minutes: float = 20.0
     polish_rate: float = 6e-4
     width: int = 128
@@ -59,6 +58,9 @@ class Recipe:
     clean_share: float = 0.08
     """Until here nothing is disturbed; the disturbances then grow to their full strength."""
     full_strength_from: float = 0.55
+    uneven_share: float = 0.5
+    """Of the examples after the easy part, at full strength: an uneven pace. Without it a slow speaker's digits are
+    counted twice."""
     easy_frame_budget: int = 1_600
     margin_from: float = 0.6
     """Until this part of the training the silence behind clips is shorter than the 0.64 s of use: less to compute."""
@@ -174,13 +176,19 @@ def _learn(model: Any, mixer: Mixer, recipe: Recipe, part: Round, device: str, l
 def _stage(done: float, recipe: Recipe, part: Round) -> Stage:
     """What to draw when `done` (0 to 1) of the round is over."""
     if part.polish:
-        return Stage(easy=False, strength=1.0, margin_s=(0.62, 0.9), frame_budget=recipe.frame_budget, uneven=True)
+        return Stage(easy=False, strength=1.0, margin_s=(0.62, 0.9), frame_budget=recipe.frame_budget, uneven=1.0)
     strength = min(1.0, max(0.0, (done - recipe.clean_share) / (recipe.full_strength_from - recipe.clean_share)))
     if done < recipe.easy_share:
         margin_s, budget = (0.1, 0.3), recipe.easy_frame_budget
     else:
         margin_s, budget = (0.1, 0.5) if done < recipe.margin_from else (0.62, 0.9), recipe.frame_budget
-    return Stage(easy=done < recipe.easy_share, strength=strength, margin_s=margin_s, frame_budget=budget)
+    return Stage(
+        easy=done < recipe.easy_share,
+        strength=strength,
+        margin_s=margin_s,
+        frame_budget=budget,
+        uneven=0.0 if done < recipe.easy_share else recipe.uneven_share * strength,
+    )
 
 
 def _losses(

@@ -53,8 +53,9 @@ class Stage:
     """Silence behind each clip, drawn once per batch."""
     frame_budget: int
     """Mel frames in a batch, margins included."""
-    uneven: bool = False
-    """Pauses and tempo vary so much that the length of a clip says little about how many words are in it."""
+    uneven: float = 0.0
+    """Share of the examples at an uneven pace: pauses, gaps and tempo vary so much that the length of a clip says
+    little about how many words are in it."""
 
 
 def with_margin(wave: Wave, *, margin_s: float = MARGIN_S) -> Wave:
@@ -119,7 +120,7 @@ class Mixer:
             name: share for name, share in shares.items() if name in ("real digits", "quiet") or self.others.get(name)
         }
 
-    def example(self, *, easy: bool = False, strength: float = 1.0, uneven: bool = False) -> Example:
+    def example(self, *, easy: bool = False, strength: float = 1.0, uneven: float = 0.0) -> Example:
         """One example disturbed with `strength`, before its margin; an `easy` one is a single digit or a short word."""
         rng = self.rng
         source = rng.choices(list(self.shares), list(self.shares.values()))[0]
@@ -140,9 +141,8 @@ class Mixer:
             clips = [min((rng.choice(self.others[source]) for _ in range(6)), key=lambda clip: len(clip.samples))]
         else:
             clips = [rng.choice(self.others[source])]
-        return Example(
-            self._disturb(self._join(clips, strength, uneven), strength), " ".join(clip.text for clip in clips)
-        )
+        wave = self._join(clips, strength, rng.random() < uneven)
+        return Example(self._disturb(wave, strength), " ".join(clip.text for clip in clips))
 
     def long_example(self, *, seconds: float) -> Example:
         """Speech somewhere in up to `seconds` of sound: what the stock 30 s window looks like."""
@@ -162,6 +162,8 @@ class Mixer:
         for clip in clips:
             factor = speed * rng.uniform(0.97, 1.03) if clip.real and len(clips) > 1 else speed
             wave = synthesis.change_speed(clip.wave, factor=factor) if factor != 1 else clip.wave
+            if uneven and rng.random() < 0.3:
+                wave = self._gap(wave)
             parts.append(wave * np.float32(10 ** rng.uniform(-0.15, 0.15)))
             pause_s = rng.uniform(0, pauses)
             if uneven and rng.random() < 0.6:
@@ -169,6 +171,23 @@ class Mixer:
             pause = np.zeros(round(pause_s * SAMPLE_RATE), np.float32)
             parts.append(self._click(pause) if uneven and rng.random() < 0.25 else pause)
         return np.concatenate(parts)
+
+    def _gap(self, wave: Wave) -> Wave:
+        """The wave with the quietest moment inside it made 20 to 150 ms longer, as slow speakers hold a stop.
+
+        A wave that is nowhere 20 dB below its loudest moment stays as it is: silence there would be a cut.
+        """
+        frames = wave[: len(wave) // HOP * HOP].reshape(-1, HOP)
+        level = np.sqrt(np.mean(frames**2, axis=1))
+        first, last = len(level) // 5, len(level) * 17 // 20
+        if last <= first:
+            return wave
+        quietest = first + int(np.argmin(level[first:last]))
+        if level[quietest] > 0.1 * level.max():
+            return wave
+        place = quietest * HOP + HOP // 2
+        silence = np.zeros(round(self.rng.uniform(0.02, 0.15) * SAMPLE_RATE), np.float32)
+        return np.concatenate([wave[:place], silence, wave[place:]])
 
     def _click(self, pause: Wave) -> Wave:
         """The pause with a breath, a click or a knock of 10 to 150 ms somewhere in it: sound that is no word."""
@@ -253,11 +272,12 @@ class Batches:
     def _batch(self, waves: Sequence[Wave], words: list[str], *, stretch: bool = True) -> Batch:
         log_power, frames = self.mel.power(waves)
         log_power = self._colour(self._warp(log_power))
-        if self.stage.uneven:
+        uneven = self._uniform(1).item() < self.stage.uneven
+        if uneven:
             log_power = self._contrast(log_power)
         if stretch and self._uniform(1).item() < 0.5 * self.stage.strength:
             # Slower or faster without a change of pitch; one factor for the batch keeps it one operation.
-            fastest, spread = (0.8, 0.8) if self.stage.uneven else (0.85, 0.4)
+            fastest, spread = (0.8, 0.8) if uneven else (0.85, 0.4)
             steps = round(log_power.shape[2] * (fastest + spread * self._uniform(1).item()) / FRAME_STEP)
             factor = steps * FRAME_STEP / log_power.shape[2]
             log_power = functional.interpolate(log_power, size=steps * FRAME_STEP, mode="linear")

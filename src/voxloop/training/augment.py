@@ -23,6 +23,7 @@ TELEPHONE_RATE = 8_000
 TELEPHONE_LOW_HZ = (200.0, 300.0)  # nothing passes below the first, all from the second on
 TELEPHONE_HIGH_HZ = (3_400.0, 3_700.0)
 MU = 255  # of mu-law
+HISS_DBFS = (-80.0, -35.0)  # of a clip without speech: from a studio to a noisy room
 MASK_CHANCE = 0.5  # of each band and stretch of SpecAugment: half of the clips of a batch keep it
 
 
@@ -46,6 +47,15 @@ def waveform(clip: Waveform, recipe: Recipe, rng: np.random.Generator, noises: S
     if recipe.volume_db:
         clip = clip * np.float32(10 ** (rng.uniform(-recipe.volume_db, recipe.volume_db) / 20))
     return np.clip(clip, -1.0, 1.0).astype(np.float32)
+
+
+def hiss(samples: int, rng: np.random.Generator) -> Waveform:
+    """Noise (S,) of a room in which nobody speaks: between white and pink, so loud as rooms are."""
+    spectrum = np.fft.rfft(rng.standard_normal(samples))
+    spectrum *= np.maximum(np.arange(len(spectrum)), 1) ** -rng.uniform(0.0, 0.5)  # power as f^-1 is pink
+    noise = np.fft.irfft(spectrum, samples)
+    level = 10 ** (rng.uniform(*HISS_DBFS) / 20)
+    return np.asarray(noise * level / np.sqrt(np.mean(np.square(noise))), dtype=np.float32)
 
 
 def change_speed(clip: Waveform, factor: float) -> Waveform:

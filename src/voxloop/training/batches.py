@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 CACHE_S = 4 * 3600.0  # seconds of audio held in memory: 920 MB; more is read from disk each time
 CLIPS_PER_BUCKET = 16  # with fewer, buckets are left over half filled
 MOST_BUCKETS = 10
+SILENCE = "silence"  # what the ids of clips without speech begin with
+SHORTEST_SILENCE_S = 0.5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -241,8 +243,30 @@ class Plan:
             while rows:
                 wanted = rng.randint(2, self.recipe.join_clips)
                 examples.append(self._string(rows, wanted, rng, f"{epoch}-{len(examples)}"))
+        examples += self._silences(epoch, len(heard), max(cut.duration for cut in examples))
         rng.shuffle(examples)
         return examples
+
+    def _silences(self, epoch: int, clips: int, longest_s: float) -> list[Any]:
+        """Clips without speech, as many as the recipe says, no longer than the others are."""
+        from lhotse.cut import PaddingCut
+
+        rng = random.Random(f"silence {self.recipe.seed} {epoch}")
+        durations = [
+            round(rng.uniform(SHORTEST_SILENCE_S, max(SHORTEST_SILENCE_S, longest_s)), 2)
+            for _ in range(round(clips * self.recipe.silence_share))
+        ]
+        return [
+            PaddingCut(
+                id=f"{SILENCE}-{epoch}-{number}",
+                duration=duration,
+                sampling_rate=SAMPLE_RATE,
+                feat_value=0.0,
+                num_samples=round(duration * SAMPLE_RATE),
+                custom={"language": rng.choice(self.rows).language},
+            )
+            for number, duration in enumerate(durations)
+        ]
 
     def again(self, epoch: int) -> list[Row]:
         """The earlier speech that this epoch hears: `replay_share` of its clips, each at most once."""
@@ -276,10 +300,14 @@ class Plan:
 # From cuts to tensors ------------------------------------------------------------------------------------------------
 
 
-def spoken(cut: Any, speech: Speech) -> tuple[Waveform, str, str | None]:
-    """Samples (S,), text and language of a single clip or of a string."""
+def spoken(cut: Any, speech: Speech, seed: int = 0) -> tuple[Waveform, str, str | None]:
+    """Samples (S,), text and language of a single clip, of a string, or of a clip without speech by its `seed`."""
     from lhotse import MonoCut
+    from lhotse.cut import PaddingCut
 
+    if isinstance(cut, PaddingCut):
+        rng = np.random.default_rng([seed, *cut.id.encode()])
+        return augment.hiss(cut.num_samples, rng), "", cut.custom["language"]
     tracks = getattr(cut, "tracks", None)
     if tracks is None:
         row = speech.row(cut.id)
@@ -314,7 +342,7 @@ class Collator:
         self.noises = noises
 
     def __call__(self, batch: Batch) -> dict[str, Any]:
-        heard = [spoken(cut, self.speech) for cut in batch.cuts]
+        heard = [spoken(cut, self.speech, self.recipe.seed) for cut in batch.cuts]
         waveforms = [
             augment.waveform(
                 clip, self.recipe, np.random.default_rng(_seed(self.recipe.seed, batch.epoch, cut.id)), self.noises

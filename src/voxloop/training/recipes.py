@@ -101,6 +101,8 @@ class Recipe:
     """Longest pause between the clips of a string."""
     join_seconds: float = 12.0
     """Longest string; longer clips are not joined."""
+    silence_share: float = 0.0
+    """Share of an epoch's clips that are faint noise without a text, so that nothing is heard where nobody speaks."""
     full_length_share: float = 0.0
     """Share of batches padded to 30 s, so that decoding at full length does not suffer."""
     replay_share: float = 0.2
@@ -155,6 +157,7 @@ class Recipe:
             "telephone_share",
             "join_share",
             "full_length_share",
+            "silence_share",
         ):
             self._check(name, 0 <= getattr(self, name) <= 1, "it must be from 0 to 1")
         for name in ("label_smoothing", "beta1", "beta2", "lora_dropout", "average", "replay_share"):
@@ -206,6 +209,7 @@ RECIPES: dict[str, Recipe] = {
         average=0.98,
         join_share=0.5,
         join_seconds=2.5,
+        silence_share=0.04,
     ),
     "thorough": Recipe(
         name="thorough",
@@ -213,6 +217,7 @@ RECIPES: dict[str, Recipe] = {
         warmup_steps=100,
         max_epochs=30,
         average=0.999,
+        silence_share=0.01,
         full_length_share=0.02,
         eval_seconds=None,
         patience=6,
@@ -226,6 +231,7 @@ RECIPES: dict[str, Recipe] = {
         max_epochs=20,
         batch_seconds=60.0,
         label_smoothing=0.05,
+        silence_share=0.01,
         full_length_share=0.1,
         eval_seconds=None,
         patience=5,
@@ -238,6 +244,7 @@ RECIPES: dict[str, Recipe] = {
         max_epochs=10,
         batch_seconds=120.0,
         accumulation=2,
+        silence_share=0.01,
         full_length_share=0.1,
         join_share=0.15,
         eval_seconds=None,

@@ -208,7 +208,7 @@ class SpeechTrainer(Seq2SeqTrainer):  # type: ignore[misc]
         self.session.judge(score)
         self.pace.evaluated_s = self.session.elapsed_s
         self.busy_s += self.session.elapsed_s - began
-        metrics = {"val_wer": score.wer, "val_cer": score.cer}
+        metrics = _metrics(score)
         self.log(dict(metrics))
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -252,6 +252,7 @@ class SpeechTrainer(Seq2SeqTrainer):  # type: ignore[misc]
             "loss": logs.get("loss"),
             "val_wer": logs.get("val_wer"),
             "val_cer": logs.get("val_cer"),
+            "val_strings_wer": logs.get("val_strings_wer"),
             "learning_rate": logs.get("learning_rate"),
             "samples_per_second": None,
             "elapsed_s": round(now, 3),
@@ -268,6 +269,11 @@ class SpeechTrainer(Seq2SeqTrainer):  # type: ignore[misc]
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
 
 
+def _metrics(score: Score) -> dict[str, float]:
+    found = {"val_wer": score.wer, "val_cer": score.cer, "val_strings_wer": score.strings_wer}
+    return {name: value for name, value in found.items() if value is not None}
+
+
 def _on_gpu(device: str) -> bool:
     """Whether the run is on a GPU. Raises SettingError where one is asked for and there is none."""
     if device.startswith("cuda") and not torch.cuda.is_available():
@@ -279,6 +285,7 @@ def _sentence(line: dict[str, Any]) -> str:
     parts = [f"step {line['step']}, epoch {line['epoch']}"]
     parts += [f"loss {line['loss']:.4f}"] if line["loss"] is not None else []
     parts += [f"val WER {line['val_wer']:.2%}, CER {line['val_cer']:.2%}"] if line["val_wer"] is not None else []
+    parts += [f"strings {line['val_strings_wer']:.2%}"] if line["val_strings_wer"] is not None else []
     parts += [f"{line['samples_per_second']:.1f} clips/s"] if line["samples_per_second"] is not None else []
     return f"{', '.join(parts)}, {line['elapsed_s']:.1f} s"
 
@@ -421,7 +428,7 @@ def _measure_base(session: Session, trainer: SpeechTrainer) -> None:
         return
     score = session.measure(0, context=session.trainable.extra.get("base_context", "auto"))
     session.progress.base = session.progress.best = score
-    trainer.log({"val_wer": score.wer, "val_cer": score.cer})
+    trainer.log(_metrics(score))
 
 
 def _finish(session: Session, trainer: SpeechTrainer) -> None:
