@@ -146,6 +146,17 @@ class TestFloat32:
             assert_alike(ours, alone(torchs, clips, asked, word_times=True), tolerance=1e-4)
             assert all("cut off" in one.guards for one in ours)
 
+    def test_batches_side_by_side_come_out_in_order(
+        self, exact: CTranslateRecogniser, spoken: tuple[list, list], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+        WHISPER.convert(STARTER_DIR, tmp_path / "converted", "float32")
+        several = WHISPER.load_converted(STARTER_DIR, tmp_path / "converted")
+        assert several._at_once == 3
+        clips = spoken[0][:16]
+        asked = Decoding(batch_seconds=5.0, guards=NOTHING)
+        assert_alike(several.transcribe(clips, asked), alone(exact, clips, asked), tolerance=1e-4)
+
     def test_embeddings(self, torchs: WhisperRecogniser, exact: CTranslateRecogniser) -> None:
         clips = noise(0.4, 1.3)
         for clip in clips:

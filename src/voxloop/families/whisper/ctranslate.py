@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from voxloop.families.contract import Waveform
 
 MANIFEST = "voxloop.json"  # in a converted folder: what it was made of, and the hashes of its files
-LOGITS_BYTES = 512 << 20  # of all steps of a batch: each token's probability is read off them
+WORKERS = 4  # batches decoded side by side on a CPU, at most
+LOGITS_BYTES = 512 << 20  # of all steps of these batches: each token's probability is read off them
 LOOK_AHEAD = 8  # tokens read at once while sampling: as many of them are kept as were drawn like that
 
 
@@ -138,6 +139,8 @@ def load(folder: str | Path, converted: Path, device: str) -> CTranslateRecognis
             device_index=int(index or 0),
             compute_type=compute_type,
             intra_threads=torch.get_num_threads(),
+            # Clips of unlike length make small batches, which threads wait in more than they work.
+            inter_threads=min(torch.get_num_threads(), WORKERS) if kind == "cpu" else 1,
         )
         return CTranslateRecogniser(model, *_described(folder))
     except (OSError, ValueError, RuntimeError, KeyError) as error:
@@ -156,10 +159,15 @@ class CTranslateRecogniser(Reader):
         self.model = model
         self.suppressed: list[int] = list(generation.suppress_tokens or [])
 
+    @property
+    def _at_once(self) -> int:
+        workers: int = self.model.num_workers
+        return workers
+
     def _same_batch(self, first: int, next: int, count: int, context: AudioContext) -> bool:
         limit = self._limit(first, Decoding().max_new_tokens, 4)
         memory = (count + 1) * limit * self.config.vocab_size * 4
-        return frames_in(first, context) == frames_in(next, context) and memory <= LOGITS_BYTES
+        return frames_in(first, context) == frames_in(next, context) and memory * self._at_once <= LOGITS_BYTES
 
     def _encode(self, clips: Sequence[Waveform], context: AudioContext) -> tuple[Any, None]:
         features, _ = features_of(clips, context, self.filters, "cpu")

@@ -9,7 +9,8 @@ import hashlib
 import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -175,6 +176,11 @@ class Reader(ABC):
         """What the engine needs around its work."""
         return nullcontext()
 
+    @property
+    def _at_once(self) -> int:
+        """Batches that the engine decodes side by side; they share the budget of padded seconds."""
+        return 1
+
     def _same_batch(self, first: int, next: int, count: int, context: AudioContext) -> bool:
         """Whether a clip of `next` samples may join `count` clips whose first, longest has `first` samples."""
         return True
@@ -194,11 +200,25 @@ class Reader(ABC):
                     found[index] = Hypothesis(text="", confidence=None, language=decoding.language, guards=("silence",))
                     heard[index] = waveform[:0]
         with self._running():
-            for batch in self._batches(heard, context, decoding.batch_seconds / max(1, decoding.beams)):
-                hypotheses = self._decode([heard[index] for index in batch], context, decoding, word_times)
+            budget_s = decoding.batch_seconds / max(1, decoding.beams) / self._at_once
+            batches = list(self._batches(heard, context, budget_s))
+
+            def decoded(batch: list[int]) -> list[Hypothesis]:
+                return self._decode([heard[index] for index in batch], context, decoding, word_times)
+
+            for batch, hypotheses in zip(batches, self._each(decoded, batches), strict=True):
                 for index, hypothesis in zip(batch, hypotheses, strict=True):
                     found[index] = hypothesis
         return found
+
+    def _each(
+        self, decoded: Callable[[list[int]], list[Hypothesis]], batches: Sequence[list[int]]
+    ) -> Iterator[list[Hypothesis]]:
+        if min(self._at_once, len(batches)) <= 1:
+            yield from map(decoded, batches)
+            return
+        with ThreadPoolExecutor(self._at_once) as pool:
+            yield from pool.map(decoded, batches)
 
     def embed(self, waveforms: Sequence[Waveform]) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
         """The mean of the encoder's states over each clip, its margin left out, as unit vectors (B, D)."""
