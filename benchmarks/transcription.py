@@ -40,8 +40,8 @@ rates come from, and it is safe only on models tuned so: the starter is, and its
 faster-whisper fills the spectrogram's rest with zeros where Whisper was trained on silence; the starter, which never
 heard that, makes more errors of it (transformers, fed such zeros, does as well), so its row compares the speed alone.
 The starter is so small that the work per token decides, not the encoder, and its 32 strings make batches of one to
-four: its ratios to transformers are lower than the tiny shape's. Long audio against faster-whisper's batched pipeline
-is not measured yet.
+four: its ratios to transformers are lower than those of the tiny shape. Long audio has no row yet: ten minutes took
+about twice as long as by faster-whisper's batched pipeline, most of it voice detection (docs/log.md).
 """
 
 Sound = np.ndarray[tuple[int], np.dtype[np.float32]]
