@@ -290,7 +290,8 @@ def section(rows: Sequence[LearningRow], *, steps: int | None, overrides: Sequen
         machine(),
         "",
         f"Recipe `{RECIPE}`{changed}, {ended}. Each starter was made without the voice. Word error rates of single "
-        "digits or sentences and of strings; after: the median over the seeds, from the least to the greatest.",
+        "digits or sentences and of strings; after: the median over the seeds, from the least to the greatest. Digits "
+        "are learnt from as many clips of each; before and after are heard in 250 others and in strings of them.",
         "",
         "| voice | clips | seeds | before | after | relative improvement | strings before | strings after |",
         "|---|---|---|---|---|---|---|---|",
