@@ -28,8 +28,7 @@ from voxloop.datasets.formats import FORMATS, places
 from voxloop.errors import BlobError, ConflictError, UsageError
 from voxloop.integrity import verify
 from voxloop.pipeline import open_loop
-from voxloop.recordings import ingest
-from voxloop.recordings.keeping import audio_key
+from voxloop.recordings import audio_key, ingest
 from voxloop.records import SPLITS, Dataset, Recording, Transcript, Utterance, utterance_id
 from voxloop.utterances import read_span, segment
 from voxloop.workspace import Workspace

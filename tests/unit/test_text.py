@@ -10,6 +10,7 @@ import kaldialign
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from num2words import num2words
 from whisper_normalizer.basic import BasicTextNormalizer
 
 from voxloop.errors import SettingError
@@ -79,7 +80,6 @@ def test_digits_compare_equal_written_together_or_apart(digits: list[int]) -> No
 
 @given(st.integers(0, 999))
 def test_numbers_said_as_numbers_equal_their_figures(number: int) -> None:
-    num2words = pytest.importorskip("num2words").num2words
     assert normalise(num2words(number), "en") == normalise(str(number), "en")
 
 

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 
 from voxloop import audio
 from voxloop.errors import UsageError
-from voxloop.recordings.conversion import Bounds, convert_all, spool_folder
-from voxloop.recordings.keeping import Read, Tally, audio_key, stamp_of, unchanged
+from voxloop.recordings.conversion import Bounds, audio_key, convert_all, spool_folder
 from voxloop.recordings.sources import Item, Refusal, find_items, language_code
 from voxloop.records import Recording
 
 if TYPE_CHECKING:
     from voxloop.audio import Waveform
+    from voxloop.recordings.keeping import Tally
     from voxloop.workspace import Workspace
 
 __all__ = ["IngestProgress", "IngestReport", "Refusal", "audio_key", "ingest", "read_audio"]
@@ -91,6 +91,9 @@ def ingest(
     and time of change that it had is not read again. Raises UsageError where the
     source does not exist.
     """
+    # Here and not above: every process that decodes imports this package, and needs no database for it.
+    from voxloop.recordings.keeping import Read, Tally, stamp_of, unchanged
+
     began = time.monotonic()
     channels = channels or ws.settings.channels
     if channels not in ("mix", "split"):

@@ -47,6 +47,11 @@ class Converted:
         return audio.WAV_HEADER_BYTES + audio.SAMPLE_BYTES * self.samples
 
 
+def audio_key(recording_id: str) -> str:
+    """Where a recording's WAV lies among the blobs."""
+    return f"audio/{recording_id}.wav"
+
+
 Outcome = tuple[Converted, ...] | Refusal
 """A file's channels, one where they are mixed; or why it was not taken."""
 

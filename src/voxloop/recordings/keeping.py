@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import sqlalchemy as sa
 
 from voxloop.errors import BlobError
-from voxloop.recordings.conversion import Converted, Outcome
+from voxloop.recordings.conversion import Converted, Outcome, audio_key
 from voxloop.recordings.sources import Item, Refusal, Said
 from voxloop.records import SAMPLE_RATE, GivenSegment, Recording
 from voxloop.stores import catalog as tables
@@ -50,11 +50,6 @@ class Read:
     item: Item
     outcome: Outcome | Unchanged
     stamp: Stamp | None = None  # as it was before it was read
-
-
-def audio_key(recording_id: str) -> str:
-    """Where a recording's WAV lies among the blobs."""
-    return f"audio/{recording_id}.wav"
 
 
 def stamp_of(item: Item) -> Stamp | None:

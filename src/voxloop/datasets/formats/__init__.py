@@ -23,7 +23,7 @@ from voxloop.datasets.freezing import freeze
 from voxloop.datasets.rows import DatasetRow, manifest_key, rows
 from voxloop.datasets.splits import strictest
 from voxloop.errors import BlobError, ConflictError, UsageError, nearest
-from voxloop.recordings.keeping import audio_key
+from voxloop.recordings import audio_key
 from voxloop.records import Dataset, Quality, Recording, Split, Transcript, Utterance, utterance_id
 from voxloop.stores import catalog as tables
 from voxloop.utterances import read_span
