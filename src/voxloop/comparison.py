@@ -272,7 +272,7 @@ def verdict_of(
         how = "stayed at" if found.difference == 0 else f"went from {before} to"
         return "reject", (f"no better: word error rate {how} {after} {on}",)
     gain = f"word error rate fell from {before} to {after} {on}"
-    span = f"95 % interval of the change: {_points(found.low)} to {_points(found.high)} points"
+    span = f"95 % interval of the change: {points(found.low)} to {points(found.high)} points"
     failed = tuple(guard.finding for guard in guards if not (guard.passed or guard.unsure))
     if failed:
         return "reject", (*failed, f"although {gain}")
@@ -301,7 +301,8 @@ def verdict_of(
     return "promote", (gain, span, luck)
 
 
-def _points(difference: float) -> str:
+def points(difference: float) -> str:
+    """A difference of shares in percentage points, with its sign."""
     return f"{100 * difference:+.1f}"
 
 

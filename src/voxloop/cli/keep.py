@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from voxloop.cli.screen import By, Json, opened, print_json, progress, short, table
+from voxloop.cli.screen import By, Json, opened, print_json, progress, short, table, when
 
 if TYPE_CHECKING:
     from voxloop.integrity import Verification
@@ -140,7 +140,6 @@ def restore(
     as_json: Json = False,
 ) -> None:
     """Make a new workspace (named with -C) from a backup, every file checked. An existing one is never touched."""
-    import time
 
     from voxloop.integrity import restore as bring_back
     from voxloop.settings import workspace_folder
@@ -150,8 +149,8 @@ def restore(
     if as_json:
         print_json(done)
         return
-    made = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(done.made))
-    typer.echo(f"{done.folder}: {done.files} files ({done.bytes / 1e6:.1f} MB) as of {made}, in {done.elapsed:.1f} s")
+    held = f"{done.files} files ({done.bytes / 1e6:.1f} MB) as of {when(done.made)}"
+    typer.echo(f"{done.folder}: {held}, in {done.elapsed:.1f} s")
     for key in done.missing:
         typer.echo(f"missing when the backup was made: {key}", err=True)
     typer.echo("what was forgotten after that moment is there again: forget it again")

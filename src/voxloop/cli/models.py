@@ -17,7 +17,7 @@ from voxloop.cli.evaluation import (
     print_comparison,
     print_evaluations,
 )
-from voxloop.cli.screen import By, Json, opened, percent, print_json, progress, short, table
+from voxloop.cli.screen import By, Json, opened, percent, print_json, progress, short, table, when
 
 model = typer.Typer(no_args_is_help=True, help="Models: list, show, compare, promote, rollback, history, export.")
 
@@ -197,7 +197,6 @@ def model_rollback(ctx: typer.Context, by: By = "cli", as_json: Json = False) ->
 @model.command("history")
 def model_history(ctx: typer.Context, as_json: Json = False) -> None:
     """Every movement of the champion with what it rested on, oldest first; nothing is ever taken out."""
-    import time
 
     from voxloop.promotion import history
 
@@ -210,7 +209,7 @@ def model_history(ctx: typer.Context, as_json: Json = False) -> None:
         ["when", "alias", "from", "to", "how", "by", "WER", "on"],
         [
             [
-                time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(move.created)),
+                when(move.created),
                 move.alias,
                 short(move.previous) if move.previous else None,
                 short(move.model),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from voxloop.cli.screen import By, Json, alignment, opened, percent, print_json, progress, short, table
+from voxloop.cli.screen import By, Json, alignment, opened, percent, print_json, progress, short, table, when
 from voxloop.errors import UsageError
 
 if TYPE_CHECKING:
@@ -211,7 +211,7 @@ def review_show(ctx: typer.Context, utterance: str, as_json: Json = False) -> No
         table(
             ["decision", "by", "what", "when", "reason"],
             [
-                [str(d.seq), d.by, f"undo of {d.undoes}" if d.undoes else d.kind, _time(d.created), d.reason]
+                [str(d.seq), d.by, f"undo of {d.undoes}" if d.undoes else d.kind, when(d.created), d.reason]
                 for d in decisions
             ],
         )
@@ -231,14 +231,10 @@ def _tell(item: Item) -> None:
     table(
         ["version", "kind", "by", "when", "confidence", "text"],
         [
-            [str(number), t.kind, short(t.by), _time(t.created), t.confidence, t.text]
+            [str(number), t.kind, short(t.by), when(t.created), t.confidence, t.text]
             for number, t in enumerate(item.versions, 1)
         ],
     )
-
-
-def _time(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds).isoformat(sep=" ", timespec="seconds")
 
 
 @review.command("diff")

@@ -140,6 +140,11 @@ def short(id: str) -> str:
     return id.removeprefix("sha256-")[:12] if id.startswith("sha256-") else id
 
 
+def when(seconds: float) -> str:
+    """A moment, in seconds since the epoch, by the clock of this place."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+
+
 @contextmanager
 def progress(label: str, unit: str) -> Iterator[Callable[[float, float | None], None]]:
     """Tell of long work: a bar with rate and time left on a terminal, plain lines elsewhere.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from voxloop.cli.screen import Json, opened, percent, print_json, short, table
+from voxloop.cli.screen import Json, opened, percent, print_json, short, table, when
 
 if TYPE_CHECKING:
     from voxloop.status import Status
@@ -155,7 +155,6 @@ def events(
     """The audit trail: everything that happened, in order."""
     import dataclasses
     import json
-    import time
 
     import sqlalchemy as sa
 
@@ -171,11 +170,12 @@ def events(
                 if as_json:
                     typer.echo(json.dumps(dataclasses.asdict(event), ensure_ascii=False))
                     continue
-                when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.created))
                 payload = json.dumps(event.payload, ensure_ascii=False) if event.payload else ""
                 if len(payload) > PAYLOAD_SHOWN:
                     payload = payload[: PAYLOAD_SHOWN - 1] + "…"
-                typer.echo(f"{event.seq:>6}  {when}  {event.type:<24} {short(event.subject):<28} {payload}")
+                typer.echo(
+                    f"{event.seq:>6}  {when(event.created)}  {event.type:<24} {short(event.subject):<28} {payload}"
+                )
             if not follow:
                 return
             ws.bus.wait((), ws.settings.poll_s)

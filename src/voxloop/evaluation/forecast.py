@@ -201,13 +201,13 @@ def forecast(ws: Workspace, plan: Plan, *, told: Told | None = None) -> Forecast
     took: list[float] = []
     disk.check(ws.runs, Path(transcripts.model_folder(ws, plan.base)), plan.recipe)
     _lay_out(ws, plan)
-    for number, (clips, seed) in enumerate(_pairs(plan), 1):
-        result = _kept(plan, clips, seed)
+    kept = {pair: _kept(plan, *pair) for pair in _pairs(plan)}
+    for number, ((clips, seed), result) in enumerate(kept.items(), 1):
         known = result is not None
         if result is None:
             result = _train(ws, plan, clips, seed, say)
             took.append(result["took_s"])
-        left = sum(_kept(plan, *pair) is None for pair in _pairs(plan)[number:])
+        left = sum(later is None for later in list(kept.values())[number:])
         pace = sum(took) / len(took) if took else plan.seconds_each
         eta = f", about {left * pace:.0f} s left" if left and pace else ""
         say(f"  {number}/{plan.runs}: {clips} clips, seed {seed}: WER {result['wer']:.1%}{' (kept)' * known}{eta}")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from voxloop import __version__, evaluation, training, transcripts
-from voxloop.comparison import Comparison, compare
+from voxloop.comparison import Comparison, compare, points
 from voxloop.errors import UsageError, VoxloopError
 from voxloop.evaluation import Scored, forecast, scored_rows
 from voxloop.evaluation.words import Confusions, changes, confusions, differences, worst
@@ -185,10 +185,9 @@ def _subjects(
 def _name(model: Model, aliases: dict[str, str]) -> str:
     """What people call a model: its alias, where it came from, or the beginning of its id."""
     alias = sorted(name for name, id in aliases.items() if id == model.id)
-    short = model.id.removeprefix("sha256-")[:12]
     if alias:
-        return f"{alias[0]} ({short})"
-    return Path(model.where).name if model.run is None else short
+        return f"{alias[0]} ({short(model.id)})"
+    return Path(model.where).name if model.run is None else short(model.id)
 
 
 def _render(ws: Workspace, subjects: Sequence[Subject], sounds: Sounds) -> str:
@@ -218,7 +217,7 @@ def _render(ws: Workspace, subjects: Sequence[Subject], sounds: Sounds) -> str:
     environment.filters["percent"] = percent
     environment.filters["points"] = points
     environment.filters["spoken"] = forecast.spoken
-    environment.filters["short"] = lambda id: str(id).removeprefix("sha256-")[:12]
+    environment.filters["short"] = short
     return environment.get_template("page.html.j2").render(
         version=__version__,
         made=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
@@ -253,8 +252,9 @@ def percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f} %"
 
 
-def points(difference: float) -> str:
-    return f"{100 * difference:+.1f}"
+def short(id: str) -> str:
+    """The part of an id that people know a model or dataset by."""
+    return id.removeprefix("sha256-")[:12]
 
 
 # Charts --------------------------------------------------------------------------------------------------------------

@@ -119,13 +119,14 @@ def walk(
     while True:
         found: list[Utterance] = []
         for behind in _behind(place):
-            found += reader.all(
-                Utterance,
-                *conditions,  # type: ignore[arg-type]
-                *behind,
-                order=(table.c.priority.desc(), table.c.id),
-                limit=batch - len(found),
-            )
+            if len(found) < batch:
+                found += reader.all(
+                    Utterance,
+                    *conditions,  # type: ignore[arg-type]
+                    *behind,
+                    order=(table.c.priority.desc(), table.c.id),
+                    limit=batch - len(found),
+                )
         for item in items_of(reader, found):
             if matches(item, where):
                 yield item
