@@ -74,7 +74,7 @@ def look(reader: Reader, items: Sequence[Item], *, split: bool) -> Looked:
             to_read.append((item, None))
         else:
             stamps[str(item.path.absolute())] = item, stamp
-    fitting: dict[str, list[sa.Row[Any]]] = {}
+    fitting: dict[str, list[Any]] = {}  # rows
     file, recording = tables.source_file.c, tables.recording.c
     statement = sa.select(
         *(file.path, file.channel, file.size, file.mtime_ns, file.recording),
