@@ -76,10 +76,10 @@ def look(reader: Reader, items: Sequence[Item], *, split: bool) -> Looked:
     ).join_from(tables.source_file, tables.recording)
     for paths in _parts(list(stamps)):
         for row in reader.connection.execute(statement.where(file.path.in_(paths))).all():
-            stamp = stamps[row.path]
+            now = stamps[row.path]
             # "mono": a file of one channel is the same recording either way.
             fits = row.channel == "mono" or (row.channel == "mix") != split
-            if fits and stamp.size == row.size and stamp.mtime_ns == row.mtime_ns:
+            if fits and now.size == row.size and now.mtime_ns == row.mtime_ns:
                 fitting.setdefault(row.path, []).append(row)
     refused = _refused(reader, [str(item.path) for item, path, _ in placed if path in fitting])
     known: list[str] = []
