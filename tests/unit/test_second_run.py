@@ -95,6 +95,15 @@ def test_what_is_said_the_second_time_still_counts(workspace: Workspace, folder:
     assert read == []
 
 
+def test_files_are_read_in_the_order_given(workspace: Workspace, folder: Path) -> None:
+    """Also those that cannot be looked at, among others."""
+    ingest(workspace, folder / "2.wav")
+    given = [folder / name for name in ("1.wav", "gone.wav", "2.wav", "bad.wav", "also-gone.wav", "0.wav")]
+    (folder / "bad.wav").write_bytes(b"no")
+    report = ingest(workspace, given)
+    assert [Path(refusal.path).name for refusal in report.refused] == ["gone.wav", "bad.wav", "also-gone.wav"]
+
+
 def test_an_unchanged_file_that_was_refused_in_between_is_so_no_longer(workspace: Workspace, folder: Path) -> None:
     ingest(workspace, folder)
     (folder / "0.txt").write_bytes(b"\xff\xfe\xff")

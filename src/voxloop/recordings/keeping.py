@@ -66,14 +66,8 @@ def look(reader: Reader, items: Sequence[Item], *, split: bool) -> Looked:
 
     Most of a second run goes through here, so that it makes one query and few objects.
     """
-    stamps: dict[str, tuple[Item, Stamp]] = {}  # by absolute path
-    to_read: list[tuple[Item, Stamp | None]] = []
-    for item in items:
-        stamp = None if item.refusal else stamp_of(item)
-        if stamp is None:
-            to_read.append((item, None))
-        else:
-            stamps[str(item.path.absolute())] = item, stamp
+    placed = [(item, str(item.path.absolute()), None if item.refusal else stamp_of(item)) for item in items]
+    stamps = {path: stamp for _, path, stamp in placed if stamp}
     fitting: dict[str, list[Any]] = {}  # rows
     file, recording = tables.source_file.c, tables.recording.c
     statement = sa.select(
@@ -82,16 +76,17 @@ def look(reader: Reader, items: Sequence[Item], *, split: bool) -> Looked:
     ).join_from(tables.source_file, tables.recording)
     for paths in _parts(list(stamps)):
         for row in reader.connection.execute(statement.where(file.path.in_(paths))).all():
-            stamp = stamps[row.path][1]
+            now = stamps[row.path]
             # "mono": a file of one channel is the same recording either way.
             fits = row.channel == "mono" or (row.channel == "mix") != split
-            if fits and stamp.size == row.size and stamp.mtime_ns == row.mtime_ns:
+            if fits and now.size == row.size and now.mtime_ns == row.mtime_ns:
                 fitting.setdefault(row.path, []).append(row)
-    refused = _refused(reader, [str(stamps[path][0].path) for path in fitting])
+    refused = _refused(reader, [str(item.path) for item, path, _ in placed if path in fitting])
     known: list[str] = []
     unchanged: list[Read] = []
-    for path, (item, stamp) in stamps.items():
-        rows = fitting.get(path)
+    to_read: list[tuple[Item, Stamp | None]] = []
+    for item, path, stamp in placed:
+        rows = fitting.get(path) if stamp else None
         if not rows:
             to_read.append((item, stamp))
         elif str(item.path) not in refused and _says_nothing_new(item, rows):
