@@ -1,6 +1,6 @@
 """Run the benchmarks named, or all that compare speeds: tables, build/bench/NAME.json, and sections of RESULTS.md.
 
-`training` and `learning` have options of their own: `python -m benchmarks training --help`. `learning` needs speech and
+All but `transcription` have options of their own: `python -m benchmarks training --help`. `learning` needs speech and
 starters, and is not among all.
 """
 
@@ -9,16 +9,24 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks import learning, results, training
+from benchmarks import growth, ingest, learning, results, training
 from benchmarks.side_by_side import Row, table, write
 
 NAMES = ("training", "transcription", "ingest", "growth")
+# Benchmarks with options of their own, which print and write by themselves.
+OWN: dict[str, Callable[[Sequence[str]], None]] = {
+    "learning": learning.main,
+    "training": training.main,
+    "ingest": ingest.main,
+    "growth": growth.main,
+}
 
 
 def main() -> None:
-    own = {"learning": learning.main, "training": training.main}.get(*sys.argv[1:2] or [""])
+    own = OWN.get(*sys.argv[1:2] or [""])
     if own is not None:
         own(sys.argv[2:])
         return
@@ -30,8 +38,8 @@ def main() -> None:
     for name in given.names or NAMES:
         if name not in NAMES:
             parser.error(f"there is no benchmark {name!r}; known: {', '.join(NAMES)}")
-        if name == "training":
-            training.main(["--rounds", str(given.rounds), "--out", str(given.out)])
+        if name in OWN:
+            OWN[name](["--rounds", str(given.rounds), "--out", str(given.out)])
             continue
         module = importlib.import_module(f"benchmarks.{name}")
         rows: list[Row] = module.measure(given.rounds)

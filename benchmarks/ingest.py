@@ -3,8 +3,8 @@
 mixed: 500 files of eight kinds against one ffmpeg process a file. Both sides decode, resample to 16 kHz mono, measure
     and store WAV. Ours also hashes, looks for what is known and writes the catalog's rows, events and jobs; ffmpeg's
     measurement is `astats` alone. Needs the command `ffmpeg`, as does `long`.
-small: many files of a second or less, all different, in one process: the rate and the memory from the first tenth to the
-    last, then the same folder again.
+small: many files of a second or less, all different, in one process: rate and memory from the first tenth to the last,
+    then the same folder again.
 long: one file of many hours.
 """
 
@@ -138,7 +138,7 @@ def _ffmpeg(path: Path, out: Path) -> None:
 
 
 def _differences(files: Sequence[Path], folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """By kind: how many samples longer ours is than ffmpeg's, and the difference of their samples in dB to the signal."""
+    """By kind: how many samples longer ours is than ffmpeg's, and the difference between both in dB to the signal."""
     found: dict[str, list[tuple[int, float]]] = {}
     with open_loop(folder / "workspace", create=True) as ws:
         ingest(ws, files, processes=1)
@@ -209,9 +209,10 @@ def small(folder: Path, given: argparse.Namespace) -> tuple[list[Row], str]:
     ]
     by_tenth = ", ".join(f"{rate:.0f}" for rate in rates)
     note = (
-        f"{given.files:,} small files in one process, by tenths of the run: {by_tenth} files/s; {found['start_mb']:.0f} MB "
-        f"resident before, {memory[0]:.0f} MB after the first tenth, {memory[-1]:.0f} MB after the last, at most "
-        f"{found['peak_mb']:.0f} MB. The ratio's range is that of all tenths to the first."
+        f"{given.files:,} small files in one process, by tenths of the run: {by_tenth} files/s; "
+        f"{found['start_mb']:.0f} MB resident before, {memory[0]:.0f} MB after the first tenth, "
+        f"{memory[-1]:.0f} MB after the last, at most {found['peak_mb']:.0f} MB with the second runs. "
+        "The ratio's range is that of all tenths to the first."
     )
     return rows, note
 
@@ -335,7 +336,7 @@ def _apart(what: str, *arguments: Path | str) -> dict[str, Any]:
     return found
 
 
-def main(argv: Sequence[str]) -> None:
+def main(arguments: Sequence[str]) -> None:
     """`python -m benchmarks ingest`."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks ingest", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -345,7 +346,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--part", choices=PARTS, action="append", help="only this; more than once: only these")
     parser.add_argument("--files", type=int, default=20_000, help="small files")
     parser.add_argument("--hours", type=float, default=1.0, help="length of the long file")
-    given = parser.parse_args(argv)
+    given = parser.parse_args(arguments)
     for part in given.part or PARTS:
         with tempfile.TemporaryDirectory(prefix="voxloop-bench-") as folder:
             rows, note = {"mixed": mixed, "small": small, "long": long}[part](Path(folder), given)
@@ -371,4 +372,8 @@ def section(out: Path) -> str:
 
 if __name__ == "__main__":
     what, first, second, *more = sys.argv[1:]
-    print(json.dumps(run_small(Path(first), Path(second), int(*more)) if what == "small" else run_long(Path(first), Path(second))))
+    print(
+        json.dumps(
+            run_small(Path(first), Path(second), int(*more)) if what == "small" else run_long(Path(first), Path(second))
+        )
+    )
