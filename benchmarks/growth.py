@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import resource
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -22,7 +22,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
 import sqlalchemy as sa
 
@@ -61,9 +61,9 @@ def fill(ws: Workspace, utterances: int, *, seed: int = 1) -> None:
     rows = _rows(utterances, random.Random(seed))
     with ws.catalog.engine.connect() as connection:
         # Keys are random: with a small cache each row is a page read and written.
-        connection.exec_driver_sql("PRAGMA cache_size=-1000000")
-        connection.exec_driver_sql("PRAGMA synchronous=off")
-        connection.commit()
+        driver = cast("sqlite3.Connection", connection.connection.driver_connection)
+        driver.execute("PRAGMA cache_size=-1000000")  # KB
+        driver.execute("PRAGMA synchronous=off")
         while block := list(islice(rows, BLOCK)):
             found: dict[sa.Table, list[dict[str, Any]]] = {}
             for table, row in block:
@@ -199,7 +199,9 @@ def build(folder: Path) -> dict[str, float]:
 
 
 def _peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Of this program alone: `ru_maxrss` counts what its parent held when it started it."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
 
 
 def measured(folder: Path, size: int) -> dict[str, list[float]]:
@@ -233,7 +235,9 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--rounds", type=int, default=REPEATS, help="times that each question is asked")
     parser.add_argument("--out", type=Path, default=Path("build/bench"))
-    parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES), help="utterances")
+    parser.add_argument(
+        "--sizes", type=int, nargs="*", default=list(SIZES), help="utterances; none: only write the page"
+    )
     parser.add_argument("--fill", type=Path, metavar="FOLDER", help="only write the workspaces, as FOLDER/SIZE")
     parser.add_argument("--workspaces", type=Path, metavar="FOLDER", help="measure in those written before")
     parser.add_argument("--page", type=Path, metavar="DOCS", help="write growth.svg and the table of growth.md there")
@@ -252,19 +256,27 @@ def main(arguments: Sequence[str]) -> None:
         given.out.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"machine": machine(), "size": size, "found": found}, indent=2)
         (given.out / f"growth-{size}.json").write_text(text + "\n")
-    if given.fill:
-        return
-    known = sorted(
-        (json.loads(path.read_text()) for path in given.out.glob("growth-*.json")), key=lambda one: one["size"]
-    )
+    if not given.fill:
+        known = measures(given.out)
+        results.put(results.PATH, "growth", section(given.out, known))
+        if given.page:
+            growth_page.write(given.page, known)
+
+
+def measures(out: Path) -> list[dict[str, Any]]:
+    """What was measured, the newest at each size, the smallest first."""
+    known = (json.loads(path.read_text()) for path in out.glob("growth-*.json"))
+    return sorted(known, key=lambda one: int(one["size"]))
+
+
+def section(out: Path, known: Sequence[dict[str, Any]]) -> str:
+    """The largest size against the smallest, for the results; the rows as `growth.json`."""
     small, large = known[0], known[-1]
     rows = [_row(name, large, small) for name in large["found"]]
-    write(given.out / "growth.json", rows)
-    machines = "\n\n".join(dict.fromkeys(one["machine"] for one in known))
-    results.put(results.PATH, "growth", f"{machines}\n\n{rows_table(rows)}\n\n{NOTES}")
+    print(write(out / "growth.json", rows))
     print(rows_table(rows))
-    if given.page:
-        growth_page.write(given.page, known)
+    machines = "\n\n".join(dict.fromkeys(one["machine"] for one in known))
+    return f"{machines}\n\n{rows_table(rows)}\n\n{NOTES}"
 
 
 def _row(name: str, large: dict[str, Any], small: dict[str, Any]) -> Row:
