@@ -272,7 +272,7 @@ def measures(out: Path) -> list[dict[str, Any]]:
 def section(out: Path, known: Sequence[dict[str, Any]]) -> str:
     """The largest size against the smallest, for the results; the rows as `growth.json`."""
     small, large = known[0], known[-1]
-    rows = [_row(name, large, small) for name in large["found"]]
+    rows = [_row(name, large, small) for name in large["found"] if name in small["found"]]
     print(write(out / "growth.json", rows))
     print(rows_table(rows))
     machines = "\n\n".join(dict.fromkeys(one["machine"] for one in known))

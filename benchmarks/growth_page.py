@@ -30,8 +30,8 @@ def write(docs: Path, known: Sequence[dict[str, Any]]) -> None:
 def _table(known: Sequence[dict[str, Any]]) -> str:
     sizes = [one["size"] for one in known]
     lines = [f"| | {' | '.join(f'{size:,}' for size in sizes)} |", "|---" * (len(sizes) + 1) + "|"]
-    for name in known[-1]["found"]:
-        values = [_shown(name, median(one["found"][name])) for one in known]
+    for name in known[0]["found"]:
+        values = [_shown(name, median(one["found"][name])) if name in one["found"] else "" for one in known]
         lines.append(f"| {name} | {' | '.join(values)} |")
     return "\n".join(lines)
 
@@ -54,9 +54,11 @@ def _draw(path: Path, known: Sequence[dict[str, Any]]) -> None:
     for name, (label, unit, panel) in DRAWN.items():
         values = [median(one["found"][name]) / unit for one in known]
         panels[panel].plot(sizes, values, marker="o", label=label)
+    memory = "memory of the build"
+    told = [one for one in known if memory in one["found"]]
     panels[1].plot(
-        sizes,
-        [median(one["found"]["memory of the build"]) / 1000 for one in known],
+        [one["size"] for one in told],
+        [median(one["found"][memory]) / 1000 for one in told],
         marker="s",
         linestyle="--",
         label="its memory at the peak, GB",
