@@ -171,11 +171,9 @@ def spans_of(
     other are then joined to phrases, and all pieces where the whole lasts no longer than 8 s.
     """
     joining = joining or PHRASES
-    from silero_vad import get_speech_timestamps_from_probs
-
     if not probabilities:
         return []
-    pieces = get_speech_timestamps_from_probs(
+    pieces = voice.silero().get_speech_timestamps_from_probs(
         list(probabilities),
         sampling_rate=SAMPLE_RATE,
         threshold=settings.vad_threshold,
