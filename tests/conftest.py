@@ -55,7 +55,7 @@ def demo_speech() -> Path:
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """A real S3 server (SeaweedFS) on loopback; the environment that leads to it. Buckets come with the first write."""
+    """A real S3 server (SeaweedFS) on loopback, with a bucket `voxloop`; the environment that leads to it."""
     folder = tmp_path_factory.mktemp("s3")
     keys = {"accessKey": "voxloop", "secretKey": "nothing secret"}
     who = {"name": "tests", "credentials": [keys], "actions": ["Admin", "Read", "Write", "List"]}
