@@ -89,7 +89,7 @@ def _wait_for_s3(server: subprocess.Popen[bytes], folder: Path) -> None:
     until = time.monotonic() + 90
     while True:
         try:
-            Blobs("s3://ready", cache=folder / "cache").put("ready", b"")
+            Blobs("s3://voxloop", cache=folder / "cache").put("ready", b"")  # the bucket comes with it
             return
         except BlobError as error:
             if server.poll() is not None or time.monotonic() > until:
