@@ -40,6 +40,7 @@ from benchmarks.training_sides import (
     write_model,
     write_noise,
 )
+from benchmarks.training_wer import SEEDS
 
 PARTS: Final = ("0.5s", "4s", "12s", "wer", "profile", "gpu")
 LENGTHS_S: Final = {"0.5s": 0.5, "4s": 4.0, "12s": 12.0}
@@ -87,6 +88,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds")
     parser.add_argument("--out", type=Path, default=Path("build/bench"))
     parser.add_argument("--data", type=Path, default=training_wer.DATA, help="folder with digits_en")
+    parser.add_argument("--seed", action="append", type=int, help="of the part wer: only this one; others are kept")
     parser.add_argument("--device", default="cpu", help="of the part gpu: cuda, or cpu to try the code")
     parser.add_argument("--shape", choices=SHAPES, default="whisper-large-v3-turbo", help="of the part gpu")
     parser.add_argument("--peak-tflops", type=float, default=989.0, help="of the GPU in bf16; an H100 has 989")
@@ -126,7 +128,9 @@ def _measure(name: str, given: argparse.Namespace) -> Part | None:
     with tempfile.TemporaryDirectory(prefix="voxloop-training-") as temporary:
         folder = Path(temporary)
         if name == "wer":
-            rows, text = training_wer.measure(folder, given.data, threads=THREADS)
+            rows, text = training_wer.measure(
+                folder, given.data, given.out / "training" / "wer.jsonl", threads=THREADS, seeds=given.seed or SEEDS
+            )
             return Part(rows=rows, text=text) if rows else None
         shape = given.shape if name == "gpu" else "whisper-tiny"
         write_model(folder / "base", SHAPES[shape])
