@@ -32,9 +32,8 @@ ORDER: Final = (
     "data",
     "encoder, forward",
     "decoder, forward",
-    "output projection, forward",
-    "loss",
-    "output projection and loss, backward",
+    "output layer and loss, with their gradients",
+    "scaling of those gradients",
     "decoder, backward",
     "embedding, backward",
     "encoder, backward",
@@ -130,11 +129,11 @@ def run(folder: Path) -> dict[str, Any]:
 
         return marked
 
-    def hook(module: Any, name: str, when_its_gradient_is_there: str | None) -> None:
+    def hook(module: Any, name: str, when_its_gradient_is_there: str) -> None:
         def done(_: Any, __: Any, output: Any) -> None:
             states = output if torch.is_tensor(output) else output.last_hidden_state
             shapes.setdefault(name, states.shape[0] * states.shape[1])
-            if when_its_gradient_is_there and states.requires_grad:
+            if states.requires_grad:
                 states.register_hook(lambda _: clock.mark(when_its_gradient_is_there))
             if name != "embedding":
                 clock.mark(f"{name}, forward")
@@ -145,11 +144,10 @@ def run(folder: Path) -> dict[str, Any]:
 
     whisper = session.trainable.model
     hook(whisper.model.encoder, "encoder", "embedding, backward")
-    hook(whisper.model.decoder, "decoder", "output projection and loss, backward")
+    hook(whisper.model.decoder, "decoder", "scaling of those gradients")
     hook(whisper.model.decoder.embed_tokens, "embedding", "decoder, backward")
-    hook(whisper.proj_out, "output projection", None)
     trainer.get_batch_samples = after("data", trainer.get_batch_samples)
-    trainer.accelerator.backward = before("loss", after("encoder, backward", trainer.accelerator.backward))
+    trainer.accelerator.backward = before(ORDER[3], after("encoder, backward", trainer.accelerator.backward))
     trainer.add_callback(Marks())
     ceilings = matmuls(shapes, whisper.config)
     trainer.train()
