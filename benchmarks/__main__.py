@@ -1,6 +1,7 @@
 """Run the benchmarks named, or all that compare speeds: tables, build/bench/NAME.json, and sections of RESULTS.md.
 
-`learning` needs speech and starters, and has options of its own: `python -m benchmarks learning --help`.
+`training` and `learning` have options of their own: `python -m benchmarks training --help`. `learning` needs speech and
+starters, and is not among all.
 """
 
 from __future__ import annotations
@@ -10,15 +11,16 @@ import importlib
 import sys
 from pathlib import Path
 
-from benchmarks import learning, results
+from benchmarks import learning, results, training
 from benchmarks.side_by_side import Row, table, write
 
 NAMES = ("training", "transcription", "ingest", "growth")
 
 
 def main() -> None:
-    if sys.argv[1:2] == ["learning"]:
-        learning.main(sys.argv[2:])
+    own = {"learning": learning.main, "training": training.main}.get(*sys.argv[1:2] or [""])
+    if own is not None:
+        own(sys.argv[2:])
         return
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; all where none is named")
@@ -28,6 +30,9 @@ def main() -> None:
     for name in given.names or NAMES:
         if name not in NAMES:
             parser.error(f"there is no benchmark {name!r}; known: {', '.join(NAMES)}")
+        if name == "training":
+            training.main(["--rounds", str(given.rounds), "--out", str(given.out)])
+            continue
         module = importlib.import_module(f"benchmarks.{name}")
         rows: list[Row] = module.measure(given.rounds)
         found = f"{table(name, rows)}\n{getattr(module, 'NOTES', '')}"

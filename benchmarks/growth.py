@@ -95,7 +95,7 @@ def _spoken(recording: Recording, place: int, chance: random.Random) -> Iterator
         quality=QUALITY,
         priority=chance.random(),
     )
-    yield tables.utterance, to_row(utterance)
+    yield tables.utterance, to_row(utterance) | {"ingested": now}
     heard = Transcript(
         id=f"model:{utterance.id}",
         utterance=utterance.id,

@@ -74,15 +74,23 @@ def machine() -> str:
 
 
 def table(title: str, rows: list[Row]) -> str:
+    """A Markdown section with a table of rows."""
+    return f"## {title}\n\n{machine()}\n\n{rows_table(rows)}\n"
+
+
+def rows_table(rows: list[Row]) -> str:
     """A Markdown table of rows."""
-    lines = [f"## {title}", "", machine(), ""]
-    lines += ["| | ours | peer | unit | ratio (from to) | ours | peer |", "|---|---|---|---|---|---|---|"]
+    lines = ["| | ours | peer | unit | ratio (from to) | ours | peer |", "|---|---|---|---|---|---|---|"]
     lines += [
-        f"| {r.name} | {r.ours:.2f} | {r.peer:.2f} | {r.unit} | {r.ratio_median:.1f} ({r.ratio_min:.1f} to "
-        f"{r.ratio_max:.1f}) | {r.quality_ours} | {r.quality_peer} |"
+        f"| {r.name} | {r.ours:.2f} | {r.peer:.2f} | {r.unit} | {_ratio(r.ratio_median)} ({_ratio(r.ratio_min)} to "
+        f"{_ratio(r.ratio_max)}) | {r.quality_ours} | {r.quality_peer} |"
         for r in rows
     ]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
+
+
+def _ratio(ratio: float) -> str:
+    return f"{ratio:.1f}" if ratio >= 1 else f"{ratio:.2f}"
 
 
 def write(path: Path, rows: list[Row]) -> Path:

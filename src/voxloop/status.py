@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -13,6 +14,8 @@ from voxloop.stores import catalog as tables
 from voxloop.stores.catalog import Reader
 from voxloop.transcripts import CHAMPION
 from voxloop.workspace import Workspace
+
+SAMPLE = 50  # utterances looked at to guess which status is the most frequent
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,11 +93,20 @@ def status(ws: Workspace) -> Status:
 
 
 def _by_status(reader: Reader) -> dict[str, int]:
-    """Utterances by status. One count a status takes half the time of one query that groups."""
-    counts = {
-        status: reader.count(Utterance, tables.utterance.c.status == status) for status in get_args(UtteranceStatus)
-    }
-    return {status: count for status, count in sorted(counts.items()) if count}
+    """Utterances by status.
+
+    Counting all rows takes a tenth of the time of counting those of a value. So the
+    most frequent status is what the others leave of all. Which one that is, is
+    guessed from the first ids, which are hashes and so a sample; the counts are exact whatever the guess.
+    """
+    status, id = tables.utterance.c.status, tables.utterance.c.id
+    sample = Counter(reader.connection.execute(sa.select(status).order_by(id).limit(SAMPLE)).scalars())
+    if not sample:
+        return {}
+    most = sample.most_common(1)[0][0]
+    counts = {one: reader.count(Utterance, status == one) for one in get_args(UtteranceStatus) if one != most}
+    counts[most] = reader.count(Utterance) - sum(counts.values())
+    return {name: count for name, count in sorted(counts.items()) if count}
 
 
 def _grouped(reader: Reader, column: sa.Column[Any]) -> dict[str, int]:

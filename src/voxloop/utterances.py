@@ -1,23 +1,20 @@
 """Segment: recordings become Utterances, spans of at most 30 s that are each transcribed as one text.
 
 A short recording with a given text is one utterance. Everything else is cut at
-pauses that Silero's VAD finds (https://github.com/snakers4/silero-vad), window by
-window, so that a recording of many hours takes no more memory than a short one.
-Letters in shapes: `B` recordings side by side, `S` samples.
+pauses (`voice.py` finds the speech). `S` in shapes: samples.
 """
 
 from __future__ import annotations
 
 import hashlib
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import sqlalchemy as sa
 
+from voxloop import voice
 from voxloop.audio import measure
 from voxloop.recordings import read_audio
 from voxloop.records import (
@@ -40,10 +37,6 @@ if TYPE_CHECKING:
     from voxloop.stores.catalog import Reader
     from voxloop.workspace import Workspace
 
-VAD_FRAME = 512  # samples: what Silero's model hears at once, 32 ms at 16 kHz
-VAD_WINDOW = 60 * SAMPLE_RATE // VAD_FRAME * VAD_FRAME  # samples: longer audio is heard in windows
-VAD_WARM_UP = 4 * SAMPLE_RATE // VAD_FRAME * VAD_FRAME  # samples before a window, from which the model gets its state
-SIDE_BY_SIDE = 16  # waveforms heard by the VAD together: 5 times faster than one after the other
 MIN_SPEECH_MS = 100  # Silero's 250 ms would lose a short word said alone
 JOIN_GAP = int(0.8 * SAMPLE_RATE)  # samples: a shorter pause lies within a phrase
 JOINED = 15 * SAMPLE_RATE  # samples: phrases are joined up to this length
@@ -62,6 +55,7 @@ class _Cut:
     references: tuple[Transcript, ...] = ()
     replaced: tuple[str, ...] = ()  # utterances that given segments take the place of
     notes: tuple[str, ...] = ()
+    detector: str | None = None  # what found the speech, where it was looked for
 
 
 def segment(ws: Workspace, recording_ids: str | Sequence[str]) -> list[Utterance]:
@@ -121,6 +115,8 @@ def _news(cut: _Cut, *, again: bool) -> News:
         "utterances": len(cut.utterances),
         "speech_seconds": round(seconds(sum(u.samples for u in cut.utterances)), 3),
     }
+    if cut.detector:
+        payload["detector"] = cut.detector
     if cut.notes:
         payload["note"] = "; ".join(cut.notes)
     if not again:
@@ -148,7 +144,7 @@ def speech_spans(waveform: Waveform, settings: Settings) -> list[Span]:
 
 def spans_in(read: Callable[[int, int], Waveform], samples: int, settings: Settings) -> list[Span]:
     """As `speech_spans`, of audio of any length that `read` gives from a start to an end."""
-    return spans_of(_in_windows(read, samples), samples, settings)
+    return spans_of(voice.chances(read, samples), samples, settings)
 
 
 def spans_of(probabilities: Sequence[float], samples: int, settings: Settings) -> list[Span]:
@@ -246,7 +242,12 @@ def _given(ws: Workspace, recording: Recording, cut: Sequence[Utterance], *, fir
     references: list[Transcript] = []
     notes: list[str] = []
     without_room = 0
+    detector = None
     for given in recording.segments:
+        if given.end - given.start > MAX_UTTERANCE_SAMPLES:
+            if _cut_within(recording, given, cut):
+                continue
+            detector = voice.detector()
         for start, end in _pieces(ws, recording, given):
             id = utterance_id(recording.id, start, end)
             if id in there:
@@ -289,8 +290,18 @@ def _given(ws: Workspace, recording: Recording, cut: Sequence[Utterance], *, fir
             references=tuple(references),
             replaced=replaced,
             notes=tuple(notes),
+            detector=detector,
         )
     ]
+
+
+def _cut_within(recording: Recording, given: GivenSegment, cut: Sequence[Utterance]) -> bool:
+    """Whether a long segment was cut before: its utterances stay, though a newer detector might cut elsewhere."""
+    said = (given.speaker or recording.speaker, given.language or recording.language)
+    over = [u for u in cut if u.start < given.end and given.start < u.end and u.status != "rejected"]
+    return bool(over) and all(
+        given.start <= u.start and u.end <= given.end and (u.speaker, u.language) == said for u in over
+    )
 
 
 def _pieces(ws: Workspace, recording: Recording, given: GivenSegment) -> list[Span]:
@@ -298,10 +309,9 @@ def _pieces(ws: Workspace, recording: Recording, given: GivenSegment) -> list[Sp
     samples = given.end - given.start
     if samples <= MAX_UTTERANCE_SAMPLES:
         return [(given.start, given.end)]
-    probabilities = _in_windows(
-        lambda start, end: read_audio(ws, recording.id, given.start + start, given.start + end), samples
-    )
-    return [(given.start + start, given.start + end) for start, end in spans_of(probabilities, samples, ws.settings)]
+    read = partial(read_span, ws, recording.id)
+    spans = spans_in(lambda start, end: read(given.start + start, given.start + end), samples, ws.settings)
+    return [(given.start + start, given.start + end) for start, end in spans]
 
 
 def _too_long(samples: int) -> str:
@@ -326,81 +336,19 @@ def _spanned(ws: Workspace, recording: Recording, spans: Sequence[Span]) -> _Cut
         notes.append("no speech was found")
     if recording.text is not None:
         notes.append(f"the given text is kept on the recording until it is aligned: {_too_long(recording.samples)}")
-    return _Cut(recording=recording, utterances=utterances, notes=tuple(notes))
-
-
-# The VAD's probabilities, for one long recording or several short ones
-
-_hearing = threading.Lock()  # the model keeps its state between calls
-
-
-@lru_cache(maxsize=1)
-def _vad() -> Any:
-    from silero_vad import load_silero_vad
-
-    return load_silero_vad()
+    return _Cut(recording=recording, utterances=utterances, notes=tuple(notes), detector=voice.detector())
 
 
 def _recorded_spans(ws: Workspace, recordings: Sequence[Recording]) -> Iterator[list[Span]]:
     """The spans of each recording, in the order given. Short ones are heard side by side."""
-    short = sorted((r for r in recordings if r.samples <= VAD_WINDOW), key=lambda r: r.samples)
+    short = sorted((r for r in recordings if r.samples <= voice.SHORT), key=lambda r: r.samples)
     found: dict[str, list[Span]] = {}
-    for first in range(0, len(short), SIDE_BY_SIDE):
-        group = short[first : first + SIDE_BY_SIDE]
+    for first in range(0, len(short), voice.TOGETHER):
+        group = short[first : first + voice.TOGETHER]
         waveforms = [read_audio(ws, recording.id) for recording in group]
-        for recording, probabilities in zip(group, _side_by_side(waveforms), strict=True):
-            found[recording.id] = spans_of(probabilities, recording.samples, ws.settings)
+        for recording, chances in zip(group, voice.chances_of(waveforms), strict=True):
+            found[recording.id] = spans_of(chances, recording.samples, ws.settings)
     for recording in recordings:
         if recording.id not in found:
-            probabilities = _in_windows(partial(read_audio, ws, recording.id), recording.samples)
-            found[recording.id] = spans_of(probabilities, recording.samples, ws.settings)
+            found[recording.id] = spans_in(partial(read_audio, ws, recording.id), recording.samples, ws.settings)
         yield found[recording.id]
-
-
-def _in_windows(read: Callable[[int, int], Waveform], samples: int) -> list[float]:
-    """Speech probability of every 512 samples of audio of any length, which `read` gives from a start to an end.
-
-    Windows are heard side by side, each after 4 s of what precedes it, which is
-    longer than the model's memory lasts; up to one window it is Silero's own result.
-    """
-    probabilities: list[float] = []
-    for first in range(0, samples, SIDE_BY_SIDE * VAD_WINDOW):
-        last = min(first + SIDE_BY_SIDE * VAD_WINDOW, samples)
-        before = max(0, first - VAD_WARM_UP)
-        held = read(before, last)
-        starts = range(first, last, VAD_WINDOW)
-        heads = [max(0, start - VAD_WARM_UP) for start in starts]
-        windows = [
-            held[head - before : min(start + VAD_WINDOW, last) - before]
-            for start, head in zip(starts, heads, strict=True)
-        ]
-        for start, head, row in zip(starts, heads, _side_by_side(windows), strict=True):
-            probabilities += row[(start - head) // VAD_FRAME :]
-    return probabilities
-
-
-def _side_by_side(waveforms: Sequence[Waveform]) -> list[list[float]]:
-    """Speech probability of every 512 samples of each (S,), in one pass over all of them padded to the longest."""
-    import torch
-
-    framed = [_framed(waveform) for waveform in waveforms]
-    longest = max(len(frames) for frames in framed)
-    batch = np.zeros((len(framed), longest, VAD_FRAME), np.float32)
-    for row, frames in zip(batch, framed, strict=True):
-        row[: len(frames)] = frames
-    heard: list[Any] = []
-    with _hearing, torch.inference_mode():
-        model = _vad()
-        model.reset_states()
-        for column in torch.from_numpy(batch).transpose(0, 1):
-            heard.append(model(column.contiguous(), SAMPLE_RATE)[:, 0])
-    table = torch.stack(heard, dim=1).tolist() if heard else [[] for _ in framed]
-    return [row[: len(frames)] for row, frames in zip(table, framed, strict=True)]
-
-
-def _framed(waveform: Waveform) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
-    """(S,) as rows of 512 samples, the last one filled with silence, as Silero's own function does."""
-    rows = -(-len(waveform) // VAD_FRAME)
-    frames = np.zeros((rows, VAD_FRAME), np.float32)
-    frames.reshape(-1)[: len(waveform)] = waveform
-    return frames

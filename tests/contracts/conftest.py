@@ -14,7 +14,7 @@ from voxloop.stores.jobs import Jobs
 from voxloop.stores.vectors import CatalogVectors, Vectors
 
 CATALOGS = ["sqlite"]
-BLOB_STORES = ["file"]
+BLOB_STORES = ["file", "s3"]
 VECTOR_STORES = ["catalog"]
 BUSES = ["local"]
 
@@ -31,7 +31,8 @@ def catalog(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Catalog]
 
 @pytest.fixture(params=BLOB_STORES)
 def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> Blobs:
-    return Blobs((tmp_path / "a folder with ü").as_uri(), cache=tmp_path / "cache")
+    url = request.getfixturevalue("s3") if request.param == "s3" else (tmp_path / "a folder with ü").as_uri()
+    return Blobs(url, cache=tmp_path / "cache")
 
 
 @pytest.fixture(params=VECTOR_STORES)

@@ -42,6 +42,15 @@ def test_a_file_is_put_by_its_path(blobs: Blobs, tmp_path: Path) -> None:
     assert sha256_file(blobs.path("models/weights")) == sha256_bytes(b"w" * 3_000_000)
 
 
+def test_a_large_file_is_put_in_parts(blobs: Blobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("voxloop.stores.blobs.MULTIPART", 1 << 20)
+    file = tmp_path / "weights"
+    file.write_bytes(bytes(range(256)) * 45_000)  # two parts of 5 MiB and a rest
+    assert blobs.put("models/weights", file)
+    assert not blobs.put("models/weights", file)
+    assert sha256_file(blobs.path("models/weights")) == sha256_file(file)
+
+
 def test_what_is_missing_is_said(blobs: Blobs) -> None:
     with pytest.raises(BlobError, match="nothing-here is not in"):
         blobs.get("nothing-here")
@@ -63,6 +72,13 @@ def test_prefixes_list_and_lie_together(blobs: Blobs) -> None:
     assert (blobs.folder("models/asr/r1") / "adapter" / "a.json").read_bytes() == b"{}"
     blobs.delete("models/asr/r2/config.json")
     assert not blobs.exists("models/asr/r2/config.json")
+
+
+def test_a_wrong_key_is_said_in_a_line(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another")
+    with pytest.raises(BlobError, match=r"^writing blob k to s3://.* failed: .*(403|SignatureDoesNotMatch)") as caught:
+        Blobs(s3, cache=tmp_path / "cache").put("k", b"x")
+    assert "\n" not in str(caught.value)
 
 
 def test_an_unknown_store_is_refused(tmp_path: Path) -> None:

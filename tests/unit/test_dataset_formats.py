@@ -30,6 +30,7 @@ from voxloop.integrity import verify
 from voxloop.pipeline import open_loop
 from voxloop.recordings import audio_key, ingest
 from voxloop.records import SPLITS, Dataset, Recording, Transcript, Utterance, utterance_id
+from voxloop.stores.blobs import Blobs
 from voxloop.utterances import read_span, segment
 from voxloop.workspace import Workspace
 
@@ -125,6 +126,24 @@ def test_import_of_an_export_is_identity(
         # And back again from there.
         datasets.export_dataset(other, there.id, folder / "again", format=format, items=items)
         assert content(other, datasets.import_dataset(other, folder / "again")) == content(other, there)
+
+
+@pytest.mark.parametrize("format", ALL)
+def test_an_object_store_holds_it_as_a_folder_does(
+    workspace: Workspace, other: Workspace, tmp_path: Path, s3: str, format: str
+) -> None:
+    made = fill(workspace, TEXTS[:5])
+    datasets.export_dataset(workspace, made.id, tmp_path / "folder", format=format, items=2)
+    written = datasets.export_dataset(workspace, made.id, s3, format=format, items=2)
+    assert (written.place, written.clips, written.known) == (s3, 5, False)
+    held = Blobs(s3, cache=tmp_path / "cache")
+    folder = tmp_path / "folder"
+    assert {key: held.get(key) for key in held.list("")} == {
+        name: (folder / name).read_bytes() for name in names(folder)
+    }
+    assert datasets.export_dataset(workspace, made.id, s3, format=format, items=2).known
+    assert datasets.import_dataset(other, s3).id == made.id
+    assert content(other, made) == content(workspace, made)
 
 
 TEXTS: Texts = [(f"tëxt {i}", "ann", "en", 1) for i in range(12)]

@@ -239,7 +239,7 @@ class TestLoader:
         made = plan(speech.rows, replace(PLAIN, join_share=0.0))
         collator = Collator(speech, PLAIN, WHISPER, trainable)
         batch = next(made.epoch(0))
-        one, other = collator(batch), collator(replace(batch, epoch=1))
+        one, other = collator(batch), collator(replace(batch, drawn=(1, 0)))
         assert not torch.equal(one["input_features"], other["input_features"][..., : one["input_features"].shape[-1]])
 
 

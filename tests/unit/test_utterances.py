@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +15,14 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from voxloop import utterances as module
 from voxloop.audio import Waveform, decode, measure
 from voxloop.errors import UnknownRecord
 from voxloop.recordings import ingest, read_audio
 from voxloop.records import MAX_UTTERANCE_SAMPLES, Transcript, Utterance
 from voxloop.settings import Settings
 from voxloop.stores import catalog as tables
-from voxloop.utterances import VAD_FRAME, segment, spans_of, speech_spans, utterance_audio
+from voxloop.utterances import segment, spans_of, speech_spans, utterance_audio
+from voxloop.voice import FRAME, detector
 from voxloop.workspace import Workspace
 
 RATE = 16_000
@@ -66,57 +68,23 @@ runs = st.lists(st.tuples(st.floats(0, 1), st.integers(1, 400)), max_size=12)
 
 
 @hypothesis_settings(max_examples=300, deadline=None)
-@given(runs, st.integers(1, VAD_FRAME), st.integers(0, 2_000), st.integers(0, 1_000))
+@given(runs, st.integers(1, FRAME), st.integers(0, 2_000), st.integers(0, 1_000))
 def test_spans_lie_inside_in_order_disjoint_and_within_30_s(
     pattern: list[tuple[float, int]], last: int, min_silence_ms: int, pad_ms: int
 ) -> None:
     probabilities = [value for value, length in pattern for _ in range(length)]
-    samples = max(0, len(probabilities) - 1) * VAD_FRAME + (last if probabilities else 0)
+    samples = max(0, len(probabilities) - 1) * FRAME + (last if probabilities else 0)
     chosen = Settings(vad_min_silence_ms=min_silence_ms, vad_pad_ms=pad_ms)
     check_spans(spans_of(probabilities, samples, chosen), samples)
 
 
 def test_an_hour_of_unbroken_speech_is_cut_without_losing_any() -> None:
-    frames = 3600 * RATE // VAD_FRAME
-    samples = frames * VAD_FRAME
+    frames = 3600 * RATE // FRAME
+    samples = frames * FRAME
     spans = spans_of([0.99] * frames, samples, Settings())
     check_spans(spans, samples)
     covered = sum(end - start for start, end in spans)
     assert covered > 0.99 * samples
-
-
-def test_the_vad_side_by_side_is_silero_s_own(sentences: list[Waveform]) -> None:
-    import torch
-    from silero_vad import get_speech_timestamps, get_speech_timestamps_from_probs, load_silero_vad
-
-    whole = np.concatenate([part for sentence in sentences for part in (sentence, pause(1.5))])
-    beside = module._side_by_side([sentences[0], whole, sentences[1]])
-    for waveform, probabilities in zip([sentences[0], whole, sentences[1]], beside, strict=True):
-        expected = get_speech_timestamps(torch.from_numpy(waveform), load_silero_vad())
-        assert get_speech_timestamps_from_probs(probabilities, audio_length_samples=len(waveform)) == expected
-
-
-def test_a_long_recording_in_windows_is_cut_as_in_one_piece(
-    sentences: list[Waveform], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "VAD_WINDOW", 200 * VAD_FRAME)  # 6.4 s, so that 38 s take several rounds
-    monkeypatch.setattr(module, "SIDE_BY_SIDE", 2)
-    whole = np.concatenate([part for sentence in sentences * 2 for part in (sentence, pause(1.5))])
-    (in_one,) = module._side_by_side([whole])
-    reads: list[int] = []
-
-    def read(start: int, end: int) -> Waveform:
-        reads.append(end - start)
-        return whole[start:end]
-
-    in_windows = module._in_windows(read, len(whole))
-    assert len(in_windows) == len(in_one)
-    assert np.mean((np.array(in_windows) > 0.5) != (np.array(in_one) > 0.5)) < 0.005
-    assert len(reads) > 2
-    assert max(reads) <= 2 * module.VAD_WINDOW + module.VAD_WARM_UP
-    cut, expected = (spans_of(found, len(whole), Settings()) for found in (in_windows, in_one))
-    assert len(cut) == len(expected)
-    assert np.abs(np.array(cut) - np.array(expected)).max() <= 2 * VAD_FRAME
 
 
 def test_phrases_are_found_where_they_were_put(sentences: list[Waveform]) -> None:
@@ -185,7 +153,12 @@ def test_silence_and_noise_have_no_utterances(workspace: Workspace, tmp_path: Pa
     noisy = take(workspace, tmp_path / "b.wav", noise)
     assert segment(workspace, [silent, noisy]) == []
     for id in (silent, noisy):
-        assert payload(workspace, id) == {"utterances": 0, "speech_seconds": 0.0, "note": "no speech was found"}
+        assert payload(workspace, id) == {
+            "utterances": 0,
+            "speech_seconds": 0.0,
+            "detector": detector(),
+            "note": "no speech was found",
+        }
 
 
 def test_segmenting_again_changes_nothing(workspace: Workspace, tmp_path: Path, sentences: list[Waveform]) -> None:
@@ -196,6 +169,24 @@ def test_segmenting_again_changes_nothing(workspace: Workspace, tmp_path: Path, 
     assert segment(workspace, ids) == first
     with workspace.read() as reader:
         assert reader.count(Utterance) == len(first)
+
+
+def test_a_long_given_segment_stays_as_it_was_cut(workspace: Workspace, tmp_path: Path, demo_speech: Path) -> None:
+    """Whatever finds the speech by then: here other settings, elsewhere a later release of the detector."""
+    phrases = [decode(path) for path in sorted(demo_speech.glob("*.ogg"))[:18]]
+    audio = np.concatenate([part for phrase in phrases for part in (phrase, pause(1.0))])
+    assert len(audio) > 35 * RATE
+    soundfile.write(tmp_path / "a.wav", audio, RATE)
+    rows = [{"start": 0.0, "end": 32.0, "speaker": "ann"}, {"start": 33.0, "end": 35.0, "speaker": "ben"}]
+    lines = [json.dumps({"file": "a.wav", "text": "something"} | row) + "\n" for row in rows]
+    (tmp_path / "metadata.jsonl").write_text("".join(lines))
+    (id,) = ingest(workspace, tmp_path).taken
+    before = segment(workspace, id)
+    assert [one.speaker for one in before][-2:] == ["ann", "ben"]
+    assert len(before) > 2
+    other = replace(workspace, settings=replace(workspace.settings, vad_pad_ms=400))
+    assert speech_spans(audio, other.settings) != speech_spans(audio, workspace.settings)
+    assert segment(other, id) == before
 
 
 def test_ids_are_those_of_the_span(workspace: Workspace, tmp_path: Path, sentences: list[Waveform]) -> None:

@@ -54,6 +54,16 @@ def test_every_row_of_an_earlier_catalog_is_there(dump: Path, tmp_path: Path) ->
             assert sorted(map(tuple, found), key=repr) == expected, name
 
 
+@pytest.mark.parametrize("dump", DUMPS, ids=lambda dump: dump.stem)
+def test_utterances_are_dated_as_their_recordings(dump: Path, tmp_path: Path) -> None:
+    with opened(dump, tmp_path / "w") as ws, ws.read() as reader:
+        created = {recording.id: recording.created for recording in reader.all(Recording)}
+        table = tables.utterance
+        rows = reader.connection.execute(sa.select(table.c.recording, table.c.ingested)).all()
+        assert len(rows) >= 8
+        assert all(row.ingested == created[row.recording] > 0 for row in rows)
+
+
 def test_the_first_schema_in_records(tmp_path: Path) -> None:
     with opened(HERE / "0001.sql", tmp_path / "w") as ws, ws.read() as reader:
         kinds = (Recording, Utterance, Transcript, Dataset, Run, Model, Evaluation, Promotion)

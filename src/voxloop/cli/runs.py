@@ -279,6 +279,10 @@ def run_show(ctx: typer.Context, id: str, as_json: Json = False) -> None:
         typer.echo("now      " + ", ".join(f"{name} {value}" for name, value in status_parts(found.progress)))
     if orphan:
         typer.echo(f"its command died and its process trains on: `voxloop run resume {found.id}` follows it")
+    pace = [line for line in lines if line.get("wait_share") is not None]
+    if pace:
+        rate, waited = (sum(line[key] for line in pace) / len(pace) for key in ("samples_per_second", "wait_share"))
+        typer.echo(f"{'speed':<9}{rate:.1f} clips/s, {percent(waited)} of the time waiting for data")
     typer.echo(f"{'folder':<9}{folder}")
     for name, key in (("loss", "loss"), ("val WER", "val_wer")):
         points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]

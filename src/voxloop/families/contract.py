@@ -1,7 +1,8 @@
 """What every model family offers: recognise speech now, and be trained.
 
 A family module (`whisper.py`) implements these protocols; steps see nothing else of it.
-Letters in shapes: `B` batch, `S` samples, `F` mel channels, `T` mel frames, `U` label tokens, `D` width.
+Letters in shapes: `B` batch, `S` samples, `F` mel channels, `T` mel frames, `U` label tokens, `D` width,
+`V` vocabulary, `N` label tokens of all clips together.
 """
 
 from __future__ import annotations
@@ -171,6 +172,14 @@ class Family(Protocol):
 
         For Whisper: input_features (B, F, T), attention_mask (B, T) where clips differ, decoder_input_ids (B, U).
         `full_length` pads to 30 s, without a mask. Raises TrainingError for a text longer than the model can write.
+        The forward takes `answered` (B, U) beside it, and then gives logits (N, V) of those places alone.
+        """
+        ...
+
+    def encode(self, trainable: Trainable, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The batch with what the encoder, which is not trained, makes of its sound in the place of the sound.
+
+        The forward takes it instead. Without dropout: what is heard again is the same.
         """
         ...
 

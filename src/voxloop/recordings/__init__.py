@@ -22,11 +22,12 @@ from voxloop.records import Recording
 
 if TYPE_CHECKING:
     from voxloop.audio import Waveform
-    from voxloop.recordings.keeping import Tally
+    from voxloop.recordings.keeping import Stamp, Tally
     from voxloop.workspace import Workspace
 
 __all__ = ["IngestProgress", "IngestReport", "Refusal", "audio_key", "ingest", "read_audio"]
 
+LOOK = 2000  # files looked for at once among those that were read before
 BATCH = 64  # files whose rows are committed together
 BATCH_BYTES = 256 << 20  # of audio waiting in memory or in the spool to be committed together
 
@@ -92,7 +93,7 @@ def ingest(
     source does not exist.
     """
     # Here and not above: every process that decodes imports this package, and needs no database for it.
-    from voxloop.recordings.keeping import Read, Tally, stamp_of, unchanged
+    from voxloop.recordings.keeping import Read, Tally, look
 
     began = time.monotonic()
     channels = channels or ws.settings.channels
@@ -117,21 +118,24 @@ def ingest(
             )
 
     tally = Tally(ws, split=split, told=tell)
-    stamped = [(item, stamp_of(item)) for item in items]
-    with ws.read() as reader:
-        same = unchanged(reader, stamped, split=split)
-    remembered = [Read(item=item, outcome=same[item.path]) for item in items if item.path in same]
-    for start in range(0, len(remembered), BATCH):
-        tally.commit(remembered[start : start + BATCH])
-    stamps = {item.path: stamp for item, stamp in stamped}
+    to_read: list[tuple[Item, Stamp | None]] = []
+    for start in range(0, len(items), LOOK):
+        with ws.read() as reader:
+            looked = look(reader, items[start : start + LOOK], split=split)
+        if looked.known:
+            tally.count_known(looked.known)
+        for first in range(0, len(looked.unchanged), BATCH):
+            tally.commit(looked.unchanged[first : first + BATCH])
+        to_read += looked.to_read
     bounds = Bounds(
         max_seconds=ws.settings.max_recording_hours * 3600, max_bytes=ws.settings.max_file_mb << 20, split=split
     )
     batch: list[Read] = []
     held = 0
     with spool_folder(ws.folder) as spool:
-        for item, outcome in convert_all([item for item in items if item.path not in same], spool, bounds, processes):
-            batch.append(Read(item=item, outcome=outcome, stamp=stamps[item.path]))
+        converted = convert_all([item for item, _ in to_read], spool, bounds, processes)
+        for (_, stamp), (item, outcome) in zip(to_read, converted, strict=True):
+            batch.append(Read(item=item, outcome=outcome, stamp=stamp))
             held += sum(one.held for one in outcome) if isinstance(outcome, tuple) else 0
             if len(batch) == BATCH or held > BATCH_BYTES:
                 tally.commit(batch)

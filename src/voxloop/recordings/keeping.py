@@ -52,6 +52,75 @@ class Read:
     stamp: Stamp | None = None  # as it was before it was read
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Looked:
+    """What a look at some files found, without reading them."""
+
+    known: tuple[str, ...]  # recordings of unchanged files, of which nothing new is said: nothing is to be done
+    unchanged: tuple[Read, ...]  # of which something new is said, or which were refused in between
+    to_read: tuple[tuple[Item, Stamp | None], ...]
+
+
+def look(reader: Reader, items: Sequence[Item], *, split: bool) -> Looked:
+    """Tell files that were read before, and are as they were, from those to read: by path, size and time of change.
+
+    Most of a second run goes through here, so that it makes one query and few objects.
+    """
+    placed = [(item, str(item.path.absolute()), None if item.refusal else stamp_of(item)) for item in items]
+    stamps = {path: stamp for _, path, stamp in placed if stamp}
+    fitting: dict[str, list[Any]] = {}  # rows
+    file, recording = tables.source_file.c, tables.recording.c
+    statement = sa.select(
+        *(file.path, file.channel, file.size, file.mtime_ns, file.recording),
+        *(recording.text, recording.speaker, recording.language, recording.session, recording.consent),
+    ).join_from(tables.source_file, tables.recording)
+    for paths in _parts(list(stamps)):
+        for row in reader.connection.execute(statement.where(file.path.in_(paths))).all():
+            now = stamps[row.path]
+            # "mono": a file of one channel is the same recording either way.
+            fits = row.channel == "mono" or (row.channel == "mix") != split
+            if fits and now.size == row.size and now.mtime_ns == row.mtime_ns:
+                fitting.setdefault(row.path, []).append(row)
+    refused = _refused(reader, [str(item.path) for item, path, _ in placed if path in fitting])
+    known: list[str] = []
+    unchanged: list[Read] = []
+    to_read: list[tuple[Item, Stamp | None]] = []
+    for item, path, stamp in placed:
+        rows = fitting.get(path) if stamp else None
+        if not rows:
+            to_read.append((item, stamp))
+        elif str(item.path) not in refused and _says_nothing_new(item, rows):
+            known.append(rows[0].recording)
+        else:
+            held = [(int(row.channel) if row.channel.isdigit() else None, row.recording) for row in rows]
+            unchanged.append(Read(item=item, outcome=Unchanged(recordings=tuple(sorted(held, key=_by_channel)))))
+    return Looked(known=tuple(known), unchanged=tuple(unchanged), to_read=tuple(to_read))
+
+
+def _says_nothing_new(item: Item, rows: Sequence[sa.Row[Any]]) -> bool:
+    """Whether `_Writing` would leave a recording of all channels as it is, without a note."""
+    if item.said or len(rows) > 1 or rows[0].channel.isdigit():
+        return False
+    (kept,) = rows
+    return (
+        (not item.text or item.text == kept.text)
+        and (not item.speaker or item.speaker == kept.speaker)
+        and (not item.language or item.language == kept.language)
+        and (not item.session or item.session == kept.session)
+        and (not item.consent or item.consent == kept.consent)
+    )
+
+
+def _refused(reader: Reader, paths: Sequence[str]) -> set[str]:
+    """Of these, those that were refused when they were last seen."""
+    path = tables.refusal.c.path
+    return {
+        refused
+        for part in _parts(paths)
+        for refused in reader.connection.execute(sa.select(path).where(path.in_(part))).scalars()
+    }
+
+
 def stamp_of(item: Item) -> Stamp | None:
     """None where the file cannot be looked at: reading it will say why."""
     try:
@@ -59,22 +128,6 @@ def stamp_of(item: Item) -> Stamp | None:
     except OSError:
         return None
     return Stamp(size=status.st_size, mtime_ns=status.st_mtime_ns)
-
-
-def unchanged(reader: Reader, stamped: Sequence[tuple[Item, Stamp | None]], *, split: bool) -> dict[Path, Unchanged]:
-    """Which files were read before as they are now, and what they hold."""
-    stamps = {str(item.path.absolute()): (item.path, stamp) for item, stamp in stamped if stamp and not item.refusal}
-    table = tables.source_file
-    held: dict[Path, list[tuple[int | None, str]]] = {}
-    for paths in _parts(list(stamps)):
-        for row in reader.connection.execute(sa.select(table).where(table.c.path.in_(paths)).order_by(table.c.channel)):
-            path, stamp = stamps[row.path]
-            # "mono": a file of one channel is the same recording either way.
-            fits = row.channel == "mono" or (row.channel == "mix") != split
-            if fits and stamp == Stamp(size=row.size, mtime_ns=row.mtime_ns):
-                channel = int(row.channel) if row.channel.isdigit() else None
-                held.setdefault(path, []).append((channel, row.recording))
-    return {path: Unchanged(recordings=tuple(sorted(found, key=_by_channel))) for path, found in held.items()}
 
 
 def _by_channel(one: tuple[int | None, str]) -> int:
@@ -104,6 +157,13 @@ class Tally:
     def seconds_of_audio(self) -> float:
         """Of the recordings taken."""
         return self.samples / SAMPLE_RATE
+
+    def count_known(self, ids: Sequence[str]) -> None:
+        """Files of which nothing is to be written."""
+        self.files += len(ids)
+        self.known += ids
+        if self._told:
+            self._told(self)
 
     def commit(self, batch: Sequence[Read], *, last: bool = False) -> None:
         """Blobs first, then the rows and their events in one transaction."""

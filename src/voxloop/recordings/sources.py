@@ -63,7 +63,7 @@ def find_items(
     sources: Sequence[Path], metadata: Path | None, given: Item, speakers: Sequence[str] | None
 ) -> Iterator[Item]:
     """Every file once, in the order in which it is first named. Raises UsageError."""
-    seen: set[Path] = set()
+    seen: set[str] = set()
     if metadata is not None:
         base = sources[0] if len(sources) == 1 and sources[0].is_dir() else None
         yield from _unseen(_listed([manifests.named(metadata)], given, speakers, base=base), seen)
@@ -95,10 +95,11 @@ def _shut(source: Path) -> Item | None:
     return None
 
 
-def _unseen(items: Iterator[Item], seen: set[Path]) -> Iterator[Item]:
+def _unseen(items: Iterator[Item], seen: set[str]) -> Iterator[Item]:
     for item in items:
-        if item.path not in seen:
-            seen.add(item.path)
+        path = str(item.path)
+        if path not in seen:
+            seen.add(path)
             yield _nameable(item)
 
 
@@ -131,10 +132,12 @@ def _in_folder(folder: Path, given: Item, speakers: Sequence[str] | None, *, lin
         if any(manifest.complete for manifest in listings):
             folders.clear()
         elif bare:
+            texts = {name for name in names if name.endswith(".txt")}
             for name in sorted(names):
-                path = here / name
-                if path.suffix.lower() in AUDIO_SUFFIXES:
-                    yield _bare(path, given)  # where a line named it, that was first
+                stem, suffix = os.path.splitext(name)  # noqa: PTH122 - a Path of every name takes longer than its file
+                if suffix.lower() in AUDIO_SUFFIXES:
+                    found = _bare if f"{stem}.txt" in texts else _alone
+                    yield found(here / name, given)  # where a line named it, that was first
     yield from refused
 
 
@@ -219,6 +222,17 @@ def _item(path: Path, rows: Sequence[Row], given: Item) -> Item:
         session=next((row.session for row in rows if row.session), None) or given.session,
         consent="; ".join(consents) or given.consent,  # of several people: all that was agreed to is kept
         said=said,
+    )
+
+
+def _alone(path: Path, given: Item) -> Item:
+    """A file that neither metadata nor a text beside it says anything of."""
+    return Item(
+        path=path,
+        speaker=given.speaker,
+        language=given.language,
+        session=given.session,
+        consent=given.consent,
     )
 
 

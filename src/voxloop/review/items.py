@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from voxloop.workspace import Workspace
 
 BATCH = 200  # utterances read at once while filtering
+FEW = 5000  # utterances between dates up to which sorting them is quicker than meeting them in the listing's order
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,7 +107,12 @@ def show(ws: Workspace, utterance: str) -> Item:
 
 
 def walk(
-    reader: Reader, where: Filters, *, after: str | None = None, batch: int = BATCH, also: Sequence[object] = ()
+    reader: Reader,
+    where: Filters,
+    *,
+    after: str | None = None,
+    batch: int = BATCH,
+    also: Sequence[sa.ColumnElement[bool]] = (),
 ) -> Iterator[Item]:
     """Items that match, by priority; read in batches, each from where the last one ended.
 
@@ -115,24 +121,68 @@ def walk(
     table = tables.utterance
     place = _place(after) if after else None
     conditions = [*conditions_of(where), *also]
+    few = _are_few(reader, where)
     batch = min(batch, BATCH)
     while True:
         found: list[Utterance] = []
-        for behind in _behind(place):
-            if len(found) < batch:
-                found += reader.all(
-                    Utterance,
-                    *conditions,  # type: ignore[arg-type]
-                    *behind,
-                    order=(table.c.priority.desc(), table.c.id),
-                    limit=batch - len(found),
-                )
+        if few:
+            ids = _sorted_ids(reader, where, also, place, limit=batch)
+            rows = {one.id: one for one in reader.all(Utterance, table.c.id.in_(ids))} if ids else {}
+            found = [rows[id] for id in ids]
+        else:
+            for behind in _behind(place):
+                if len(found) < batch:
+                    found += reader.all(
+                        Utterance,
+                        *conditions,
+                        *behind,
+                        order=(table.c.priority.desc(), table.c.id),
+                        limit=batch - len(found),
+                    )
         for item in items_of(reader, found):
             if matches(item, where):
                 yield item
         if len(found) < batch:
             return
         place = (found[-1].priority, found[-1].id)
+
+
+def _dates(where: Filters) -> list[sa.ColumnElement[bool]]:
+    column = tables.utterance.c.ingested
+    dates = [column >= where.since] if where.since is not None else []
+    return dates + ([column < where.until] if where.until is not None else [])
+
+
+def _are_few(reader: Reader, where: Filters) -> bool:
+    """Whether dates leave so few utterances that they are sorted, rather than found on a way through all in order."""
+    dates = _dates(where)
+    if not dates:
+        return False
+    some = sa.select(tables.utterance.c.ingested).where(*dates).limit(FEW + 1).subquery()
+    return int(reader.connection.execute(sa.select(sa.func.count()).select_from(some)).scalar_one()) <= FEW
+
+
+def _sorted_ids(
+    reader: Reader,
+    where: Filters,
+    also: Sequence[sa.ColumnElement[bool]],
+    place: tuple[float, str] | None,
+    *,
+    limit: int,
+) -> list[str]:
+    """The next ids between the dates of a filter that few fall between, in the order of the listing.
+
+    Without statistics SQLite prefers any index of an equality or of the order to that
+    of the dates. So the columns of the other conditions stand in expressions here,
+    for which there is no index, but which that of the dates holds.
+    """
+    table = tables.utterance
+    priority = table.c.priority + 0.0
+    behind = []
+    if place is not None:
+        behind = [sa.or_(priority < place[0], sa.and_(priority == place[0], table.c.id.concat("") > place[1]))]
+    statement = sa.select(table.c.id).where(*_dates(where), *_conditions(where, indexed=False), *also, *behind)
+    return list(reader.connection.execute(statement.order_by(priority.desc(), table.c.id).limit(limit)).scalars())
 
 
 def _behind(place: tuple[float, str] | None) -> list[list[sa.ColumnElement[bool]]]:
@@ -166,23 +216,25 @@ def machine_confidence() -> sa.ScalarSelect[float | None]:
 
 
 def conditions_of(where: Filters) -> list[sa.ColumnElement[bool]]:
-    """The part of the filters that the database judges; `matches` judges the rest."""
+    """What the database judges of the filters on a way in the order of the listing; `matches` judges the rest."""
+    column = tables.utterance.c.ingested + 0.0  # in an expression, so that no index of it is preferred to the order's
+    dates = [column >= where.since] if where.since is not None else []
+    dates += [column < where.until] if where.until is not None else []
+    return [*_conditions(where), *dates]
+
+
+def _conditions(where: Filters, *, indexed: bool = True) -> list[sa.ColumnElement[bool]]:
+    """As `conditions_of`, without the dates; unless `indexed` in a form that no index is used for."""
     table = tables.utterance
     found: list[sa.ColumnElement[bool]] = []
     for name in ("status", "speaker", "language"):
         value = getattr(where, name)
         if value is not None:
-            found.append(table.c[name] == value)
+            found.append((table.c[name] if indexed else table.c[name].concat("")) == value)
     if where.min_confidence is not None:
         found.append(machine_confidence() >= where.min_confidence)
     if where.max_confidence is not None:
         found.append(machine_confidence() <= where.max_confidence)
-    recording = tables.recording
-    if where.since is not None or where.until is not None:
-        dates = [recording.c.created >= where.since] if where.since is not None else []
-        dates += [recording.c.created < where.until] if where.until is not None else []
-        # Looked up for each utterance in the order of the listing: a page is full after a few, where dates are wide.
-        found.append(sa.exists().where(recording.c.id == table.c.recording, *dates))
     if where.contains and where.contains.isascii():
         # Beyond ASCII SQLite's lower() leaves letters as they are; a superset is enough here.
         text = tables.transcript.alias()

@@ -137,8 +137,9 @@ def _candidates(reader: Reader, where: Filters) -> list[str]:
     taken = sa.select(turn.c.utterance).where(turn.c.until > now_s())
     skipped = sa.select(turn.c.utterance).where(turn.c.skipped > now_s())
     waiting = (table.c.status == "transcribed", table.c.id.not_in(taken))
+    dated = where.since is not None or where.until is not None
     for also in ((*waiting, table.c.id.not_in(skipped)), (*waiting, table.c.id.in_(skipped))):
-        if where.sifts:
+        if where.sifts or dated:
             found = [item.utterance.id for item in islice(walk(reader, where, also=also), CANDIDATES)]
         else:
             statement = sa.select(table.c.id).where(*conditions_of(where), *also)

@@ -37,6 +37,11 @@ def sha256_bytes(data: bytes) -> str:
     return f"sha256-{hashlib.sha256(data).hexdigest()}"
 
 
+def _said(error: BaseError) -> str:
+    """What went wrong, in a line: obstore adds a page of its own structures."""
+    return " ".join(str(error).partition("\n\nDebug source:")[0].split())
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """A blob as a listing shows it."""
@@ -80,7 +85,7 @@ class Blobs:
         except AlreadyExistsError:
             return False
         except BaseError as error:
-            raise BlobError(f"writing blob {key} to {self.url} failed: {error}") from error
+            raise BlobError(f"writing blob {key} to {self.url} failed: {_said(error)}") from error
         return True
 
     def get(self, key: str, start: int | None = None, end: int | None = None) -> bytes:
@@ -92,7 +97,7 @@ class Blobs:
         except (NotFoundError, FileNotFoundError) as error:
             raise BlobError(f"blob {key} is not in {self.url}: it was removed or never written") from error
         except BaseError as error:
-            raise BlobError(f"reading blob {key} from {self.url} failed: {error}") from error
+            raise BlobError(f"reading blob {key} from {self.url} failed: {_said(error)}") from error
 
     def exists(self, key: str) -> bool:
         return self.size(key) is not None
@@ -104,7 +109,7 @@ class Blobs:
         except (NotFoundError, FileNotFoundError):
             return None
         except BaseError as error:
-            raise BlobError(f"looking for blob {key} in {self.url} failed: {error}") from error
+            raise BlobError(f"looking for blob {key} in {self.url} failed: {_said(error)}") from error
 
     def list(self, prefix: str) -> Iterator[str]:
         """Keys under a prefix."""
@@ -128,7 +133,7 @@ class Blobs:
         except (NotFoundError, FileNotFoundError):
             return
         except BaseError as error:
-            raise BlobError(f"deleting blob {key} in {self.url} failed: {error}") from error
+            raise BlobError(f"deleting blob {key} in {self.url} failed: {_said(error)}") from error
 
     def path(self, key: str) -> Path:
         """A local file with the blob's content: the blob itself where the store is a folder, else a cached copy."""

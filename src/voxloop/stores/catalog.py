@@ -109,11 +109,17 @@ utterance = sa.Table(
     sa.Column("status", sa.String, nullable=False),
     sa.Column("quality", sa.JSON),
     sa.Column("priority", sa.Double, nullable=False, default=0.0),
-    # Each page of a listing is read off one of these in order, whatever the number of utterances.
-    sa.Index("ix_utterance_listed", sa.text("priority DESC"), "id"),
-    sa.Index("ix_utterance_status_listed", "status", sa.text("priority DESC"), "id"),
-    sa.Index("ix_utterance_speaker_listed", "speaker", sa.text("priority DESC"), "id"),
-    sa.Index("ix_utterance_language_listed", "language", sa.text("priority DESC"), "id"),
+    # `created` of its recording, here so that an index can hold both; written by `Writer.add`, no part of the record.
+    sa.Column("ingested", sa.Double, nullable=False, server_default="0"),
+    # Each page of a listing is read off one of these in order, whatever the number of utterances; between dates, too.
+    sa.Index("ix_utterance_listed", sa.text("priority DESC"), "id", "ingested"),
+    sa.Index("ix_utterance_status_listed", "status", sa.text("priority DESC"), "id", "ingested"),
+    sa.Index("ix_utterance_speaker_listed", "speaker", sa.text("priority DESC"), "id", "ingested"),
+    sa.Index("ix_utterance_language_listed", "language", sa.text("priority DESC"), "id", "ingested"),
+    # A page between dates that few utterances fall between is picked and sorted from this one.
+    sa.Index(
+        "ix_utterance_ingested_listed", "ingested", "status", "speaker", "language", sa.text("priority DESC"), "id"
+    ),
     sa.Index("ix_utterance_status", "status"),  # counted from: a tenth of the size of the others
 )
 
@@ -469,8 +475,21 @@ class Writer(Reader):
                 if row.get("created") == 0.0:
                     now = self.now() if now is None else now
                     row["created"] = now
+            if kind is Utterance:
+                self._date(rows)
             inserted += insert_new(self.connection, TABLES[kind], rows)
         return inserted
+
+    def _date(self, utterances: Sequence[dict[str, Any]]) -> None:
+        """Write into rows of utterances when their recordings came in."""
+        ids = list({row["recording"] for row in utterances})
+        created: dict[str, float] = {}
+        for start in range(0, len(ids), 500):
+            part = recording.c.id.in_(ids[start : start + 500])
+            found = self.connection.execute(sa.select(recording.c.id, recording.c.created).where(part))
+            created.update((row.id, row.created) for row in found)
+        for row in utterances:
+            row["ingested"] = created.get(row["recording"], 0.0)  # without a recording it will not be taken
 
     def change(self, kind: type[Record], ids: str | Iterable[str], **values: Any) -> int:
         """Set columns of the records with these ids; the number changed."""

@@ -135,6 +135,7 @@ class Batch:
     index: int  # from 0 in each epoch
     cuts: tuple[Any, ...]
     full_length: bool
+    drawn: tuple[int, int]  # epoch and index of the batch that it is: its own, or those of the first time
 
 
 class Plan:
@@ -189,9 +190,17 @@ class Plan:
                     yield batch
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        """The batches of one epoch: every clip in exactly one of them."""
-        for index, (cuts, full_length) in enumerate(self._sampled(epoch)):
-            yield Batch(epoch, index, cuts, full_length)
+        """The batches of one epoch: every clip in exactly one of them.
+
+        With `encoder_copies` those of an earlier one, in another order.
+        """
+        copies = self.recipe.encoder_copies
+        first = epoch % copies if copies else epoch
+        batches = list(enumerate(self._sampled(first)))
+        if first != epoch:
+            random.Random(f"again {self.recipe.seed} {epoch}").shuffle(batches)
+        for index, (number, (cuts, full_length)) in enumerate(batches):
+            yield Batch(epoch, index, cuts, full_length, (first, number))
 
     def _sampled(self, epoch: int) -> Iterator[tuple[tuple[Any, ...], bool]]:
         # Lhotse's DynamicBucketingSampler (1.33) may end an epoch while a bucket still holds clips: once no bucket is
@@ -321,7 +330,10 @@ def spoken(cut: Any, speech: Speech, seed: int = 0) -> tuple[Waveform, str, str 
 
 
 class Collator:
-    """Makes a planned batch into what the model's forward takes, augmented by (seed, epoch, clip)."""
+    """Makes a planned batch into what the model's forward takes, augmented by (seed, epoch, clip).
+
+    `place` says which batch it is: its epoch, its index, and its clips; `drawn` when it was drawn.
+    """
 
     def __init__(
         self,
@@ -341,11 +353,15 @@ class Collator:
         self.ctc_classes = ctc_classes
         self.noises = noises
 
+    def place(self, batch: Batch) -> dict[str, Any]:
+        """A batch whose tensors are known already."""
+        return {"place": (batch.epoch, batch.index, len(batch.cuts)), "drawn": batch.drawn}
+
     def __call__(self, batch: Batch) -> dict[str, Any]:
         heard = [spoken(cut, self.speech, self.recipe.seed) for cut in batch.cuts]
         waveforms = [
             augment.waveform(
-                clip, self.recipe, np.random.default_rng(_seed(self.recipe.seed, batch.epoch, cut.id)), self.noises
+                clip, self.recipe, np.random.default_rng(_seed(self.recipe.seed, batch.drawn[0], cut.id)), self.noises
             )
             for (clip, _, _), cut in zip(heard, batch.cuts, strict=True)
         ]
@@ -360,7 +376,7 @@ class Collator:
         tensors["input_features"] = self._masked(tensors, waveforms, batch)
         if self.ctc_classes is not None:
             tensors |= self._ctc(tensors, [text for _, text, _ in heard], self.ctc_classes)
-        return tensors | {"place": (batch.epoch, batch.index, len(heard))}
+        return tensors | self.place(batch)
 
     def _ctc(self, tensors: dict[str, Any], texts: Sequence[str], known: Mapping[int, int]) -> dict[str, Any]:
         from voxloop.training import ctc
@@ -374,7 +390,8 @@ class Collator:
 
         features: torch.Tensor = tensors["input_features"]
         frames = torch.tensor([max(1, math.ceil(len(clip) / SAMPLE_RATE * 100)) for clip in waveforms])
-        rng = np.random.default_rng(_seed(self.recipe.seed, batch.epoch, f"mask {batch.index}"))
+        epoch, index = batch.drawn
+        rng = np.random.default_rng(_seed(self.recipe.seed, epoch, f"mask {index}"))
         return augment.mask_features(features, frames.clamp(max=features.shape[-1]), self.recipe, rng)
 
 
@@ -383,7 +400,7 @@ def _seed(seed: int, epoch: int, name: str) -> list[int]:
 
 
 def loader(plan: Plan, collator: Collator, *, epoch: int, index: int, workers: int) -> DataLoader[Any]:
-    """A DataLoader over the plan's batches, from that one on."""
+    """A DataLoader over the plan's batches, from that one on. Of those heard before it brings the place alone."""
     import torch
     from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
@@ -391,15 +408,27 @@ def loader(plan: Plan, collator: Collator, *, epoch: int, index: int, workers: i
         def __iter__(self) -> Iterator[dict[str, Any]]:
             mine = get_worker_info()
             share, of = (mine.id, mine.num_workers) if mine else (0, 1)
+            drawn: set[tuple[int, int]] = set()
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", module="lhotse")
                 for number, batch in enumerate(plan.batches(epoch, index)):
                     # The loader asks its workers in turn, so the order is that of the plan.
                     if number % of == share:
-                        yield collator(batch)
+                        yield collator.place(batch) if batch.drawn in drawn else collator(batch)
+                    if plan.recipe.encoder_copies:
+                        drawn.add(batch.drawn)
 
     # A loader draws a seed when it begins; from a generator of its own, so that a resumed run's dropout is not shifted.
     generator = torch.Generator()
     return DataLoader(
-        Stream(), batch_size=None, num_workers=workers, persistent_workers=workers > 0, generator=generator
+        Stream(),
+        batch_size=None,
+        collate_fn=_as_it_is,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        generator=generator,
     )
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch

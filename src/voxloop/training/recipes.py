@@ -64,7 +64,12 @@ class Recipe:
     ctc_weight: float = 0.0
     """Weight of a CTC loss on the encoder beside cross-entropy (arXiv:1609.06773), for small models; 0: none."""
     freeze_encoder: bool = False
-    """Train the decoder alone."""
+    """Train the decoder alone; with method=lora, the decoder alone gets adapters."""
+    encoder_copies: int = 0
+    """With freeze_encoder: epochs that are heard before they come again, so that the encoder, whose outputs are kept in
+    a file till the run ends, computes no more; 0: every epoch is new, and computed."""
+    freeze_embeddings: bool = False
+    """Leave the embedding of tokens, which is the output layer too, as it is: of a small model it is most weights."""
 
     lora_rank: int = 16
     """Rank of the adapters."""
@@ -131,8 +136,9 @@ class Recipe:
     """Validation hears at most this many clips, the same ones every time."""
     seed: int = 1
     """Of everything random: order, augmentation, dropout."""
-    workers: int = 0
-    """Processes that prepare batches; 0: the training process does it."""
+    workers: int | None = None
+    """Processes that prepare batches; 0: the training process does it; None: 0 on a CPU, on a GPU one for every second
+    core and 4 at most."""
 
     def __post_init__(self) -> None:
         if self.max_steps is None and self.max_epochs is None and self.max_seconds is None:
@@ -153,9 +159,10 @@ class Recipe:
             "mask_frames",
             "cut_s",
             "join_pause_s",
-            "workers",
+            "encoder_copies",
         ):
             self._check(name, getattr(self, name) >= 0, "it must be 0 or more")
+        self._check("workers", self.workers is None or self.workers >= 0, "it must be 0 or more, or none")
         for name in (
             "final_share",
             "noise_share",
@@ -178,6 +185,11 @@ class Recipe:
         if self.freeze_encoder and self.ctc_weight:
             raise SettingError(
                 "ctc_weight teaches the encoder, which freeze_encoder holds: set ctc_weight=0 or freeze_encoder=false"
+            )
+        if self.encoder_copies and not self.freeze_encoder:
+            raise SettingError(
+                f"encoder_copies is {self.encoder_copies}, which keeps the outputs of an encoder that is not trained: "
+                "set freeze_encoder=true, or encoder_copies=0"
             )
         if self.audio_context == "full" and self.full_length_share:
             raise SettingError(
@@ -258,7 +270,6 @@ RECIPES: dict[str, Recipe] = {
         eval_seconds=None,
         patience=5,
         save_seconds=600.0,
-        workers=2,
     ),
 }
 

@@ -25,6 +25,7 @@ from voxloop.families.contract import Decoding, Family, Trainable, family
 from voxloop.training.batches import Plan, Row, Speech, read_noises, read_rows, spoken
 from voxloop.training.ctc import Head
 from voxloop.training.ctc import classes as ctc_classes
+from voxloop.training.encoded import EncodedBatches
 from voxloop.training.files import BEST, CONFIG, read_json, sync, write_json
 from voxloop.training.recipes import Recipe
 
@@ -193,6 +194,9 @@ class Session:
             if self.ctc_classes is not None
             else None
         )
+        self.encoded = EncodedBatches(folder) if recipe.encoder_copies else None
+        if self.encoded:
+            log.info("the encoder computes until every batch of %d epochs was heard once", recipe.encoder_copies)
         self.eval_s = 0.0  # the last evaluation
         self.save_s = 0.0  # the last saved model
         self.steps = self._steps()
@@ -381,6 +385,13 @@ def _prepare_weights(trainable: Trainable, recipe: Recipe) -> None:
     model = trainable.model
     if recipe.freeze_encoder:
         model.freeze_encoder()
+    tokens = model.get_input_embeddings()
+    if recipe.freeze_embeddings:
+        tokens.weight.requires_grad_(False)
+    elif recipe.method == "full" and model.get_output_embeddings().weight is tokens.weight:
+        # The weight is the output layer's as well, whose gradient is dense: to it the few rows of the tokens that were
+        # read are added, in place, instead of a second tensor of the vocabulary's size that is all but empty.
+        tokens.sparse = True
     if recipe.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
@@ -393,6 +404,7 @@ def _with_adapters(trainable: Trainable, recipe: Recipe) -> Any:
         lora_alpha=recipe.lora_alpha,
         lora_dropout=recipe.lora_dropout,
         target_modules=list(recipe.lora_targets),
+        exclude_modules=r".*\bencoder\..*" if recipe.freeze_encoder else None,
         bias="none",
     )
     try:

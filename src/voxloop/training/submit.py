@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from voxloop import datasets, transcripts
-from voxloop.audio import SAMPLE_BYTES
 from voxloop.errors import SettingError, UsageError
-from voxloop.records import SAMPLE_RATE, Dataset, Model, Run
+from voxloop.records import Dataset, Model, Run
 from voxloop.training import disk, material, recipes
 from voxloop.training.files import CONFIG, read_json, write_json
 from voxloop.training.recipes import Recipe
@@ -81,9 +80,10 @@ def enqueue(tx: Transaction, run: str) -> None:
 
 
 def check_disk(ws: Workspace, dataset: Dataset, model: Model, recipe: Recipe) -> None:
-    speech_s = 3600 * (dataset.hours.get("train", 0.0) + dataset.hours.get("val", 0.0))
-    folder = Path(transcripts.model_folder(ws, model))
-    disk.check(ws.runs, folder, recipe, speech_bytes=round(speech_s * SAMPLE_RATE * SAMPLE_BYTES))
+    heard = ("train", "val")
+    clips = sum(dataset.clips.get(split, 0) for split in heard)
+    speech_s = 3600 * sum(dataset.hours.get(split, 0.0) for split in heard)
+    disk.check(ws.runs, Path(transcripts.model_folder(ws, model)), recipe, clips=clips, speech_s=speech_s)
 
 
 def _counts(dataset: Dataset) -> str:

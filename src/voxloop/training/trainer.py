@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import shutil
 import time
 from dataclasses import asdict, dataclass, replace
@@ -29,6 +30,8 @@ from voxloop.training.session import Progress, Score, Session, StopFlag, Trainin
 log = logging.getLogger(__name__)
 
 AVERAGE = "average.safetensors"  # in a checkpoint: the running average of the weights
+MOST_WORKERS = 4  # where the recipe names no number
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 CTC_HEAD = "ctc.safetensors"  # in a checkpoint: the head that is thrown away in the end
 
 
@@ -82,6 +85,7 @@ class SpeechTrainer(Seq2SeqTrainer):  # type: ignore[misc]
         self.session = session
         self.clips = 0
         self.busy_s = 0.0  # evaluating or saving since the last line of metrics
+        self.waited_s = 0.0  # for data, since then
         self.logged_s = session.elapsed_s
         recipe, cuda = session.recipe, _on_gpu(session.config.device)
         if recipe.precision == "fp16" and not cuda:
@@ -141,8 +145,23 @@ class SpeechTrainer(Seq2SeqTrainer):  # type: ignore[misc]
             epoch=progress.epoch,
             # Batches of another size are other batches: the epoch is begun anew.
             index=progress.batch if same else 0,
-            workers=session.recipe.workers,
+            workers=_workers(session.recipe, on_gpu=self.args.device.type == "cuda"),
         )
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
+        began = time.monotonic()
+        found = super().get_batch_samples(map(self._whole, epoch_iterator), num_batches, device)
+        self.waited_s += time.monotonic() - began
+        return found
+
+    def _whole(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The batch with its tensors, where the loader brought none since they are kept."""
+        encoded = self.session.encoded
+        return batch | encoded.read(batch["drawn"]) if encoded and "labels" not in batch else batch
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Not counted: transformers' estimate walks through the whole model at every step, and nobody reads it."""
+        return 0
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """AdamW with a group for each depth: the further a layer lies from the output, the lower its rate."""
@@ -179,6 +198,7 @@ class SpeechTrainer(Seq2SeqTrainer):  # type: ignore[misc]
     ) -> Any:
         """Cross-entropy by `_loss`, and CTC beside it where the recipe says so, both per token of the step."""
         inputs["use_cache"] = False  # nothing is generated here, and gradient checkpointing could keep no cache
+        inputs["answered"] = inputs["labels"] != -100
         heard = [inputs.pop(name) for name in ctc.INPUTS if name in inputs]
         labels = inputs["labels"]
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
@@ -186,6 +206,15 @@ class SpeechTrainer(Seq2SeqTrainer):  # type: ignore[misc]
             tokens = (labels != -100).sum() if num_items_in_batch is None else num_items_in_batch
             loss = loss + self.session.ctc.loss(outputs.encoder_last_hidden_state, *heard) / tokens
         return (loss, outputs) if return_outputs else loss
+
+    def _encoded(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The batch after the encoder, in the number format that the decoder takes."""
+        session, kind = self.session, _AUTOCAST.get(self.session.recipe.precision)
+        with torch.autocast(self.args.device.type, kind, enabled=kind is not None):
+            inputs = session.family.encode(session.trainable, self._prepare_inputs(inputs))
+        if kind is not None:
+            inputs["encoder_outputs"] = inputs["encoder_outputs"].to(kind)
+        return inputs
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         made: Any = getattr(self, "lr_scheduler", None)
@@ -197,6 +226,10 @@ class SpeechTrainer(Seq2SeqTrainer):  # type: ignore[misc]
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         epoch, index, clips = inputs.pop("place")
+        drawn = inputs.pop("drawn")
+        if self.session.encoded and "input_features" in inputs:
+            inputs = self._encoded(inputs)
+            self.session.encoded.write(drawn, inputs)
         loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
         self.session.progress.epoch, self.session.progress.batch = epoch, index + 1
         self.clips += clips
@@ -255,18 +288,28 @@ class SpeechTrainer(Seq2SeqTrainer):  # type: ignore[misc]
             "val_strings_wer": logs.get("val_strings_wer"),
             "learning_rate": logs.get("learning_rate"),
             "samples_per_second": None,
+            "wait_share": None,
             "elapsed_s": round(now, 3),
             "eta_s": round(now * (1 - done) / done, 1) if done else None,
             "time": time.time(),
         }
         if "loss" in logs:
             spent = now - self.logged_s - self.busy_s
-            line["samples_per_second"] = round(self.clips / spent, 2) if spent > 0 else None
-            self.clips, self.busy_s, self.logged_s = 0, 0.0, now
+            if spent > 0:
+                line["samples_per_second"] = round(self.clips / spent, 2)
+                line["wait_share"] = round(min(1.0, self.waited_s / spent), 4)
+            self.clips, self.busy_s, self.waited_s, self.logged_s = 0, 0.0, 0.0, now
         append_line(session.folder / METRICS, {k: v for k, v in line.items() if v is not None})
         self.state.log_history.append(line)
         log.info(_sentence(line))
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
+
+
+def _workers(recipe: Recipe, *, on_gpu: bool) -> int:
+    """Processes that prepare batches. On a CPU they would take from the training what they give."""
+    if recipe.workers is not None:
+        return recipe.workers
+    return min(MOST_WORKERS, (os.cpu_count() or 1) // 2) if on_gpu else 0
 
 
 def _metrics(score: Score) -> dict[str, float]:
@@ -291,15 +334,15 @@ def _sentence(line: dict[str, Any]) -> str:
 
 
 def _loss(smoothing: float) -> Any:
-    """Cross-entropy over the tokens of all batches of a step, so that accumulation changes nothing."""
+    """Cross-entropy over the tokens of all batches of a step, so that accumulation changes nothing.
+
+    Logits (N, V) are those of the real labels alone.
+    """
 
     def compute(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | None = None) -> torch.Tensor:
-        logits = outputs.logits
-        total = functional.cross_entropy(
-            logits.flatten(0, 1).float(), labels.flatten(), label_smoothing=smoothing, reduction="sum"
-        )
-        tokens = (labels != -100).sum() if num_items_in_batch is None else num_items_in_batch
-        return total / tokens
+        answers = labels[labels != -100]
+        total = functional.cross_entropy(outputs.logits.float(), answers, label_smoothing=smoothing, reduction="sum")
+        return total / (len(answers) if num_items_in_batch is None else num_items_in_batch)
 
     return compute
 

@@ -116,6 +116,13 @@ class Whisper:
         batch = {"input_features": features, "decoder_input_ids": given, "labels": padded}
         return batch if mask is None else batch | {"attention_mask": mask}
 
+    @torch.no_grad()
+    def encode(self, trainable: Trainable, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """A batch of `collate` with the encoder's states (B, E, D) as `encoder_outputs` in the place of its sound."""
+        encoder = trainable.model.get_encoder().eval()
+        states = encoder(inputs["input_features"], attention_mask=inputs.get("attention_mask")).last_hidden_state
+        return {name: given for name, given in inputs.items() if name != "input_features"} | {"encoder_outputs": states}
+
     def padded_seconds(self, seconds: float) -> float:
         """Seconds that a clip takes up in a batch, its margin included."""
         return padded_frames(round(seconds * SAMPLE_RATE)) * HOP / SAMPLE_RATE

@@ -4,7 +4,8 @@ In transformers 5 the encoder refuses everything but 3,000 frames and the decode
 passes no mask to its cross-attention. The classes here take both, as ordinary
 arguments; without a mask, at 3,000 frames, they compute what the stock ones do.
 
-Letters in shapes: `B` batch, `F` mel channels, `T` mel frames, `E` encoder positions (T / 2).
+Letters in shapes: `B` batch, `F` mel channels, `T` mel frames, `E` encoder positions (T / 2), `U` label tokens,
+`D` width.
 """
 
 from __future__ import annotations
@@ -72,7 +73,8 @@ class LengthAwareDecoderLayer(WhisperDecoderLayer):  # type: ignore[misc]
 class LengthAwareModel(WhisperModel):  # type: ignore[misc]
     """Encoder and decoder that share the mask of the audio: `attention_mask` (B, T) counts mel frames.
 
-    The mask is an ordinary argument, so generation repeats it for beams like any other.
+    The mask is an ordinary argument, so generation repeats it for beams like any other. With `answered` (B, U) the
+    output holds those N places alone, (N, D): the output layer, most of the work at short clips, skips padding.
     """
 
     def forward(
@@ -80,14 +82,20 @@ class LengthAwareModel(WhisperModel):  # type: ignore[misc]
         input_features: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         encoder_outputs: Any = None,
+        answered: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         if encoder_outputs is None:
             features = self._mask_input_features(input_features, attention_mask=attention_mask)
             encoder_outputs = self.encoder(features, attention_mask=attention_mask)
+        elif isinstance(encoder_outputs, torch.Tensor):
+            encoder_outputs = BaseModelOutput(last_hidden_state=encoder_outputs)
         if attention_mask is not None:
             kwargs["cross_attention_mask"] = position_mask(attention_mask, encoder_outputs[0].dtype)
-        return super().forward(encoder_outputs=encoder_outputs, **kwargs)
+        outputs = super().forward(encoder_outputs=encoder_outputs, **kwargs)
+        if answered is not None:
+            outputs.last_hidden_state = outputs.last_hidden_state[answered]
+        return outputs
 
 
 def length_aware(model: WhisperForConditionalGeneration) -> WhisperForConditionalGeneration:

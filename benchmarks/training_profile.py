@@ -1,0 +1,227 @@
+"""Where the time of a training step goes, what it computes, and how fast this machine multiplies matrices at best.
+
+    python -m benchmarks.training_profile RUN_DIR        prints both as JSON
+
+Steps of Voxloop's own trainer, timed between marks: hooks of modules and of tensors, so that the backward pass is told
+apart too. FLOPs are counted by torch in one more step, with attention as plain matrix products, since the counter does
+not know the CPU's fused kernel. Letters: `B` batch, `E` encoder positions, `U` label tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks.training_sides import BATCH, PLAIN, Shape, batch_seconds, lay_out, write_noise
+
+SECONDS: Final = 4.0
+WARM: Final = 3
+TIMED: Final = 10
+REPEATS: Final = 15
+OTHER: Final = "the rest"
+ORDER: Final = (
+    "data",
+    "encoder, forward",
+    "decoder, forward",
+    "output projection, forward",
+    "loss",
+    "output projection and loss, backward",
+    "decoder, backward",
+    "embedding, backward",
+    "encoder, backward",
+    "clipping of gradients",
+    "optimiser",
+    OTHER,
+)
+
+
+def forward_flops(shape: Shape, *, batch: int, positions: int, tokens: int) -> float:
+    """Multiplications and additions in the matrix products of a forward pass, each counted as one."""
+    d, hidden = shape.width, 4 * shape.width
+    layer = 4 * d * d + 2 * d * hidden  # projections of attention, and the two layers behind it
+    convolutions = 2 * positions * 3 * shape.mels * d + positions * 3 * d * d
+    encoder = shape.encoder_layers * (positions * layer + 2 * positions**2 * d)
+    crossing = 2 * tokens * d * d + 2 * positions * d * d + 2 * tokens * positions * d
+    decoder = shape.decoder_layers * (tokens * layer + 2 * tokens**2 * d + crossing)
+    return 2.0 * batch * (convolutions + encoder + decoder + tokens * d * shape.vocabulary)
+
+
+class Clock:
+    """Adds up time and FLOPs since the last mark under the mark's name."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, float]] = []
+        self.flops: dict[str, float] = {}
+        self.counter: Any = None
+        self.last = time.perf_counter()
+        self.counted = 0.0
+        self.current: dict[str, float] = {}
+
+    def mark(self, name: str) -> None:
+        now = time.perf_counter()
+        self.current[name] = self.current.get(name, 0.0) + now - self.last
+        if self.counter is not None:
+            total = float(self.counter.get_total_flops())
+            self.flops[name] = self.flops.get(name, 0.0) + total - self.counted
+            self.counted = total
+        self.last = time.perf_counter()
+
+    def end_step(self) -> None:
+        self.mark(OTHER)
+        self.steps.append(self.current)
+        self.current = {}
+        self.last = time.perf_counter()
+
+
+def run(folder: Path) -> dict[str, Any]:
+    """Train as the run's folder says, and say where the time of a step went."""
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+    from transformers import TrainerCallback
+
+    from voxloop.training import recipes
+    from voxloop.training.session import Progress, Session, StopFlag, TrainingConfig
+    from voxloop.training.trainer import SpeechTrainer
+
+    config = TrainingConfig.load(folder)
+    torch.set_num_threads(config.threads)
+    session = Session(folder, config, recipes.from_dict(config.recipe), StopFlag(), Progress())
+    trainer = SpeechTrainer(session)
+    clock, counting = Clock(), ExitStack()
+    shapes: dict[str, int] = {}
+
+    class Marks(TrainerCallback):  # type: ignore[misc]
+        def on_train_begin(self, *_: Any, optimizer: Any, **__: Any) -> None:
+            inner = getattr(optimizer, "optimizer", optimizer)
+            inner.register_step_pre_hook(lambda *_: clock.mark("clipping of gradients"))
+            inner.register_step_post_hook(lambda *_: clock.mark("optimiser"))
+
+        def on_step_end(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
+            clock.end_step()
+            if state.global_step == WARM + TIMED:
+                counting.enter_context(sdpa_kernel(SDPBackend.MATH))
+                clock.counter = counting.enter_context(FlopCounterMode(display=False))
+            elif state.global_step > WARM + TIMED:
+                clock.counter = None
+                counting.close()
+
+    def after(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def marked(*args: Any, **kwargs: Any) -> Any:
+            found = call(*args, **kwargs)
+            clock.mark(name)
+            return found
+
+        return marked
+
+    def before(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def marked(*args: Any, **kwargs: Any) -> Any:
+            clock.mark(name)
+            return call(*args, **kwargs)
+
+        return marked
+
+    def hook(module: Any, name: str, when_its_gradient_is_there: str | None) -> None:
+        def done(_: Any, __: Any, output: Any) -> None:
+            states = output if torch.is_tensor(output) else output.last_hidden_state
+            shapes.setdefault(name, states.shape[0] * states.shape[1])
+            if when_its_gradient_is_there and states.requires_grad:
+                states.register_hook(lambda _: clock.mark(when_its_gradient_is_there))
+            if name != "embedding":
+                clock.mark(f"{name}, forward")
+
+        if name != "embedding":
+            module.register_forward_pre_hook(lambda *_: clock.mark(OTHER))
+        module.register_forward_hook(done)
+
+    whisper = session.trainable.model
+    hook(whisper.model.encoder, "encoder", "embedding, backward")
+    hook(whisper.model.decoder, "decoder", "output projection and loss, backward")
+    hook(whisper.model.decoder.embed_tokens, "embedding", "decoder, backward")
+    hook(whisper.proj_out, "output projection", None)
+    trainer.get_batch_samples = after("data", trainer.get_batch_samples)
+    trainer.accelerator.backward = before("loss", after("encoder, backward", trainer.accelerator.backward))
+    trainer.add_callback(Marks())
+    ceilings = matmuls(shapes, whisper.config)
+    trainer.train()
+    ceilings = {name: max(rate, ceilings.get(name, 0.0)) for name, rate in matmuls(shapes, whisper.config).items()}
+    timed = clock.steps[WARM : WARM + TIMED]
+    return {
+        "ms": {name: 1e3 * statistics.median(step.get(name, 0.0) for step in timed) for name in ORDER},
+        "step_ms": 1e3 * statistics.median(sum(step.values()) for step in timed),
+        "gflop": {name: clock.flops.get(name, 0.0) / 1e9 for name in ORDER},
+        "ceilings": ceilings,
+        "positions": shapes["encoder"],
+        "tokens": shapes["decoder"],
+    }
+
+
+def matmuls(rows: dict[str, int], config: Any) -> dict[str, float]:
+    """GFLOP/s of matrix products, the best of some tries: of the model's own sizes, and of large ones."""
+    import torch
+
+    sizes = [(2048, 2048, 2048)]
+    if rows:
+        d, hidden, n, u = config.d_model, config.encoder_ffn_dim, rows["encoder"], rows["decoder"]
+        sizes += [(n, d, d), (n, d, hidden), (n, hidden, d), (u, d, config.vocab_size)]
+    found = {}
+    for n, k, m in sizes:
+        left, right = torch.randn(n, k), torch.randn(k, m)
+        times = []
+        for _ in range(REPEATS):
+            began = time.perf_counter()
+            torch.mm(left, right)
+            times.append(time.perf_counter() - began)
+        found[f"{n} x {k} by {k} x {m}"] = 2e-9 * n * k * m / min(times)
+    return found
+
+
+def measure(folder: Path, threads: int) -> str:
+    """Markdown: the table of a step at 4 s, full fine-tuning."""
+    manifest = write_noise(folder / "speech", SECONDS)
+    recipe = replace(PLAIN, max_steps=WARM + TIMED + 1, batch_seconds=batch_seconds(manifest))
+    lay_out(folder / "run", folder / "base", manifest, recipe, device="cpu", threads=threads)
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.training_profile", str(folder / "run")],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+        check=True,
+    )
+    return described(json.loads(done.stdout.splitlines()[-1]))
+
+
+def described(found: dict[str, Any]) -> str:
+    """Markdown of what `run` found."""
+    total_gflop, step_ms = sum(found["gflop"].values()), found["step_ms"]
+    lines = [
+        f"One step of full fine-tuning at {SECONDS:g} s, {BATCH} clips, {found['positions']} encoder positions and "
+        f"{found['tokens']} tokens: {step_ms:.0f} ms, {total_gflop:.0f} GFLOP, "
+        f"{total_gflop / step_ms * 1e3:.0f} GFLOP/s (medians of {TIMED} steps).",
+        "",
+        "| part of the step | ms | share | GFLOP | GFLOP/s |",
+        "|---|---|---|---|---|",
+    ]
+    for name in ORDER:
+        ms, gflop = found["ms"][name], found["gflop"][name]
+        rate = f"{gflop / ms * 1e3:.0f}" if gflop > 0.01 else ""
+        counted = f"{gflop:.1f}" if gflop > 0.01 else ""
+        lines.append(f"| {name} | {ms:.0f} | {ms / step_ms:.0%} | {counted} | {rate} |")
+    ceilings = ", ".join(f"{name}: {rate:.0f}" for name, rate in found["ceilings"].items())
+    return "\n".join(
+        [*lines, "", f"Matrix products alone, in the same process, GFLOP/s, the best of many: {ceilings}."]
+    )
+
+
+if __name__ == "__main__":
+    print(json.dumps(run(Path(sys.argv[1]))))
