@@ -1,7 +1,7 @@
 """Run the benchmarks named, or all that compare speeds: tables, build/bench/NAME.json, and sections of RESULTS.md.
 
-`training` and `learning` have options of their own: `python -m benchmarks training --help`. `learning` needs speech and
-starters, and is not among all.
+`training`, `transcription` and `learning` have options of their own: `python -m benchmarks training --help`. `learning`
+needs speech and starters, and is not among all.
 """
 
 from __future__ import annotations
@@ -11,14 +11,16 @@ import importlib
 import sys
 from pathlib import Path
 
-from benchmarks import learning, results, training
+from benchmarks import learning, results, training, transcription
 from benchmarks.side_by_side import Row, table, write
 
 NAMES = ("training", "transcription", "ingest", "growth")
 
 
 def main() -> None:
-    own = {"learning": learning.main, "training": training.main}.get(*sys.argv[1:2] or [""])
+    own = {"learning": learning.main, "training": training.main, "transcription": transcription.main}.get(
+        *sys.argv[1:2] or [""]
+    )
     if own is not None:
         own(sys.argv[2:])
         return
@@ -30,8 +32,8 @@ def main() -> None:
     for name in given.names or NAMES:
         if name not in NAMES:
             parser.error(f"there is no benchmark {name!r}; known: {', '.join(NAMES)}")
-        if name == "training":
-            training.main(["--rounds", str(given.rounds), "--out", str(given.out)])
+        if parted := {"training": training, "transcription": transcription}.get(name):
+            parted.main(["--rounds", str(given.rounds), "--out", str(given.out)])
             continue
         module = importlib.import_module(f"benchmarks.{name}")
         rows: list[Row] = module.measure(given.rounds)

@@ -1,5 +1,11 @@
 """Transcribing: CTranslate2 in int8 on clips at their own length, against transformers and faster-whisper at 30 s.
 
+    python -m benchmarks transcription                           every part, one after the other
+    python -m benchmarks transcription --part long --rounds 3    one of them; the others stay as they were measured
+
+Each part keeps its rows in build/bench/transcription/PART.json, and the table is made of all that are there: `shape`
+and `starter` are short clips, `long` is files of ten minutes, where there is recorded speech (`--data`).
+
 Speed is that of whisper-tiny's shape with random weights, every side writing the same number of tokens of each clip;
 such a model has no error rate. Error rates are the starter's, in rows of their own, on digits of a speaker that it
 never heard, joined to about 4 s (on the demo's clips, where the recorded digits are not beside this checkout).
@@ -7,6 +13,7 @@ never heard, joined to about 4 s (on the demo's clips, where the recorded digits
 
 from __future__ import annotations
 
+import argparse
 import json
 import tempfile
 from collections.abc import Callable, Sequence
@@ -15,14 +22,16 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.side_by_side import Row, compare
+from benchmarks import results
+from benchmarks.side_by_side import Row, compare, rows_table, write
 from voxloop import text
 from voxloop.audio import decode
 from voxloop.families.contract import Decoding, family
 from voxloop.starter import STARTER_DIR
 
 ROOT = Path(__file__).parents[1]
-DIGITS = ROOT.parent / "shared" / "data" / "digits_en"
+DATA = ROOT.parent / "shared" / "data"
+DIGITS = DATA / "digits_en"
 DEMO = ROOT / "demo" / "speech"
 UNHEARD = "theo"  # the speaker that the shipped starter was made without
 RATE = 16_000
@@ -30,6 +39,7 @@ THREADS = 2
 CLIPS, SECONDS, TOKENS = 200, 4.0, 20
 SAMPLE = 24  # clips of each round that a peer at 30 s is given: its rate does not depend on how many there are
 BATCH = 8
+PARTS = ("shape", "starter", "long")
 LONGEST = 100  # tokens that each side may write of the starter's strings; its positions end at 224
 TEXT_TOKENS = 50_257  # of Whisper's multilingual vocabulary, before the special tokens
 
@@ -40,20 +50,56 @@ rates come from, and it is safe only on models tuned so: the starter is, and its
 faster-whisper fills the spectrogram's rest with zeros where Whisper was trained on silence; the starter, which never
 heard that, makes more errors of it (transformers, fed such zeros, does as well), so its row compares the speed alone.
 The starter is so small that the work per token decides, not the encoder, and its 32 strings make batches of one to
-four: its ratios to transformers are lower than those of the tiny shape. Long audio has no row yet: ten minutes took
-about twice as long as by faster-whisper's batched pipeline, most of it voice detection (docs/log.md).
+four: its ratios to transformers are lower than those of the tiny shape.
+
+Long audio is real speech joined with pauses to ten minutes, read from one FLAC file, greedily, without time stamps.
+Each side finds the speech itself, by the same detector: ours hears it as phrases of up to 15 s at their own length,
+faster-whisper packs what it finds into windows of 30 s, eight at a time. The starter learnt strings of a few digits, so
+both error rates are high; where the windows are filled with silence instead of zeros, the peer has the row that is fair
+to it. Of the tiny shape both sides write as many tokens; a model that was not tuned on trimmed clips runs at 30 s, and
+phrases are joined to windows then.
 """
 
 Sound = np.ndarray[tuple[int], np.dtype[np.float32]]
 
 
-def measure(rounds: int) -> list[Row]:
+def main(arguments: Sequence[str]) -> None:
     import torch
 
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks transcription",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--part", action="append", choices=PARTS, help="only this one; may be given more than once")
+    parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds")
+    parser.add_argument("--out", type=Path, default=Path("build/bench"))
+    parser.add_argument("--data", type=Path, default=DATA, help="folder with recorded speech, for long audio")
+    given = parser.parse_args(arguments)
     torch.set_num_threads(THREADS)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        return [*_by_shape(folder, rounds), *_by_starter(folder, rounds)]
+    kept = given.out / "transcription"
+    kept.mkdir(parents=True, exist_ok=True)
+    for part in given.part or PARTS:
+        with tempfile.TemporaryDirectory(prefix="voxloop-transcription-") as temporary:
+            rows = _measure(part, Path(temporary), given)
+        if rows:
+            print(rows_table(rows))
+            write(kept / f"{part}.json", rows)
+    found = {
+        part: json.loads((kept / f"{part}.json").read_text()) for part in PARTS if (kept / f"{part}.json").exists()
+    }
+    measured = [f"{part}: {one['machine']}" for part, one in found.items()]
+    rows = [Row(**row) for one in found.values() for row in one["rows"]]
+    results.put(results.PATH, "transcription", "\n\n".join([*measured, rows_table(rows), NOTES]))
+    print(write(given.out / "transcription.json", rows))
+
+
+def _measure(part: str, folder: Path, given: argparse.Namespace) -> list[Row]:
+    from benchmarks import long_audio
+
+    if part == "long":
+        return long_audio.measure(folder, given.rounds, given.data)
+    return {"shape": _by_shape, "starter": _by_starter}[part](folder, given.rounds)
 
 
 # The shape of whisper-tiny -------------------------------------------------------------------------------------------

@@ -36,7 +36,6 @@ CHAMPION = "champion"
 STARTER = "starter"
 MODEL_FILES = (".safetensors", ".json", ".txt", ".model")  # what a model folder's identity covers
 BLOCK_S = 600.0  # seconds of audio read, transcribed and committed at a time
-FILE_BLOCK_S = 120.0  # of a file: less, so that its progress is seen
 
 
 # Which model ---------------------------------------------------------------------------------------------------------
@@ -452,14 +451,25 @@ def transcribe_file(
             progress(0.0, seconds(samples))
         asked = decoding(ws, language, audio_context)
         speaker = recogniser(ws, record)
-        spans = _utterances.spans_in(read, samples, ws.settings)
+        trimmed = speaker.context(audio_context) == "trimmed"
+        joining = _utterances.PHRASES if trimmed else _utterances.WINDOWS
+        spans = _utterances.spans_in(read, samples, ws.settings, joining)
+        speech = sum(end - start for start, end in spans)
+        done = 0.0
+
+        def told(heard_s: float) -> None:
+            nonlocal done
+            done += heard_s
+            if progress:  # in the file's time, as if pauses were spread over its speech
+                progress(seconds(samples) * min(1.0, done / seconds(speech)), seconds(samples))
+
         segments: list[Segment] = []
-        for block in blocks(spans, [end - start for start, end in spans], FILE_BLOCK_S):
+        for block in blocks(spans, [end - start for start, end in spans]):
             waveforms = [read(start, end) for start, end in block]
-            heard = speaker.transcribe(waveforms, asked, word_times=word_times)
+            heard = speaker.transcribe(waveforms, asked, word_times=word_times, heard=told)
             segments += [_segment(start, end, one) for (start, end), one in zip(block, heard, strict=True)]
-            if progress:
-                progress(seconds(block[-1][1]), seconds(samples))
+        if progress:
+            progress(seconds(samples), seconds(samples))
     return FileTranscript(file=str(file), model=record.id, duration=seconds(samples), segments=tuple(segments))
 
 

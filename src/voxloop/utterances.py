@@ -38,12 +38,25 @@ if TYPE_CHECKING:
     from voxloop.workspace import Workspace
 
 MIN_SPEECH_MS = 100  # Silero's 250 ms would lose a short word said alone
-JOIN_GAP = int(0.8 * SAMPLE_RATE)  # samples: a shorter pause lies within a phrase
-JOINED = 15 * SAMPLE_RATE  # samples: phrases are joined up to this length
 SHORT = 8 * SAMPLE_RATE  # samples: a recording so short is taken as one phrase
 
 Span = tuple[int, int]
 """Samples from a start to an end (exclusive)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Joining:
+    """Which pieces of speech become one span."""
+
+    gap: int
+    """Samples: a shorter pause lies within a span."""
+    longest: int
+    """Samples up to which pieces are joined."""
+
+
+PHRASES = Joining(gap=int(0.8 * SAMPLE_RATE), longest=15 * SAMPLE_RATE)
+# For a model that is fed 30 s whatever there is to hear: a phrase alone would take it as long.
+WINDOWS = Joining(gap=2 * SAMPLE_RATE, longest=MAX_UTTERANCE_SAMPLES)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -142,23 +155,25 @@ def speech_spans(waveform: Waveform, settings: Settings) -> list[Span]:
     return spans_in(lambda start, end: waveform[start:end], len(waveform), settings)
 
 
-def spans_in(read: Callable[[int, int], Waveform], samples: int, settings: Settings) -> list[Span]:
+def spans_in(
+    read: Callable[[int, int], Waveform], samples: int, settings: Settings, joining: Joining | None = None
+) -> list[Span]:
     """As `speech_spans`, of audio of any length that `read` gives from a start to an end."""
-    return spans_of(voice.chances(read, samples), samples, settings)
+    return spans_of(voice.chances(read, samples), samples, settings, joining)
 
 
-def spans_of(probabilities: Sequence[float], samples: int, settings: Settings) -> list[Span]:
+def spans_of(
+    probabilities: Sequence[float], samples: int, settings: Settings, joining: Joining | None = None
+) -> list[Span]:
     """Spans from the speech probability of every 512 samples of `samples`.
 
-    Silero's rule finds the speech between pauses of `vad_min_silence_ms`. Pieces less
-    than 0.8 s apart are then joined to phrases of up to 15 s, and all pieces where
-    the whole lasts no longer than 8 s.
+    Silero's rule finds the speech between pauses of `vad_min_silence_ms`. Pieces near each
+    other are then joined to phrases, and all pieces where the whole lasts no longer than 8 s.
     """
-    from silero_vad import get_speech_timestamps_from_probs
-
+    joining = joining or PHRASES
     if not probabilities:
         return []
-    pieces = get_speech_timestamps_from_probs(
+    pieces = voice.silero().get_speech_timestamps_from_probs(
         list(probabilities),
         sampling_rate=SAMPLE_RATE,
         threshold=settings.vad_threshold,
@@ -175,8 +190,8 @@ def spans_of(probabilities: Sequence[float], samples: int, settings: Settings) -
         end = min(int(piece["end"]), samples, start + MAX_UTTERANCE_SAMPLES)
         if end <= start:
             continue
-        near = spans and start - spans[-1][1] < JOIN_GAP
-        if spans and (samples <= SHORT or (near and end - spans[-1][0] <= JOINED)):
+        near = spans and start - spans[-1][1] < joining.gap
+        if spans and (samples <= SHORT or (near and end - spans[-1][0] <= joining.longest)):
             spans[-1] = (spans[-1][0], end)
         else:
             spans.append((start, end))

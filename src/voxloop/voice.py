@@ -34,6 +34,17 @@ SHORT = 60 * SAMPLE_RATE  # samples: up to this length a recording is heard besi
 Frames = np.ndarray[tuple[int, int], np.dtype[np.float32]]
 
 
+def silero() -> Any:
+    """The package silero_vad, whose import would set PyTorch to one thread, for good and for all models."""
+    import torch
+
+    threads = torch.get_num_threads()
+    import silero_vad
+
+    torch.set_num_threads(threads)
+    return silero_vad
+
+
 def detector() -> str:
     """What finds the speech, as the record of a segmentation names it: another one may cut elsewhere."""
     return f"silero-vad {version('silero-vad')}, one pass"
@@ -81,10 +92,8 @@ class _Voice:
 
     def __init__(self) -> None:
         import torch
-        from silero_vad import load_silero_vad
 
-        model: Any = load_silero_vad()
-        network = model._model  # the one for 16 kHz
+        network = silero().load_silero_vad()._model  # the one for 16 kHz
         self.spectrum, self.convolutions, self.last_layer = network.stft, network.encoder, network.decoder.decoder
         self.window = self.spectrum.forward_basis_buffer[0, 0].clone()  # its cosine of frequency zero
         cell = network.decoder.rnn

@@ -207,8 +207,8 @@ class TestLanguages:
         self, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         ours = converted(folder, tmp_path / "converted")
-        assert ours._context("auto") == "full"
-        assert ours._context("trimmed") == "trimmed"
+        assert ours.context("auto") == "full"
+        assert ours.context("trimmed") == "trimmed"
         assert "not tuned on trimmed audio" in caplog.text
 
 

@@ -160,13 +160,13 @@ def test_what_fired_is_a_warning_of_review() -> None:
     assert kinds(text="", guards=("silence",))["no text"] == "the clip is silent"
 
 
-def long_file(path: Path, demo_speech: Path) -> list[tuple[float, float]]:
+def long_file(path: Path, demo_speech: Path, pause_s: float = 5.0) -> list[tuple[float, float]]:
     """A minute of clips with pauses; where each lies, in seconds."""
     places = []
     pieces: list[np.ndarray] = []
     at = 0
     for file in sorted(demo_speech.glob("*.ogg"))[:8]:
-        gap = (1e-4 * np.random.default_rng(0).standard_normal(5 * RATE)).astype(np.float32)
+        gap = (1e-4 * np.random.default_rng(0).standard_normal(int(pause_s * RATE))).astype(np.float32)
         clip = decode(file)
         places.append(((at + len(gap)) / RATE, (at + len(gap) + len(clip)) / RATE))
         pieces += [gap, clip]
@@ -182,7 +182,9 @@ def test_a_file_is_heard_in_its_segments(workspace: Workspace, tmp_path: Path, d
         workspace, tmp_path / "long.wav", word_times=True, progress=lambda done, of: told.append((done, of))
     )
     assert told[0] == (0.0, found.duration)
-    assert told[-1][0] == found.segments[-1].end
+    assert told[-1] == (found.duration, found.duration)
+    assert told == sorted(told)
+    assert len(told) > 2
     assert len(found.segments) == len(places)  # nothing is lost, and the pauses are no speech
     for one, (start, end) in zip(found.segments, places, strict=True):
         assert one.start == pytest.approx(start, abs=0.4)
@@ -191,6 +193,19 @@ def test_a_file_is_heard_in_its_segments(workspace: Workspace, tmp_path: Path, d
             assert one.start <= word.start <= word.end <= one.end + 1e-3
     with workspace.read() as reader:
         assert reader.count(Utterance) == 0
+
+
+def test_a_model_that_is_fed_30_s_hears_phrases_together(
+    workspace: Workspace, tmp_path: Path, demo_speech: Path
+) -> None:
+    places = long_file(tmp_path / "long.wav", demo_speech, pause_s=1.5)
+    phrases = transcripts.transcribe_file(workspace, tmp_path / "long.wav").segments
+    windows = transcripts.transcribe_file(workspace, tmp_path / "long.wav", audio_context="full").segments
+    assert len(phrases) == len(places)
+    assert len(windows) < len(phrases)
+    assert max(one.end - one.start for one in windows) <= 30.0
+    for phrase in phrases:
+        assert any(one.start <= phrase.start and phrase.end <= one.end for one in windows)
 
 
 def test_formats_of_the_command_line(tmp_path: Path, demo_speech: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -108,3 +110,11 @@ def test_speech_is_where_silero_finds_it(speech: Waveform) -> None:
 def test_nothing_is_heard_of_no_recordings() -> None:
     assert voice.chances_of([]) == []
     assert voice.chances(lambda start, end: np.zeros(end - start, np.float32), 0) == []
+
+
+def test_the_threads_of_pytorch_stay_as_they_were() -> None:
+    """Silero's package sets them to one when it is imported, which every model in the process would pay for."""
+    told = "import torch; torch.set_num_threads(3); from voxloop import voice; voice.silero()"
+    told += "; print(torch.get_num_threads())"
+    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "3"

@@ -8,7 +8,7 @@ Letters in shapes: `B` batch, `S` samples, `F` mel channels, `T` mel frames, `U`
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -106,12 +106,22 @@ class Recogniser(Protocol):
     """A loaded model that turns speech into text."""
 
     def transcribe(
-        self, waveforms: Sequence[Waveform], decoding: Decoding, *, word_times: bool = False
+        self,
+        waveforms: Sequence[Waveform],
+        decoding: Decoding,
+        *,
+        word_times: bool = False,
+        heard: Callable[[float], None] | None = None,
     ) -> list[Hypothesis]:
         """Texts of waveforms of (S,) samples at 16 kHz, at most 30 s each, in the order given.
 
-        `word_times` finds each word's place as well; it changes no text.
+        `word_times` finds each word's place as well; it changes no text. `heard` is told the
+        seconds of audio of every batch that is done.
         """
+        ...
+
+    def context(self, asked: AudioContext) -> Literal["trimmed", "full"]:
+        """How clips are fed when that is asked for: at their own length, or filled to 30 s."""
         ...
 
     def embed(self, waveforms: Sequence[Waveform]) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:

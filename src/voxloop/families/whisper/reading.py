@@ -188,27 +188,34 @@ class Reader(ABC):
     # What all engines do ---------------------------------------------------------------------------------------------
 
     def transcribe(
-        self, waveforms: Sequence[Waveform], decoding: Decoding, *, word_times: bool = False
+        self,
+        waveforms: Sequence[Waveform],
+        decoding: Decoding,
+        *,
+        word_times: bool = False,
+        heard: Callable[[float], None] | None = None,
     ) -> list[Hypothesis]:
         """Texts in the order given. Raises UsageError for a waveform longer than 30 s."""
-        context = self._context(decoding.audio_context)
+        context = self.context(decoding.audio_context)
         found = [Hypothesis(text="", confidence=None)] * len(waveforms)
-        heard = list(waveforms)
+        clips = list(waveforms)
         if decoding.guards:
             for index, waveform in enumerate(waveforms):
                 if np.abs(waveform).max(initial=0.0) < SILENT_PEAK:
                     found[index] = Hypothesis(text="", confidence=None, language=decoding.language, guards=("silence",))
-                    heard[index] = waveform[:0]
+                    clips[index] = waveform[:0]
         with self._running():
             budget_s = decoding.batch_seconds / max(1, decoding.beams) / self._at_once
-            batches = list(self._batches(heard, context, budget_s))
+            batches = list(self._batches(clips, context, budget_s))
 
             def decoded(batch: list[int]) -> list[Hypothesis]:
-                return self._decode([heard[index] for index in batch], context, decoding, word_times)
+                return self._decode([clips[index] for index in batch], context, decoding, word_times)
 
             for batch, hypotheses in zip(batches, self._each(decoded, batches), strict=True):
                 for index, hypothesis in zip(batch, hypotheses, strict=True):
                     found[index] = hypothesis
+                if heard:
+                    heard(seconds(sum(len(clips[index]) for index in batch)))
         return found
 
     def _each(
@@ -222,7 +229,7 @@ class Reader(ABC):
 
     def embed(self, waveforms: Sequence[Waveform]) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
         """The mean of the encoder's states over each clip, its margin left out, as unit vectors (B, D)."""
-        context = self._context("auto")
+        context = self.context("auto")
         vectors = np.zeros((len(waveforms), self.config.d_model), dtype=np.float32)
         with self._running():
             for batch in self._batches(waveforms, context, Decoding().batch_seconds):
@@ -232,7 +239,8 @@ class Reader(ABC):
                 vectors[batch] = means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
         return vectors
 
-    def _context(self, asked: str) -> AudioContext:
+    def context(self, asked: str) -> AudioContext:
+        """How clips are fed when a context is asked for; warns once of a trimmed one that the model does not know."""
         tuned: AudioContext = getattr(self.config, CONTEXT_KEY, "full")
         if asked == "auto":
             return tuned
