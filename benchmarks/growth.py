@@ -1,31 +1,37 @@
-"""What the catalog costs as it grows: pages, filters, counts and a dataset build, at 10,000 to 1,000,000 utterances.
+"""What the catalog costs as it grows: pages in every filter, counts, ingest and a dataset build.
 
 The rows are synthetic, five utterances to a recording, with the texts, events and done jobs that the loop leaves.
-Each dataset build runs in a process of its own, so that its peak memory is its own.
+Each dataset build runs in a process of its own, so that its peak memory is its own. A million utterances take minutes
+to write: `--sizes 1000000 --fill FOLDER` writes them apart, `--workspaces FOLDER` measures there (once: a dataset and
+new recordings are left behind).
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
-import resource
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
 import sqlalchemy as sa
 
-from benchmarks.side_by_side import Row
+from benchmarks import growth_page, results
+from benchmarks.ingest import small_files
+from benchmarks.side_by_side import Row, machine, rows_table, write
 from voxloop import datasets, review
 from voxloop.pipeline import open_loop
+from voxloop.recordings import ingest
 from voxloop.records import Quality, Recording, Transcript, Utterance, utterance_id
 from voxloop.review import Filters
 from voxloop.status import status
@@ -44,19 +50,29 @@ WORDS = ("please", "open", "the", "small", "window", "and", "turn", "down", "rad
 BEGAN = 1_790_000_000.0  # seconds since the epoch
 BLOCK = 20_000  # rows sent at once
 REPEATS = 7
+INGESTED = 1000  # small files taken into each workspace
+RARE = "everybody supper everybody window everybody radio"  # in about one text of a million
+NOTES = """Ours is the largest size, the peer the smallest: how much each grows. Medians of seven after one that fills
+the caches; the build and the ingest of 1,000 small files are single runs."""
 
 
 def fill(ws: Workspace, utterances: int, *, seed: int = 1) -> None:
     """Write the rows of a workspace in which so many utterances were ingested, transcribed and partly reviewed."""
     rows = _rows(utterances, random.Random(seed))
-    while block := list(islice(rows, BLOCK)):
-        found: dict[sa.Table, list[dict[str, Any]]] = {}
-        for table, row in block:
-            found.setdefault(table, []).append(row)
-        with ws.catalog.write() as writer:
+    with ws.catalog.engine.connect() as connection:
+        # Keys are random: with a small cache each row is a page read and written.
+        driver = cast("sqlite3.Connection", connection.connection.driver_connection)
+        driver.execute("PRAGMA cache_size=-1000000")  # KB
+        driver.execute("PRAGMA synchronous=off")
+        while block := list(islice(rows, BLOCK)):
+            found: dict[sa.Table, list[dict[str, Any]]] = {}
+            for table, row in block:
+                found.setdefault(table, []).append(row)
             for table in tables.metadata.sorted_tables:  # a row after those that it refers to
                 if table in found:
-                    writer.connection.execute(sa.insert(table), found[table])
+                    connection.execute(sa.insert(table), found[table])
+            connection.commit()
+        connection.invalidate()  # the next one has the settings of every workspace
 
 
 def _rows(utterances: int, chance: random.Random) -> Iterator[tuple[sa.Table, dict[str, Any]]]:
@@ -140,8 +156,18 @@ def questions(ws: Workspace) -> dict[str, Callable[[], Any]]:
         "waiting": Filters(status="transcribed"),
         "one speaker": Filters(speaker="speaker0007"),
         "one language": Filters(language="vi"),
-        "confidence below 0.2": Filters(max_confidence=0.2),
+        "of the last minute": Filters(since=newest - 60),
         "of the last hour": Filters(since=newest - 3600),
+        "of the last hour, waiting, one language": Filters(since=newest - 3600, status="transcribed", language="vi"),
+        "of the first hour": Filters(until=BEGAN + 3600),
+        "confidence from 0.5": Filters(min_confidence=0.5),
+        "confidence to 0.2": Filters(max_confidence=0.2),
+        "confidence from 0.99": Filters(min_confidence=0.99),
+        "a frequent word": Filters(contains="window"),
+        "words of hardly any text": Filters(contains=RARE),
+        "a warning": Filters(warned=True),
+        "one warning": Filters(warning="low confidence"),
+        "no warning": Filters(warned=False),
     }
     asked: dict[str, Callable[[], Any]] = {
         "page of 50": lambda: review.page(ws, limit=50),
@@ -173,41 +199,98 @@ def build(folder: Path) -> dict[str, float]:
 
 
 def _peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Of this program alone: `ru_maxrss` counts what its parent held when it started it."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
 
 
-def measure(rounds: int) -> list[Row]:
-    """Each question at the largest size ("ours") and at the smallest ("peer"): how much it grows."""
-    del rounds  # each question is asked REPEATS times: they take milliseconds
-    found: dict[int, dict[str, list[float]]] = {}
-    memory: dict[int, float] = {}
-    for size in SIZES:
-        with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(temporary) / "workspace"
-            with open_loop(folder, create=True) as ws:
+def measured(folder: Path, size: int) -> dict[str, list[float]]:
+    """Milliseconds of every question, of the build and of ingesting a file, and megabytes of the build."""
+    with open_loop(folder) as ws:
+        found = {name: timed(call) for name, call in questions(ws).items()}
+        for name, ms in found.items():
+            print(f"{size:>9,}  {name:40} {median(ms):9.2f} ms", flush=True)
+    command = [sys.executable, "-m", "benchmarks.growth", str(folder)]
+    built = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    found["dataset build"] = [built["seconds"] * 1000]
+    found["memory of the build"] = [built["peak_mb"]]
+    with tempfile.TemporaryDirectory() as files, open_loop(folder) as ws:
+        small_files(Path(files), INGESTED)
+        ingest(ws, Path(files), limit=INGESTED // 10, processes=1)
+        began = time.perf_counter()
+        taken = len(ingest(ws, Path(files), processes=1).taken)
+        found["ingest of a small file"] = [(time.perf_counter() - began) / taken * 1000]
+    print(
+        f"{size:>9,}  build {built['seconds']:.1f} s, {built['peak_mb']:.0f} MB; "
+        f"ingest {found['ingest of a small file'][0]:.2f} ms a file",
+        flush=True,
+    )
+    return found
+
+
+def main(arguments: Sequence[str]) -> None:
+    """`python -m benchmarks growth`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks growth", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=REPEATS, help="times that each question is asked")
+    parser.add_argument("--out", type=Path, default=Path("build/bench"))
+    parser.add_argument(
+        "--sizes", type=int, nargs="*", default=list(SIZES), help="utterances; none: only write the page"
+    )
+    parser.add_argument("--fill", type=Path, metavar="FOLDER", help="only write the workspaces, as FOLDER/SIZE")
+    parser.add_argument("--workspaces", type=Path, metavar="FOLDER", help="measure in those written before")
+    parser.add_argument("--page", type=Path, metavar="DOCS", help="write growth.svg and the table of growth.md there")
+    given = parser.parse_args(arguments)
+    for size in given.sizes:
+        if given.fill:
+            with open_loop(given.fill / str(size), create=True) as ws:
                 fill(ws, size)
-                found[size] = {name: timed(call) for name, call in questions(ws).items()}
-            command = [sys.executable, "-m", "benchmarks.growth", str(folder)]
-            built = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-            found[size]["dataset build"] = [built["seconds"] * 1000]
-            memory[size] = built["peak_mb"]
-        print(f"{size:>9,} utterances: " + ", ".join(f"{name} {median(ms):.1f} ms" for name, ms in found[size].items()))
-        print(f"{'':>9} dataset build: {memory[size]:.0f} MB at its peak", flush=True)
-    small, large = SIZES[0], SIZES[-1]
-    return [_row(name, found[large][name], found[small][name]) for name in found[large]]
+            continue
+        with tempfile.TemporaryDirectory(prefix="voxloop-bench-") as temporary:
+            folder = Path(given.workspaces or temporary) / str(size)
+            if not folder.exists():
+                with open_loop(folder, create=True) as ws:
+                    fill(ws, size)
+            found = measured(folder, size)
+        given.out.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"machine": machine(), "size": size, "found": found}, indent=2)
+        (given.out / f"growth-{size}.json").write_text(text + "\n")
+    if not given.fill:
+        known = measures(given.out)
+        results.put(results.PATH, "growth", section(given.out, known))
+        if given.page:
+            growth_page.write(given.page, known)
 
 
-def _row(name: str, large: list[float], small: list[float]) -> Row:
-    ratios = [one / median(small) for one in large]
+def measures(out: Path) -> list[dict[str, Any]]:
+    """What was measured, the newest at each size, the smallest first."""
+    known = (json.loads(path.read_text()) for path in out.glob("growth-*.json"))
+    return sorted(known, key=lambda one: int(one["size"]))
+
+
+def section(out: Path, known: Sequence[dict[str, Any]]) -> str:
+    """The largest size against the smallest, for the results; the rows as `growth.json`."""
+    small, large = known[0], known[-1]
+    rows = [_row(name, large, small) for name in large["found"] if name in small["found"]]
+    print(write(out / "growth.json", rows))
+    print(rows_table(rows))
+    machines = "\n\n".join(dict.fromkeys(one["machine"] for one in known))
+    return f"{machines}\n\n{rows_table(rows)}\n\n{NOTES}"
+
+
+def _row(name: str, large: dict[str, Any], small: dict[str, Any]) -> Row:
+    a, b = large["found"][name], small["found"][name]
+    ratios = [one / median(b) for one in a]
     return Row(
-        name=f"{name}, {SIZES[-1]:,} against {SIZES[0]:,} utterances",
-        ours=median(large),
-        peer=median(small),
-        unit="ms",
+        name=f"{name}, {large['size']:,} against {small['size']:,} utterances",
+        ours=median(a),
+        peer=median(b),
+        unit="MB" if name.startswith("memory") else "ms",
         ratio_median=median(ratios),
         ratio_min=min(ratios),
         ratio_max=max(ratios),
-        quality_ours=f"x{SIZES[-1] // SIZES[0]} rows",
+        quality_ours=f"x{large['size'] / small['size']:.0f} rows",
         quality_peer="",
     )
 

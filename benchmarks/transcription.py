@@ -54,10 +54,10 @@ four: its ratios to transformers are lower than those of the tiny shape.
 
 Long audio is real speech joined with pauses to ten minutes, read from one FLAC file, greedily, without time stamps.
 Each side finds the speech itself, by the same detector: ours hears it as phrases of up to 15 s at their own length,
-faster-whisper packs what it finds into windows of 30 s, eight at a time. The starter learnt strings of a few digits, so
-both error rates are high; where the windows are filled with silence instead of zeros, the peer has the row that is fair
-to it. Of the tiny shape both sides write as many tokens; a model that was not tuned on trimmed clips runs at 30 s, and
-phrases are joined to windows then.
+faster-whisper packs what it finds into windows of 30 s, eight at a time. The starter learnt strings of a few digits and
+never 30 s of them, so the peer's error rate says what long windows are to such a model, not how good the two programs
+are; filling its windows with silence instead of zeros changes little. Of the tiny shape both sides write as many
+tokens; a model that was not tuned on trimmed clips runs at 30 s, and phrases are joined to windows then.
 """
 
 Sound = np.ndarray[tuple[int], np.dtype[np.float32]]

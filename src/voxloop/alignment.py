@@ -86,9 +86,9 @@ def align(ws: Workspace, recordings: str | Sequence[str]) -> list[Transcript]:
     return [*references, *suggestions]
 
 
-def is_aligned(transcript: Transcript) -> bool:
-    """Whether a text was given to its utterance by `align`, and nobody has listened to it there."""
-    return transcript.id.startswith(ALIGNED)
+def is_aligned(transcript: str) -> bool:
+    """Whether the text of this id was given to its utterance by `align`, and nobody has listened to it there."""
+    return transcript.startswith(ALIGNED)
 
 
 def _given(reader: Reader, recording: Recording) -> list[_Given]:

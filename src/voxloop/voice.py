@@ -10,7 +10,8 @@ Letters in shapes: `B` recordings side by side, `T` frames, `S` samples, `D` wid
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -87,6 +88,19 @@ def _frames(waveform: Waveform, before: int = 0) -> Frames:
     return np.lib.stride_tricks.sliding_window_view(padded, BEFORE + FRAME)[::FRAME]
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """PyTorch on one thread: two wait for each other at every step of the LSTM, and take eight times as long."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 class _Voice:
     """Silero's network taken apart into what sees single frames and what goes through time. It keeps no state."""
 
@@ -107,7 +121,7 @@ class _Voice:
         import torch
 
         rows, count, _ = frames.shape
-        with torch.inference_mode():
+        with _one_thread(), torch.inference_mode():
             features = torch.cat(
                 [
                     self._see(torch.tensor(frames[row, first : first + AT_ONCE]))

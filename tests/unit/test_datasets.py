@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from tests.unit.speech import add_utterance
 from voxloop import datasets, review
+from voxloop.datasets import freezing
+from voxloop.datasets.filters import Candidate
 from voxloop.errors import UnknownRecord, UsageError
 from voxloop.records import SPLITS, Quality, Split, Transcript, Utterance
 from voxloop.workspace import Workspace
@@ -53,6 +55,44 @@ def test_every_utterance_has_one_split_and_keeps_it(
             assert any(before.values())
     again = datasets.assign_splits([replace(u, split=assigned.get(u.id)) for u in utterances], RATIOS, sessions={})
     assert again | assigned == again
+
+
+@given(speech, st.sampled_from([RATIOS, (0.5, 0.0, 0.5), (1.0, 0.0, 0.0)]), st.booleans())
+@settings(deadline=None, max_examples=200)
+def test_what_is_placed_together_is_placed_as_one_by_one(
+    rows: list[tuple[str | None, int, Split | None]], ratios: tuple[float, float, float], in_sessions: bool
+) -> None:
+    """A build places the utterances of a recording and speaker together; also where older versions tore recordings."""
+    sessions: dict[str, str | None] = {f"r{n}": f"day {n % 4}" for n in range(31)} if in_sessions else {}
+    utterances = [
+        utterance(f"r{recording}", part, speaker=speaker, split=split)
+        for part, (speaker, recording, split) in enumerate(rows)
+    ]
+    singly = datasets.assign_splits(utterances, ratios, sessions=sessions)
+    candidates = [
+        Candidate(
+            utterance=one.id,
+            recording=one.recording,
+            start=one.start,
+            end=one.end,
+            speaker=one.speaker,
+            language=None,
+            split=one.split,
+            transcript="t",
+            kind="reference",
+            text="yes",
+            reviewed=True,
+            rate=10.0,
+            distance=None,
+            model="",
+        )
+        for one in utterances
+    ]
+    belonging = freezing._Belonging(candidates, ratios, sessions)
+    assert {one.utterance: belonging.of(one) for one in candidates if belonging.of(one)} == singly
+    assert dict(belonging.new(candidates)) == {
+        one.id: singly[one.id] for one in utterances if one.id in singly and not one.split
+    }
 
 
 @given(st.integers(3, 60), st.integers(0, 1000))

@@ -10,14 +10,16 @@ otherwise the newest model would choose what it is measured on.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import median
+from typing import NamedTuple
 
 from voxloop import text as _text
 from voxloop.alignment import is_aligned
 from voxloop.errors import SettingError
-from voxloop.records import MAX_UTTERANCE_S, Split, Transcript, Utterance
+from voxloop.records import MAX_UTTERANCE_S, Split, Transcript, TranscriptKind, Utterance
 from voxloop.review.decisions import METADATA
 from voxloop.settings import Settings
 from voxloop.transcripts import latest
@@ -88,25 +90,28 @@ class Choice:
     """Only these; empty: all."""
 
 
-@dataclass(kw_only=True, slots=True)
-class Candidate:
-    """An utterance with the text that it would enter with."""
+class Candidate(NamedTuple):
+    """An utterance with the text that it would enter with; flat, since there may be millions of them."""
 
-    utterance: Utterance
-    transcript: Transcript
+    utterance: str
+    recording: str
+    start: int  # samples
+    end: int  # samples, exclusive
+    speaker: str | None
+    language: str | None
+    split: Split | None  # that it has already
+    transcript: str
+    kind: TranscriptKind
+    text: str
+    reviewed: bool  # a person wrote or accepted the text
     rate: float  # characters a second of speech
-    distance: float | None = None  # character error rate between the text and what a confident model heard
-    model: str = ""  # which model heard it
-
-    @property
-    def reviewed(self) -> bool:
-        """A person wrote or accepted the text."""
-        return by_person(self.transcript)
+    distance: float | None  # character error rate between the text and what a confident model heard
+    model: str  # which model heard it
 
     @property
     def settled(self) -> bool:
         """Frozen for validation or test already: judged then."""
-        return self.utterance.split in ("val", "test")
+        return self.split in ("val", "test")
 
 
 def by_person(transcript: Transcript) -> bool:
@@ -114,13 +119,13 @@ def by_person(transcript: Transcript) -> bool:
     return transcript.kind == "reference" and transcript.by != METADATA
 
 
-def may_enter(split: Split, transcript: Transcript) -> str:
+def may_enter(split: Split, candidate: Candidate) -> str:
     """Why a text may not be in a split; empty where it may. Tests are measured against what people wrote alone."""
     if split == "train":
         return ""
-    if transcript.kind != "reference":
+    if candidate.kind != "reference":
         return f"machine text may not be in {split}"
-    if is_aligned(transcript):
+    if is_aligned(candidate.transcript):
         return f"aligned text may not be in {split} until a person accepts it"
     return ""
 
@@ -135,6 +140,8 @@ class Judge:
     """Tokens of a text without the prompt, counted or bounded from above; None where nobody can say."""
     heard: dict[tuple[str, str | None], list[int]] = field(default_factory=dict)
     """Confident texts in agreement with references, and confident texts in all, by model and language."""
+    rates: dict[str | None, array[float]] = field(default_factory=dict)
+    """Logarithms of the candidates' characters a second, by language."""
 
     def judge(self, utterance: Utterance, transcripts: Sequence[Transcript]) -> Candidate | tuple[str, str, bool]:
         """A candidate, or (reason, detail, whether a person wrote its text)."""
@@ -144,11 +151,26 @@ class Judge:
         reason, detail = self._bounds(utterance, text)
         if reason:
             return reason, detail, by_person(text)
-        # Its measures have been looked at, and there may be a million candidates.
-        kept = replace(utterance, quality=None)
-        candidate = Candidate(utterance=kept, transcript=text, rate=_rate(utterance, text.text))
-        self._compare(candidate, latest(transcripts, "hypothesis"))
-        return candidate
+        rate = _rate(utterance, text.text)
+        self.rates.setdefault(utterance.language, array("d")).append(math.log(rate))
+        heard = latest(transcripts, "hypothesis")
+        distance = self._distance(utterance, text, heard)
+        return Candidate(
+            utterance=utterance.id,
+            recording=utterance.recording,
+            start=utterance.start,
+            end=utterance.end,
+            speaker=utterance.speaker,
+            language=utterance.language,
+            split=utterance.split,
+            transcript=text.id,
+            kind=text.kind,
+            text=text.text,
+            reviewed=by_person(text),
+            rate=rate,
+            distance=distance,
+            model=heard.by if heard and distance is not None else "",
+        )
 
     def _text(self, utterance: Utterance, transcripts: Sequence[Transcript]) -> tuple[str, Transcript | None]:
         choice = self.choice
@@ -194,26 +216,24 @@ class Judge:
                 return reason, f"{tokens + PROMPT_TOKENS} tokens"
         return "", ""
 
-    def _compare(self, candidate: Candidate, hypothesis: Transcript | None) -> None:
-        """Hold a reference against what was heard, where that is evidence."""
-        text = candidate.transcript
+    def _distance(self, utterance: Utterance, text: Transcript, hypothesis: Transcript | None) -> float | None:
+        """How far a reference is from what was heard, where that is evidence; what it says of the model is noted."""
         if text.kind != "reference" or hypothesis is None or self.filters.keep_mismatched:
-            return
-        if (hypothesis.confidence or 0.0) < self.filters.mismatch_confidence or is_aligned(text):
-            return
+            return None
+        if (hypothesis.confidence or 0.0) < self.filters.mismatch_confidence or is_aligned(text.id):
+            return None
         if max(len(text.text), len(hypothesis.text)) < TOLD:
-            return
-        language = candidate.utterance.language
-        given, heard = (_text.normalise(one, language) for one in (text.text, hypothesis.text))
-        candidate.distance = _text.character_errors(given, heard).rate
-        candidate.model = hypothesis.by
-        agreed = self.heard.setdefault((hypothesis.by, language), [0, 0])
-        agreed[0] += candidate.distance <= AGREEING
+            return None
+        given, heard = (_text.normalise(one, utterance.language) for one in (text.text, hypothesis.text))
+        distance = _text.character_errors(given, heard).rate
+        agreed = self.heard.setdefault((hypothesis.by, utterance.language), [0, 0])
+        agreed[0] += distance <= AGREEING
         agreed[1] += 1
+        return distance
 
-    def suspicions(self, candidates: Sequence[Candidate]) -> Callable[[Candidate], tuple[str, str]]:
-        """What tells (reason, detail) of a candidate that differs from the others; empty reasons for the rest."""
-        usual = {} if self.filters.keep_outliers else _usual(candidates)
+    def suspicions(self) -> Callable[[Candidate], tuple[str, str]]:
+        """What tells (reason, detail) of one that differs from all that were judged; empty reasons for the rest."""
+        usual = {} if self.filters.keep_outliers else _usual(self.rates)
         trusted = {
             key
             for key, (agreed, all) in self.heard.items()
@@ -223,7 +243,7 @@ class Judge:
         def suspicion(candidate: Candidate) -> tuple[str, str]:
             if candidate.reviewed or candidate.settled:
                 return "", ""
-            language = candidate.utterance.language
+            language = candidate.language
             if language in usual:
                 middle, spread = usual[language]
                 far = max(self.filters.outlier_deviations * spread, math.log(LEAST_FACTOR))
@@ -246,16 +266,13 @@ def _rate(utterance: Utterance, text: str) -> float:
     return len("".join(text.split())) / speech_s
 
 
-def _usual(candidates: Sequence[Candidate]) -> dict[str | None, tuple[float, float]]:
+def _usual(rates: Mapping[str | None, Sequence[float]]) -> dict[str | None, tuple[float, float]]:
     """The middle and the spread of the logarithm of characters per second, by language.
 
     Median and median absolute deviation, which outliers hardly move: Iglewicz and
     Hoaglin, "How to Detect and Handle Outliers" (1993), chapter 3. The logarithm
     since rates are skewed: half the speed is as far from usual as twice the speed.
     """
-    rates: dict[str | None, list[float]] = {}
-    for candidate in candidates:
-        rates.setdefault(candidate.utterance.language, []).append(math.log(candidate.rate))
     found = {}
     for language, logs in rates.items():
         if len(logs) >= FEW:

@@ -1,19 +1,24 @@
 """Freezing: what the workspace holds now becomes a dataset that never changes.
 
-Utterances are read once, one after the other, and what is kept of each is its row;
-so a million of them need no more memory than their rows.
+Utterances are read once, one after the other. What may enter waits on the disk while
+all are judged by each other and the splits are found, so that memory grows with the
+recordings, not with the utterances and their texts.
 """
 
 from __future__ import annotations
 
+import json
+import pickle
 import tempfile
+from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from functools import cache
-from itertools import groupby, islice
+from itertools import compress, count, groupby, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import sqlalchemy as sa
 
@@ -56,38 +61,191 @@ def build(
     ratios = ratios or ws.settings.ratios
     choice = Choice(machine_text=machine_text, speakers=tuple(speakers or ()), languages=tuple(languages or ()))
     judge = Judge(filters or Filters.of(ws.settings), choice, _label_tokens(ws))
-    exclusions: list[Exclusion] = []
-    with ws.read() as reader:
-        statement = sa.select(tables.recording.c.id, tables.recording.c.session)
-        where = tables.recording.c.session.is_not(None)
-        sessions: dict[str, str | None] = {
-            row.id: row.session for row in reader.connection.execute(statement.where(where))
-        }
-        candidates = list(_candidates(reader, judge, exclusions))
-    candidates = _unsuspected(judge, candidates, exclusions)
-    splits = assign_splits([candidate.utterance for candidate in candidates], ratios, sessions=sessions)
-    rows = _limit(_without_leaks(_rows(candidates, splits, exclusions), exclusions), train_limit, exclusions)
-    if not rows:
-        raise UsageError(_nothing(exclusions))
-    return freeze(
-        ws,
-        name,
-        rows,
-        exclusions,
-        new_splits={one.utterance.id: splits[one.utterance.id] for one in candidates if _newly(one, splits)},
-        filters={
-            "ratios": list(ratios),
-            "machine_text": machine_text,
-            "speakers": list(speakers) if speakers else None,
-            "languages": list(languages) if languages else None,
-            "train_limit": train_limit,
-            **asdict(judge.filters),
-        },
-    )
+    with (
+        tempfile.TemporaryDirectory(prefix="voxloop-build-") as folder,
+        closing(LeftOut(Path(folder, "excluded"))) as left_out,
+    ):
+        candidates = _Candidates(Path(folder, "candidates"))
+        with ws.read() as reader:
+            candidates.fill(_judged(reader, judge, left_out))
+            sessions = _sessions(reader)
+        candidates.sift(judge.suspicions(), left_out)
+        belonging = _Belonging(candidates, ratios, sessions)
+        unsuspected = bytes(candidates.chosen)
+        candidates.sift(belonging.cannot_enter, left_out)
+        if belonging.torn:
+            candidates.sift(belonging.leaks, left_out)
+        if train_limit is not None:
+            candidates.sift(_over(candidates, belonging, train_limit), left_out)
+        if not any(candidates.chosen):
+            raise UsageError(_nothing(left_out.reasons))
+        return freeze(
+            ws,
+            name,
+            (belonging.row(candidate) for candidate in candidates),
+            left_out,
+            new_splits=belonging.new(candidates.of(unsuspected)),
+            filters={
+                "ratios": list(ratios),
+                "machine_text": machine_text,
+                "speakers": list(speakers) if speakers else None,
+                "languages": list(languages) if languages else None,
+                "train_limit": train_limit,
+                **asdict(judge.filters),
+            },
+        )
 
 
-def _newly(candidate: Candidate, splits: dict[str, Split]) -> bool:
-    return candidate.utterance.split is None and candidate.utterance.id in splits
+class LeftOut:
+    """What is left out, told to a file line by line, and counted by reason."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.reasons: Counter[str] = Counter()
+        self._file = path.open("wb")
+
+    def add(self, utterance: str, reason: str, detail: str, *, reviewed: bool) -> None:
+        self.reasons[reason] += 1
+        self._file.write(
+            exclusion_line(Exclusion(utterance=utterance, reason=reason, detail=detail, reviewed=reviewed))
+        )
+
+    def close(self) -> Path:
+        """The whole file, one `Exclusion` a line."""
+        self._file.close()
+        return self.path
+
+
+class _Candidates:
+    """Candidates on the disk, gone through several times; which of them are still chosen is kept in memory."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.chosen = bytearray()
+
+    def fill(self, found: Iterable[Candidate]) -> None:
+        with self._path.open("wb") as file:
+            for candidate in found:
+                pickle.dump(tuple(candidate), file, pickle.HIGHEST_PROTOCOL)
+                self.chosen.append(1)
+
+    def __iter__(self) -> Iterator[Candidate]:
+        """Those that are chosen, in the order of their ids."""
+        return self.of(self.chosen)
+
+    def of(self, chosen: Sequence[int]) -> Iterator[Candidate]:
+        """Those marked by a 1."""
+        with self._path.open("rb") as file:
+            for one in chosen:
+                values = pickle.load(file)  # written above, by this process
+                if one:
+                    yield Candidate._make(values)
+
+    def sift(self, why: Callable[[Candidate], tuple[str, str]], left_out: LeftOut) -> None:
+        """Leave out those for which there is a reason, with its detail."""
+        before = bytes(self.chosen)
+        for number, candidate in zip(compress(count(), before), self.of(before), strict=True):
+            reason, detail = why(candidate)
+            if reason:
+                self.chosen[number] = 0
+                left_out.add(candidate.utterance, reason, detail, reviewed=candidate.reviewed)
+
+
+class _Part(NamedTuple):
+    """Utterances of one recording and speaker that have the same split, or none: they are placed together."""
+
+    id: str
+    recording: str
+    speaker: str | None
+    split: Split | None
+
+
+class _Belonging:
+    """Which split each candidate belongs to, and which may not enter it."""
+
+    def __init__(self, candidates: Iterable[Candidate], ratios: Ratios, sessions: Mapping[str, str | None]) -> None:
+        parts: dict[tuple[str, str | None, Split | None], _Part] = {}
+        clips: Counter[str] = Counter()
+        for one in candidates:
+            key = one.recording, one.speaker, one.split
+            part = parts.get(key)
+            if part is None:
+                part = parts[key] = _Part(str(len(parts)), *key)
+            clips[part.id] += 1
+        found = assign_splits(list(parts.values()), ratios, sessions=sessions, clips=clips)
+        self._split = {key: found.get(part.id) for key, part in parts.items()}
+        self._strictest: dict[str, Split] = {}  # of what enters of each recording
+        self.torn = False  # parts of one recording enter several splits
+
+    def of(self, candidate: Candidate) -> Split | None:
+        """None: it joins speakers who are in different splits already."""
+        return self._split[candidate.recording, candidate.speaker, candidate.split]
+
+    def cannot_enter(self, candidate: Candidate) -> tuple[str, str]:
+        """Why not, if so."""
+        split = self.of(candidate)
+        if split is None:
+            return "its recording joins speakers of different splits", ""
+        why = may_enter(split, candidate)
+        if not why:
+            kept = self._strictest.setdefault(candidate.recording, split)
+            if kept != split:
+                self.torn = True
+                self._strictest[candidate.recording] = strictest({kept, split})
+        return why, ""
+
+    def leaks(self, candidate: Candidate) -> tuple[str, str]:
+        """Where an older version put parts of one recording into several splits, the strictest keeps it."""
+        split = self._strictest[candidate.recording]
+        return ("", "") if self.of(candidate) == split else (f"other parts of its recording are in {split}", "")
+
+    def new(self, candidates: Iterable[Candidate]) -> Iterator[tuple[str, Split]]:
+        """Utterances that had no split, and where they belong now."""
+        for candidate in candidates:
+            split = None if candidate.split else self.of(candidate)
+            if split:
+                yield candidate.utterance, split
+
+    def row(self, candidate: Candidate) -> DatasetRow:
+        """A candidate as it enters."""
+        return DatasetRow(
+            utterance=candidate.utterance,
+            recording=candidate.recording,
+            start=candidate.start,
+            end=candidate.end,
+            split=cast("Split", self.of(candidate)),
+            text=candidate.text,
+            kind=candidate.kind,
+            transcript=candidate.transcript,
+            speaker=candidate.speaker,
+            language=candidate.language,
+        )
+
+
+def _over(
+    candidates: Iterable[Candidate], belonging: _Belonging, train_limit: int
+) -> Callable[[Candidate], tuple[str, str]]:
+    """Leaves at most `train_limit` training clips, chosen by hash so that a larger limit only adds."""
+
+    def place(candidate: Candidate) -> float:
+        return position(f"limit {candidate.utterance}")
+
+    places = array("d", (place(one) for one in candidates if belonging.of(one) == "train"))
+    kept = sorted(places)[:train_limit]
+    last = kept[-1] if kept else -1.0
+    reason = f"over the limit of {train_limit} training clips"
+
+    def why(candidate: Candidate) -> tuple[str, str]:
+        over = belonging.of(candidate) == "train" and place(candidate) > last
+        return (reason if over else ""), ""
+
+    return why
+
+
+def _sessions(reader: Reader) -> dict[str, str | None]:
+    table = tables.recording.c
+    statement = sa.select(table.id, table.session).where(table.session.is_not(None))
+    return {row.id: row.session for row in reader.connection.execute(statement)}
 
 
 def _label_tokens(ws: Workspace) -> Callable[[str], int | None]:
@@ -110,19 +268,18 @@ def _label_tokens(ws: Workspace) -> Callable[[str], int | None]:
     return tokens
 
 
-def _candidates(reader: Reader, judge: Judge, exclusions: list[Exclusion]) -> Iterator[Candidate]:
-    """What may enter judged by itself; the rest goes to `exclusions`."""
-    shared: dict[str | None, str | None] = {}  # names that stand in many rows are kept once
-    for utterance, transcripts in _utterances(reader, shared):
+def _judged(reader: Reader, judge: Judge, left_out: LeftOut) -> Iterator[Candidate]:
+    """What may enter judged by itself; the rest goes to `left_out`."""
+    for utterance, transcripts in _utterances(reader):
         found = judge.judge(utterance, transcripts)
         if isinstance(found, Candidate):
             yield found
         else:
             reason, detail, reviewed = found
-            exclusions.append(Exclusion(utterance=utterance.id, reason=reason, detail=detail, reviewed=reviewed))
+            left_out.add(utterance.id, reason, detail, reviewed=reviewed)
 
 
-def _utterances(reader: Reader, shared: dict[str | None, str | None]) -> Iterator[tuple[Utterance, list[Transcript]]]:
+def _utterances(reader: Reader) -> Iterator[tuple[Utterance, list[Transcript]]]:
     """Every utterance with its transcripts, without their words; in the order of the ids."""
     u, t = tables.utterance.c, tables.transcript.c
     statement = (
@@ -137,16 +294,13 @@ def _utterances(reader: Reader, shared: dict[str | None, str | None]) -> Iterato
     for _, group in groupby(reader.connection.execute(statement), lambda row: row.id):
         rows = list(group)
         first = rows[0]
-        recording, speaker, language = (
-            shared.setdefault(name, name) for name in (first.recording, first.speaker, first.language)
-        )
         utterance = Utterance(
             id=first.id,
-            recording=str(recording),
+            recording=first.recording,
             start=first.start,
             end=first.end,
-            speaker=speaker,
-            language=language,
+            speaker=first.speaker,
+            language=first.language,
             split=first.split,
             status=first.status,
             quality=Quality(**first.quality) if first.quality else None,
@@ -169,157 +323,92 @@ def _utterances(reader: Reader, shared: dict[str | None, str | None]) -> Iterato
         )
 
 
-def _unsuspected(judge: Judge, candidates: Sequence[Candidate], exclusions: list[Exclusion]) -> list[Candidate]:
-    suspicion = judge.suspicions(candidates)
-    kept = []
-    for candidate in candidates:
-        reason, detail = suspicion(candidate)
-        if reason:
-            exclusions.append(_exclusion(candidate, reason, detail))
-        else:
-            kept.append(candidate)
-    return kept
-
-
-def _exclusion(candidate: Candidate, reason: str, detail: str = "") -> Exclusion:
-    return Exclusion(utterance=candidate.utterance.id, reason=reason, detail=detail, reviewed=candidate.reviewed)
-
-
-def _rows(
-    candidates: Iterable[Candidate], splits: dict[str, Split], exclusions: list[Exclusion]
-) -> Iterator[tuple[DatasetRow, Candidate]]:
-    for candidate in candidates:
-        utterance, transcript = candidate.utterance, candidate.transcript
-        split = splits.get(utterance.id)
-        if split is None:
-            exclusions.append(_exclusion(candidate, "its recording joins speakers of different splits"))
-            continue
-        why = may_enter(split, transcript)
-        if why:
-            exclusions.append(_exclusion(candidate, why))
-            continue
-        yield (
-            DatasetRow(
-                utterance=utterance.id,
-                recording=utterance.recording,
-                start=utterance.start,
-                end=utterance.end,
-                split=split,
-                text=transcript.text,
-                kind=transcript.kind,
-                transcript=transcript.id,
-                speaker=utterance.speaker,
-                language=utterance.language,
-            ),
-            candidate,
-        )
-
-
-Entering = list[tuple[DatasetRow, Candidate]]
-"""Rows, each with the candidate that it was made of."""
-
-
-def _without_leaks(entering: Iterable[tuple[DatasetRow, Candidate]], exclusions: list[Exclusion]) -> Entering:
-    """Where an older version put parts of one recording into several splits, the strictest keeps it."""
-    rows = list(entering)
-    splits: dict[str, set[Split]] = {}
-    for row, _ in rows:
-        splits.setdefault(row.recording, set()).add(row.split)
-    kept = []
-    for row, candidate in rows:
-        split = strictest(splits[row.recording])
-        if row.split == split:
-            kept.append((row, candidate))
-        else:
-            exclusions.append(_exclusion(candidate, f"other parts of its recording are in {split}"))
-    return kept
-
-
-def _limit(rows: Entering, train_limit: int | None, exclusions: list[Exclusion]) -> list[DatasetRow]:
-    """At most `train_limit` training rows, chosen by hash so that a larger limit only adds."""
-    if train_limit is None:
-        return [row for row, _ in rows]
-    train = [one for one in rows if one[0].split == "train"]
-    train.sort(key=lambda one: position(f"limit {one[0].utterance}"))
-    over = {row.utterance for row, _ in train[train_limit:]}
-    reason = f"over the limit of {train_limit} training clips"
-    exclusions += [_exclusion(candidate, reason) for row, candidate in rows if row.utterance in over]
-    return [row for row, _ in rows if row.utterance not in over]
-
-
 def freeze(
     ws: Workspace,
     name: str,
-    rows: list[DatasetRow],
-    exclusions: Sequence[Exclusion],
+    rows: Iterable[DatasetRow],
+    left_out: LeftOut | None,
     *,
-    new_splits: dict[str, Split],
+    new_splits: Iterable[tuple[str, Split]],
     filters: dict[str, Any],
     excluded: dict[str, int] | None = None,
 ) -> Dataset:
-    """Write rows as a dataset. `new_splits` are of utterances that had none; `excluded` counts, where no list is."""
-    rows.sort(key=lambda row: row.utterance)
+    """Write rows, which come in the order of their utterances, as a dataset.
+
+    `new_splits` are of utterances that had none; `excluded` counts, where there is no list.
+    """
+    clips: dict[str, int] = dict.fromkeys(SPLITS, 0)
+    durations: dict[str, float] = dict.fromkeys(SPLITS, 0.0)  # seconds
     with tempfile.TemporaryDirectory(prefix="voxloop-freeze-") as folder:
-        manifest, left_out = Path(folder, "manifest"), Path(folder, "excluded")
+        manifest, nothing = Path(folder, "manifest"), Path(folder, "nothing")
         with manifest.open("wb") as file:
-            file.writelines(map(row_line, rows))
-        with left_out.open("wb") as file:
-            file.writelines(map(exclusion_line, exclusions))
+            for row in rows:
+                file.write(row_line(row))
+                clips[row.split] += 1
+                durations[row.split] += row.duration
+        nothing.touch()
+        listed = left_out.close() if left_out else nothing
         id = sha256_file(manifest)
         key = f"datasets/{id}.jsonl"
         ws.blobs.put(key, manifest)
-        if not ws.blobs.put(excluded_key(key), left_out) and excluded is None:
+        if not ws.blobs.put(excluded_key(key), listed) and excluded is None:
             # The same rows, found anew among others: what was left out is told as it is now.
             ws.blobs.delete(excluded_key(key))
-            ws.blobs.put(excluded_key(key), left_out)
-    with ws.read() as reader:
-        parents = reader.all(Dataset, tables.dataset.c.name == name)
-    parent = next((dataset.id for dataset in reversed(parents) if dataset.id != id), None)
-    dataset = Dataset(
-        id=id,
-        name=name,
-        filters=filters,
-        clips={split: sum(row.split == split for row in rows) for split in SPLITS},
-        hours={split: sum(row.duration for row in rows if row.split == split) / 3600 for split in SPLITS},
-        excluded=dict(Counter(exclusion.reason for exclusion in exclusions)) if excluded is None else excluded,
-        parent=parent,
-    )
-    with ws.completion() as tx:
-        if not tx.add(dataset):
-            if tx.get(Dataset, id).forgotten:
-                # What had been forgotten was taken in anew: the dataset is whole again.
-                whole = {"manifest": None, "forgotten": 0, "clips": dataset.clips, "hours": dataset.hours}
-                tx.change(Dataset, id, **whole)
-            if excluded is None:
-                tx.change(Dataset, id, excluded=dataset.excluded, filters=filters)
-        keep_splits(tx.connection, new_splits)
-        for start in range(0, len(rows), ROWS_AT_ONCE):
+            ws.blobs.put(excluded_key(key), listed)
+        with ws.read() as reader:
+            parents = reader.all(Dataset, tables.dataset.c.name == name)
+        parent = next((dataset.id for dataset in reversed(parents) if dataset.id != id), None)
+        dataset = Dataset(
+            id=id,
+            name=name,
+            filters=filters,
+            clips=clips,
+            hours={split: durations[split] / 3600 for split in SPLITS},
+            excluded=excluded if excluded is not None else dict(left_out.reasons) if left_out else {},
+            parent=parent,
+        )
+        with ws.completion() as tx:
+            if not tx.add(dataset):
+                if tx.get(Dataset, id).forgotten:
+                    # What had been forgotten was taken in anew: the dataset is whole again.
+                    whole = {"manifest": None, "forgotten": 0, "clips": dataset.clips, "hours": dataset.hours}
+                    tx.change(Dataset, id, **whole)
+                if excluded is None:
+                    tx.change(Dataset, id, excluded=dataset.excluded, filters=filters)
+            keep_splits(tx.connection, new_splits)
+            _keep_rows(tx.connection, id, manifest)
+            tx.emit("dataset.ready", id, payload={"name": name, "clips": dataset.clips})
+            return tx.get(Dataset, id)
+
+
+def _keep_rows(connection: sa.Connection, dataset: str, manifest: Path) -> None:
+    """Write down what a dataset holds."""
+    with manifest.open("rb") as file:
+        while lines := list(islice(file, ROWS_AT_ONCE)):
             part = [
-                {"dataset": id, "utterance": row.utterance, "transcript": row.transcript, "split": row.split}
-                for row in rows[start : start + ROWS_AT_ONCE]
+                {"dataset": dataset, **{name: row[name] for name in ("utterance", "transcript", "split")}}
+                for row in map(json.loads, lines)
             ]
-            tables.insert_new(tx.connection, tables.dataset_utterance, part)
-        tx.emit("dataset.ready", id, payload={"name": name, "clips": dataset.clips})
-        return tx.get(Dataset, id)
+            tables.insert_new(connection, tables.dataset_utterance, part)
 
 
-def keep_splits(connection: sa.Connection, splits: dict[str, Split]) -> None:
+def keep_splits(connection: sa.Connection, splits: Iterable[tuple[str, Split]]) -> None:
     """Write down where each utterance belongs; one that has a split is never moved, whoever wrote it first."""
     statement = (
         sa.update(tables.utterance)
         .where(tables.utterance.c.id == sa.bindparam("utterance_id"), tables.utterance.c.split.is_(None))
         .values(split=sa.bindparam("new_split"))
     )
-    listed = iter(splits.items())
+    listed = iter(splits)
     while part := [{"utterance_id": id, "new_split": split} for id, split in islice(listed, ROWS_AT_ONCE)]:
         connection.execute(statement, part)
 
 
-def _nothing(exclusions: Sequence[Exclusion]) -> str:
-    if not exclusions:
+def _nothing(reasons: Counter[str]) -> str:
+    if not reasons:
         return "there are no utterances yet: `voxloop ingest` takes audio in, `voxloop worker --until-idle` segments it"
-    reasons = "; ".join(f"{count} {reason}" for reason, count in Counter(e.reason for e in exclusions).most_common())
+    told = "; ".join(f"{count} {reason}" for reason, count in reasons.most_common())
     return (
-        f"none of {len(exclusions)} utterances can enter a dataset ({reasons}): correct some with "
+        f"none of {reasons.total()} utterances can enter a dataset ({told}): correct some with "
         "`voxloop review save`, or take confident machine text with --machine-text 0.9"
     )

@@ -10,11 +10,26 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
-from voxloop.records import SPLITS, Split, Utterance
+from voxloop.records import SPLITS, Split
 
 Ratios = tuple[float, float, float]
+
+
+class Placed(Protocol):
+    """What a split is found for: an utterance, or several of one recording and speaker that have one or none alike."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def recording(self) -> str: ...
+    @property
+    def speaker(self) -> str | None: ...
+    @property
+    def split(self) -> Split | None: ...
+
 
 STRICTEST: tuple[Split, ...] = ("test", "val", "train")  # what is tested must not be learnt
 
@@ -31,9 +46,13 @@ def split_at(place: float, ratios: Ratios) -> Split:
 
 
 def assign_splits(
-    utterances: Sequence[Utterance], ratios: Ratios, *, sessions: dict[str, str | None]
+    utterances: Sequence[Placed],
+    ratios: Ratios,
+    *,
+    sessions: Mapping[str, str | None],
+    clips: Mapping[str, int] | None = None,
 ) -> dict[str, Split]:
-    """The split of each utterance, by its id.
+    """The split of each utterance, by its id. `clips` says how many each stands for; None: they are single ones.
 
     One that has a split keeps it, and what belongs to the same group follows it.
     Groups are speakers (with those whom they share recordings with), where they fill
@@ -43,7 +62,7 @@ def assign_splits(
     """
     wanted = {split for split, share in zip(SPLITS, ratios, strict=True) if share > 0}
     groups = _speaker_groups(utterances)
-    groupings: list[Callable[[Utterance], str]] = [
+    groupings: list[Callable[[Placed], str]] = [
         lambda u: groups[u.recording],
         lambda u: f"session {sessions.get(u.recording)}" if sessions.get(u.recording) else f"recording {u.recording}",
         lambda u: f"recording {u.recording}",
@@ -53,10 +72,10 @@ def assign_splits(
         assigned = _by_group(utterances, group_of, ratios, by_speaker=number == 0)
         if set(assigned.values()) >= wanted:
             return assigned
-    return _fill(utterances, assigned, ratios, wanted)
+    return _fill(utterances, assigned, ratios, wanted, clips or {})
 
 
-def _speaker_groups(utterances: Sequence[Utterance]) -> dict[str, str]:
+def _speaker_groups(utterances: Sequence[Placed]) -> dict[str, str]:
     """For each recording the name of its group: speakers and recordings that hang together are one.
 
     Found by disjoint sets with path halving (R. E. Tarjan and J. van Leeuwen, 1984).
@@ -80,7 +99,7 @@ def _speaker_groups(utterances: Sequence[Utterance]) -> dict[str, str]:
 
 
 def _by_group(
-    utterances: Sequence[Utterance], group_of: Callable[[Utterance], str], ratios: Ratios, *, by_speaker: bool
+    utterances: Sequence[Placed], group_of: Callable[[Placed], str], ratios: Ratios, *, by_speaker: bool
 ) -> dict[str, Split]:
     of_group: dict[str, set[Split]] = {}
     of_recording: dict[str, set[Split]] = {}
@@ -127,7 +146,11 @@ def strictest(splits: set[Split]) -> Split:
 
 
 def _fill(
-    utterances: Sequence[Utterance], assigned: dict[str, Split], ratios: Ratios, wanted: set[Split]
+    utterances: Sequence[Placed],
+    assigned: dict[str, Split],
+    ratios: Ratios,
+    wanted: set[Split],
+    clips: Mapping[str, int],
 ) -> dict[str, Split]:
     """Give each empty split the free recording that lies nearest to it: with few recordings chance leaves gaps."""
     parts: dict[str, list[str]] = {}  # ids of each recording's utterances
@@ -139,7 +162,9 @@ def _fill(
     for split in reversed(SPLITS):
         if split not in wanted or split in assigned.values():
             continue
-        counts = Counter(assigned.values())
+        counts: Counter[Split] = Counter()
+        for id, given in assigned.items():
+            counts[given] += clips.get(id, 1)
         # A split of one is not robbed to fill another.
         spare = [recording for recording in free if counts[assigned[parts[recording][0]]] > 1]
         if not spare:

@@ -133,9 +133,9 @@ def import_dataset(
     return freeze(
         ws,
         name or about["dataset"]["name"],
-        [one.row for one in found],
-        (),
-        new_splits={one.row.utterance: one.row.split for one in found},
+        sorted((one.row for one in found), key=lambda row: row.utterance),
+        None,
+        new_splits=((one.row.utterance, one.row.split) for one in found),
         filters={**about["dataset"]["filters"], "imported": about["dataset"]["id"]},
         excluded=about["dataset"]["excluded"],
     )
