@@ -1,8 +1,7 @@
 """What every model family offers: recognise speech now, and be trained.
 
 A family module (`whisper.py`) implements these protocols; steps see nothing else of it.
-Letters in shapes: `B` batch, `S` samples, `F` mel channels, `T` mel frames, `U` label tokens, `D` width,
-`V` vocabulary, `N` label tokens of all clips together.
+Letters in shapes: `B` batch, `S` samples, `F` mel channels, `T` mel frames, `U` label tokens, `D` width.
 """
 
 from __future__ import annotations
@@ -182,7 +181,7 @@ class Family(Protocol):
 
         For Whisper: input_features (B, F, T), attention_mask (B, T) where clips differ, decoder_input_ids (B, U).
         `full_length` pads to 30 s, without a mask. Raises TrainingError for a text longer than the model can write.
-        The forward takes `answered` (B, U) beside it, and then gives logits (N, V) of those places alone.
+        The forward takes the labels as `answers` and label smoothing as `smoothing`, and gives their summed `loss`.
         """
         ...
 

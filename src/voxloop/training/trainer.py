@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn import functional
 from transformers import PrinterCallback, Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
 
 from voxloop.errors import SettingError, TrainingError
@@ -119,9 +118,7 @@ class SpeechTrainer(Seq2SeqTrainer):  # type: ignore[misc]
             report_to=[],
         )
         self.pace = Pace(session)
-        super().__init__(
-            model=session.model, args=args, callbacks=[self.pace], compute_loss_func=_loss(recipe.label_smoothing)
-        )
+        super().__init__(model=session.model, args=args, callbacks=[self.pace], compute_loss_func=_loss)
         self.model_accepts_loss_kwargs = False  # the loss is ours; the model need not know how many tokens there are
         self.remove_callback(PrinterCallback)
         if session.ctc:
@@ -198,9 +195,9 @@ class SpeechTrainer(Seq2SeqTrainer):  # type: ignore[misc]
     ) -> Any:
         """Cross-entropy by `_loss`, and CTC beside it where the recipe says so, both per token of the step."""
         inputs["use_cache"] = False  # nothing is generated here, and gradient checkpointing could keep no cache
-        inputs["answered"] = inputs["labels"] != -100
         heard = [inputs.pop(name) for name in ctc.INPUTS if name in inputs]
         labels = inputs["labels"]
+        inputs |= {"answers": labels, "smoothing": self.session.recipe.label_smoothing}
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         if self.session.ctc:
             tokens = (labels != -100).sum() if num_items_in_batch is None else num_items_in_batch
@@ -333,18 +330,10 @@ def _sentence(line: dict[str, Any]) -> str:
     return f"{', '.join(parts)}, {line['elapsed_s']:.1f} s"
 
 
-def _loss(smoothing: float) -> Any:
-    """Cross-entropy over the tokens of all batches of a step, so that accumulation changes nothing.
-
-    Logits (N, V) are those of the real labels alone.
-    """
-
-    def compute(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | None = None) -> torch.Tensor:
-        answers = labels[labels != -100]
-        total = functional.cross_entropy(outputs.logits.float(), answers, label_smoothing=smoothing, reduction="sum")
-        return total / (len(answers) if num_items_in_batch is None else num_items_in_batch)
-
-    return compute
+def _loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | None = None) -> torch.Tensor:
+    """Cross-entropy over the tokens of all batches of a step, so that accumulation changes nothing."""
+    total: torch.Tensor = outputs.loss
+    return total / ((labels != -100).sum() if num_items_in_batch is None else num_items_in_batch)
 
 
 # A run ---------------------------------------------------------------------------------------------------------------

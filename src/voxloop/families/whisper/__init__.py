@@ -8,6 +8,7 @@ Whisper folder that stock transformers loads.
 
     features.py    log-mel of a batch of clips
     network.py     encoder and decoder at any length, loading
+    output.py      the loss behind the output layer
     reading.py     prompt, batches, guards, words: what both engines do alike
     recogniser.py  the torch engine
     ctranslate.py  the CTranslate2 engine, and conversion for it

@@ -4,23 +4,25 @@ In transformers 5 the encoder refuses everything but 3,000 frames and the decode
 passes no mask to its cross-attention. The classes here take both, as ordinary
 arguments; without a mask, at 3,000 frames, they compute what the stock ones do.
 
-Letters in shapes: `B` batch, `F` mel channels, `T` mel frames, `E` encoder positions (T / 2), `U` label tokens,
-`D` width.
+Letters in shapes: `B` batch, `F` mel channels, `T` mel frames, `E` encoder positions (T / 2), `U` label tokens.
 """
 
 from __future__ import annotations
 
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn import functional
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
-from transformers.modeling_outputs import BaseModelOutput
+from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 from transformers.models.whisper.modeling_whisper import WhisperDecoderLayer, WhisperEncoder, WhisperModel
 
 from voxloop.errors import ModelError
+from voxloop.families.whisper.output import cross_entropy
 
+NO_LABEL = -100  # what labels are padded with
 CONTEXT_KEY = "voxloop_audio_context"  # in config.json: how the model was tuned; absent means full
 
 
@@ -73,8 +75,7 @@ class LengthAwareDecoderLayer(WhisperDecoderLayer):  # type: ignore[misc]
 class LengthAwareModel(WhisperModel):  # type: ignore[misc]
     """Encoder and decoder that share the mask of the audio: `attention_mask` (B, T) counts mel frames.
 
-    The mask is an ordinary argument, so generation repeats it for beams like any other. With `answered` (B, U) the
-    output holds those N places alone, (N, D): the output layer, most of the work at short clips, skips padding.
+    The mask is an ordinary argument, so generation repeats it for beams like any other.
     """
 
     def forward(
@@ -82,7 +83,6 @@ class LengthAwareModel(WhisperModel):  # type: ignore[misc]
         input_features: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         encoder_outputs: Any = None,
-        answered: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         if encoder_outputs is None:
@@ -92,10 +92,25 @@ class LengthAwareModel(WhisperModel):  # type: ignore[misc]
             encoder_outputs = BaseModelOutput(last_hidden_state=encoder_outputs)
         if attention_mask is not None:
             kwargs["cross_attention_mask"] = position_mask(attention_mask, encoder_outputs[0].dtype)
-        outputs = super().forward(encoder_outputs=encoder_outputs, **kwargs)
-        if answered is not None:
-            outputs.last_hidden_state = outputs.last_hidden_state[answered]
-        return outputs
+        return super().forward(encoder_outputs=encoder_outputs, **kwargs)
+
+
+class LengthAwareWhisper(WhisperForConditionalGeneration):  # type: ignore[misc]
+    """The whole network. With `answers` (B, U), the labels, it returns their summed loss and no logits."""
+
+    @wraps(WhisperForConditionalGeneration.forward)  # generation looks at the names of the arguments
+    def forward(self, *args: Any, answers: torch.Tensor | None = None, smoothing: float = 0.0, **kwargs: Any) -> Any:
+        if answers is None:
+            return super().forward(*args, **kwargs)
+        outputs = self.model(*args, **kwargs)
+        real = answers != NO_LABEL  # the output layer, most of the work on short clips, skips padding
+        loss = cross_entropy(outputs.last_hidden_state[real], self.proj_out.weight, answers[real], smoothing)
+        return Seq2SeqLMOutput(loss=loss, encoder_last_hidden_state=outputs.encoder_last_hidden_state)
+
+
+# What is saved names the class that opens it.
+LengthAwareWhisper.__name__ = WhisperForConditionalGeneration.__name__
+LengthAwareWhisper.__module__ = WhisperForConditionalGeneration.__module__
 
 
 def length_aware(model: WhisperForConditionalGeneration) -> WhisperForConditionalGeneration:
@@ -103,6 +118,7 @@ def length_aware(model: WhisperForConditionalGeneration) -> WhisperForConditiona
 
     Only the classes of its parts change: weights, names and what is saved stay those of plain Whisper.
     """
+    model.__class__ = LengthAwareWhisper
     model.model.__class__ = LengthAwareModel
     model.model.encoder.__class__ = LengthAwareEncoder
     for layer in model.model.decoder.layers:
