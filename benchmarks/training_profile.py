@@ -10,7 +10,6 @@ not know the CPU's fused kernel. Letters: `B` batch, `E` encoder positions, `U` 
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.training_sides import BATCH, PLAIN, Shape, batch_seconds, lay_out, write_noise
+from voxloop.training import control
 
 SECONDS: Final = 4.0
 WARM: Final = 3
@@ -190,12 +190,11 @@ def measure(folder: Path, threads: int) -> str:
     manifest = write_noise(folder / "speech", SECONDS)
     recipe = replace(PLAIN, max_steps=WARM + TIMED + 1, batch_seconds=batch_seconds(manifest))
     lay_out(folder / "run", folder / "base", manifest, recipe, device="cpu", threads=threads)
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.training_profile", str(folder / "run")],
         stdout=subprocess.PIPE,
         text=True,
-        env=environment,
+        env=control.environment(device="cpu", threads=threads),
         check=True,
     )
     return described(json.loads(done.stdout.splitlines()[-1]))
