@@ -10,7 +10,6 @@ not know the CPU's fused kernel. Letters: `B` batch, `E` encoder positions, `U` 
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.training_sides import BATCH, PLAIN, Shape, batch_seconds, lay_out, write_noise
+from voxloop.training import control
 
 SECONDS: Final = 4.0
 WARM: Final = 3
@@ -32,9 +32,8 @@ ORDER: Final = (
     "data",
     "encoder, forward",
     "decoder, forward",
-    "output projection, forward",
-    "loss",
-    "output projection and loss, backward",
+    "output layer and loss, with their gradients",
+    "scaling of those gradients",
     "decoder, backward",
     "embedding, backward",
     "encoder, backward",
@@ -130,11 +129,11 @@ def run(folder: Path) -> dict[str, Any]:
 
         return marked
 
-    def hook(module: Any, name: str, when_its_gradient_is_there: str | None) -> None:
+    def hook(module: Any, name: str, when_its_gradient_is_there: str) -> None:
         def done(_: Any, __: Any, output: Any) -> None:
             states = output if torch.is_tensor(output) else output.last_hidden_state
             shapes.setdefault(name, states.shape[0] * states.shape[1])
-            if when_its_gradient_is_there and states.requires_grad:
+            if states.requires_grad:
                 states.register_hook(lambda _: clock.mark(when_its_gradient_is_there))
             if name != "embedding":
                 clock.mark(f"{name}, forward")
@@ -145,11 +144,10 @@ def run(folder: Path) -> dict[str, Any]:
 
     whisper = session.trainable.model
     hook(whisper.model.encoder, "encoder", "embedding, backward")
-    hook(whisper.model.decoder, "decoder", "output projection and loss, backward")
+    hook(whisper.model.decoder, "decoder", "scaling of those gradients")
     hook(whisper.model.decoder.embed_tokens, "embedding", "decoder, backward")
-    hook(whisper.proj_out, "output projection", None)
     trainer.get_batch_samples = after("data", trainer.get_batch_samples)
-    trainer.accelerator.backward = before("loss", after("encoder, backward", trainer.accelerator.backward))
+    trainer.accelerator.backward = before(ORDER[3], after("encoder, backward", trainer.accelerator.backward))
     trainer.add_callback(Marks())
     ceilings = matmuls(shapes, whisper.config)
     trainer.train()
@@ -190,12 +188,11 @@ def measure(folder: Path, threads: int) -> str:
     manifest = write_noise(folder / "speech", SECONDS)
     recipe = replace(PLAIN, max_steps=WARM + TIMED + 1, batch_seconds=batch_seconds(manifest))
     lay_out(folder / "run", folder / "base", manifest, recipe, device="cpu", threads=threads)
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.training_profile", str(folder / "run")],
         stdout=subprocess.PIPE,
         text=True,
-        env=environment,
+        env=control.environment(device="cpu", threads=threads),
         check=True,
     )
     return described(json.loads(done.stdout.splitlines()[-1]))

@@ -341,7 +341,8 @@ class Side:
         lines = [*lines, *self._new()]  # with quick steps, one may be done before the signal arrives
         losses = tuple(line["loss"] for line in lines)
         self.losses += losses
-        waits = [line["wait_share"] for line in lines if "wait_share" in line]
+        # The first line counts the time that the process was stopped for.
+        waits = [line["wait_share"] for line in lines[1:] if "wait_share" in line]
         return Stretch(
             steps=len(lines),
             seconds=lines[-1]["time"] - began,

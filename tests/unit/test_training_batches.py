@@ -349,6 +349,32 @@ class TestAugment:
         mean = features[1, :, :150].mean()
         torch.testing.assert_close(masked[1][changed[1]], mean.expand(int(changed[1].sum())), atol=1e-5, rtol=0)
 
+    def test_a_stretch_hides_a_fifth_of_a_short_clip_at_most(self) -> None:
+        features = torch.randn(64, 80, 25)
+        recipe = replace(PLAIN, mask_bands=0)
+        masked = augment.mask_features(features, torch.full((64,), 25), recipe, np.random.default_rng(0))
+        hidden = (masked != features).all(dim=1).sum(dim=1)
+        assert int(hidden.max()) == 25 // 5
+
+    @given(st.integers(0, 3 * RATE), st.floats(0, 0.5), st.integers(0, 99))
+    def test_a_cut_clip_is_a_piece_of_it(self, samples: int, longest_s: float, seed: int) -> None:
+        clip = np.arange(samples, dtype=np.float32)
+        piece = augment.cut_ends(clip, longest_s, np.random.default_rng(seed))
+        most = min(samples / 4, longest_s * RATE)
+        assert len(piece) >= samples - 2 * most
+        if samples:
+            first, last = int(piece[0]), int(piece[-1])
+            assert first <= most
+            assert samples - 1 - last <= most
+            assert np.array_equal(piece, clip[first : last + 1])
+
+    def test_as_many_clips_are_cut_as_asked_for(self) -> None:
+        recipe = replace(PLAIN, speed=0.0, volume_db=0.0, noise_share=0.0, cut_share=0.5)
+        clip = np.ones(RATE, np.float32)
+        whole = sum(len(augment.waveform(clip, recipe, np.random.default_rng(seed))) == RATE for seed in range(400))
+        # Of the half that is cut, a quarter keeps both its ends.
+        assert 200 <= whole <= 300
+
     def test_nothing_asked_nothing_changed(self) -> None:
         recipe = replace(PLAIN, speed=0.0, volume_db=0.0, noise_share=0.0, mask_bands=0, mask_frames=0)
         clip = np.linspace(-0.5, 0.5, 999, dtype=np.float32)

@@ -24,14 +24,19 @@ TELEPHONE_LOW_HZ = (200.0, 300.0)  # nothing passes below the first, all from th
 TELEPHONE_HIGH_HZ = (3_400.0, 3_700.0)
 MU = 255  # of mu-law
 HISS_DBFS = (-80.0, -35.0)  # of a clip without speech: from a studio to a noisy room
+CUT_AT_MOST = 0.25  # of a clip, off either end
+CUT_CHANCE = 0.5  # of either end of a clip that is cut
+MASK_AT_MOST = 0.2  # of a clip's frames, in one stretch: 120 ms are half of a short word
 MASK_CHANCE = 0.5  # of each band and stretch of SpecAugment: half of the clips of a batch keep it
 
 
 def waveform(clip: Waveform, recipe: Recipe, rng: np.random.Generator, noises: Sequence[Waveform] = ()) -> Waveform:
-    """A clip (S,) played at another speed, with noise, over the telephone, at another volume, as the recipe says.
+    """A clip (S,) cut, at another speed, with noise, over the telephone, at another volume, as the recipe says.
 
-    `noises` are those of the recipe's folder. Everything but the speed keeps the clip's length.
+    `noises` are those of the recipe's folder. Everything but the cut and the speed keeps the clip's length.
     """
+    if recipe.cut_share and rng.random() < recipe.cut_share:
+        clip = cut_ends(clip, recipe.cut_s, rng)
     if recipe.speed:
         clip = change_speed(clip, rng.uniform(1 - recipe.speed, 1 + recipe.speed))
     if noises and recipe.noise_folder_share and rng.random() < recipe.noise_folder_share:
@@ -56,6 +61,13 @@ def hiss(samples: int, rng: np.random.Generator) -> Waveform:
     noise = np.fft.irfft(spectrum, samples)
     level = 10 ** (rng.uniform(*HISS_DBFS) / 20)
     return np.asarray(noise * level / np.sqrt(np.mean(np.square(noise))), dtype=np.float32)
+
+
+def cut_ends(clip: Waveform, longest_s: float, rng: np.random.Generator) -> Waveform:
+    """The clip without up to so many seconds of its beginning or its end, of each a quarter of the clip at most."""
+    longest = min(longest_s * SAMPLE_RATE, CUT_AT_MOST * len(clip))
+    start, end = (int(longest * rng.random()) if rng.random() < CUT_CHANCE else 0 for _ in range(2))
+    return clip[start : len(clip) - end]
 
 
 def change_speed(clip: Waveform, factor: float) -> Waveform:
@@ -129,7 +141,7 @@ def mask_features(
                 hidden[row, start : start + width] = True
         for _ in range(-(-own // 100) if recipe.mask_frames else 0):
             if rng.random() < MASK_CHANCE:
-                width = int(rng.integers(1, min(recipe.mask_frames, own) + 1))
+                width = int(rng.integers(1, max(1, min(recipe.mask_frames, int(MASK_AT_MOST * own))) + 1))
                 start = int(rng.integers(0, own - width + 1))
                 hidden[row, :, start : start + width] = True
     return torch.where(hidden & inside[:, None], mean, features)

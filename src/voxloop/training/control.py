@@ -100,7 +100,22 @@ def start(folder: Path, *, device: str, threads: int, device_lock: locks.Lock | 
     if mine is None:
         raise TrainingError(f"another process trains in {folder}")
     (folder / STATUS).unlink(missing_ok=True)
-    environment = os.environ | {
+    with mine, (folder / LOG).open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "voxloop.training.child", str(folder)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=environment(device=device, threads=threads),
+            pass_fds=[lock.descriptor for lock in (mine, device_lock) if lock],
+        )
+    return Child(folder, process)
+
+
+def environment(*, device: str, threads: int) -> dict[str, str]:
+    """What the child finds in its environment."""
+    found = os.environ | {
         "OMP_NUM_THREADS": str(threads or os.cpu_count() or 1),
         # Threads that wait must not spin: beside any other busy process, spinning made a step 29 times slower.
         "OMP_WAIT_POLICY": "PASSIVE",
@@ -114,18 +129,8 @@ def start(folder: Path, *, device: str, threads: int, device_lock: locks.Lock | 
     }
     if device != "cpu":
         # transformers would spread over every GPU that it sees.
-        environment.setdefault("CUDA_VISIBLE_DEVICES", device.partition(":")[2] or "0")
-    with mine, (folder / LOG).open("ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "voxloop.training.child", str(folder)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env=environment,
-            pass_fds=[lock.descriptor for lock in (mine, device_lock) if lock],
-        )
-    return Child(folder, process)
+        found.setdefault("CUDA_VISIBLE_DEVICES", device.partition(":")[2] or "0")
+    return found
 
 
 def follow(child: Child, *, poll_s: float = POLL_S) -> Iterator[dict[str, Any]]:

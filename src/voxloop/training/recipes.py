@@ -82,6 +82,10 @@ class Recipe:
 
     speed: float = 0.1
     """Clips are played up to this share faster or slower (Ko et al., Interspeech 2015)."""
+    cut_share: float = 0.0
+    """Share of clips that begin late or end early, as recorders and voice detection cut them; for short clips."""
+    cut_s: float = 0.15
+    """Longest piece that is cut off either end, in seconds; never more than a quarter of the clip."""
     volume_db: float = 6.0
     """Clips are made up to this much louder or softer."""
     noise_share: float = 0.3
@@ -97,7 +101,8 @@ class Recipe:
     mask_bands: int = 14
     """Widest of two bands of mel channels that are hidden (SpecAugment, arXiv:1904.08779); 0: none."""
     mask_frames: int = 12
-    """Longest stretch of mel frames (10 ms each) that is hidden, one for each second; 0: none."""
+    """Longest stretch of mel frames (10 ms each) that is hidden, one for each second; never more than a fifth of the
+    clip; 0: none."""
     join_share: float = 0.3
     """Share of the clips of an epoch that are heard inside strings of several, so that long speech is not forgotten."""
     join_clips: int = 5
@@ -152,6 +157,7 @@ class Recipe:
             "volume_db",
             "mask_bands",
             "mask_frames",
+            "cut_s",
             "join_pause_s",
             "encoder_copies",
         ):
@@ -162,6 +168,7 @@ class Recipe:
             "noise_share",
             "noise_folder_share",
             "telephone_share",
+            "cut_share",
             "join_share",
             "full_length_share",
             "silence_share",
@@ -211,7 +218,7 @@ def from_dict(values: Mapping[str, Any]) -> Recipe:
 RECIPES: dict[str, Recipe] = {
     # Small batches, since a minute is short of steps, and averaged weights, since small batches are noisy. Joining is
     # for short clips: without strings digits are learnt and strings forgotten, with strings of whole phrases too little
-    # is learnt (docs/log.md).
+    # is learnt. Cut, because a voice's few clips do not show how short it may be (docs/log.md).
     "quick": Recipe(
         name="quick",
         learning_rate=6e-4,
@@ -219,6 +226,7 @@ RECIPES: dict[str, Recipe] = {
         max_epochs=400,
         batch_seconds=16.0,
         average=0.98,
+        cut_share=0.5,
         join_share=0.5,
         join_seconds=2.5,
         silence_share=0.04,
