@@ -31,7 +31,7 @@ def state(workspace: Path) -> dict[str, Any]:
 
         return {
             "recording": rows(tables.recording, "created", "source"),
-            "utterance": rows(tables.utterance, "priority"),
+            "utterance": rows(tables.utterance, "priority", "ingested"),
             "transcript": rows(tables.transcript, "created", "confidence", "words"),
             "events": rows(tables.event, "seq", "created"),
             "jobs": rows(tables.job, "created", "token", "run_at", "attempts", "finished", "error"),
