@@ -30,7 +30,7 @@ import numpy as np
 import soundfile
 
 from benchmarks import results
-from benchmarks.side_by_side import Row, machine, rows_table, write
+from benchmarks.side_by_side import Row, machine, paired, rows_table, write
 from voxloop import audio
 from voxloop.pipeline import open_loop
 from voxloop.recordings import IngestProgress, ingest, read_audio
@@ -78,17 +78,12 @@ def mixed(folder: Path, given: argparse.Namespace) -> tuple[list[Row], str]:
     differences = _differences(files[:COMPARED], folder)
     rows = []
     for ours, theirs in AGAINST:
-        a, b = rates[f"ours {ours}"], rates[f"ffmpeg {theirs}"]
-        ratios = [x / y for x, y in zip(a, b, strict=True)]
         rows.append(
-            Row(
-                name=f"{len(files)} files of eight kinds, {ours} of our processes against {theirs} ffmpeg at a time",
-                ours=median(a),
-                peer=median(b),
+            paired(
+                f"{len(files)} files of eight kinds, {ours} of our processes against {theirs} ffmpeg at a time",
+                rates[f"ours {ours}"],
+                rates[f"ffmpeg {theirs}"],
                 unit="files/s",
-                ratio_median=median(ratios),
-                ratio_min=min(ratios),
-                ratio_max=max(ratios),
                 quality_ours="hashed, measured, in the catalog",
                 quality_peer="measured (astats)",
             )
@@ -309,17 +304,12 @@ def long(folder: Path, given: argparse.Namespace) -> tuple[list[Row], str]:
     began = time.perf_counter()
     _ffmpeg(path, folder / "theirs.wav")
     theirs = time.perf_counter() - began
-    rate, peer = given.hours * 3600 / found["seconds"], given.hours * 3600 / theirs
-    row = Row(
-        name=f"one WAV file of {given.hours:g} h, 44.1 kHz",
-        ours=rate,
-        peer=peer,
+    row = paired(
+        f"one WAV file of {given.hours:g} h, 44.1 kHz",
+        [given.hours * 3600 / found["seconds"]],
+        [given.hours * 3600 / theirs],
         unit="s of audio/s",
-        ratio_median=rate / peer,
-        ratio_min=rate / peer,
-        ratio_max=rate / peer,
         quality_ours=f"{found['peak_mb']:.0f} MB at most",
-        quality_peer="",
     )
     size = path.stat().st_size / 2**20
     return [row], (

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -49,11 +50,24 @@ def compare(
             began = time.perf_counter()
             units = work()
             rates[who].append(units / (time.perf_counter() - began))
-    ratios = [a / b for a, b in zip(rates["ours"], rates["peer"], strict=True)]
+    return paired(name, **rates, unit=unit, quality_ours=quality_ours, quality_peer=quality_peer)
+
+
+def paired(
+    name: str,
+    ours: Sequence[float],
+    peer: Sequence[float],
+    *,
+    unit: str,
+    quality_ours: str = "",
+    quality_peer: str = "",
+) -> Row:
+    """The row of what both sides measured, round by round."""
+    ratios = [a / b if b else math.inf for a, b in zip(ours, peer, strict=True)]
     return Row(
         name=name,
-        ours=statistics.median(rates["ours"]),
-        peer=statistics.median(rates["peer"]),
+        ours=statistics.median(ours),
+        peer=statistics.median(peer),
         unit=unit,
         ratio_median=statistics.median(ratios),
         ratio_min=min(ratios),

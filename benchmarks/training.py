@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks import results, training_profile, training_wer
-from benchmarks.side_by_side import Row, machine, rows_table, write
+from benchmarks.side_by_side import Row, machine, paired, rows_table, write
 from benchmarks.training_sides import (
     BATCH,
     CLIPS,
@@ -48,6 +48,7 @@ THREADS: Final = 2
 PEER_LORA: Final = "Seq2SeqTrainer with peft's LoRA at 30 s"
 PEER_STEPS: Final = 1  # of a round: 30 s of padding for 8 clips take 10 s
 EPOCH: Final = CLIPS // BATCH
+MEMORY: Final = "MB (less is better)"
 COPIES: Final = 4  # epochs of different augmentation whose encoder outputs are kept
 
 NOTES: Final = """Ours is the process that `voxloop train` starts; the peer is transformers' Seq2SeqTrainer with
@@ -209,11 +210,19 @@ def _lengths(folder: Path, seconds: float, rounds: int) -> Part:
         for way in made:
             for other, said in (("peer", ""), (PEER_LORA, f", against {PEER_LORA}")):
                 if other == "peer" or (other in sides and way.settings.get("method") == "lora"):
-                    losses = [f"loss {sides[who].loss(updates):.3f}" for who in (way.name, other)]
-                    rows.append(_row(f"{way.name}, {clips}{said}", rates[way.name], rates[other], "clips/s", *losses))
+                    rows.append(
+                        paired(
+                            f"{way.name}, {clips}{said}",
+                            rates[way.name],
+                            rates[other],
+                            unit="clips/s",
+                            quality_ours=f"loss {sides[way.name].loss(updates):.3f}",
+                            quality_peer=f"loss {sides[other].loss(updates):.3f}",
+                        )
+                    )
         for way in made:
             memory = [sides[way.name].peak_mb()], [sides["peer"].peak_mb()]
-            rows.append(_row(f"{way.name}, {clips}: peak memory", *memory, "MB (less is better)", "", ""))
+            rows.append(paired(f"{way.name}, {clips}: peak memory", *memory, unit=MEMORY))
         if waits:
             lines.append(f"{clips}: full fine-tuning waits {statistics.median(waits):.1%} of its time for data.")
         return Part(rows=rows, text="\n".join(f"- {line}" for line in lines))
@@ -252,9 +261,9 @@ def _on_gpu(folder: Path, given: argparse.Namespace) -> Part:
             finally:
                 for side in sides.values():
                     side.kill()
-            losses = [f"loss {sides[who].loss(2 * EPOCH):.3f}" for who in sides]
-            rows.append(_row(name, rates["ours"], rates["peer"], "clips/s", *losses))
-            rows.append(_row(f"{name}: peak memory", [memory["ours"]], [memory["peer"]], "MB (less is better)", "", ""))
+            losses = {f"quality_{who}": f"loss {side.loss(2 * EPOCH):.3f}" for who, side in sides.items()}
+            rows.append(paired(name, **rates, unit="clips/s", **losses))
+            rows.append(paired(f"{name}: peak memory", [memory["ours"]], [memory["peer"]], unit=MEMORY))
             used = _utilisation(given, manifest, method, statistics.median(rates["ours"]))
             lines.append(f"- {name}: model FLOP utilisation {used:.1%} of {given.peak_tflops:g} TFLOP/s.")
     return Part(rows=rows, text="\n".join(lines))
@@ -266,20 +275,3 @@ def _utilisation(given: argparse.Namespace, manifest: Path, method: str, rate: f
     positions = round(batch_seconds(manifest) / BATCH * 50)
     flops = training_profile.forward_flops(SHAPES[given.shape], batch=1, positions=positions, tokens=tokens)
     return flops * (2 if method == "lora" else 3) * rate / (given.peak_tflops * 1e12)
-
-
-def _row(
-    name: str, mine: Sequence[float], theirs: Sequence[float], unit: str, quality_ours: str, quality_peer: str
-) -> Row:
-    ratios = [a / b for a, b in zip(mine, theirs, strict=True)]
-    return Row(
-        name=name,
-        ours=statistics.median(mine),
-        peer=statistics.median(theirs),
-        unit=unit,
-        ratio_median=statistics.median(ratios),
-        ratio_min=min(ratios),
-        ratio_max=max(ratios),
-        quality_ours=quality_ours,
-        quality_peer=quality_peer,
-    )

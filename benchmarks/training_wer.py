@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import random
 import shutil
-import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from benchmarks import learning
-from benchmarks.side_by_side import Row
+from benchmarks.side_by_side import Row, paired
 from benchmarks.training_sides import BATCH, PLAIN, RATE, ours, peer, write_manifest
 from voxloop import text
 from voxloop.starter import STARTER_DIR
@@ -157,16 +156,12 @@ def _table(done: Sequence[dict[str, Any]]) -> tuple[list[Row], str]:
     rows, lines = [], []
     for name in before["peer"]:
         mine, theirs = [found["ours"][name] for found in seeds], [found["peer"][name] for found in seeds]
-        ratios = [a / b if b else float("inf") for a, b in zip(mine, theirs, strict=True)]
         rows.append(
-            Row(
-                name=f"starter, {UPDATES} updates on {UNHEARD}'s digits, {len(seeds)} seeds: word errors of {name}",
-                ours=statistics.median(mine),
-                peer=statistics.median(theirs),
+            paired(
+                f"starter, {UPDATES} updates on {UNHEARD}'s digits, {len(seeds)} seeds: word errors of {name}",
+                mine,
+                theirs,
                 unit="% (less is better)",
-                ratio_median=statistics.median(ratios),
-                ratio_min=min(ratios),
-                ratio_max=max(ratios),
                 quality_ours=f"{min(mine):.1f} to {max(mine):.1f} %; untuned {before['ours'][name]:.1f} %",
                 quality_peer=f"{min(theirs):.1f} to {max(theirs):.1f} %; untuned {before['peer'][name]:.1f} %",
             )
