@@ -16,7 +16,7 @@ from voxloop.recordings.conversion import Converted, Outcome, audio_key
 from voxloop.recordings.sources import Item, Refusal, Said
 from voxloop.records import SAMPLE_RATE, GivenSegment, Recording
 from voxloop.stores import catalog as tables
-from voxloop.stores.catalog import insert_new, to_record
+from voxloop.stores.catalog import MANY, insert_new, to_record
 from voxloop.stores.jobs import News
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 END_SLACK_S = 0.5  # a span may end so much after its audio: lengths in manifests are rounded, or of another decoder
 WHOLE_SLACK_S = 0.05  # a span that leaves out no more is the whole recording
-MANY = 500  # keys asked for in one statement, below every database's limit
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
