@@ -649,8 +649,8 @@ PRAGMAS = (
     "journal_mode=wal",
     "synchronous=normal",
     "foreign_keys=on",
-    # Keys are hashes, so that each row changes pages of its own all over its indexes. Some 50 MB of them are gathered in
-    # the log before they are written to their places, each once, and the upper levels of the trees stay in memory.
+    # Keys are hashes, so that each row changes pages of its own all over its indexes. The log gathers many of them
+    # before they are written to their places, each once, and the upper levels of the trees stay in memory.
     "wal_autocheckpoint=16000",  # pages: 64 MB, SQLite's own is 4 MB
     "cache_size=-16000",  # kB, SQLite's own is 2,000
 )
