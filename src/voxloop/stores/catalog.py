@@ -13,7 +13,6 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
-from functools import cache
 from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -361,20 +360,14 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain(one) for one in value]
     if hasattr(value, "__dataclass_fields__"):
-        return {name: _plain(getattr(value, name)) for name in _names(type(value))}
+        return {name: _plain(getattr(value, name)) for name in value.__dataclass_fields__}
     return value
-
-
-@cache
-def _names(kind: type[Any]) -> tuple[str, ...]:
-    """Of a dataclass's fields."""
-    return tuple(field.name for field in fields(kind))
 
 
 def to_record(kind: type[R], row: sa.Row[Any] | sa.RowMapping) -> R:
     """A row of `kind`'s table as its record."""
     mapping = row if isinstance(row, sa.RowMapping) else row._mapping
-    values = {name: mapping[name] for name in _names(kind)}
+    values = {f.name: mapping[f.name] for f in fields(kind)}
     if values.get("quality") is not None:
         values["quality"] = Quality(**values["quality"])
     if kind is Recording:
