@@ -316,6 +316,7 @@ class TestInAWorkspace:
 
     def test_a_converted_model_is_read_without_transformers(self, fast: Workspace, demo_speech: Path) -> None:
         file = demo_speech / "boil-the-kettle-01.ogg"
+        transcripts.converted(fast, transcripts.base_model(fast), "int8")
         here = transcripts.transcribe_file(fast, file, word_times=True)
         code = (
             "import sys\n"
