@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from voxloop.evaluation import evaluate
 from voxloop.families.contract import Decoding, Guards, Hypothesis
 from voxloop.families.whisper import WHISPER, ctranslate
 from voxloop.families.whisper.ctranslate import CTranslateRecogniser
+from voxloop.families.whisper.features import features_of
 from voxloop.families.whisper.reading import Reader
 from voxloop.families.whisper.recogniser import WhisperRecogniser
 from voxloop.pipeline import open_loop
@@ -301,6 +303,36 @@ class TestInAWorkspace:
         with pytest.raises(ModelError, match="cannot be converted"):
             promotion.promote(fast, model.id, force=True)
         assert promotion.champion(fast) is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's memory")
+def test_memory_is_kept_for_the_next_clip_in_any_thread() -> None:
+    code = (
+        "import ctypes, resource, threading\n"
+        "from voxloop.families.whisper.ctranslate import keep_memory\n"
+        "keep_memory()\n"
+        "c = ctypes.CDLL(None)\n"
+        "c.malloc.restype, c.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]\n"
+        "c.free.argtypes, c.memset.argtypes = [ctypes.c_void_p], [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]\n"
+        "def work():\n"
+        "    held = c.malloc(100 << 20); c.memset(held, 1, 100 << 20); c.free(held)\n"
+        "def in_a_thread():\n"
+        "    thread = threading.Thread(target=work); thread.start(); thread.join()\n"
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "first, second = in_a_thread(), in_a_thread()\n"
+        "print(second - first)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert int(done.stdout) < 2_000  # pages, of 25,600 that the system would have to zero
+
+
+def test_clips_of_30_s_are_encoded_one_at_a_time_and_read_together(tmp_path: Path) -> None:
+    ours = converted(tiny_whisper.make(tmp_path / "model"), tmp_path / "fast")
+    clips = noise(25.0, 28.0, 26.0)
+    features, _ = features_of(clips, "full", ours.filters, "cpu")
+    at_once = ours.model.encode(ctranslate._view(features.numpy()))
+    apart, _ = ours._encode(clips, "full")
+    assert np.asarray(apart) == pytest.approx(np.asarray(at_once), abs=1e-5)
 
 
 def test_engines_by_setting(tmp_path: Path) -> None:

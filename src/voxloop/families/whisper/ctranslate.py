@@ -9,8 +9,10 @@ Letters in shapes: `B` batch, `F` mel channels, `T` mel frames, `E` encoder posi
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +24,7 @@ from transformers import AutoConfig, GenerationConfig, WhisperConfig, WhisperPro
 
 from voxloop.errors import ModelError
 from voxloop.families.contract import Decoding
-from voxloop.families.whisper.features import AudioContext, features_of, frames_in
+from voxloop.families.whisper.features import FULL_FRAMES, AudioContext, features_of, frames_in
 from voxloop.families.whisper.network import CONTEXT_KEY, first_line
 from voxloop.families.whisper.reading import Draft, Reader, pick, vocabulary
 from voxloop.families.whisper.timing import POSITION_SAMPLES, alignment_heads
@@ -32,8 +34,11 @@ if TYPE_CHECKING:
     from voxloop.families.contract import Waveform
 
 MANIFEST = "voxloop.json"  # in a converted folder: what it was made of, and the hashes of its files
+M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # glibc, malloc.h; mallopt(3)
+KEPT_BYTES = 1 << 30  # free memory that is kept, at most
 WORKERS = 4  # batches decoded side by side on a CPU, at most
 LOGITS_BYTES = 512 << 20  # of all steps of these batches: each token's probability is read off them
+ONE_WINDOW = (FULL_FRAMES // 2) ** 2  # places of the encoder's attention at 30 s, for each head
 LOOK_AHEAD = 8  # tokens read at once while sampling: as many of them are kept as were drawn like that
 
 
@@ -132,21 +137,37 @@ def load(folder: str | Path, converted: Path, device: str) -> CTranslateRecognis
                 f"CTranslate2 cannot compute in {compute_type} on {device}: "
                 f"set `compute_type` to one of {', '.join(sorted(possible))}"
             )
-        # As many threads as torch was given: its own default is four, however many cores there are.
+        if kind == "cpu":
+            keep_memory()
+        # As many threads in all as torch was given: its own default is four, however many cores there are. Side by side
+        # first, since clips of unlike length make small batches, which threads wait in more than they work.
+        threads = torch.get_num_threads()
+        workers = min(threads, WORKERS) if kind == "cpu" else 1
         model = ctranslate2.models.Whisper(
             str(converted),
             device=kind,
             device_index=int(index or 0),
             compute_type=compute_type,
-            intra_threads=torch.get_num_threads(),
-            # Clips of unlike length make small batches, which threads wait in more than they work.
-            inter_threads=min(torch.get_num_threads(), WORKERS) if kind == "cpu" else 1,
+            inter_threads=workers,
+            intra_threads=max(1, threads // workers),
         )
         return CTranslateRecogniser(model, *_described(folder))
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise ModelError(
             f"CTranslate2 cannot load {converted} on {device}: {first_line(error)}; set `engine` to torch to go without"
         ) from error
+
+
+def keep_memory() -> None:
+    """Have this process keep the memory that it frees, up to 1 GiB, where its memory is glibc's.
+
+    By default glibc gives every large tensor back to the system, which zeroes it page by page before it is had again,
+    and what threads keep of it has places of 64 MiB at most: a quarter of the time of encoding 30 s (docs/log.md).
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt:
+        for parameter, value in ((M_ARENA_MAX, 1), (M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, KEPT_BYTES)):
+            mallopt(parameter, value)
 
 
 class CTranslateRecogniser(Reader):
@@ -171,10 +192,17 @@ class CTranslateRecogniser(Reader):
 
     def _encode(self, clips: Sequence[Waveform], context: AudioContext) -> tuple[Any, None]:
         features, _ = features_of(clips, context, self.filters, "cpu")
-        given = _view(features.numpy())
+        given = features.numpy()
+        positions = given.shape[-1] // 2
         # CTranslate2 tells states (B, E, D) from features (B, F, T) by the middle: clips of E = F positions, which are
         # 1.6 s at 80 channels, would be encoded twice. They stay features, and it encodes them where it needs them.
-        return (given if features.shape[-1] // 2 == self.config.num_mel_bins else self.model.encode(given)), None
+        if positions == self.config.num_mel_bins:
+            return _view(given), None
+        # The attention that CTranslate2 writes out, (B, heads, E, E), is no larger than one clip of 30 s makes it: the
+        # encoder is not faster with several of them. On a GPU states would have to come back to be joined.
+        few = max(1, ONE_WINDOW // positions**2) if self.model.device == "cpu" else len(clips)
+        parts = [self.model.encode(_view(given[first : first + few])) for first in range(0, len(clips), few)]
+        return (parts[0] if len(parts) == 1 else _view(np.concatenate([_array(part) for part in parts]))), None
 
     def _means(self, states: Any, positions: Sequence[int]) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
         found = _array(self.model.encode(states) if states.shape[1] == self.config.num_mel_bins else states)
