@@ -61,6 +61,35 @@ def test_adding_again_changes_nothing(catalog: Catalog) -> None:
         assert reader.get(Recording, "sha256-aa").speaker == "a"
 
 
+def test_rows_of_one_key_are_inserted_once(catalog: Catalog) -> None:
+    with catalog.write() as tx:
+        assert tx.add(recording("sha256-aa")) == 1
+        assert tx.add(recording("sha256-bb", speaker="b"), recording("sha256-bb"), recording("sha256-aa")) == 1
+        rows = [{"path": path, "created": 1.0, "reason": "empty", "message": ""} for path in ("a", "b", "a")]
+        key = tables.refusal.c.path
+        assert tables.insert_keys(tx.connection, tables.refusal, rows[:1], key) == ["a"]
+        assert tables.insert_keys(tx.connection, tables.refusal, [*rows, {**rows[0], "path": "c"}], key) == ["b", "c"]
+        assert tables.insert_keys(tx.connection, tables.refusal, rows, key) == []
+    with catalog.read() as reader:
+        assert [one.speaker for one in reader.all(Recording, order=tables.recording.c.id)] == [None, "b"]
+
+
+def test_many_rows_are_no_statement_of_many_rows(catalog: Catalog) -> None:
+    """SQLite keeps a copy of all pages that such a statement touches, in a file."""
+    many: list[bool] = []
+
+    @sa.event.listens_for(catalog.engine, "before_cursor_execute")
+    def sent(_c: object, _d: object, statement: str, _p: object, _x: object, executemany: bool) -> None:
+        if statement.startswith("INSERT"):
+            many.append(executemany)
+
+    with catalog.write() as tx:
+        assert tx.add(*(recording(f"sha256-{n:02x}") for n in range(100))) == 100
+        rows = [{"path": str(n), "created": 1.0, "reason": "empty", "message": ""} for n in range(1200)]
+        assert len(tables.insert_keys(tx.connection, tables.refusal, rows, tables.refusal.c.path)) == 1200
+    assert many == [True, True]
+
+
 def test_a_transaction_that_raises_leaves_nothing(catalog: Catalog) -> None:
     with pytest.raises(RuntimeError, match="in the middle"), catalog.write() as tx:
         tx.add(recording())

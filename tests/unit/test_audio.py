@@ -122,6 +122,17 @@ def test_what_libsndfile_refuses_is_read_by_ffmpeg(tmp_path: Path, name: str, co
     assert np.sqrt(np.mean(got[6_000:18_000] ** 2)) == pytest.approx(0.2 / np.sqrt(2), rel=0.05)
 
 
+def test_opus_by_ffmpeg_is_what_libsndfile_reads(tmp_path: Path, demo_speech: Path) -> None:
+    one, other = (np.repeat(decode(path), 3) for path in sorted(demo_speech.glob("*.ogg"))[:2])
+    both = np.stack([np.concatenate([one, other]), np.concatenate([other, one])])
+    encode(tmp_path / "a.opus", both, 48_000, "libopus", "stereo")
+    expected, rate = soundfile.read(tmp_path / "a.opus", dtype="float32")
+    found = np.concatenate([block for _, block in audio._native(tmp_path / "a.opus", 1e9, None)])
+    assert (rate, len(found)) == (48_000, len(expected))
+    difference = found - expected.mean(axis=1)
+    assert 10 * np.log10(np.mean(difference**2) / np.mean(expected**2)) < -60
+
+
 def test_blocks_join_to_the_same_samples_whatever_their_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     noise = np.random.default_rng(0).normal(0, 0.1, 44_100 * 25).astype(np.float32)
     soundfile.write(tmp_path / "a.wav", noise, 44_100)

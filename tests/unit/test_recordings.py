@@ -252,8 +252,8 @@ def test_several_processes_take_the_same_as_one(workspace: Workspace, tmp_path: 
 
 def test_a_file_that_kills_its_decoder_is_refused_alone(tmp_path: Path) -> None:
     items = [Item(path=tmp_path / f"{number:02}.wav") for number in range(20)]
-    chunks = [items[start : start + 4] for start in range(0, 20, 4)]
-    results = [result for chunk in conversion.in_processes(die_on_seven, chunks, 2) for result in chunk]
+    chunks = ([(item, None) for item in items[start : start + 4]] for start in range(0, 20, 4))
+    results = [result for _, chunk in conversion.in_processes(die_on_seven, chunks, 2) for result in chunk]
     assert [r.reason for r in results if isinstance(r, Refusal)] == ["fine"] * 7 + ["crashed"] + ["fine"] * 12
     assert [r.path for r in results if isinstance(r, Refusal)] == [str(item.path) for item in items]
 

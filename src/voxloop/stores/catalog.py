@@ -12,7 +12,7 @@ import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import fields
 from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -76,7 +76,7 @@ recording = sa.Table(
     _created(),
     sa.Column("source", sa.String, nullable=False),
     sa.Column("name", sa.String, nullable=False),
-    sa.Column("samples", sa.BigInteger, nullable=False, index=True),  # summed from the index
+    sa.Column("samples", sa.BigInteger, nullable=False),
     sa.Column("speaker", sa.String),
     sa.Column("language", sa.String),
     sa.Column("consent", sa.String),
@@ -84,6 +84,8 @@ recording = sa.Table(
     sa.Column("text", sa.Text),
     sa.Column("segments", sa.JSON),
     sa.Column("quality", sa.JSON),
+    # Listed and summed from. It grows at its end: a further index in random order costs an ingest a page for each row.
+    sa.Index("ix_recording_created_samples", "created", "samples"),
 )
 
 # Which recording a file held when it was last read, so that an unchanged file is not decoded again.
@@ -274,7 +276,7 @@ event = sa.Table(
     sa.Column("id", sa.String, nullable=False, unique=True),
     _created(),
     sa.Column("type", sa.String, nullable=False, index=True),
-    sa.Column("subject", sa.String, nullable=False, index=True),
+    sa.Column("subject", sa.String, nullable=False),
     sa.Column("payload", sa.JSON, nullable=False),
     # Published to the bus; a flag, since PostgreSQL commits out of order and a cursor would skip rows.
     sa.Column("published", sa.Boolean, nullable=False, default=False),
@@ -361,6 +363,8 @@ removal = sa.Table(
     sa.Column("finished", sa.Double),
 )
 
+MANY = 500  # keys asked for in one statement, below every database's limit
+
 Record = Recording | Utterance | Transcript | Dataset | Run | Model | Evaluation | Promotion
 R = TypeVar("R", Recording, Utterance, Transcript, Dataset, Run, Model, Evaluation, Promotion)
 
@@ -378,8 +382,17 @@ FIELDS = {kind: tuple(field.name for field in fields(kind)) for kind in TABLES}
 
 
 def to_row(record: Record) -> dict[str, Any]:
-    """A record as the values of its table's columns."""
-    return asdict(record)
+    """A record as the values of its table's columns: `dataclasses.asdict`, but nothing that JSON takes is copied."""
+    row: dict[str, Any] = _plain(record)
+    return row
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(one) for one in value]
+    if hasattr(value, "__dataclass_fields__"):
+        return {name: _plain(getattr(value, name)) for name in value.__dataclass_fields__}
+    return value
 
 
 def to_record(kind: type[R], row: sa.Row[Any] | sa.RowMapping) -> R:
@@ -407,22 +420,32 @@ def to_event(row: sa.Row[Any]) -> Event:
 
 
 def insert_new(connection: sa.Connection, table: sa.Table, rows: Sequence[dict[str, Any]]) -> int:
-    """Insert the rows whose primary or unique key is not there yet; the number inserted."""
-    return len(insert_keys(connection, table, rows, next(iter(table.primary_key.columns))))
+    """Insert the rows whose primary or unique key is not there yet; the number inserted. All rows have the same keys.
+
+    Prepared once and run row by row. SQLite copies every page that a statement of many rows touches, so that it
+    can undo half of it (https://sqlite.org/tempfiles.html, 2.3): with random keys that is as much as is written.
+    """
+    if not rows:
+        return 0
+    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    statement = insert(table).on_conflict_do_nothing().execution_options(preserve_rowcount=True)
+    return int(connection.execute(statement, list(rows)).rowcount)
 
 
 def insert_keys(
-    connection: sa.Connection, table: sa.Table, rows: Sequence[dict[str, Any]], column: sa.Column[Any]
+    connection: sa.Connection, table: sa.Table, rows: Sequence[dict[str, Any]], key: sa.Column[Any]
 ) -> list[Any]:
-    """As `insert_new`; the values of `column` in the rows inserted. All rows have the same keys.
-
-    Sent to the database many rows at a time: one by one costs a third of an ingest of short files.
-    """
-    if not rows:
-        return []
-    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    statement = insert(table).on_conflict_do_nothing().returning(column)
-    return list(connection.execute(statement, list(rows)).scalars())
+    """As `insert_new`, of rows that have the unique `key`; its values in the rows inserted."""
+    if connection.dialect.name == "postgresql":  # where others insert meanwhile
+        statement = postgresql.insert(table).on_conflict_do_nothing().returning(key)
+        return list(connection.execute(statement, list(rows)).scalars()) if rows else []
+    keys = list(dict.fromkeys(row[key.name] for row in rows))
+    there: set[Any] = set()
+    for start in range(0, len(keys), MANY):
+        found = sa.select(key).where(key.in_(keys[start : start + MANY]))
+        there.update(connection.execute(found).scalars())
+    insert_new(connection, table, [row for row in rows if row[key.name] not in there])
+    return [one for one in keys if one not in there]
 
 
 def _records(kind: type[R], where: Sequence[sa.ColumnElement[bool]], order: Any, limit: int | None) -> sa.Select[Any]:
@@ -526,8 +549,8 @@ class Writer(Reader):
         """Write into rows of utterances when their recordings came in."""
         ids = list({row["recording"] for row in utterances})
         created: dict[str, float] = {}
-        for start in range(0, len(ids), 500):
-            part = recording.c.id.in_(ids[start : start + 500])
+        for start in range(0, len(ids), MANY):
+            part = recording.c.id.in_(ids[start : start + MANY])
             found = self.connection.execute(sa.select(recording.c.id, recording.c.created).where(part))
             created.update((row.id, row.created) for row in found)
         for row in utterances:
@@ -669,6 +692,18 @@ class Catalog:
         self.engine.dispose()
 
 
+PRAGMAS = (
+    "busy_timeout=60000",  # ms
+    "journal_mode=wal",
+    "synchronous=normal",
+    "foreign_keys=on",
+    # Keys are hashes, so that each row changes pages of its own all over its indexes. The log gathers many of them
+    # before they are written to their places, each once, and the upper levels of the trees stay in memory.
+    "wal_autocheckpoint=16000",  # pages: 64 MB, SQLite's own is 4 MB
+    "cache_size=-16000",  # kB, SQLite's own is 2,000
+)
+
+
 def _dumps(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
@@ -681,13 +716,7 @@ def _loads(text: str) -> Any:
 def _on_connect(connection: Any, _: Any) -> None:
     connection.isolation_level = None  # SQLAlchemy says BEGIN itself, in _on_begin
     connection.create_function("casefold", 1, str.casefold, deterministic=True)  # its own lower() knows ASCII alone
-    for pragma in (
-        "busy_timeout=60000",
-        "journal_mode=wal",
-        "synchronous=normal",
-        "foreign_keys=on",
-        "cache_size=-16000",
-    ):
+    for pragma in PRAGMAS:
         connection.execute(f"pragma {pragma}")
 
 
