@@ -134,7 +134,7 @@ def _by_shape(folder: Path, rounds: int, data: Path) -> list[Row]:
     if not fast.exists():
         short._tiny(source)
         family("whisper").convert(source, fast, "int8")
-    recogniser = family("whisper").load_converted(source, fast)
+    recogniser = family("whisper").load_converted(fast)
     # CTranslate2 writes half of max_length, and faster-whisper adds the prompt of 2 to what it is given.
     options = short._faster_options(forced=True) | {"max_new_tokens": 2 * WINDOW_TOKENS - 2}
 

@@ -113,7 +113,7 @@ def _by_shape(folder: Path, rounds: int) -> list[Row]:
     lengths = chance.uniform(0.75, 1.25, CLIPS) * SECONDS
     clips = [(0.1 * chance.standard_normal(int(s * RATE))).astype(np.float32) for s in lengths]
     asked = Decoding(language="en", max_new_tokens=TOKENS, audio_context="trimmed")
-    ours = family("whisper").load_converted(source, fast)
+    ours = family("whisper").load_converted(fast)
     written = "same tokens"
     sides = {
         "transformers at 30 s, float32, batches of 8": (_transformers, source),
@@ -290,7 +290,7 @@ def _latency(
 
     file, times = folder / "clip.wav", 5
     soundfile.write(file, clip, RATE)
-    recogniser = family("whisper").load_converted(source, fast)
+    recogniser = family("whisper").load_converted(fast)
 
     def ours() -> float:
         for _ in range(times):
@@ -321,7 +321,7 @@ def _latency(
 def _by_starter(folder: Path, rounds: int) -> list[Row]:
     fast = folder / "starter-int8"
     family("whisper").convert(STARTER_DIR, fast, "int8")
-    ours = family("whisper").load_converted(STARTER_DIR, fast)
+    ours = family("whisper").load_converted(fast)
     torchs = family("whisper").load(STARTER_DIR)
     sounds, references, voice = _speech()
     seconds = sum(map(len, sounds)) / RATE

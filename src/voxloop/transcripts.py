@@ -192,12 +192,12 @@ def recogniser(ws: Workspace, model: Model, engine_name: str | None = None) -> R
     if key not in _LOADED:
         while len(_LOADED) > 1:
             _LOADED.pop(next(iter(_LOADED)))
-        kind, folder = family(model.family), model_folder(ws, model)
+        kind = family(model.family)
         name, _, compute_type = key[2].partition("-")
         if name == "torch":
-            _LOADED[key] = kind.load(folder, device=key[1])
+            _LOADED[key] = kind.load(model_folder(ws, model), device=key[1])
         else:
-            _LOADED[key] = kind.load_converted(folder, converted(ws, model, compute_type), device=key[1])
+            _LOADED[key] = kind.load_converted(converted(ws, model, compute_type), device=key[1])
     _LOADED[key] = _LOADED.pop(key)
     return _LOADED[key]
 

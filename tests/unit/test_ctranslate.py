@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import WhisperTokenizer
 
 from tests.unit import frozen_speech, tiny_whisper
 from voxloop import promotion, text, transcripts
@@ -38,7 +39,7 @@ def noise(*durations_s: float, seed: int = 0) -> list[np.ndarray]:
 
 def converted(source: Path, target: Path, compute_type: str = "float32") -> CTranslateRecogniser:
     WHISPER.convert(source, target, compute_type)
-    return WHISPER.load_converted(source, target)
+    return WHISPER.load_converted(target)
 
 
 def alone(reader: Reader, clips: list[np.ndarray], decoding: Decoding, **options: bool) -> list[Hypothesis]:
@@ -153,7 +154,7 @@ class TestFloat32:
     ) -> None:
         monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
         WHISPER.convert(STARTER_DIR, tmp_path / "converted", "float32")
-        several = WHISPER.load_converted(STARTER_DIR, tmp_path / "converted")
+        several = WHISPER.load_converted(tmp_path / "converted")
         assert several._at_once == 3
         clips = spoken[0][:16]
         asked = Decoding(batch_seconds=5.0, guards=NOTHING)
@@ -215,6 +216,23 @@ class TestLanguages:
 
 
 class TestConversion:
+    @pytest.mark.parametrize("multilingual", [False, True])
+    def test_its_tokens_are_spelled_as_transformers_spells_them(self, tmp_path: Path, multilingual: bool) -> None:
+        source = tiny_whisper.make(tmp_path / "model", multilingual=multilingual)
+        tokenizer = WhisperTokenizer.from_pretrained(source)
+        tokenizer.add_tokens(["<|0.00|>", "<|29.98|>"], special_tokens=False)
+        tokenizer.save_pretrained(tmp_path / "saved")
+        ours = ctranslate.Spelling(tmp_path / "saved" / "tokenizer.json")
+        rng = np.random.default_rng(0)
+        texts = [rng.integers(0, len(tokenizer), count).tolist() for count in (0, 1, 5, 40, 200)]
+        texts += [tokenizer("Nine, “ten”… é 日本 <|0.00|> !", add_special_tokens=False).input_ids]
+        for skipped in (True, False):
+            expected = tokenizer.batch_decode(texts, skip_special_tokens=skipped)
+            assert ours.batch_decode(texts, skip_special_tokens=skipped) == expected
+        assert set(ours.added_tokens_decoder) == set(tokenizer.added_tokens_decoder)
+        every = list(range(len(tokenizer)))
+        assert [ours.convert_ids_to_tokens(one) for one in every] == tokenizer.convert_ids_to_tokens(every)
+
     def test_leaves_the_saved_model_as_it_was(self, tmp_path: Path) -> None:
         folder = tiny_whisper.make(tmp_path / "model")
         before = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -253,7 +271,7 @@ class TestConversion:
     def test_an_impossible_compute_type_is_said(self, tmp_path: Path) -> None:
         WHISPER.convert(STARTER_DIR, tmp_path / "half", "float16")
         with pytest.raises(ModelError, match="cannot compute in float16 on cpu: set `compute_type` to one of"):
-            WHISPER.load_converted(STARTER_DIR, tmp_path / "half")
+            WHISPER.load_converted(tmp_path / "half")
 
 
 @pytest.fixture
@@ -272,7 +290,17 @@ class TestInAWorkspace:
         assert transcripts.converted(fast, model, "int8") == target
         assert (target / "model.bin").stat().st_mtime_ns == made
         whole = (target / "model.bin").read_bytes()
-        for damage in (lambda: (target / "model.bin").write_bytes(whole[:-1] + b"?"), (target / "voxloop.json").unlink):
+        manifest = target / "voxloop.json"
+
+        def of_an_earlier_version() -> None:
+            manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": 1}))
+
+        damages = (
+            lambda: (target / "model.bin").write_bytes(whole[:-1] + b"?"),
+            manifest.unlink,
+            of_an_earlier_version,
+        )
+        for damage in damages:
             damage()
             assert not ctranslate.intact(target)
             assert transcripts.converted(fast, model, "int8") == target
@@ -285,6 +313,25 @@ class TestInAWorkspace:
         assert found.text
         assert all(segment.words for segment in found.segments if segment.text)
         assert (fast.folder / "cache" / "ctranslate2").is_dir()
+
+    def test_a_converted_model_is_read_without_transformers(self, fast: Workspace, demo_speech: Path) -> None:
+        file = demo_speech / "boil-the-kettle-01.ogg"
+        transcripts.converted(fast, transcripts.base_model(fast), "int8")
+        here = transcripts.transcribe_file(fast, file, word_times=True)
+        code = (
+            "import sys\n"
+            "from pathlib import Path\n"
+            "from voxloop import transcripts\n"
+            "from voxloop.pipeline import open_loop\n"
+            "with open_loop(Path(sys.argv[1]), engine='ctranslate2', device='cpu', threads=1) as ws:\n"
+            "    print(transcripts.transcribe_file(ws, Path(sys.argv[2]), word_times=True))\n"
+            "heavy = {'transformers', 'safetensors', 'lhotse', 'scipy', 'torch._dynamo'} & set(sys.modules)\n"
+            "assert not heavy, heavy\n"
+        )
+        command = [sys.executable, "-c", code, str(fast.folder), str(file)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.strip() == str(here)
 
     def test_what_is_gated_is_what_is_served(self, fast: Workspace, tmp_path: Path) -> None:
         frozen_speech.freeze(fast, tmp_path / "speech", clips=6)
