@@ -62,9 +62,10 @@ def stream(
 
     Channels are mixed by their mean, or `channel`, counted from 0, is taken alone.
     WAV of int16 is read here; libsndfile reads other WAV, FLAC, Vorbis, MP3, AIFF
-    and SPHERE; FFmpeg's libraries Opus and what it refuses. Raises AudioError with one of the reasons missing, unreadable,
-    empty (no samples), too-large, too-long, bad-rate, too-many-channels, not-audio
-    and broken (damaged or truncated), before memory is taken for what a header claims.
+    and SPHERE; FFmpeg's libraries Opus and what it refuses. Raises AudioError with
+    one of the reasons missing, unreadable, empty (no samples), too-large, too-long,
+    bad-rate, too-many-channels, not-audio and broken (damaged or truncated), before
+    memory is taken for what a header claims.
     """
     path = Path(path)
     _check_file(path, max_bytes)
