@@ -10,10 +10,11 @@ from __future__ import annotations
 import errno
 import hashlib
 import math
+import stat
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -60,10 +61,11 @@ def stream(
     """An audio file in blocks of (S,) float32 at 16 kHz; memory stays bounded.
 
     Channels are mixed by their mean, or `channel`, counted from 0, is taken alone.
-    libsndfile reads WAV, FLAC, Vorbis, MP3, AIFF and SPHERE; FFmpeg's libraries
-    Opus and what it refuses. Raises AudioError with one of the reasons missing, unreadable,
-    empty (no samples), too-large, too-long, bad-rate, too-many-channels, not-audio
-    and broken (damaged or truncated), before memory is taken for what a header claims.
+    WAV of int16 is read here; libsndfile reads other WAV, FLAC, Vorbis, MP3, AIFF
+    and SPHERE; FFmpeg's libraries Opus and what it refuses. Raises AudioError with
+    one of the reasons missing, unreadable, empty (no samples), too-large, too-long,
+    bad-rate, too-many-channels, not-audio and broken (damaged or truncated), before
+    memory is taken for what a header claims.
     """
     path = Path(path)
     _check_file(path, max_bytes)
@@ -99,23 +101,24 @@ def channel_count(path: Path | str, *, max_bytes: int = MAX_BYTES) -> int:
 
 def _check_file(path: Path, max_bytes: int) -> None:
     try:
-        if not path.is_file():
-            if path.exists():
-                raise AudioError("not-audio", f"{path} is not a regular file: give audio files or folders of them")
-            raise AudioError("missing", f"there is no file {path}")
-        size = path.stat().st_size
-        with path.open("rb"):
-            pass
-    except FileNotFoundError as error:
-        raise AudioError("missing", f"{path} vanished while it was read") from error
-    except OSError as error:
-        raise AudioError("unreadable", f"{path} cannot be read: {error.strerror or error}") from error
+        status = path.stat()
+    except (OSError, ValueError) as error:
+        raise _not_read(path, error) from error
+    if not stat.S_ISREG(status.st_mode):
+        raise AudioError("not-audio", f"{path} is not a regular file: give audio files or folders of them")
+    size = status.st_size
     if size == 0:
         raise AudioError("empty", f"{path} has zero bytes")
     if size > max_bytes:
         raise AudioError(
             "too-large", f"{path} has {size / 2**20:,.0f} MB, more than the {max_bytes / 2**20:,.0f} MB of max_file_mb"
         )
+
+
+def _not_read(path: Path, error: OSError | ValueError) -> AudioError:
+    if isinstance(error, (FileNotFoundError, NotADirectoryError, ValueError)):
+        return AudioError("missing", f"there is no file {path}")
+    return AudioError("unreadable", f"{path} cannot be read: {error.strerror or error}")
 
 
 def _too_long(path: Path, found_s: float, max_seconds: float) -> AudioError:
@@ -151,9 +154,16 @@ def _native(path: Path, max_seconds: float, channel: int | None) -> Iterator[tup
     """(rate, (S,) block) at the file's own rate, by the first library that opens it."""
     import soundfile
 
-    with path.open("rb") as raw:
+    try:
+        raw = path.open("rb")
+    except OSError as error:
+        raise _not_read(path, error) from error
+    with raw:
         head = raw.read(36)
-        _check_wav(path, raw, head)
+        pcm = _check_wav(path, raw, head)
+        if pcm is not None:
+            yield from _plain(path, raw, pcm, max_seconds, channel)
+            return
         _check_ogg(path, raw, head)
         _check_mp3(path, raw, head)
     if head[28:] == b"OpusHead":  # RFC 7845, section 5.1; of an Ogg file's first page
@@ -190,27 +200,61 @@ def _native(path: Path, max_seconds: float, channel: int | None) -> Iterator[tup
             raise AudioError("broken", f"{path} is truncated: {got_s:.2f} s of the {claimed_s:.2f} s it claims")
 
 
-def _check_wav(path: Path, file: BinaryIO, head: bytes) -> None:
-    """Read the chunks of a RIFF WAV: libsndfile takes a truncated one without a word, and opens absurd headers."""
+class _Pcm16(NamedTuple):
+    """Where the samples of a plain WAV lie: little-endian int16."""
+
+    rate: int  # Hz
+    channels: int
+    begin: int  # byte
+    frames: int
+
+
+def _check_wav(path: Path, file: BinaryIO, head: bytes) -> _Pcm16 | None:
+    """Read the chunks of a RIFF WAV: libsndfile takes a truncated one without a word, and opens absurd headers.
+
+    None for what is no WAV, and for a WAV that libsndfile is to read.
+    """
     if len(head) < 12 or head[:4] != b"RIFF" or head[8:12] != b"WAVE":
-        return
+        return None
     size = file.seek(0, 2)
     place = 12
+    plain: tuple[int, int] | None = None
     while place + 8 <= size:
         file.seek(place)
         name, length = struct.unpack("<4sI", file.read(8))
         if name == b"fmt " and length >= 16 and place + 24 <= size:
-            _, channels, rate = struct.unpack("<HHI", file.read(8))
+            kind, channels, rate, _, step, bits = struct.unpack("<HHIIHH", file.read(16))
             _check_claims(path, rate, channels)
+            plain = (rate, channels) if (kind, bits, step) == (1, 16, SAMPLE_BYTES * channels) else None
         if name == b"data":
             # 0 and the highest values stand for "not known yet" in streams that were never finished.
-            if 0 < length < 0x7FFF_0000 and place + 8 + length > size:
+            known = 0 < length < 0x7FFF_0000
+            if known and place + 8 + length > size:
                 raise AudioError(
                     "broken",
                     f"{path} is truncated: {size - place - 8:,} bytes of the {length:,} bytes of audio it claims",
                 )
-            return
+            if not known or plain is None or length % (SAMPLE_BYTES * plain[1]):
+                return None
+            return _Pcm16(*plain, place + 8, length // (SAMPLE_BYTES * plain[1]))
         place += 8 + length + length % 2
+    return None
+
+
+def _plain(
+    path: Path, file: BinaryIO, pcm: _Pcm16, max_seconds: float, channel: int | None
+) -> Iterator[tuple[int, Waveform]]:
+    """(rate, (S,) block) of a plain WAV, as libsndfile reads it: its calls take longer than a short file's samples."""
+    if pcm.frames / pcm.rate > max_seconds:
+        raise _too_long(path, pcm.frames / pcm.rate, max_seconds)
+    at_once = max(1, min(BLOCK_S * pcm.rate, BLOCK_VALUES // pcm.channels))
+    file.seek(pcm.begin)
+    for first in range(0, pcm.frames, at_once):
+        wanted = SAMPLE_BYTES * pcm.channels * min(at_once, pcm.frames - first)
+        data = file.read(wanted)
+        if len(data) < wanted:
+            raise AudioError("broken", f"{path} was cut off while it was read")
+        yield pcm.rate, _mixed(from_pcm16(data).reshape(-1, pcm.channels), channel)
 
 
 def _check_ogg(path: Path, file: BinaryIO, head: bytes) -> None:
