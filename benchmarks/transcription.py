@@ -56,9 +56,10 @@ make batches of one to four: its ratios to transformers are lower than those of 
 Long audio is real speech joined with pauses to ten minutes, read from one FLAC file, greedily, without time stamps.
 Each side finds the speech itself, by the same detector: ours hears it as phrases of up to 15 s at their own length,
 faster-whisper packs what it finds into windows of 30 s, eight at a time. The starter learnt strings of a few digits and
-never 30 s of them, so the peer's error rate says what long windows are to such a model, not how good the two programs
-are; filling its windows with silence instead of zeros changes little. Of the tiny shape both sides write as many
-tokens; a model that was not tuned on trimmed clips runs at 30 s, and phrases are joined to windows then.
+never 30 s of them: where ours is fed windows of 30 s as well, it makes about as many errors as the peer, and where the
+peer is told to cut pieces of 5 s, filled with what silence looks like, it makes about as few as ours. Of the tiny shape
+both sides write as many tokens; a model that was not tuned on trimmed clips runs at 30 s, and phrases are joined to
+windows then.
 """
 
 Sound = np.ndarray[tuple[int], np.dtype[np.float32]]
