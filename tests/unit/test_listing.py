@@ -16,6 +16,7 @@ from voxloop.records import Recording, Transcript, Utterance, utterance_id
 from voxloop.review import Filters, items
 from voxloop.status import status
 from voxloop.stores import catalog as tables
+from voxloop.stores import search
 from voxloop.workspace import Workspace
 
 RECORDINGS = 40
@@ -100,7 +101,7 @@ def test_pages_are_those_of_plain_python(
 ) -> None:
     """Both ways of finding utterances, by what few have and in the order of the listing: `FEW` decides which."""
     monkeypatch.setattr(items, "FEW", few)
-    monkeypatch.setattr(items, "FEW_TEXTS", few)
+    monkeypatch.setattr(search, "STEPS", few)
     ws, known = filled
     order = sorted(known, key=lambda one: (-one.utterance.priority, one.utterance.id))
     for where in FILTERS:

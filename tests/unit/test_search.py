@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from voxloop import review
 from voxloop.records import Recording, Transcript, Utterance, utterance_id
-from voxloop.review import Filters, items
+from voxloop.review import Filters
 from voxloop.stores import catalog as tables
 from voxloop.stores import search
 from voxloop.stores.catalog import Catalog
@@ -74,26 +74,29 @@ def found(ws: Workspace, part: str) -> set[str]:
     return {item.text for item in review.page(ws, where=Filters(contains=part), limit=100).items}
 
 
-@pytest.mark.parametrize("few", [0, 3, 1000])
+@pytest.mark.parametrize("steps", [0, 1, 200])
 def test_a_part_of_a_text_finds_it_whatever_its_case(
-    workspace: Workspace, few: int, monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace, steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the index, by looking at each text, and by either as it is decided."""
-    monkeypatch.setattr(items, "FEW_TEXTS", few)
+    monkeypatch.setattr(search, "STEPS", steps)
     add(workspace, TEXTS)
     for part in PARTS:
         assert found(workspace, part) == {text for text in TEXTS if part.casefold() in text.casefold()}, part
 
 
-def test_rare_trigrams_are_asked_first(workspace: Workspace) -> None:
+def test_rare_trigrams_are_asked_first(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "STEPS", 2)  # 20 of 200
     add(workspace, tuple(f"the window number {number} is open and the door is shut" for number in range(200)))
     part = "number 117 is open and the door is shut"
     with workspace.read() as reader:
-        numbers = search.few(reader.connection, part, 20)
-        assert numbers is not None
-        assert len(reader.connection.execute(numbers).all()) == 1
-        assert search.few(reader.connection, "the window", 20) is None
-        assert search.few(reader.connection, "wi", 20) is None
+        assert len(search.few(reader.connection, part) or ()) == 1
+        for first, surely in ((500, 4), (20, 4), (20, 1), (1, 4)):
+            monkeypatch.setattr(search, "FIRST", first)
+            monkeypatch.setattr(search, "SURELY", surely)
+            assert len(search.few(reader.connection, "number 11") or ()) == 11
+            assert search.few(reader.connection, "the window") is None
+            assert search.few(reader.connection, "wi") is None
     assert found(workspace, part) == {f"the window {part}"}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
@@ -20,9 +20,8 @@ if TYPE_CHECKING:
     from voxloop.workspace import Workspace
 
 BATCH = 200  # utterances read at once while filtering
-# Up to so many utterances sorting them is quicker than meeting them in the listing's order:
-FEW = 5000  # between dates, or of a confidence
-FEW_TEXTS = 2000  # with a text, which is looked up and looked at
+# Up to so many utterances between dates, or of a confidence, sorting them is quicker than meeting them in order.
+FEW = 5000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,14 +122,14 @@ def walk(
     """
     table = tables.utterance
     place = _place(after) if after else None
-    few = _few(reader, where)
+    few, others = _few(reader, where)
     conditions = [*conditions_of(where), *also]
     batch = min(batch, BATCH)
     limit, seen, matched = batch, 0, 0
     while True:
         found: list[Utterance] = []
         if few:
-            ids = _sorted_ids(reader, [*few, *_conditions(where, indexed=False), *also], place, limit=limit)
+            ids = _sorted_ids(reader, [*few, *others, *also], place, limit=limit)
             rows = {one.id: one for one in reader.all(Utterance, table.c.id.in_(ids))} if ids else {}
             found = [rows[id] for id in ids]
         else:
@@ -160,27 +159,29 @@ def _next_limit(batch: int, seen: int, matched: int) -> int:
     return min(BATCH, int(1.1 * wanted * seen / matched) + 4) if matched else BATCH
 
 
-def _few(reader: Reader, where: Filters) -> list[sa.ColumnElement[bool]]:
-    """Conditions with an index of their own that so few utterances fulfil that these are sorted; none: too many do.
+def _few(reader: Reader, where: Filters) -> tuple[list[sa.ColumnElement[bool]], list[sa.ColumnElement[bool]]]:
+    """Conditions with an index of their own that so few utterances fulfil that these are sorted, and the other ones.
 
-    Else they are found on a way through all in the order of the listing.
+    None where too many do: they are found on a way through all in the order of the listing.
     """
     table = tables.utterance
     if where.contains:
-        numbers = search.few(reader.connection, where.contains, FEW_TEXTS)
+        numbers = search.few(reader.connection, where.contains)
         if numbers is not None:
             text = tables.transcript.alias()
-            return [table.c.id.in_(sa.select(text.c.utterance).where(text.c.number.in_(numbers)))]
-    for column, least, above, below in (
+            said = search.among(text.c.number, numbers), search.holds(text.c.text, where.contains)
+            found = table.c.id.in_(sa.select(text.c.utterance).where(*said))
+            return [found], _conditions(replace(where, contains=None), indexed=False)
+    for column, least, most, below in (
         (table.c.ingested, where.since, None, where.until),
         (table.c.confidence, where.min_confidence, where.max_confidence, None),
     ):
-        conditions = _between(column, least, above, below)
+        conditions = _between(column, least, most, below)
         if conditions:
             some = sa.select(column).where(*conditions).limit(FEW + 1).subquery()
             if reader.connection.execute(sa.select(sa.func.count()).select_from(some)).scalar_one() <= FEW:
-                return conditions
-    return []
+                return conditions, _conditions(where, indexed=False)
+    return [], []
 
 
 def _between(
