@@ -32,13 +32,14 @@ SENTENCES: Final = ("kathleen_en", "prompts_en")
 WINDOW_TOKENS: Final = 90  # in 30 s of speech: three a second
 STARTER_TOKENS: Final = 220  # its positions end at 224
 BATCH: Final = 8
+PIECE_S: Final = 5  # about as long as the strings that the starter learnt
 
 
-def measure(folder: Path, rounds: int, data: Path) -> list[Row]:
-    """Rows, or none where there is no recorded speech in `data`."""
+def measure(part: str, folder: Path, rounds: int, data: Path) -> list[Row]:
+    """Rows of the starter or of the tiny shape, or none where there is no recorded speech in `data`."""
     if not (data / "digits_en").is_dir():
         return []
-    return [*_by_starter(folder, rounds, data), *_by_shape(folder, rounds, data)]
+    return (_by_starter if part == "long-starter" else _by_shape)(folder, rounds, data)
 
 
 # The starter, for its error rate -------------------------------------------------------------------------------------
@@ -63,26 +64,38 @@ def _by_starter(folder: Path, rounds: int, data: Path) -> list[Row]:
         open_loop(Path(temporary), create=True, **settings) as ws,
     ):
 
-        def ours(*, timed: bool = False) -> float:
-            found = transcripts.transcribe_file(ws, file, model="starter", language="en", word_times=timed)
+        def ours(*, timed: bool = False, context: AudioContext = "trimmed") -> float:
+            asked: dict[str, Any] = {"word_times": timed, "audio_context": context}
+            found = transcripts.transcribe_file(ws, file, model="starter", language="en", **asked)
             heard["ours"] = found.text
             return found.duration
 
-        def theirs(**how: bool) -> float:
+        def theirs(**how: Any) -> float:
             duration, heard["peer"], _ = peer(**how)
             return float(duration)
 
         rows = []
-        for name, mine, other in (
-            ("", ours, theirs),
-            (", its windows filled with silence", ours, lambda: theirs(silent=True)),
-            (", word times on both sides", lambda: ours(timed=True), lambda: theirs(timed=True)),
+        for how, mine, name, other in (
+            ("trimmed", ours, "", theirs),
+            ("trimmed", lambda: ours(timed=True), ", word times on both sides", lambda: theirs(timed=True)),
+            (
+                "trimmed",
+                ours,
+                f", in pieces of {PIECE_S} s, filled with silence",
+                lambda: theirs(silent=True, piece_s=PIECE_S),
+            ),
+            (
+                "at 30 s as well",
+                lambda: ours(context="full"),
+                ", its windows filled with silence",
+                lambda: theirs(silent=True),
+            ),
         ):
             mine()
             other()
             rows.append(
                 compare(
-                    f"starter, {SECONDS // 60} minutes of real digits from file to text: int8, trimmed, against "
+                    f"starter, {SECONDS // 60} minutes of real digits from file to text: int8, {how}, against "
                     f"faster-whisper's batched pipeline, int8{name}",
                     ours=mine,
                     peer=other,
@@ -101,9 +114,10 @@ def _pipeline(fast: Path, file: Path, options: dict[str, Any]) -> Callable[..., 
 
     model = BatchedInferencePipeline(short._whisper_model(fast))
 
-    def run(*, timed: bool = False, silent: bool = False) -> tuple[float, str, int]:
+    def run(*, timed: bool = False, silent: bool = False, piece_s: int | None = None) -> tuple[float, str, int]:
+        asked = options | {"batch_size": BATCH, "word_timestamps": timed, "chunk_length": piece_s}
         with _filled_with_silence() if silent else nullcontext():
-            segments, found = model.transcribe(str(file), **options, batch_size=BATCH, word_timestamps=timed)
+            segments, found = model.transcribe(str(file), **asked)
             written = list(segments)
         joined = " ".join(one.text.strip() for one in written)
         return float(found.duration), joined, sum(len(one.tokens) for one in written)

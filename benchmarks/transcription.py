@@ -1,10 +1,11 @@
 """Transcribing: CTranslate2 in int8 on clips at their own length, against transformers and faster-whisper at 30 s.
 
     python -m benchmarks transcription                           every part, one after the other
-    python -m benchmarks transcription --part long --rounds 3    one of them; the others stay as they were measured
+    python -m benchmarks transcription --part shape --rounds 3   one of them; the others stay as they were measured
 
 Each part keeps its rows in build/bench/transcription/PART.json, and the table is made of all that are there: `shape`
-and `starter` are short clips, `long` is files of ten minutes, where there is recorded speech (`--data`).
+and `starter` are short clips, `long-shape` and `long-starter` are files of ten minutes, where there is recorded speech
+(`--data`).
 
 Speed is that of whisper-tiny's shape with random weights, every side writing the same number of tokens of each clip;
 such a model has no error rate. Error rates are the starter's, in rows of their own, on digits of a speaker that it
@@ -40,7 +41,7 @@ THREADS = 2
 CLIPS, SECONDS, TOKENS = 200, 4.0, 20
 SAMPLE = 24  # clips of each round that a peer at 30 s is given: its rate does not depend on how many there are
 BATCH = 8
-PARTS = ("shape", "starter", "long")
+PARTS = ("shape", "starter", "long-shape", "long-starter")
 LONGEST = 100  # tokens that each side may write of the starter's strings; its positions end at 224
 TEXT_TOKENS = 50_257  # of Whisper's multilingual vocabulary, before the special tokens
 
@@ -56,9 +57,10 @@ make batches of one to four: its ratios to transformers are lower than those of 
 Long audio is real speech joined with pauses to ten minutes, read from one FLAC file, greedily, without time stamps.
 Each side finds the speech itself, by the same detector: ours hears it as phrases of up to 15 s at their own length,
 faster-whisper packs what it finds into windows of 30 s, eight at a time. The starter learnt strings of a few digits and
-never 30 s of them, so the peer's error rate says what long windows are to such a model, not how good the two programs
-are; filling its windows with silence instead of zeros changes little. Of the tiny shape both sides write as many
-tokens; a model that was not tuned on trimmed clips runs at 30 s, and phrases are joined to windows then.
+never 30 s of them: where ours is fed windows of 30 s as well, it makes about as many errors as the peer, and where the
+peer is told to cut pieces of 5 s, filled with what silence looks like, it makes about as few as ours. Of the tiny shape
+both sides write as many tokens; a model that was not tuned on trimmed clips runs at 30 s, and phrases are joined to
+windows then.
 """
 
 Sound = np.ndarray[tuple[int], np.dtype[np.float32]]
@@ -98,8 +100,8 @@ def main(arguments: Sequence[str]) -> None:
 def _measure(part: str, folder: Path, given: argparse.Namespace) -> list[Row]:
     from benchmarks import long_audio
 
-    if part == "long":
-        return long_audio.measure(folder, given.rounds, given.data)
+    if part.startswith("long"):
+        return long_audio.measure(part, folder, given.rounds, given.data)
     return {"shape": _by_shape, "starter": _by_starter}[part](folder, given.rounds)
 
 

@@ -159,6 +159,7 @@ class TestFloat32:
         clips = spoken[0][:16]
         asked = Decoding(batch_seconds=5.0, guards=NOTHING)
         assert_alike(several.transcribe(clips, asked), alone(exact, clips, asked), tolerance=1e-4)
+        np.testing.assert_allclose(several.embed(clips), exact.embed(clips), atol=1e-5)
 
     def test_embeddings(self, torchs: WhisperRecogniser, exact: CTranslateRecogniser) -> None:
         clips = noise(0.4, 1.3)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from voxloop.families.contract import Waveform
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 # Nobody speaks faster than this, also where a token is one letter: what is longer is a loop.
 TOKENS_PER_S = 25
@@ -239,24 +240,27 @@ class Reader(ABC):
                     heard(seconds(sum(len(clips[index]) for index in batch)))
         return found
 
-    def _each(
-        self, decoded: Callable[[list[int]], list[Hypothesis]], batches: Sequence[list[int]]
-    ) -> Iterator[list[Hypothesis]]:
+    def _each(self, work: Callable[[list[int]], T], batches: Sequence[list[int]]) -> Iterator[T]:
+        """What becomes of each batch, in their order."""
         if min(self._at_once, len(batches)) <= 1:
-            yield from map(decoded, batches)
+            yield from map(work, batches)
             return
         with ThreadPoolExecutor(self._at_once) as pool:
-            yield from pool.map(decoded, batches)
+            yield from pool.map(work, batches)
 
     def embed(self, waveforms: Sequence[Waveform]) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
         """The mean of the encoder's states over each clip, its margin left out, as unit vectors (B, D)."""
         context = self.context("auto")
         vectors = np.zeros((len(waveforms), self.config.d_model), dtype=np.float32)
+
+        def heard(batch: list[int]) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+            clips = [waveforms[index] for index in batch]
+            states, _ = self._encode(clips, context)
+            return self._means(states, [max(1, len(clip) // (2 * HOP)) for clip in clips])
+
         with self._running():
-            for batch in self._batches(waveforms, context, Decoding().batch_seconds):
-                clips = [waveforms[index] for index in batch]
-                states, _ = self._encode(clips, context)
-                means = self._means(states, [max(1, len(clip) // (2 * HOP)) for clip in clips])
+            batches = list(self._batches(waveforms, context, Decoding().batch_seconds / self._at_once))
+            for batch, means in zip(batches, self._each(heard, batches), strict=True):
                 vectors[batch] = means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
         return vectors
 
