@@ -35,11 +35,11 @@ BATCH: Final = 8
 PIECE_S: Final = 5  # about as long as the strings that the starter learnt
 
 
-def measure(folder: Path, rounds: int, data: Path) -> list[Row]:
-    """Rows, or none where there is no recorded speech in `data`."""
+def measure(part: str, folder: Path, rounds: int, data: Path) -> list[Row]:
+    """Rows of the starter or of the tiny shape, or none where there is no recorded speech in `data`."""
     if not (data / "digits_en").is_dir():
         return []
-    return [*_by_starter(folder, rounds, data), *_by_shape(folder, rounds, data)]
+    return (_by_starter if part == "long-starter" else _by_shape)(folder, rounds, data)
 
 
 # The starter, for its error rate -------------------------------------------------------------------------------------
@@ -77,7 +77,6 @@ def _by_starter(folder: Path, rounds: int, data: Path) -> list[Row]:
         rows = []
         for how, mine, name, other in (
             ("trimmed", ours, "", theirs),
-            ("trimmed", ours, ", its windows filled with silence", lambda: theirs(silent=True)),
             ("trimmed", lambda: ours(timed=True), ", word times on both sides", lambda: theirs(timed=True)),
             (
                 "trimmed",

@@ -1,10 +1,11 @@
 """Transcribing: CTranslate2 in int8 on clips at their own length, against transformers and faster-whisper at 30 s.
 
     python -m benchmarks transcription                           every part, one after the other
-    python -m benchmarks transcription --part long --rounds 3    one of them; the others stay as they were measured
+    python -m benchmarks transcription --part shape --rounds 3   one of them; the others stay as they were measured
 
 Each part keeps its rows in build/bench/transcription/PART.json, and the table is made of all that are there: `shape`
-and `starter` are short clips, `long` is files of ten minutes, where there is recorded speech (`--data`).
+and `starter` are short clips, `long-shape` and `long-starter` are files of ten minutes, where there is recorded speech
+(`--data`).
 
 Speed is that of whisper-tiny's shape with random weights, every side writing the same number of tokens of each clip;
 such a model has no error rate. Error rates are the starter's, in rows of their own, on digits of a speaker that it
@@ -40,7 +41,7 @@ THREADS = 2
 CLIPS, SECONDS, TOKENS = 200, 4.0, 20
 SAMPLE = 24  # clips of each round that a peer at 30 s is given: its rate does not depend on how many there are
 BATCH = 8
-PARTS = ("shape", "starter", "long")
+PARTS = ("shape", "starter", "long-shape", "long-starter")
 LONGEST = 100  # tokens that each side may write of the starter's strings; its positions end at 224
 TEXT_TOKENS = 50_257  # of Whisper's multilingual vocabulary, before the special tokens
 
@@ -99,8 +100,8 @@ def main(arguments: Sequence[str]) -> None:
 def _measure(part: str, folder: Path, given: argparse.Namespace) -> list[Row]:
     from benchmarks import long_audio
 
-    if part == "long":
-        return long_audio.measure(folder, given.rounds, given.data)
+    if part.startswith("long"):
+        return long_audio.measure(part, folder, given.rounds, given.data)
     return {"shape": _by_shape, "starter": _by_starter}[part](folder, given.rounds)
 
 

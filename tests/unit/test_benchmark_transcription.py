@@ -48,11 +48,11 @@ def test_parts_that_are_not_measured_stay_as_they_were(tmp_path: Path, monkeypat
     for row, part in zip(rows, ("shape", "starter"), strict=True):
         side_by_side.write(tmp_path / "out" / "transcription" / f"{part}.json", [row])
     # Without recorded speech the long part has no rows, and the two others are shown as they were measured.
-    transcription.main(["--part", "long", "--data", str(tmp_path / "none"), "--out", str(tmp_path / "out")])
+    transcription.main(["--part", "long-shape", "--data", str(tmp_path / "none"), "--out", str(tmp_path / "out")])
     told = (tmp_path / "RESULTS.md").read_text()
     assert "| clips of shape | 2.00 | 1.00 |" in told
     assert "\nstarter: 20" in told
-    assert "\nlong: 20" not in told
+    assert "\nlong-shape: 20" not in told
     kept = json.loads((tmp_path / "out" / "transcription.json").read_text())["rows"]
     assert [row["name"] for row in kept] == ["clips of shape", "clips of starter"]
 
