@@ -170,11 +170,13 @@ def _native(path: Path, max_seconds: float, channel: int | None) -> Iterator[tup
         # libsndfile's decoder takes three times as long, for the same samples within -64 dB.
         yield from _by_ffmpeg(path, max_seconds, None, channel)
         return
+
     try:
         file = soundfile.SoundFile(path)
     except (soundfile.LibsndfileError, OSError, ValueError, TypeError) as error:
         yield from _by_ffmpeg(path, max_seconds, error, channel)
         return
+    file.seekable = lambda: False  # or it seeks after each read, which MP3 and FLAC take their time for
     with file:
         _check_claims(path, file.samplerate, file.channels)
         claimed = file.frames
@@ -194,7 +196,7 @@ def _native(path: Path, max_seconds: float, channel: int | None) -> Iterator[tup
             read += len(block)
             yield file.samplerate, _mixed(block, channel)
             if read == claimed:
-                break  # each read seeks, which takes its time in what is compressed
+                break
         if read < claimed < _UNKNOWN_FRAMES and file.format in _EXACT:
             got_s, claimed_s = read / file.samplerate, claimed / file.samplerate
             raise AudioError("broken", f"{path} is truncated: {got_s:.2f} s of the {claimed_s:.2f} s it claims")
