@@ -155,8 +155,10 @@ def test_migrations_equal_the_schema(catalog: Catalog) -> None:
     with catalog.engine.begin() as connection:
         # Alembic cannot read the order of an index's columns back from SQLite: those are compared as SQL.
         sqlite = connection.dialect.name == "sqlite"
+        # Nor does the schema know the index of texts, whose tables SQLite makes.
         options = {
-            "include_object": lambda item, *_: not (sqlite and isinstance(item, sa.Index) and _listed(item.name))
+            "include_object": lambda item, *_: not (sqlite and isinstance(item, sa.Index) and _listed(item.name)),
+            "include_name": lambda name, kind, _: kind != "table" or not str(name).startswith("transcript_t"),
         }
         differences = compare_metadata(MigrationContext.configure(connection, opts=options), tables.metadata)
         rows = connection.exec_driver_sql("select name, sql from sqlite_master where type = 'index'") if sqlite else ()

@@ -37,6 +37,7 @@ from voxloop.records import (
     Utterance,
     Word,
 )
+from voxloop.stores import search
 
 NAMING = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -98,6 +99,8 @@ source_file = sa.Table(
     sa.Column("recording", sa.ForeignKey("recording.id", ondelete="CASCADE"), nullable=False, index=True),
 )
 
+_LISTED = (sa.text("priority DESC"), "id", "ingested", "confidence")
+
 utterance = sa.Table(
     "utterance",
     metadata,
@@ -113,14 +116,21 @@ utterance = sa.Table(
     sa.Column("priority", sa.Double, nullable=False, default=0.0),
     # `created` of its recording, here so that an index can hold both; written by `Writer.add`, no part of the record.
     sa.Column("ingested", sa.Double, nullable=False, server_default="0"),
-    # Each page of a listing is read off one of these in order, whatever the number of utterances; between dates, too.
-    sa.Index("ix_utterance_listed", sa.text("priority DESC"), "id", "ingested"),
-    sa.Index("ix_utterance_status_listed", "status", sa.text("priority DESC"), "id", "ingested"),
-    sa.Index("ix_utterance_speaker_listed", "speaker", sa.text("priority DESC"), "id", "ingested"),
-    sa.Index("ix_utterance_language_listed", "language", sa.text("priority DESC"), "id", "ingested"),
-    # A page between dates that few utterances fall between is picked and sorted from this one.
+    # How sure the machine is of its text (`machine_confidence`), here for the same reason and written there, too.
+    sa.Column("confidence", sa.Double),
+    # Each page of a listing is read off one of these in order, whatever the number of utterances; what is judged on
+    # the way, dates and confidence, stands in them.
+    sa.Index("ix_utterance_listed", *_LISTED),
+    sa.Index("ix_utterance_status_listed", "status", *_LISTED),
+    sa.Index("ix_utterance_speaker_listed", "speaker", *_LISTED),
+    sa.Index("ix_utterance_language_listed", "language", *_LISTED),
+    # A page between dates, or of a confidence, that few utterances have is picked and sorted from one of these.
+    sa.Index("ix_utterance_ingested_listed", "ingested", "status", "speaker", "language", *_LISTED[:2], "confidence"),
     sa.Index(
-        "ix_utterance_ingested_listed", "ingested", "status", "speaker", "language", sa.text("priority DESC"), "id"
+        "ix_utterance_confidence_listed",
+        *("confidence", "status", "speaker", "language", *_LISTED[:2], "ingested"),
+        sqlite_where=sa.text("confidence IS NOT NULL"),
+        postgresql_where=sa.text("confidence IS NOT NULL"),
     ),
     sa.Index("ix_utterance_status", "status"),  # counted from: a tenth of the size of the others
 )
@@ -141,9 +151,29 @@ transcript = sa.Table(
     sa.Column("no_speech", sa.Double),
     sa.Column("guards", sa.JSON),
     sa.Column("temperature", sa.Double),
+    # Its place in the index of texts (`stores.search`), given by a trigger of SQLite; no part of the record.
+    sa.Column("number", sa.BigInteger),
+    sa.Index("ix_transcript_number", "number", unique=True),
     sa.Index("ix_transcript_utterance_kind_created", "utterance", "kind", "created"),
     sa.Index("ix_transcript_kind", "kind"),
 )
+
+
+MACHINE_TEXTS = ("clean", "hypothesis")  # in this order, of which the first that there is counts
+
+
+def machine_confidence() -> sa.ScalarSelect[float | None]:
+    """The confidence of an utterance's newest machine text, for a statement over the utterance table."""
+    text = transcript.alias()
+    return (
+        sa.select(text.c.confidence)
+        .where(text.c.utterance == utterance.c.id, sa.or_(*(text.c.kind == kind for kind in MACHINE_TEXTS)))
+        .order_by(text.c.kind, text.c.created.desc(), text.c.id.desc())
+        .limit(1)
+        .correlate(utterance)
+        .scalar_subquery()
+    )
+
 
 dataset = sa.Table(
     "dataset",
@@ -348,6 +378,7 @@ TABLES: dict[type[Any], sa.Table] = {
     Evaluation: evaluation,
     Promotion: promotion,
 }
+FIELDS = {kind: tuple(field.name for field in fields(kind)) for kind in TABLES}
 
 
 def to_row(record: Record) -> dict[str, Any]:
@@ -367,7 +398,12 @@ def _plain(value: Any) -> Any:
 def to_record(kind: type[R], row: sa.Row[Any] | sa.RowMapping) -> R:
     """A row of `kind`'s table as its record."""
     mapping = row if isinstance(row, sa.RowMapping) else row._mapping
-    values = {f.name: mapping[f.name] for f in fields(kind)}
+    return _record(kind, [mapping[name] for name in FIELDS[kind]])
+
+
+def _record(kind: type[R], row: Iterable[Any]) -> R:
+    """A record from the values of its fields in their order."""
+    values = dict(zip(FIELDS[kind], row, strict=True))
     if values.get("quality") is not None:
         values["quality"] = Quality(**values["quality"])
     if kind is Recording:
@@ -412,6 +448,14 @@ def insert_keys(
     return [one for one in keys if one not in there]
 
 
+def _records(kind: type[R], where: Sequence[sa.ColumnElement[bool]], order: Any, limit: int | None) -> sa.Select[Any]:
+    """The rows of records, their fields in order."""
+    table = TABLES[kind]
+    default = (table.c.created, table.c.id) if "created" in table.c else (table.c.id,)
+    by = default if order is None else order if isinstance(order, tuple) else (order,)
+    return sa.select(*(table.c[name] for name in FIELDS[kind])).where(*where).limit(limit).order_by(*by)
+
+
 class Reader:
     """Reads of one connection, in records."""
 
@@ -451,18 +495,14 @@ class Reader:
         self, kind: type[R], *where: sa.ColumnElement[bool], order: Any = None, limit: int | None = None
     ) -> list[R]:
         """Records matching the conditions, oldest first unless ordered otherwise."""
-        return list(self.iterate(kind, *where, order=order, limit=limit))
+        return [_record(kind, row) for row in self.connection.execute(_records(kind, where, order, limit)).all()]
 
     def iterate(
         self, kind: type[R], *where: sa.ColumnElement[bool], order: Any = None, limit: int | None = None
     ) -> Iterator[R]:
         """As `all`, streaming."""
-        table = TABLES[kind]
-        statement = sa.select(table).where(*where).limit(limit)
-        default = (table.c.created, table.c.id) if "created" in table.c else (table.c.id,)
-        statement = statement.order_by(*(default if order is None else order if isinstance(order, tuple) else (order,)))
-        for row in self.connection.execute(statement):
-            yield to_record(kind, row)
+        for row in self.connection.execute(_records(kind, where, order, limit)):
+            yield _record(kind, row)
 
     def count(self, kind: type[R], *where: sa.ColumnElement[bool]) -> int:
         statement = sa.select(sa.func.count()).select_from(TABLES[kind]).where(*where)
@@ -501,6 +541,8 @@ class Writer(Reader):
             if kind is Utterance:
                 self._date(rows)
             inserted += insert_new(self.connection, TABLES[kind], rows)
+            if kind is Transcript:
+                self._rate({row["utterance"] for row in rows if row["kind"] in MACHINE_TEXTS})
         return inserted
 
     def _date(self, utterances: Sequence[dict[str, Any]]) -> None:
@@ -514,6 +556,11 @@ class Writer(Reader):
         for row in utterances:
             row["ingested"] = created.get(row["recording"], 0.0)  # without a recording it will not be taken
 
+    def _rate(self, utterances: Iterable[str]) -> None:
+        """Write beside utterances how sure the machine is of the text that it has for them now."""
+        if rated := [{"rated": id} for id in sorted(utterances)]:
+            self.connection.execute(RATE, rated)
+
     def change(self, kind: type[Record], ids: str | Iterable[str], **values: Any) -> int:
         """Set columns of the records with these ids; the number changed."""
         table = TABLES[kind]
@@ -521,6 +568,13 @@ class Writer(Reader):
         for id in [ids] if isinstance(ids, str) else list(ids):
             changed += self.connection.execute(sa.update(table).where(table.c.id == id).values(**values)).rowcount
         return changed
+
+
+RATE = (
+    sa.update(utterance)
+    .where(utterance.c.id == sa.bindparam("rated"), utterance.c.confidence.is_distinct_from(machine_confidence()))
+    .values(confidence=machine_confidence())
+)
 
 
 # What SQLite and PostgreSQL (53100 disk_full) say of a database that cannot be used, and what to do.
@@ -542,7 +596,7 @@ class Catalog:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.engine = sa.create_engine(url, json_serializer=_dumps)
+        self.engine = sa.create_engine(url, json_serializer=_dumps, json_deserializer=_loads)
         if self.engine.dialect.name == "sqlite":
             sa.event.listen(self.engine, "connect", _on_connect)
             sa.event.listen(self.engine, "begin", _on_begin)
@@ -595,8 +649,8 @@ class Catalog:
         """Overwrite what deleted rows leave behind in the file; False where others hold the catalog just now.
 
         SQLite keeps deleted content in free pages and in the write-ahead log until
-        both are rewritten (https://sqlite.org/lang_vacuum.html). PostgreSQL's own
-        vacuum does that.
+        both are rewritten (https://sqlite.org/lang_vacuum.html), and in the index of
+        texts until its parts are merged. PostgreSQL's own vacuum does that.
         """
         if self.engine.dialect.name != "sqlite":
             return True
@@ -604,6 +658,7 @@ class Catalog:
         try:
             cursor = raw.cursor()
             try:
+                cursor.execute(search.FORGET)
                 cursor.execute("VACUUM")
                 busy = cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
             except sqlite3.OperationalError as error:
@@ -653,8 +708,14 @@ def _dumps(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
+def _loads(text: str) -> Any:
+    # Most of what is read is nothing: words of texts whose words were not timed.
+    return [] if text == "[]" else None if text == "null" else json.loads(text)
+
+
 def _on_connect(connection: Any, _: Any) -> None:
     connection.isolation_level = None  # SQLAlchemy says BEGIN itself, in _on_begin
+    connection.create_function("casefold", 1, str.casefold, deterministic=True)  # its own lower() knows ASCII alone
     for pragma in PRAGMAS:
         connection.execute(f"pragma {pragma}")
 
