@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import struct
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -248,6 +249,18 @@ def test_several_processes_take_the_same_as_one(workspace: Workspace, tmp_path: 
         os.utime(path, (1, 1))  # or it would not be read again
     together = ingest(workspace, tmp_path / "audio", processes=2)
     assert together.known == alone.taken
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_files_are_let_go_of_as_they_are_read(tmp_path: Path, processes: int) -> None:
+    items = [Item(path=tmp_path / f"{number:03}.wav") for number in range(100)]
+    waiting = deque((item, None) for item in items)
+    bounds = conversion.Bounds(max_seconds=1.0, max_bytes=1)
+    found = conversion.convert_all(waiting, tmp_path, bounds, processes)
+    first = next(found)
+    assert 0 < 100 - len(waiting) <= conversion.CHUNK * (3 * processes + 1)
+    assert [item for item, _, _ in [first, *found]] == items
+    assert not waiting
 
 
 def test_a_file_that_kills_its_decoder_is_refused_alone(tmp_path: Path) -> None:
