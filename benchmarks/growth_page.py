@@ -11,11 +11,13 @@ DRAWN = {  # name of a measure -> (label, share of a second that its unit is, of
     "page of 50": ("a page", 1, 0),
     "next page": ("the next page", 1, 0),
     "page, of the last hour": ("a page between dates", 1, 0),
+    "page, a word of no text": ("a page of a word that no text has", 1, 0),
+    "page, a warning": ("a page of those with a warning", 1, 0),
     "counts of the status page": ("all counts of `status`", 1, 0),
     "ingest of a small file": ("ingest of a small file", 1, 0),
     "dataset build": ("dataset build", 1000, 1),
 }
-PANELS = ("milliseconds", "seconds")
+PANELS = ("milliseconds", "seconds, gigabytes")
 
 
 def write(docs: Path, known: Sequence[dict[str, Any]]) -> None:
@@ -61,7 +63,7 @@ def _draw(path: Path, known: Sequence[dict[str, Any]]) -> None:
         [median(one["found"][memory]) / 1000 for one in told],
         marker="s",
         linestyle="--",
-        label="its memory at the peak, GB",
+        label="its memory at the peak",
     )
     for axes, unit in zip(panels, PANELS, strict=True):
         axes.set(xscale="log", yscale="log", xlabel="utterances in the catalog", ylabel=unit)

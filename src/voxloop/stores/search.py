@@ -24,7 +24,7 @@ TRIGRAMS = "transcript_trigram"  # what is in the index, a row for each trigram 
 FORGET = f"INSERT INTO {INDEX}({INDEX}) VALUES ('optimize')"
 
 LENGTH = 3  # characters of a trigram
-TOGETHER = 6  # trigrams that are looked for together: more cost more and find hardly less
+TOGETHER = 4  # trigrams that are looked for together: more cost more and find hardly less
 ASKED = 100  # trigrams of a long text whose frequency is asked for
 
 # Looking up each of n texts costs n, walking through a listing until 50 with the part are met 50 * texts / n of about
