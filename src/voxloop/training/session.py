@@ -385,13 +385,8 @@ def _prepare_weights(trainable: Trainable, recipe: Recipe) -> None:
     model = trainable.model
     if recipe.freeze_encoder:
         model.freeze_encoder()
-    tokens = model.get_input_embeddings()
     if recipe.freeze_embeddings:
-        tokens.weight.requires_grad_(False)
-    elif recipe.method == "full" and model.get_output_embeddings().weight is tokens.weight:
-        # The weight is the output layer's as well, whose gradient is dense: to it the few rows of the tokens that were
-        # read are added, in place, instead of a second tensor of the vocabulary's size that is all but empty.
-        tokens.sparse = True
+        model.get_input_embeddings().weight.requires_grad_(False)
     if recipe.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
