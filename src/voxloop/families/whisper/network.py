@@ -40,7 +40,7 @@ def position_mask(attention_mask: torch.Tensor, dtype: torch.dtype) -> torch.Ten
 class CastingLayerNorm(nn.LayerNorm):
     """Layer norm whose result has the autocast type, so that it is cast once and not by each projection behind it."""
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - torch's name
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
         kind, normed = input.device.type, super().forward(input)
         return normed.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else normed
 
@@ -53,11 +53,11 @@ class TokenEmbedding(nn.Embedding):
     `weight.grad` alone: `torch.autograd.grad` does not return them.
     """
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - torch's name
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
         if not (self.weight.requires_grad and torch.is_grad_enabled()):
             return super().forward(input)
         found = functional.embedding(input, self.weight.detach()).requires_grad_()
-        found.register_hook(lambda gradient: self._add(input, gradient))
+        found.register_hook(lambda gradient: self._add(input, gradient))  # type: ignore[no-untyped-call]
         return found
 
     @torch.no_grad()

@@ -13,11 +13,10 @@ from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
-from torch.nn import functional
 
 CPU_BYTES = 64 << 20  # of logits at once: more are done in parts, each of which goes through the whole gradient
 GPU_BYTES = 1 << 30
-CAST_BYTES = 8 << 20  # of weights in autocast's type at once: all of them, cast and cached, are the largest tensor but one
+CAST_BYTES = 8 << 20  # of weights in autocast's type at once; autocast itself would cast and keep all of them
 
 
 def cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, answers: torch.Tensor, smoothing: float) -> torch.Tensor:
