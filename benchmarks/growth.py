@@ -51,7 +51,8 @@ BEGAN = 1_790_000_000.0  # seconds since the epoch
 BLOCK = 20_000  # rows sent at once
 REPEATS = 7
 INGESTED = 1000  # small files taken into each workspace
-RARE = "everybody supper everybody window everybody radio"  # in about one text of a million
+SELDOM = "everybody supper everybody"  # in about one text of 300
+RARE = f"{SELDOM} window everybody radio"  # in about one of a million
 NOTES = """Ours is the largest size, the peer the smallest: how much each grows. Medians of seven after one that fills
 the caches; the build and the ingest of 1,000 small files are single runs."""
 
@@ -111,7 +112,6 @@ def _spoken(recording: Recording, place: int, chance: random.Random) -> Iterator
         quality=QUALITY,
         priority=chance.random(),
     )
-    yield tables.utterance, to_row(utterance) | {"ingested": now}
     heard = Transcript(
         id=f"model:{utterance.id}",
         utterance=utterance.id,
@@ -121,6 +121,7 @@ def _spoken(recording: Recording, place: int, chance: random.Random) -> Iterator
         confidence=chance.random(),
         created=now,
     )
+    yield tables.utterance, to_row(utterance) | {"ingested": now, "confidence": heard.confidence}
     yield tables.transcript, to_row(heard)
     if reviewed:
         yield tables.transcript, to_row(replace(heard, id=f"r:{utterance.id}", kind="reference", by="ann"))
@@ -163,8 +164,12 @@ def questions(ws: Workspace) -> dict[str, Callable[[], Any]]:
         "confidence from 0.5": Filters(min_confidence=0.5),
         "confidence to 0.2": Filters(max_confidence=0.2),
         "confidence from 0.99": Filters(min_confidence=0.99),
+        "confidence from 0.999": Filters(min_confidence=0.999),
         "a frequent word": Filters(contains="window"),
+        "words of one text in 300": Filters(contains=SELDOM),
         "words of hardly any text": Filters(contains=RARE),
+        "a word of no text": Filters(contains="zebra"),
+        "two letters of no text": Filters(contains="zq"),
         "a warning": Filters(warned=True),
         "one warning": Filters(warning="low confidence"),
         "no warning": Filters(warned=False),

@@ -201,8 +201,8 @@ def small(folder: Path, given: argparse.Namespace) -> tuple[list[Row], str]:
             ratio_median=ratios[-1],
             ratio_min=min(ratios),
             ratio_max=max(ratios),
-            quality_ours=f"{memory[-1]:.0f} MB resident",
-            quality_peer=f"{memory[0]:.0f} MB resident",
+            quality_ours=f"{found['cpu_us'][-1]:.0f} CPU µs a file, {memory[-1]:.0f} MB resident",
+            quality_peer=f"{found['cpu_us'][0]:.0f} CPU µs a file, {memory[0]:.0f} MB resident",
         ),
         Row(
             name=f"{name}: again, with nothing new, against the first run",

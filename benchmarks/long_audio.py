@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Final
 from unittest import mock
@@ -18,6 +18,7 @@ from unittest import mock
 import numpy as np
 
 from benchmarks import transcription as short
+from benchmarks.apart import apart
 from benchmarks.side_by_side import Row, compare
 from voxloop import text, transcripts
 from voxloop.audio import decode
@@ -31,64 +32,70 @@ SENTENCES: Final = ("kathleen_en", "prompts_en")
 WINDOW_TOKENS: Final = 90  # in 30 s of speech: three a second
 STARTER_TOKENS: Final = 220  # its positions end at 224
 BATCH: Final = 8
+PIECE_S: Final = 5  # about as long as the strings that the starter learnt
 
 
-def measure(folder: Path, rounds: int, data: Path) -> list[Row]:
-    """Rows, or none where there is no recorded speech in `data`."""
+def measure(part: str, folder: Path, rounds: int, data: Path) -> list[Row]:
+    """Rows of the starter or of the tiny shape, or none where there is no recorded speech in `data`."""
     if not (data / "digits_en").is_dir():
         return []
-    return [*_by_starter(folder, rounds, data), *_by_shape(folder, rounds, data)]
+    return (_by_starter if part == "long-starter" else _by_shape)(folder, rounds, data)
 
 
 # The starter, for its error rate -------------------------------------------------------------------------------------
 
 
 def _by_starter(folder: Path, rounds: int, data: Path) -> list[Row]:
-    from faster_whisper import BatchedInferencePipeline
-
     file = folder / "digits.flac"
     said = _joined(file, [row for row in _rows(data / "digits_en") if row["speaker"] == short.UNHEARD], (0.1, 0.3))
     fast = folder / "starter-int8"
     if not fast.exists():
         family("whisper").convert(STARTER_DIR, fast, "int8")
-    peer = BatchedInferencePipeline(short._whisper_model(fast))
-    options = short._faster_options(forced=False) | {"max_new_tokens": 2 * STARTER_TOKENS - 2, "batch_size": BATCH}
+    options = short._faster_options(forced=False) | {"max_new_tokens": 2 * STARTER_TOKENS - 2}
     heard: dict[str, str] = {}
-
-    def theirs(*, timed: bool = False) -> float:
-        segments, found = peer.transcribe(str(file), **options, word_timestamps=timed)
-        heard["peer"] = " ".join(one.text.strip() for one in segments)
-        return float(found.duration)
-
-    def theirs_in_silence() -> float:
-        with _filled_with_silence():
-            return theirs()
 
     def wer(who: str) -> str:
         return f"WER {text.total(text.word_errors_each([said], [heard[who]])).rate:.1%}"
 
     settings = {"engine": "ctranslate2", "compute_type": "int8", "threads": short.THREADS}
     with (
+        apart(_pipeline, fast, file, options) as peer,
         tempfile.TemporaryDirectory(dir=folder) as temporary,
         open_loop(Path(temporary), create=True, **settings) as ws,
     ):
 
-        def ours(*, timed: bool = False) -> float:
-            found = transcripts.transcribe_file(ws, file, model="starter", language="en", word_times=timed)
+        def ours(*, timed: bool = False, context: AudioContext = "trimmed") -> float:
+            asked: dict[str, Any] = {"word_times": timed, "audio_context": context}
+            found = transcripts.transcribe_file(ws, file, model="starter", language="en", **asked)
             heard["ours"] = found.text
             return found.duration
 
+        def theirs(**how: Any) -> float:
+            duration, heard["peer"], _ = peer(**how)
+            return float(duration)
+
         rows = []
-        for name, mine, other in (
-            ("", ours, theirs),
-            (", its windows filled with silence", ours, theirs_in_silence),
-            (", word times on both sides", lambda: ours(timed=True), lambda: theirs(timed=True)),
+        for how, mine, name, other in (
+            ("trimmed", ours, "", theirs),
+            ("trimmed", lambda: ours(timed=True), ", word times on both sides", lambda: theirs(timed=True)),
+            (
+                "trimmed",
+                ours,
+                f", in pieces of {PIECE_S} s, filled with silence",
+                lambda: theirs(silent=True, piece_s=PIECE_S),
+            ),
+            (
+                "at 30 s as well",
+                lambda: ours(context="full"),
+                ", its windows filled with silence",
+                lambda: theirs(silent=True),
+            ),
         ):
             mine()
             other()
             rows.append(
                 compare(
-                    f"starter, {SECONDS // 60} minutes of real digits from file to text: int8, trimmed, against "
+                    f"starter, {SECONDS // 60} minutes of real digits from file to text: int8, {how}, against "
                     f"faster-whisper's batched pipeline, int8{name}",
                     ours=mine,
                     peer=other,
@@ -99,6 +106,23 @@ def _by_starter(folder: Path, rounds: int, data: Path) -> list[Row]:
                 )
             )
         return rows
+
+
+def _pipeline(fast: Path, file: Path, options: dict[str, Any]) -> Callable[..., tuple[float, str, int]]:
+    """faster-whisper's batched pipeline: the file's length in seconds, its text, and how many tokens it has."""
+    from faster_whisper import BatchedInferencePipeline
+
+    model = BatchedInferencePipeline(short._whisper_model(fast))
+
+    def run(*, timed: bool = False, silent: bool = False, piece_s: int | None = None) -> tuple[float, str, int]:
+        asked = options | {"batch_size": BATCH, "word_timestamps": timed, "chunk_length": piece_s}
+        with _filled_with_silence() if silent else nullcontext():
+            segments, found = model.transcribe(str(file), **asked)
+            written = list(segments)
+        joined = " ".join(one.text.strip() for one in written)
+        return float(found.duration), joined, sum(len(one.tokens) for one in written)
+
+    return run
 
 
 @contextmanager
@@ -117,8 +141,6 @@ def _filled_with_silence() -> Iterator[None]:
 
 
 def _by_shape(folder: Path, rounds: int, data: Path) -> list[Row]:
-    from faster_whisper import BatchedInferencePipeline
-
     file = folder / "sentences.flac"
     sentences = [row for name in SENTENCES if (data / name).is_dir() for row in _rows(data / name)]
     _joined(file, sentences, (0.2, 0.8))
@@ -126,14 +148,9 @@ def _by_shape(folder: Path, rounds: int, data: Path) -> list[Row]:
     if not fast.exists():
         short._tiny(source)
         family("whisper").convert(source, fast, "int8")
-    recogniser = family("whisper").load_converted(source, fast)
-    peer = BatchedInferencePipeline(short._whisper_model(fast))
+    recogniser = family("whisper").load_converted(fast)
     # CTranslate2 writes half of max_length, and faster-whisper adds the prompt of 2 to what it is given.
-    options = short._faster_options(forced=True) | {"max_new_tokens": 2 * WINDOW_TOKENS - 2, "batch_size": BATCH}
-
-    def theirs() -> tuple[float, int]:
-        segments, found = peer.transcribe(str(file), **options)
-        return float(found.duration), sum(len(one.tokens) for one in segments)
+    options = short._faster_options(forced=True) | {"max_new_tokens": 2 * WINDOW_TOKENS - 2}
 
     def ours(context: AudioContext, tokens: int) -> tuple[float, int]:
         """Tokens in all are shared out among the spans; returned are those written, at least."""
@@ -145,12 +162,13 @@ def _by_shape(folder: Path, rounds: int, data: Path) -> list[Row]:
         recogniser.transcribe([sound[start:end] for start, end in spans], asked)
         return len(sound) / short.RATE, most * len(spans)
 
-    def rate(work: Callable[[], tuple[float, int]]) -> Callable[[], float]:
-        return lambda: work()[0]
-
     rows = []
-    with tempfile.TemporaryDirectory(dir=folder) as temporary, open_loop(Path(temporary), create=True) as ws:
-        _, tokens = theirs()
+    with (
+        apart(_pipeline, fast, file, options) as peer,
+        tempfile.TemporaryDirectory(dir=folder) as temporary,
+        open_loop(Path(temporary), create=True) as ws,
+    ):
+        tokens = peer()[2]
         contexts: list[tuple[AudioContext, str]] = [("trimmed", "trimmed"), ("full", "at 30 s, as an untuned model")]
         for context, how in contexts:
             _, written = ours(context, tokens)
@@ -158,8 +176,8 @@ def _by_shape(folder: Path, rounds: int, data: Path) -> list[Row]:
                 compare(
                     f"tiny shape, {SECONDS // 60} minutes of real speech from file to text: int8, {how}, against "
                     "faster-whisper's batched pipeline, int8",
-                    ours=rate(lambda context=context: ours(context, tokens)),  # type: ignore[misc]
-                    peer=rate(theirs),
+                    ours=lambda context=context: ours(context, tokens)[0],  # type: ignore[misc]
+                    peer=lambda: peer()[0],
                     unit="s of audio/s",
                     rounds=rounds,
                     quality_ours=f"{written} tokens",

@@ -1,10 +1,11 @@
 """Transcribing: CTranslate2 in int8 on clips at their own length, against transformers and faster-whisper at 30 s.
 
     python -m benchmarks transcription                           every part, one after the other
-    python -m benchmarks transcription --part long --rounds 3    one of them; the others stay as they were measured
+    python -m benchmarks transcription --part shape --rounds 3   one of them; the others stay as they were measured
 
 Each part keeps its rows in build/bench/transcription/PART.json, and the table is made of all that are there: `shape`
-and `starter` are short clips, `long` is files of ten minutes, where there is recorded speech (`--data`).
+and `starter` are short clips, `long-shape` and `long-starter` are files of ten minutes, where there is recorded speech
+(`--data`).
 
 Speed is that of whisper-tiny's shape with random weights, every side writing the same number of tokens of each clip;
 such a model has no error rate. Error rates are the starter's, in rows of their own, on digits of a speaker that it
@@ -23,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import results
+from benchmarks.apart import apart
 from benchmarks.side_by_side import Row, compare, rows_table, write
 from voxloop import text
 from voxloop.audio import decode
@@ -39,25 +41,26 @@ THREADS = 2
 CLIPS, SECONDS, TOKENS = 200, 4.0, 20
 SAMPLE = 24  # clips of each round that a peer at 30 s is given: its rate does not depend on how many there are
 BATCH = 8
-PARTS = ("shape", "starter", "long")
+PARTS = ("shape", "starter", "long-shape", "long-starter")
 LONGEST = 100  # tokens that each side may write of the starter's strings; its positions end at 224
 TEXT_TOKENS = 50_257  # of Whisper's multilingual vocabulary, before the special tokens
 
-NOTES = """All on two threads. The tiny shape has random weights, so no error rate: every side writes the same 20
-tokens of each clip. Ours are batched by equal length out of 200 clips; the peers are given 24 of these each round,
-transformers in batches of 8, faster-whisper clip by clip, as its interface takes short files. Trimming is what these
-rates come from, and it is safe only on models tuned so: the starter is, and its rows have the error rates.
-faster-whisper fills the spectrogram's rest with zeros where Whisper was trained on silence; the starter, which never
-heard that, makes more errors of it (transformers, fed such zeros, does as well), so its row compares the speed alone.
-The starter is so small that the work per token decides, not the encoder, and its 32 strings make batches of one to
-four: its ratios to transformers are lower than those of the tiny shape.
+NOTES = """All on two threads, each peer in a process of its own. The tiny shape has random weights, so no error rate:
+every side writes the same 20 tokens of each clip. Ours are batched by equal length out of 200 clips; the peers are
+given 24 of these each round, transformers in batches of 8, faster-whisper clip by clip, as its interface takes short
+files. Trimming is what these rates come from, and it is safe only on models tuned so: the starter is, and its rows have
+the error rates. faster-whisper fills the spectrogram's rest with zeros where Whisper was trained on silence; the
+starter, which never heard that, makes more errors of it (transformers, fed such zeros, does as well), so its row
+compares the speed alone. The starter is so small that the work per token decides, not the encoder, and its 32 strings
+make batches of one to four: its ratios to transformers are lower than those of the tiny shape.
 
 Long audio is real speech joined with pauses to ten minutes, read from one FLAC file, greedily, without time stamps.
 Each side finds the speech itself, by the same detector: ours hears it as phrases of up to 15 s at their own length,
 faster-whisper packs what it finds into windows of 30 s, eight at a time. The starter learnt strings of a few digits and
-never 30 s of them, so the peer's error rate says what long windows are to such a model, not how good the two programs
-are; filling its windows with silence instead of zeros changes little. Of the tiny shape both sides write as many
-tokens; a model that was not tuned on trimmed clips runs at 30 s, and phrases are joined to windows then.
+never 30 s of them: where ours is fed windows of 30 s as well, it makes about as many errors as the peer, and where the
+peer is told to cut pieces of 5 s, filled with what silence looks like, it makes about as few as ours. Of the tiny shape
+both sides write as many tokens; a model that was not tuned on trimmed clips runs at 30 s, and phrases are joined to
+windows then.
 """
 
 Sound = np.ndarray[tuple[int], np.dtype[np.float32]]
@@ -97,8 +100,8 @@ def main(arguments: Sequence[str]) -> None:
 def _measure(part: str, folder: Path, given: argparse.Namespace) -> list[Row]:
     from benchmarks import long_audio
 
-    if part == "long":
-        return long_audio.measure(folder, given.rounds, given.data)
+    if part.startswith("long"):
+        return long_audio.measure(part, folder, given.rounds, given.data)
     return {"shape": _by_shape, "starter": _by_starter}[part](folder, given.rounds)
 
 
@@ -112,11 +115,11 @@ def _by_shape(folder: Path, rounds: int) -> list[Row]:
     lengths = chance.uniform(0.75, 1.25, CLIPS) * SECONDS
     clips = [(0.1 * chance.standard_normal(int(s * RATE))).astype(np.float32) for s in lengths]
     asked = Decoding(language="en", max_new_tokens=TOKENS, audio_context="trimmed")
-    ours = family("whisper").load_converted(source, fast)
+    ours = family("whisper").load_converted(fast)
     written = "same tokens"
-    sides: dict[str, Callable[[Sequence[Sound]], list[int]]] = {
-        "transformers at 30 s, float32, batches of 8": _transformers(source),
-        "faster-whisper int8, clip by clip as it takes them": _faster(fast, forced=True),
+    sides = {
+        "transformers at 30 s, float32, batches of 8": (_transformers, source),
+        "faster-whisper int8, clip by clip as it takes them": (_faster, fast),
     }
     rows = []
 
@@ -129,26 +132,28 @@ def _by_shape(folder: Path, rounds: int) -> list[Row]:
 
     ours_counts = _tokens_of(ours, clips[:SAMPLE], asked)
     assert set(ours_counts) == {TOKENS}, ours_counts
-    for name, peer in sides.items():
-        counts = peer(clips[:3])
-        assert set(counts) == {TOKENS}, f"{name} wrote {counts} tokens where {TOKENS} are asked"
+    for name, (make, model) in sides.items():
+        with apart(make, model) as peer:
+            counts = peer(clips[:3])
+            assert set(counts) == {TOKENS}, f"{name} wrote {counts} tokens where {TOKENS} are asked"
 
-        def peer_work(peer: Callable[[Sequence[Sound]], list[int]] = peer) -> float:
-            peer(clips[:SAMPLE])
-            return sum(map(len, clips[:SAMPLE])) / RATE
+            def peer_work(peer: Callable[..., list[int]] = peer) -> float:
+                peer(clips[:SAMPLE])
+                return sum(map(len, clips[:SAMPLE])) / RATE
 
-        rows.append(
-            compare(
-                f"tiny shape, {CLIPS} clips of about 4 s: int8, trimmed, against {name}",
-                ours=speak(clips),
-                peer=peer_work,
-                unit="s of audio/s",
-                rounds=rounds,
-                quality_ours=f"{written}: {TOKENS} a clip",
-                quality_peer=f"{TOKENS} a clip",
+            rows.append(
+                compare(
+                    f"tiny shape, {CLIPS} clips of about 4 s: int8, trimmed, against {name}",
+                    ours=speak(clips),
+                    peer=peer_work,
+                    unit="s of audio/s",
+                    rounds=rounds,
+                    quality_ours=f"{written}: {TOKENS} a clip",
+                    quality_peer=f"{TOKENS} a clip",
+                )
             )
-        )
-    rows.append(_latency(folder, "tiny shape", source, fast, clips[0], asked, _faster_file(fast, forced=True), rounds))
+    with apart(_faster_file, fast) as peer:
+        rows.append(_latency(folder, "tiny shape", source, fast, clips[0], asked, peer, rounds))
     return rows
 
 
@@ -207,6 +212,7 @@ def _transformers(source: Path) -> Callable[[Sequence[Sound]], list[int]]:
     import torch
     from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
+    torch.set_num_threads(THREADS)
     model: Any = WhisperForConditionalGeneration.from_pretrained(source).eval()
     processor: Any = WhisperProcessor.from_pretrained(source)
 
@@ -253,8 +259,8 @@ def _faster_options(*, forced: bool) -> dict[str, Any]:
     return options | {"max_new_tokens": 2 * LONGEST - 2, "suppress_tokens": []}
 
 
-def _faster(fast: Path, *, forced: bool) -> Callable[[Sequence[Sound]], list[int]]:
-    model, options = _whisper_model(fast), _faster_options(forced=forced)
+def _faster(fast: Path) -> Callable[[Sequence[Sound]], list[int]]:
+    model, options = _whisper_model(fast), _faster_options(forced=True)
 
     def run(sounds: Sequence[Sound]) -> list[int]:
         return [sum(len(one.tokens) for one in model.transcribe(sound, **options)[0]) for sound in sounds]
@@ -262,8 +268,8 @@ def _faster(fast: Path, *, forced: bool) -> Callable[[Sequence[Sound]], list[int
     return run
 
 
-def _faster_file(fast: Path, *, forced: bool) -> Callable[[Path], str]:
-    model, options = _whisper_model(fast), _faster_options(forced=forced)
+def _faster_file(fast: Path) -> Callable[[Path], str]:
+    model, options = _whisper_model(fast), _faster_options(forced=True)
 
     def run(file: Path) -> str:
         return " ".join(one.text.strip() for one in model.transcribe(str(file), **options)[0])
@@ -286,7 +292,7 @@ def _latency(
 
     file, times = folder / "clip.wav", 5
     soundfile.write(file, clip, RATE)
-    recogniser = family("whisper").load_converted(source, fast)
+    recogniser = family("whisper").load_converted(fast)
 
     def ours() -> float:
         for _ in range(times):
@@ -315,73 +321,88 @@ def _latency(
 
 
 def _by_starter(folder: Path, rounds: int) -> list[Row]:
-    import torch
-    from transformers import WhisperForConditionalGeneration, WhisperProcessor
-
     fast = folder / "starter-int8"
     family("whisper").convert(STARTER_DIR, fast, "int8")
-    ours = family("whisper").load_converted(STARTER_DIR, fast)
+    ours = family("whisper").load_converted(fast)
     torchs = family("whisper").load(STARTER_DIR)
     sounds, references, voice = _speech()
     seconds = sum(map(len, sounds)) / RATE
-    model: Any = WhisperForConditionalGeneration.from_pretrained(STARTER_DIR).eval()
-    processor: Any = WhisperProcessor.from_pretrained(STARTER_DIR)
-    faster, options = _whisper_model(fast), _faster_options(forced=False)
     asked = Decoding(language="en", max_new_tokens=LONGEST)
     heard: dict[str, list[str]] = {}
 
-    def speak(who: str, recogniser: Any) -> Callable[[], float]:
+    def by_us(who: str, recogniser: Any) -> Callable[[], float]:
         def work() -> float:
             heard[who] = [one.text for one in recogniser.transcribe(sounds, asked)]
             return seconds
 
         return work
 
-    def stock() -> float:
-        texts: list[str] = []
-        for first in range(0, len(sounds), BATCH):
-            features = processor(sounds[first : first + BATCH], sampling_rate=RATE, return_tensors="pt")
-            with torch.inference_mode():
-                tokens = model.generate(features.input_features, max_new_tokens=LONGEST, do_sample=False)
-            texts += processor.batch_decode(tokens, skip_special_tokens=True)
-        heard["transformers at 30 s"] = texts
-        return seconds
+    def by_peer(who: str, peer: Callable[..., list[str]]) -> Callable[[], float]:
+        def work() -> float:
+            heard[who] = peer(sounds)
+            return seconds
 
-    def other() -> float:
-        heard["faster-whisper int8"] = [
-            " ".join(one.text.strip() for one in faster.transcribe(sound, **options)[0]) for sound in sounds
-        ]
-        return seconds
+        return work
 
     def wer(who: str) -> str:
         counted = text.word_errors_each(references, [one.strip() for one in heard[who]])
         return f"WER {text.total(counted).rate:.1%}"
 
-    work = {
-        "int8, trimmed": speak("int8, trimmed", ours),
-        "torch, trimmed": speak("torch, trimmed", torchs),
-        "transformers at 30 s": stock,
-        "faster-whisper int8": other,
-    }
-    for one in work.values():
-        one()
-    pairs = [
-        ("int8, trimmed", "transformers at 30 s"),
-        ("torch, trimmed", "transformers at 30 s"),
-        ("int8, trimmed", "faster-whisper int8"),
-    ]
-    return [
-        compare(
-            f"starter, {len(sounds)} strings of {voice}, {seconds / len(sounds):.1f} s: {mine} against {peer}",
-            ours=work[mine],
-            peer=work[peer],
-            unit="s of audio/s",
-            rounds=rounds,
-            quality_ours=wer(mine),
-            quality_peer=wer(peer),
-        )
-        for mine, peer in pairs
-    ]
+    with apart(_stock_texts) as stock, apart(_faster_texts, fast) as faster:
+        work = {
+            "int8, trimmed": by_us("int8, trimmed", ours),
+            "torch, trimmed": by_us("torch, trimmed", torchs),
+            "transformers at 30 s": by_peer("transformers at 30 s", stock),
+            "faster-whisper int8": by_peer("faster-whisper int8", faster),
+        }
+        for one in work.values():
+            one()
+        pairs = [
+            ("int8, trimmed", "transformers at 30 s"),
+            ("torch, trimmed", "transformers at 30 s"),
+            ("int8, trimmed", "faster-whisper int8"),
+        ]
+        return [
+            compare(
+                f"starter, {len(sounds)} strings of {voice}, {seconds / len(sounds):.1f} s: {mine} against {peer}",
+                ours=work[mine],
+                peer=work[peer],
+                unit="s of audio/s",
+                rounds=rounds,
+                quality_ours=wer(mine),
+                quality_peer=wer(peer),
+            )
+            for mine, peer in pairs
+        ]
+
+
+def _stock_texts() -> Callable[[Sequence[Sound]], list[str]]:
+    import torch
+    from transformers import WhisperForConditionalGeneration, WhisperProcessor
+
+    torch.set_num_threads(THREADS)
+    model: Any = WhisperForConditionalGeneration.from_pretrained(STARTER_DIR).eval()
+    processor: Any = WhisperProcessor.from_pretrained(STARTER_DIR)
+
+    def run(sounds: Sequence[Sound]) -> list[str]:
+        texts: list[str] = []
+        for first in range(0, len(sounds), BATCH):
+            features = processor(list(sounds[first : first + BATCH]), sampling_rate=RATE, return_tensors="pt")
+            with torch.inference_mode():
+                tokens = model.generate(features.input_features, max_new_tokens=LONGEST, do_sample=False)
+            texts += processor.batch_decode(tokens, skip_special_tokens=True)
+        return texts
+
+    return run
+
+
+def _faster_texts(fast: Path) -> Callable[[Sequence[Sound]], list[str]]:
+    model, options = _whisper_model(fast), _faster_options(forced=False)
+
+    def run(sounds: Sequence[Sound]) -> list[str]:
+        return [" ".join(one.text.strip() for one in model.transcribe(sound, **options)[0]) for sound in sounds]
+
+    return run
 
 
 def _speech() -> tuple[list[Sound], list[str], str]:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import errno
 import hashlib
 import math
+import stat
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -60,10 +61,11 @@ def stream(
     """An audio file in blocks of (S,) float32 at 16 kHz; memory stays bounded.
 
     Channels are mixed by their mean, or `channel`, counted from 0, is taken alone.
-    libsndfile reads WAV, FLAC, OGG, MP3, AIFF and SPHERE; FFmpeg's libraries
-    what it refuses. Raises AudioError with one of the reasons missing, unreadable,
-    empty (no samples), too-large, too-long, bad-rate, too-many-channels, not-audio
-    and broken (damaged or truncated), before memory is taken for what a header claims.
+    WAV of int16 is read here; libsndfile reads other WAV, FLAC, Vorbis, MP3, AIFF
+    and SPHERE; FFmpeg's libraries Opus and what it refuses. Raises AudioError with
+    one of the reasons missing, unreadable, empty (no samples), too-large, too-long,
+    bad-rate, too-many-channels, not-audio and broken (damaged or truncated), before
+    memory is taken for what a header claims.
     """
     path = Path(path)
     _check_file(path, max_bytes)
@@ -99,23 +101,24 @@ def channel_count(path: Path | str, *, max_bytes: int = MAX_BYTES) -> int:
 
 def _check_file(path: Path, max_bytes: int) -> None:
     try:
-        if not path.is_file():
-            if path.exists():
-                raise AudioError("not-audio", f"{path} is not a regular file: give audio files or folders of them")
-            raise AudioError("missing", f"there is no file {path}")
-        size = path.stat().st_size
-        with path.open("rb"):
-            pass
-    except FileNotFoundError as error:
-        raise AudioError("missing", f"{path} vanished while it was read") from error
-    except OSError as error:
-        raise AudioError("unreadable", f"{path} cannot be read: {error.strerror or error}") from error
+        status = path.stat()
+    except (OSError, ValueError) as error:
+        raise _not_read(path, error) from error
+    if not stat.S_ISREG(status.st_mode):
+        raise AudioError("not-audio", f"{path} is not a regular file: give audio files or folders of them")
+    size = status.st_size
     if size == 0:
         raise AudioError("empty", f"{path} has zero bytes")
     if size > max_bytes:
         raise AudioError(
             "too-large", f"{path} has {size / 2**20:,.0f} MB, more than the {max_bytes / 2**20:,.0f} MB of max_file_mb"
         )
+
+
+def _not_read(path: Path, error: OSError | ValueError) -> AudioError:
+    if isinstance(error, (FileNotFoundError, NotADirectoryError, ValueError)):
+        return AudioError("missing", f"there is no file {path}")
+    return AudioError("unreadable", f"{path} cannot be read: {error.strerror or error}")
 
 
 def _too_long(path: Path, found_s: float, max_seconds: float) -> AudioError:
@@ -151,14 +154,29 @@ def _native(path: Path, max_seconds: float, channel: int | None) -> Iterator[tup
     """(rate, (S,) block) at the file's own rate, by the first library that opens it."""
     import soundfile
 
-    _check_wav(path)
-    _check_ogg(path)
-    _check_mp3(path)
+    try:
+        raw = path.open("rb")
+    except OSError as error:
+        raise _not_read(path, error) from error
+    with raw:
+        head = raw.read(36)
+        pcm = _check_wav(path, raw, head)
+        if pcm is not None:
+            yield from _plain(path, raw, pcm, max_seconds, channel)
+            return
+        _check_ogg(path, raw, head)
+        _check_mp3(path, raw, head)
+    if head[28:] == b"OpusHead":  # RFC 7845, section 5.1; of an Ogg file's first page
+        # libsndfile's decoder takes three times as long, for the same samples within -64 dB.
+        yield from _by_ffmpeg(path, max_seconds, None, channel)
+        return
+
     try:
         file = soundfile.SoundFile(path)
     except (soundfile.LibsndfileError, OSError, ValueError, TypeError) as error:
         yield from _by_ffmpeg(path, max_seconds, error, channel)
         return
+    file.seekable = lambda: False  # or it seeks after each read, which MP3 and FLAC take their time for
     with file:
         _check_claims(path, file.samplerate, file.channels)
         claimed = file.frames
@@ -177,44 +195,77 @@ def _native(path: Path, max_seconds: float, channel: int | None) -> Iterator[tup
                 break
             read += len(block)
             yield file.samplerate, _mixed(block, channel)
+            if read == claimed:
+                break
         if read < claimed < _UNKNOWN_FRAMES and file.format in _EXACT:
             got_s, claimed_s = read / file.samplerate, claimed / file.samplerate
             raise AudioError("broken", f"{path} is truncated: {got_s:.2f} s of the {claimed_s:.2f} s it claims")
 
 
-def _check_wav(path: Path) -> None:
-    """Read the chunks of a RIFF WAV: libsndfile takes a truncated one without a word, and opens absurd headers."""
-    with path.open("rb") as file:
-        head = file.read(12)
-        if len(head) < 12 or head[:4] != b"RIFF" or head[8:] != b"WAVE":
-            return
-        size = file.seek(0, 2)
-        place = 12
-        while place + 8 <= size:
-            file.seek(place)
-            name, length = struct.unpack("<4sI", file.read(8))
-            if name == b"fmt " and length >= 16 and place + 24 <= size:
-                _, channels, rate = struct.unpack("<HHI", file.read(8))
-                _check_claims(path, rate, channels)
-            if name == b"data":
-                # 0 and the highest values stand for "not known yet" in streams that were never finished.
-                if 0 < length < 0x7FFF_0000 and place + 8 + length > size:
-                    raise AudioError(
-                        "broken",
-                        f"{path} is truncated: {size - place - 8:,} bytes of the {length:,} bytes of audio it claims",
-                    )
-                return
-            place += 8 + length + length % 2
+class _Pcm16(NamedTuple):
+    """Where the samples of a plain WAV lie: little-endian int16."""
+
+    rate: int  # Hz
+    channels: int
+    begin: int  # byte
+    frames: int
 
 
-def _check_ogg(path: Path) -> None:
+def _check_wav(path: Path, file: BinaryIO, head: bytes) -> _Pcm16 | None:
+    """Read the chunks of a RIFF WAV: libsndfile takes a truncated one without a word, and opens absurd headers.
+
+    None for what is no WAV, and for a WAV that libsndfile is to read.
+    """
+    if len(head) < 12 or head[:4] != b"RIFF" or head[8:12] != b"WAVE":
+        return None
+    size = file.seek(0, 2)
+    place = 12
+    plain: tuple[int, int] | None = None
+    while place + 8 <= size:
+        file.seek(place)
+        name, length = struct.unpack("<4sI", file.read(8))
+        if name == b"fmt " and length >= 16 and place + 24 <= size:
+            kind, channels, rate, _, step, bits = struct.unpack("<HHIIHH", file.read(16))
+            _check_claims(path, rate, channels)
+            plain = (rate, channels) if (kind, bits, step) == (1, 16, SAMPLE_BYTES * channels) else None
+        if name == b"data":
+            # 0 and the highest values stand for "not known yet" in streams that were never finished.
+            known = 0 < length < 0x7FFF_0000
+            if known and place + 8 + length > size:
+                raise AudioError(
+                    "broken",
+                    f"{path} is truncated: {size - place - 8:,} bytes of the {length:,} bytes of audio it claims",
+                )
+            if not known or plain is None or length % (SAMPLE_BYTES * plain[1]):
+                return None
+            return _Pcm16(*plain, place + 8, length // (SAMPLE_BYTES * plain[1]))
+        place += 8 + length + length % 2
+    return None
+
+
+def _plain(
+    path: Path, file: BinaryIO, pcm: _Pcm16, max_seconds: float, channel: int | None
+) -> Iterator[tuple[int, Waveform]]:
+    """(rate, (S,) block) of a plain WAV, as libsndfile reads it: its calls take longer than a short file's samples."""
+    if pcm.frames / pcm.rate > max_seconds:
+        raise _too_long(path, pcm.frames / pcm.rate, max_seconds)
+    at_once = max(1, min(BLOCK_S * pcm.rate, BLOCK_VALUES // pcm.channels))
+    file.seek(pcm.begin)
+    for first in range(0, pcm.frames, at_once):
+        wanted = SAMPLE_BYTES * pcm.channels * min(at_once, pcm.frames - first)
+        data = file.read(wanted)
+        if len(data) < wanted:
+            raise AudioError("broken", f"{path} was cut off while it was read")
+        yield pcm.rate, _mixed(from_pcm16(data).reshape(-1, pcm.channels), channel)
+
+
+def _check_ogg(path: Path, file: BinaryIO, head: bytes) -> None:
     """Whether the last page of an Ogg file (RFC 3533, section 6) is whole: libsndfile drops it without a word."""
-    with path.open("rb") as file:
-        if file.read(4) != b"OggS":
-            return
-        size = file.seek(0, 2)
-        start = file.seek(max(0, size - (128 << 10)))  # a page has at most 65,307 bytes
-        tail = file.read()
+    if head[:4] != b"OggS":
+        return
+    size = file.seek(0, 2)
+    start = file.seek(max(0, size - (128 << 10)))  # a page has at most 65,307 bytes
+    tail = file.read()
     place = tail.rfind(b"OggS")
     if place < 0:
         raise AudioError("broken", f"{path} is damaged: no Ogg page begins in its last {size - start:,} bytes")
@@ -229,18 +280,16 @@ _XING_AT = {(True, True): 36, (True, False): 21, (False, True): 21, (False, Fals
 _MISSING_MP3 = 2_048  # bytes: tags at the end are counted differently by different writers
 
 
-def _check_mp3(path: Path) -> None:
+def _check_mp3(path: Path, file: BinaryIO, head: bytes) -> None:
     """Compare an MP3's size with what its Xing or Info header claims; LAME and FFmpeg write one."""
-    with path.open("rb") as file:
-        head = file.read(10)
-        begin = 0
-        if head[:3] == b"ID3" and len(head) == 10:  # https://id3.org/id3v2.4.0-structure: 7 bits in each byte
-            begin = 10 + (head[6] << 21 | head[7] << 14 | head[8] << 7 | head[9])
-        elif len(head) < 4 or head[0] != 0xFF or head[1] & 0xE6 != 0xE2:
-            return
-        file.seek(begin)
-        frame = file.read(64)
-        size = file.seek(0, 2)
+    begin = 0
+    if head[:3] == b"ID3" and len(head) >= 10:  # https://id3.org/id3v2.4.0-structure: 7 bits in each byte
+        begin = 10 + (head[6] << 21 | head[7] << 14 | head[8] << 7 | head[9])
+    elif len(head) < 4 or head[0] != 0xFF or head[1] & 0xE6 != 0xE2:
+        return
+    file.seek(begin)
+    frame = file.read(64)
+    size = file.seek(0, 2)
     if len(frame) < 64 or frame[0] != 0xFF or frame[1] & 0xE6 != 0xE2:
         return
     tag = _XING_AT[frame[1] & 0x18 == 0x18, frame[3] & 0xC0 != 0xC0]
@@ -260,9 +309,9 @@ _FFMPEG_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS}
 
 
 def _by_ffmpeg(
-    path: Path, max_seconds: float, refused: Exception, channel: int | None
+    path: Path, max_seconds: float, refused: Exception | None, channel: int | None
 ) -> Iterator[tuple[int, Waveform]]:
-    """(rate, (S,) block) from FFmpeg's libraries."""
+    """(rate, (S,) block) from FFmpeg's libraries; `refused` is what libsndfile said, where it was asked."""
     import av
 
     read_s = 0.0
@@ -274,25 +323,30 @@ def _by_ffmpeg(
             claimed_s = float(container.duration or 0) / av.time_base
             if claimed_s > max_seconds:
                 raise _too_long(path, claimed_s, max_seconds)
-            held: list[Waveform] = []
-            rate = 0
-            converter: Any = None
+            held: list[Any] = []  # (C, S) float32 of frames of one form
+            waiting = 0  # samples of them
+            form: tuple[int, str, str] | None = None
+            rate = channels = 0
+            resampler: Any = None
             for frame in container.decode(source):
-                channels = frame.layout.nb_channels
-                if converter is None or frame.sample_rate != rate:
-                    _check_claims(path, frame.sample_rate, channels)
+                found = (frame.sample_rate, frame.format.name, frame.layout.name)
+                if found != form:
                     if held:
-                        yield rate, np.concatenate(held)
-                        held = []
-                    rate = frame.sample_rate
-                    converter = _Float(frame, channel)
+                        yield rate, _joined(held, channel)
+                        held, waiting = [], 0
+                    form, rate, channels = found, frame.sample_rate, frame.layout.nb_channels
+                    _check_claims(path, rate, channels)
+                    resampler = None
+                    if frame.format.name != "fltp":  # planar float, as AAC and Opus come
+                        resampler = av.AudioResampler(format="fltp", layout=frame.layout, rate=rate)
                 read_s += frame.samples / rate
-                held.append(converter(frame))
-                if sum(map(len, held)) >= BLOCK_S * rate:
-                    yield rate, np.concatenate(held)
-                    held = []
+                held += [part.to_ndarray() for part in ([frame] if resampler is None else resampler.resample(frame))]
+                waiting += frame.samples
+                if waiting >= min(BLOCK_S * rate, BLOCK_VALUES // channels):
+                    yield rate, _joined(held, channel)
+                    held, waiting = [], 0
             if held:
-                yield rate, np.concatenate(held)
+                yield rate, _joined(held, channel)
             # MP4 and its kin write how long the track is; elsewhere the length is a guess from the bit rate.
             track_s = float((source.duration or 0) * (source.time_base or 0)) if "mp4" in container.format.name else 0.0
             if read_s and read_s < track_s - max(0.5, 0.02 * track_s):
@@ -302,32 +356,16 @@ def _by_ffmpeg(
             raise AudioError("unreadable", f"{path} cannot be read: {error.strerror}") from error
         if read_s:
             raise AudioError("broken", f"{path} is damaged after {read_s:.1f} s: {error.strerror}") from error
+        others = f"libsndfile ({refused}) or " if refused else ""
         raise AudioError(
-            _not_opened(path), f"{path} is no audio that libsndfile ({refused}) or FFmpeg ({error.strerror}) can read"
+            _not_opened(path), f"{path} is no audio that {others}FFmpeg ({error.strerror}) can read"
         ) from error
 
 
-class _Float:
-    """Turns decoded frames of one format into mono float32."""
-
-    def __init__(self, first: Any, channel: int | None) -> None:
-        import av
-
-        self._channel = channel
-        self._form = (first.format.name, first.layout.name)
-        self._resampler = av.AudioResampler(format="fltp", layout=first.layout, rate=first.sample_rate)
-
-    def __call__(self, frame: Any) -> Waveform:
-        """(S,) of one frame. A change of channels in mid-stream is mixed from what it becomes."""
-        if (frame.format.name, frame.layout.name) != self._form:
-            self.__init__(frame, self._channel)  # type: ignore[misc]
-        parts = [part.to_ndarray() for part in self._resampler.resample(frame)]  # each (C, S)
-        if not parts:
-            return np.zeros(0, np.float32)
-        joined = np.concatenate(parts, axis=1)
-        # A stream that loses channels on the way goes on with what it has.
-        wanted = None if self._channel is None or self._channel >= len(joined) else self._channel
-        return _mixed(joined.T, wanted)
+def _joined(frames: Sequence[Any], channel: int | None) -> Waveform:
+    """Decoded frames, each (C, S), as one (S,). A stream that loses channels on the way goes on with what it has."""
+    joined = np.concatenate(frames, axis=1)
+    return _mixed(joined.T, None if channel is None or channel >= len(joined) else channel)
 
 
 _MAGIC = (b"RIFF", b"FORM", b"OggS", b"fLaC", b"ID3", b"NIST", b"caff", b".snd", b"\x1aE\xdf\xa3")
@@ -401,6 +439,7 @@ FRAME = SAMPLE_RATE // 50  # samples: 20 ms, over which silence is judged
 SILENCE_DB = 40.0  # below the loudest frame
 CLIP_LEVEL = (FULL_SCALE - 2) / FULL_SCALE  # at or next to full scale
 FFT = 512  # samples: 32 ms, for the bandwidth
+FFT_AT_ONCE = 64  # windows: 128 kB, which stay in the processor's cache; more take twice the time
 MIN_SNR_FRAMES = 10  # 0.2 s: with fewer there is no telling speech from noise
 QUIET_SHARE = 0.1  # of the frames: the quietest, which hold the noise alone where speech pauses
 # The quietest tenth of steady noise lies below its mean. The factor is that of frames with 100 degrees of freedom
@@ -441,8 +480,8 @@ class Meter:
         if len(frames):
             self._frames.append(frames.var(axis=1))  # an offset or rumble below 25 Hz is no speech
         windows = joined[: len(joined) // FFT * FFT].reshape(-1, FFT)
-        for start in range(0, len(windows), 1024):
-            spectrum = np.fft.rfft(windows[start : start + 1024] * _WINDOW, axis=1)
+        for start in range(0, len(windows), FFT_AT_ONCE):
+            spectrum = np.fft.rfft(windows[start : start + FFT_AT_ONCE] * _WINDOW, axis=1)
             self._power += (spectrum.real**2 + spectrum.imag**2).sum(axis=0)
 
     def quality(self) -> Quality:

@@ -79,3 +79,8 @@ def nearest(wrong: str, right: Iterable[str]) -> str:
     names = sorted(right)
     close = get_close_matches(wrong, names, n=3, cutoff=0.6)
     return f"; did you mean {', '.join(close)}?" if close else f"; known: {', '.join(names)}"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -192,12 +192,12 @@ def recogniser(ws: Workspace, model: Model, engine_name: str | None = None) -> R
     if key not in _LOADED:
         while len(_LOADED) > 1:
             _LOADED.pop(next(iter(_LOADED)))
-        kind, folder = family(model.family), model_folder(ws, model)
+        kind = family(model.family)
         name, _, compute_type = key[2].partition("-")
         if name == "torch":
-            _LOADED[key] = kind.load(folder, device=key[1])
+            _LOADED[key] = kind.load(model_folder(ws, model), device=key[1])
         else:
-            _LOADED[key] = kind.load_converted(folder, converted(ws, model, compute_type), device=key[1])
+            _LOADED[key] = kind.load_converted(converted(ws, model, compute_type), device=key[1])
     _LOADED[key] = _LOADED.pop(key)
     return _LOADED[key]
 
@@ -242,9 +242,9 @@ def transcribe(ws: Workspace, recordings: str | Sequence[str]) -> list[Transcrip
             )
             found = [_hypothesis(u, model, hypothesis) for u, hypothesis in zip(block, heard, strict=True)]
             with ws.transaction() as tx:
-                tx.add(*found)
                 for transcript in found:
                     _heard(tx, transcript)
+                tx.add(*found)
             made += found
     with ws.completion() as tx:
         for id in ids:
@@ -288,7 +288,11 @@ def _heard(tx: Transaction, transcript: Transcript) -> None:
     tx.connection.execute(
         sa.update(table)
         .where(table.c.id == transcript.utterance, table.c.status.in_(("new", "transcribed")))
-        .values(status="transcribed", priority=1.0 - (transcript.confidence or 0.0))
+        .values(
+            status="transcribed",
+            priority=1.0 - (transcript.confidence or 0.0),
+            confidence=transcript.confidence,  # as adding the text would do, but that writes all indexes again
+        )
     )
 
 
@@ -370,7 +374,9 @@ def restore(ws: Workspace, recordings: str | Sequence[str]) -> list[Transcript]:
 def latest(transcripts: Sequence[Transcript], kind: str) -> Transcript | None:
     """The newest of one kind, from transcripts of one utterance in any order."""
     of_kind = [transcript for transcript in transcripts if transcript.kind == kind]
-    return max(of_kind, key=lambda t: (t.created, t.id), default=None)
+    if len(of_kind) < 2:
+        return of_kind[0] if of_kind else None
+    return max(of_kind, key=lambda t: (t.created, t.id))
 
 
 def _hypothesis_id(utterance: str, model: str) -> str:

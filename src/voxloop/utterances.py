@@ -84,14 +84,9 @@ def segment(ws: Workspace, recording_ids: str | Sequence[str]) -> list[Utterance
     with ws.read() as reader:
         recordings = [reader.get(Recording, id) for id in dict.fromkeys(ids)]
         cut = {recording.id: _cut_before(reader, recording.id) for recording in recordings}
-        made = set(
-            reader.connection.execute(
-                sa.select(tables.event.c.subject).where(
-                    tables.event.c.type == "recording.segmented",
-                    tables.event.c.subject.in_([recording.id for recording in recordings]),
-                )
-            ).scalars()
-        )
+        event = tables.event.c.id  # that of the first time: what is cut again is told of under others
+        first = {f"recording.segmented:{recording.id}": recording.id for recording in recordings}
+        made = {first[id] for id in reader.connection.execute(sa.select(event).where(event.in_(first))).scalars()}
     fresh = [recording for recording in recordings if not cut[recording.id] and recording.id not in made]
     heard = [recording for recording in fresh if not recording.segments and not _is_whole(recording)]
     spans = dict(zip([recording.id for recording in heard], _recorded_spans(ws, heard), strict=True))

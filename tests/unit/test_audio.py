@@ -122,6 +122,51 @@ def test_what_libsndfile_refuses_is_read_by_ffmpeg(tmp_path: Path, name: str, co
     assert np.sqrt(np.mean(got[6_000:18_000] ** 2)) == pytest.approx(0.2 / np.sqrt(2), rel=0.05)
 
 
+@given(
+    samples=hnp.arrays(np.int16, st.tuples(st.integers(1, 5000), st.integers(1, 4))),
+    rate=st.sampled_from([8_000, 16_000, 44_100]),
+    block=st.integers(1, 6000),
+    channel=st.sampled_from([None, 0, 1]),
+    extra=st.binary(max_size=9),
+)
+@settings(max_examples=40)
+def test_a_plain_wav_is_read_as_libsndfile_reads_it(
+    tmp_path_factory: pytest.TempPathFactory,
+    samples: np.ndarray,
+    rate: int,
+    block: int,
+    channel: int | None,
+    extra: bytes,
+) -> None:
+    path = tmp_path_factory.mktemp("plain") / "a.wav"
+    file = io.BytesIO()
+    soundfile.write(file, samples, rate, subtype="PCM_16", format="WAV")
+    data = file.getvalue()
+    chunk = b"LIST" + struct.pack("<I", len(extra)) + extra + b"\0" * (len(extra) % 2)
+    path.write_bytes(data[:36] + chunk + data[36:])
+    expected = soundfile.read(path, dtype="float32", always_2d=True)[0]
+    channel = None if channel is not None and channel >= samples.shape[1] else channel
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(audio, "BLOCK_VALUES", block)
+        patch.setattr(soundfile, "SoundFile", None)  # it is not asked
+        blocks = list(audio._native(path, 1e9, channel))
+    assert {found for found, _ in blocks} == {rate}
+    assert all(len(one) <= max(1, block // samples.shape[1]) for _, one in blocks)
+    wanted = expected.mean(axis=1, dtype=np.float32) if channel is None else expected[:, channel]
+    assert np.array_equal(np.concatenate([one for _, one in blocks]), wanted)
+
+
+def test_opus_by_ffmpeg_is_what_libsndfile_reads(tmp_path: Path, demo_speech: Path) -> None:
+    one, other = (np.repeat(decode(path), 3) for path in sorted(demo_speech.glob("*.ogg"))[:2])
+    both = np.stack([np.concatenate([one, other]), np.concatenate([other, one])])
+    encode(tmp_path / "a.opus", both, 48_000, "libopus", "stereo")
+    expected, rate = soundfile.read(tmp_path / "a.opus", dtype="float32")
+    found = np.concatenate([block for _, block in audio._native(tmp_path / "a.opus", 1e9, None)])
+    assert (rate, len(found)) == (48_000, len(expected))
+    difference = found - expected.mean(axis=1)
+    assert 10 * np.log10(np.mean(difference**2) / np.mean(expected**2)) < -60
+
+
 def test_blocks_join_to_the_same_samples_whatever_their_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     noise = np.random.default_rng(0).normal(0, 0.1, 44_100 * 25).astype(np.float32)
     soundfile.write(tmp_path / "a.wav", noise, 44_100)

@@ -3,11 +3,30 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import soundfile
-from benchmarks import long_audio, results, side_by_side, transcription
+from benchmarks import apart, long_audio, results, side_by_side, transcription
+
+
+def test_a_peer_works_in_a_process_of_its_own() -> None:
+    with apart.apart(_peer, 20) as peer:
+        first, process = peer(1)
+        assert (first, process) == (21, peer(1)[1])
+        assert process != os.getpid()
+        with pytest.raises(ZeroDivisionError):
+            peer(0)
+        assert peer(2, twice=True)[0] == 24  # it goes on
+
+
+def _peer(more: int) -> Callable[..., tuple[int, int]]:
+    def work(number: int, *, twice: bool = False) -> tuple[int, int]:
+        return more + number // number * number * (2 if twice else 1), os.getpid()
+
+    return work
 
 
 def test_parts_that_are_not_measured_stay_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,11 +48,11 @@ def test_parts_that_are_not_measured_stay_as_they_were(tmp_path: Path, monkeypat
     for row, part in zip(rows, ("shape", "starter"), strict=True):
         side_by_side.write(tmp_path / "out" / "transcription" / f"{part}.json", [row])
     # Without recorded speech the long part has no rows, and the two others are shown as they were measured.
-    transcription.main(["--part", "long", "--data", str(tmp_path / "none"), "--out", str(tmp_path / "out")])
+    transcription.main(["--part", "long-shape", "--data", str(tmp_path / "none"), "--out", str(tmp_path / "out")])
     told = (tmp_path / "RESULTS.md").read_text()
     assert "| clips of shape | 2.00 | 1.00 |" in told
     assert "\nstarter: 20" in told
-    assert "\nlong: 20" not in told
+    assert "\nlong-shape: 20" not in told
     kept = json.loads((tmp_path / "out" / "transcription.json").read_text())["rows"]
     assert [row["name"] for row in kept] == ["clips of shape", "clips of starter"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import WhisperTokenizer
 
 from tests.unit import frozen_speech, tiny_whisper
 from voxloop import promotion, text, transcripts
@@ -19,6 +21,7 @@ from voxloop.evaluation import evaluate
 from voxloop.families.contract import Decoding, Guards, Hypothesis
 from voxloop.families.whisper import WHISPER, ctranslate
 from voxloop.families.whisper.ctranslate import CTranslateRecogniser
+from voxloop.families.whisper.features import features_of
 from voxloop.families.whisper.reading import Reader
 from voxloop.families.whisper.recogniser import WhisperRecogniser
 from voxloop.pipeline import open_loop
@@ -36,7 +39,7 @@ def noise(*durations_s: float, seed: int = 0) -> list[np.ndarray]:
 
 def converted(source: Path, target: Path, compute_type: str = "float32") -> CTranslateRecogniser:
     WHISPER.convert(source, target, compute_type)
-    return WHISPER.load_converted(source, target)
+    return WHISPER.load_converted(target)
 
 
 def alone(reader: Reader, clips: list[np.ndarray], decoding: Decoding, **options: bool) -> list[Hypothesis]:
@@ -151,11 +154,12 @@ class TestFloat32:
     ) -> None:
         monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
         WHISPER.convert(STARTER_DIR, tmp_path / "converted", "float32")
-        several = WHISPER.load_converted(STARTER_DIR, tmp_path / "converted")
+        several = WHISPER.load_converted(tmp_path / "converted")
         assert several._at_once == 3
         clips = spoken[0][:16]
         asked = Decoding(batch_seconds=5.0, guards=NOTHING)
         assert_alike(several.transcribe(clips, asked), alone(exact, clips, asked), tolerance=1e-4)
+        np.testing.assert_allclose(several.embed(clips), exact.embed(clips), atol=1e-5)
 
     def test_embeddings(self, torchs: WhisperRecogniser, exact: CTranslateRecogniser) -> None:
         clips = noise(0.4, 1.3)
@@ -213,6 +217,23 @@ class TestLanguages:
 
 
 class TestConversion:
+    @pytest.mark.parametrize("multilingual", [False, True])
+    def test_its_tokens_are_spelled_as_transformers_spells_them(self, tmp_path: Path, multilingual: bool) -> None:
+        source = tiny_whisper.make(tmp_path / "model", multilingual=multilingual)
+        tokenizer = WhisperTokenizer.from_pretrained(source)
+        tokenizer.add_tokens(["<|0.00|>", "<|29.98|>"], special_tokens=False)
+        tokenizer.save_pretrained(tmp_path / "saved")
+        ours = ctranslate.Spelling(tmp_path / "saved" / "tokenizer.json")
+        rng = np.random.default_rng(0)
+        texts = [rng.integers(0, len(tokenizer), count).tolist() for count in (0, 1, 5, 40, 200)]
+        texts += [tokenizer("Nine, “ten”… é 日本 <|0.00|> !", add_special_tokens=False).input_ids]
+        for skipped in (True, False):
+            expected = tokenizer.batch_decode(texts, skip_special_tokens=skipped)
+            assert ours.batch_decode(texts, skip_special_tokens=skipped) == expected
+        assert set(ours.added_tokens_decoder) == set(tokenizer.added_tokens_decoder)
+        every = list(range(len(tokenizer)))
+        assert [ours.convert_ids_to_tokens(one) for one in every] == tokenizer.convert_ids_to_tokens(every)
+
     def test_leaves_the_saved_model_as_it_was(self, tmp_path: Path) -> None:
         folder = tiny_whisper.make(tmp_path / "model")
         before = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -251,7 +272,7 @@ class TestConversion:
     def test_an_impossible_compute_type_is_said(self, tmp_path: Path) -> None:
         WHISPER.convert(STARTER_DIR, tmp_path / "half", "float16")
         with pytest.raises(ModelError, match="cannot compute in float16 on cpu: set `compute_type` to one of"):
-            WHISPER.load_converted(STARTER_DIR, tmp_path / "half")
+            WHISPER.load_converted(tmp_path / "half")
 
 
 @pytest.fixture
@@ -270,7 +291,17 @@ class TestInAWorkspace:
         assert transcripts.converted(fast, model, "int8") == target
         assert (target / "model.bin").stat().st_mtime_ns == made
         whole = (target / "model.bin").read_bytes()
-        for damage in (lambda: (target / "model.bin").write_bytes(whole[:-1] + b"?"), (target / "voxloop.json").unlink):
+        manifest = target / "voxloop.json"
+
+        def of_an_earlier_version() -> None:
+            manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": 1}))
+
+        damages = (
+            lambda: (target / "model.bin").write_bytes(whole[:-1] + b"?"),
+            manifest.unlink,
+            of_an_earlier_version,
+        )
+        for damage in damages:
             damage()
             assert not ctranslate.intact(target)
             assert transcripts.converted(fast, model, "int8") == target
@@ -283,6 +314,25 @@ class TestInAWorkspace:
         assert found.text
         assert all(segment.words for segment in found.segments if segment.text)
         assert (fast.folder / "cache" / "ctranslate2").is_dir()
+
+    def test_a_converted_model_is_read_without_transformers(self, fast: Workspace, demo_speech: Path) -> None:
+        file = demo_speech / "boil-the-kettle-01.ogg"
+        transcripts.converted(fast, transcripts.base_model(fast), "int8")
+        here = transcripts.transcribe_file(fast, file, word_times=True)
+        code = (
+            "import sys\n"
+            "from pathlib import Path\n"
+            "from voxloop import transcripts\n"
+            "from voxloop.pipeline import open_loop\n"
+            "with open_loop(Path(sys.argv[1]), engine='ctranslate2', device='cpu', threads=1) as ws:\n"
+            "    print(transcripts.transcribe_file(ws, Path(sys.argv[2]), word_times=True))\n"
+            "heavy = {'transformers', 'safetensors', 'lhotse', 'scipy', 'torch._dynamo'} & set(sys.modules)\n"
+            "assert not heavy, heavy\n"
+        )
+        command = [sys.executable, "-c", code, str(fast.folder), str(file)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.strip() == str(here)
 
     def test_what_is_gated_is_what_is_served(self, fast: Workspace, tmp_path: Path) -> None:
         frozen_speech.freeze(fast, tmp_path / "speech", clips=6)
@@ -301,6 +351,36 @@ class TestInAWorkspace:
         with pytest.raises(ModelError, match="cannot be converted"):
             promotion.promote(fast, model.id, force=True)
         assert promotion.champion(fast) is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's memory")
+def test_memory_is_kept_for_the_next_clip_in_any_thread() -> None:
+    code = (
+        "import ctypes, resource, threading\n"
+        "from voxloop.families.whisper.ctranslate import keep_memory\n"
+        "keep_memory()\n"
+        "c = ctypes.CDLL(None)\n"
+        "c.malloc.restype, c.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]\n"
+        "c.free.argtypes, c.memset.argtypes = [ctypes.c_void_p], [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]\n"
+        "def work():\n"
+        "    held = c.malloc(100 << 20); c.memset(held, 1, 100 << 20); c.free(held)\n"
+        "def in_a_thread():\n"
+        "    thread = threading.Thread(target=work); thread.start(); thread.join()\n"
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "first, second = in_a_thread(), in_a_thread()\n"
+        "print(second - first)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert int(done.stdout) < 2_000  # pages, of 25,600 that the system would have to zero
+
+
+def test_clips_of_30_s_are_encoded_one_at_a_time_and_read_together(tmp_path: Path) -> None:
+    ours = converted(tiny_whisper.make(tmp_path / "model"), tmp_path / "fast")
+    clips = noise(25.0, 28.0, 26.0)
+    features, _ = features_of(clips, "full", ours.filters, "cpu")
+    at_once = ours.model.encode(ctranslate._view(features.numpy()))
+    apart, _ = ours._encode(clips, "full")
+    assert np.asarray(apart) == pytest.approx(np.asarray(at_once), abs=1e-5)
 
 
 def test_engines_by_setting(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from voxloop.records import Recording, Transcript, Utterance, utterance_id
 from voxloop.review import Filters, items
 from voxloop.status import status
 from voxloop.stores import catalog as tables
+from voxloop.stores import search
 from voxloop.workspace import Workspace
 
 RECORDINGS = 40
@@ -81,7 +82,15 @@ FILTERS = [
     for (status, speaker, language), (since, until), more in itertools.product(
         ((None, None, None), ("transcribed", None, None), (None, "ann", None), ("reviewed", "bo", "vi")),
         ((None, None), (1004.0, None), (None, 1004.0), (1003.0, 1011.0), (1011.0, 1003.0)),
-        ({}, {"max_confidence": 0.5}, {"min_confidence": 0.5}, {"contains": "WINDOW"}, {"warned": True}),
+        (
+            {},
+            {"max_confidence": 0.5},
+            {"min_confidence": 0.5},
+            {"min_confidence": 0.2, "max_confidence": 0.6, "contains": "again"},
+            {"contains": "WINDOW"},
+            {"warned": True},
+            {"warning": "low confidence"},
+        ),
     )
 ]
 
@@ -90,8 +99,9 @@ FILTERS = [
 def test_pages_are_those_of_plain_python(
     filled: tuple[Workspace, list[Known]], few: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both ways of finding utterances between dates: `FEW` decides which."""
+    """Both ways of finding utterances, by what few have and in the order of the listing: `FEW` decides which."""
     monkeypatch.setattr(items, "FEW", few)
+    monkeypatch.setattr(search, "STEPS", few)
     ws, known = filled
     order = sorted(known, key=lambda one: (-one.utterance.priority, one.utterance.id))
     for where in FILTERS:
@@ -118,6 +128,7 @@ def _fits(ws: Workspace, one: Known, where: Filters) -> bool:
         and (where.max_confidence is None or (one.confidence is not None and one.confidence <= where.max_confidence))
         and (where.contains is None or where.contains.lower() in one.text.lower())
         and (where.warned is None or where.warned == bool(review.show(ws, u.id).warnings))
+        and (where.warning is None or where.warning in {one.kind for one in review.show(ws, u.id).warnings})
     )
 
 
@@ -149,6 +160,8 @@ def test_a_page_is_read_off_an_index(filled: tuple[Workspace, list[Known]], monk
         Filters(language="vi"): "ix_utterance_language_listed (language=?)",
         Filters(since=1004.0): "SCAN utterance USING INDEX ix_utterance_listed",
         Filters(since=1004.0, status="transcribed"): "ix_utterance_status_listed (status=?)",
+        Filters(min_confidence=0.9): "SCAN utterance USING INDEX ix_utterance_listed",
+        Filters(max_confidence=0.1, speaker="ann"): "ix_utterance_speaker_listed (speaker=?)",
     }
     monkeypatch.setattr(items, "FEW", 0)
     for where, index in ways.items():
@@ -159,6 +172,12 @@ def test_a_page_is_read_off_an_index(filled: tuple[Workspace, list[Known]], monk
     for where in (Filters(since=1004.0), Filters(since=1004.0, until=1009.0, status="transcribed", language="vi")):
         plan = _plan(ws, where)
         assert any("COVERING INDEX ix_utterance_ingested_listed (ingested>?" in line for line in plan), plan
+    for where in (Filters(min_confidence=0.9), Filters(min_confidence=0.4, max_confidence=0.6, speaker="ann")):
+        plan = _plan(ws, where)
+        assert any("COVERING INDEX ix_utterance_confidence_listed (confidence>?" in line for line in plan), plan
+    plan = _plan(ws, Filters(contains="window", status="transcribed"))
+    assert any("SEARCH utterance USING INDEX sqlite_autoindex_utterance_1 (id=?)" in line for line in plan), plan
+    assert any("VIRTUAL TABLE INDEX" in line for line in plan), plan
 
 
 def _plan(ws: Workspace, where: Filters) -> list[str]:
@@ -187,6 +206,27 @@ def test_an_utterance_knows_when_its_recording_came_in(filled: tuple[Workspace, 
         table = tables.utterance
         rows = reader.connection.execute(sa.select(table.c.id, table.c.ingested)).all()
     assert {row.id: row.ingested for row in rows} == {one.utterance.id: one.ingested for one in known}
+
+
+def test_an_utterance_knows_how_sure_the_machine_is_of_its_newest_text(workspace: Workspace) -> None:
+    recording = Recording(id="sha256-aa", source="/a.wav", name="a.wav", samples=SAMPLES)
+    id = utterance_id(recording.id, 0, SAMPLES)
+    heard = Transcript(id="h", utterance=id, kind="hypothesis", text="a", by="m", confidence=0.25, created=1.0)
+    with workspace.transaction() as tx:
+        tx.add(recording, Utterance(id=id, recording=recording.id, start=0, end=SAMPLES))
+    for said, confidence in (
+        (heard, 0.25),
+        (replace(heard, id="h2", confidence=0.5, created=3.0), 0.5),
+        (replace(heard, id="h1", confidence=0.75, created=2.0), 0.5),  # older than the last
+        (replace(heard, id="r", kind="reference", confidence=0.9, created=4.0), 0.5),
+        (replace(heard, id="c", kind="clean", confidence=0.3, created=1.0), 0.3),
+        (replace(heard, id="h3", confidence=0.8, created=5.0), 0.3),
+        (replace(heard, id="c2", kind="clean", confidence=None, created=6.0), None),
+    ):
+        with workspace.transaction() as tx:
+            tx.add(said)
+            statement = sa.select(tables.utterance.c.confidence, tables.machine_confidence())
+            assert tx.connection.execute(statement).one() == (confidence, confidence), said.id
 
 
 def test_dates_find_turns_to_hand_out(filled: tuple[Workspace, list[Known]]) -> None:

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import struct
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -250,10 +251,22 @@ def test_several_processes_take_the_same_as_one(workspace: Workspace, tmp_path: 
     assert together.known == alone.taken
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_files_are_let_go_of_as_they_are_read(tmp_path: Path, processes: int) -> None:
+    items = [Item(path=tmp_path / f"{number:03}.wav") for number in range(100)]
+    waiting = deque((item, None) for item in items)
+    bounds = conversion.Bounds(max_seconds=1.0, max_bytes=1)
+    found = conversion.convert_all(waiting, tmp_path, bounds, processes)
+    first = next(found)
+    assert 0 < 100 - len(waiting) <= conversion.CHUNK * (3 * processes + 1)
+    assert [item for item, _, _ in [first, *found]] == items
+    assert not waiting
+
+
 def test_a_file_that_kills_its_decoder_is_refused_alone(tmp_path: Path) -> None:
     items = [Item(path=tmp_path / f"{number:02}.wav") for number in range(20)]
-    chunks = [items[start : start + 4] for start in range(0, 20, 4)]
-    results = [result for chunk in conversion.in_processes(die_on_seven, chunks, 2) for result in chunk]
+    chunks = ([(item, None) for item in items[start : start + 4]] for start in range(0, 20, 4))
+    results = [result for _, chunk in conversion.in_processes(die_on_seven, chunks, 2) for result in chunk]
     assert [r.reason for r in results if isinstance(r, Refusal)] == ["fine"] * 7 + ["crashed"] + ["fine"] * 12
     assert [r.path for r in results if isinstance(r, Refusal)] == [str(item.path) for item in items]
 

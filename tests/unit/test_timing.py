@@ -18,10 +18,11 @@ from transformers.models.whisper.generation_whisper import _dynamic_time_warping
 from tests.unit import tiny_whisper
 from voxloop.audio import decode
 from voxloop.families.contract import Decoding
-from voxloop.families.whisper import WHISPER, WhisperRecogniser, timing
+from voxloop.families.whisper import WHISPER, timing, words
+from voxloop.families.whisper.recogniser import WhisperRecogniser
 from voxloop.records import Word
 from voxloop.starter import STARTER_DIR
-from voxloop.starter.network import byte_symbols
+from voxloop.starter.spelling import byte_symbols
 
 RATE = 16_000
 
@@ -116,7 +117,7 @@ class TestWords:
         tokens = list(range(len(spelled)))
         chances = [0.1 * (token + 1) for token in tokens]
         times = [float(token) for token in range(len(spelled) + 1)]
-        found = timing.words_of(self.Tokenizer(*spelled), tokens, chances, times, language)
+        found = words.words_of(self.Tokenizer(*spelled), tokens, chances, times, language)
         return [(word.text, word.start, word.end, word.probability) for word in found]
 
     def test_are_what_stands_between_spaces_with_its_marks(self) -> None:
@@ -140,7 +141,7 @@ class TestWords:
         assert "".join(word for word, *_ in self.words(["สวัสดี".encode()], "th")) == "สวัสดี"
 
     def test_time_stamps_spell_nothing(self) -> None:
-        found = timing.words_of(self.Tokenizer(b"a"), [99, 0, 99], [0.5] * 3, [0.0, 1.0, 2.0, 3.0], None)
+        found = words.words_of(self.Tokenizer(b"a"), [99, 0, 99], [0.5] * 3, [0.0, 1.0, 2.0, 3.0], None)
         assert [(word.text, word.start, word.end) for word in found] == [("a", 1.0, 2.0)]
 
     @settings(max_examples=25, deadline=None)
@@ -161,9 +162,9 @@ class TestWords:
         for start, end in ((0.3, 0.6), (1.0, 1.5)):
             clip[round(start * RATE) : round(end * RATE)] += 0.2 * rng.standard_normal(round((end - start) * RATE))
         crude = [Word(text="a", start=0.0, end=0.8, probability=1), Word(text="b", start=0.8, end=2.0, probability=1)]
-        found = timing.without_silence(crude, clip.astype(np.float32))
+        found = words.without_silence(crude, clip.astype(np.float32))
         assert [(word.start, word.end) for word in found] == [(0.3, 0.6), (1.0, 1.5)]
-        silent = timing.without_silence(crude, np.zeros(2 * RATE, np.float32))
+        silent = words.without_silence(crude, np.zeros(2 * RATE, np.float32))
         assert [(word.start, word.end) for word in silent] == [(0.0, 0.8), (0.8, 2.0)]
 
 

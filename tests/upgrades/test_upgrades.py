@@ -64,6 +64,24 @@ def test_utterances_are_dated_as_their_recordings(dump: Path, tmp_path: Path) ->
         assert all(row.ingested == created[row.recording] > 0 for row in rows)
 
 
+@pytest.mark.parametrize("dump", DUMPS, ids=lambda dump: dump.stem)
+def test_texts_of_an_earlier_catalog_are_found_and_rated(dump: Path, tmp_path: Path) -> None:
+    with opened(dump, tmp_path / "w") as ws:
+        with ws.read() as reader:
+            confidence = sa.select(tables.utterance.c.confidence, tables.machine_confidence())
+            rows = reader.connection.execute(confidence).all()
+        assert any(row[0] for row in rows)
+        assert all(row[0] == row[1] for row in rows)
+        for item in review.page(ws).items:
+            for part in (item.text, item.text[:2]) if item.text else ():
+                assert item in review.page(ws, where=review.Filters(contains=part)).items
+        with ws.catalog.write() as tx:
+            transcript = tables.transcript
+            tx.connection.execute(sa.delete(transcript))
+            left = tx.connection.exec_driver_sql("SELECT count(*) FROM transcript_trigram").scalar()
+        assert left == 0
+
+
 def test_the_first_schema_in_records(tmp_path: Path) -> None:
     with opened(HERE / "0001.sql", tmp_path / "w") as ws, ws.read() as reader:
         kinds = (Recording, Utterance, Transcript, Dataset, Run, Model, Evaluation, Promotion)

@@ -93,9 +93,9 @@ def dataset_build(
 
 def _reviewed(ws: Workspace, made: Dataset) -> int:
     """How many utterances were left out although a person had written or accepted their text."""
-    from voxloop.datasets import exclusions
+    from voxloop.datasets import each_exclusion
 
-    return sum(one.reviewed for one in exclusions(ws, made.id))
+    return sum(one.reviewed for one in each_exclusion(ws, made.id))
 
 
 def _print_dataset(made: Dataset, reviewed: int) -> None:

@@ -41,7 +41,9 @@ MinConfidence = Annotated[float | None, typer.Option(help="Only machine texts at
 MaxConfidence = Annotated[float | None, typer.Option(help="Only machine texts at most so confident.")]
 Since = Annotated[datetime | None, typer.Option(formats=DATES, help="Only taken in since then.")]
 Until = Annotated[datetime | None, typer.Option(formats=DATES, help="Only taken in before then.")]
-Contains = Annotated[str | None, typer.Option(help="Only where the text has this in it, whatever its case.")]
+Contains = Annotated[
+    str | None, typer.Option(help="Only where the text has this in it, within words, too, whatever its case.")
+]
 OfWarning = Annotated[
     str | None, typer.Option("--warning", help="Only with this warning, such as `noisy`; `any` or `none`.")
 ]

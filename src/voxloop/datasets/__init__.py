@@ -5,7 +5,16 @@ from voxloop.datasets.diffing import Diff, Difference, diff
 from voxloop.datasets.filters import Filters
 from voxloop.datasets.formats import Exported, export_dataset, import_dataset
 from voxloop.datasets.freezing import build
-from voxloop.datasets.rows import DatasetRow, Exclusion, excluded_key, exclusions, find, manifest_key, rows
+from voxloop.datasets.rows import (
+    DatasetRow,
+    Exclusion,
+    each_exclusion,
+    excluded_key,
+    exclusions,
+    find,
+    manifest_key,
+    rows,
+)
 from voxloop.datasets.splits import assign_splits, position, split_at
 from voxloop.datasets.summary import Summary, summarise
 
@@ -20,6 +29,7 @@ __all__ = [
     "assign_splits",
     "build",
     "diff",
+    "each_exclusion",
     "excluded_key",
     "exclusions",
     "export_dataset",

@@ -14,6 +14,8 @@ from voxloop.stores import catalog as tables
 if TYPE_CHECKING:
     from voxloop.workspace import Workspace
 
+PART = 1 << 20  # bytes of a list that are read at once
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DatasetRow:
@@ -99,12 +101,29 @@ def rows(ws: Workspace, dataset: str, split: Split | None = None) -> list[Datase
 
 
 def _rows(ws: Workspace, dataset: str) -> Iterator[DatasetRow]:
-    for text in ws.blobs.get(manifest_key(ws, dataset)).splitlines():
+    for text in _lines(ws, manifest_key(ws, dataset)):
         yield DatasetRow(**json.loads(text))
 
 
 def exclusions(ws: Workspace, dataset: str, *, reason: str | None = None) -> list[Exclusion]:
     """What was left out of a dataset, and why; `reason` is a part of the reasons that are wanted."""
-    lines = ws.blobs.get(excluded_key(manifest_key(ws, dataset))).splitlines()
-    found = (Exclusion(**json.loads(text)) for text in lines)
-    return [one for one in found if reason is None or reason.casefold() in one.reason.casefold()]
+    return list(each_exclusion(ws, dataset, reason=reason))
+
+
+def each_exclusion(ws: Workspace, dataset: str, *, reason: str | None = None) -> Iterator[Exclusion]:
+    """As `exclusions`, streaming."""
+    for text in _lines(ws, excluded_key(manifest_key(ws, dataset))):
+        one = Exclusion(**json.loads(text))
+        if reason is None or reason.casefold() in one.reason.casefold():
+            yield one
+
+
+def _lines(ws: Workspace, key: str) -> Iterator[bytes]:
+    """The lines of a blob, some of it in memory at a time."""
+    size = ws.blobs.size(key)
+    rest = ws.blobs.get(key) if size is None else b""  # raises BlobError: it is not there
+    for start in range(0, size or 0, PART):
+        *lines, rest = (rest + ws.blobs.get(key, start, min(start + PART, size or 0))).split(b"\n")
+        yield from lines
+    if rest:
+        yield rest

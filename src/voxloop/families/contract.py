@@ -156,8 +156,8 @@ class Family(Protocol):
         """Whether a folder is what `convert` once wrote: all of it, and nothing damaged."""
         ...
 
-    def load_converted(self, folder: str | Path, converted: Path, *, device: str = "cpu") -> Recogniser:
-        """Open a saved model in the form that `convert` made of it. Raises ModelError with the remedy."""
+    def load_converted(self, converted: Path, *, device: str = "cpu") -> Recogniser:
+        """Open what `convert` made of a saved model. Raises ModelError with the remedy."""
         ...
 
     def open_for_training(self, folder: str | Path, *, audio_context: Literal["trimmed", "full"]) -> Trainable:

@@ -8,9 +8,10 @@ first and the row after it, so a row without audio cannot be.
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,8 @@ from voxloop.records import Recording
 
 if TYPE_CHECKING:
     from voxloop.audio import Waveform
-    from voxloop.recordings.keeping import Stamp, Tally
+    from voxloop.recordings.conversion import Waiting
+    from voxloop.recordings.keeping import Tally
     from voxloop.workspace import Workspace
 
 __all__ = ["IngestProgress", "IngestReport", "Refusal", "audio_key", "ingest", "read_audio"]
@@ -102,14 +104,15 @@ def ingest(
     split = channels == "split"
     sources = [source] if isinstance(source, (str, Path)) else list(source)
     given = Item(path=Path(), speaker=speaker, language=language_code(language), session=session, consent=consent)
-    items = list(find_items([Path(one) for one in sources], metadata, given, speakers))[:limit]
+    items = deque(islice(find_items([Path(one) for one in sources], metadata, given, speakers), limit))
+    total = len(items)
 
     def tell(tally: Tally) -> None:
         if progress:
             progress(
                 IngestProgress(
                     done=tally.files,
-                    total=len(items),
+                    total=total,
                     taken=len(tally.taken),
                     known=len(tally.known),
                     refused=len(tally.refused),
@@ -118,10 +121,10 @@ def ingest(
             )
 
     tally = Tally(ws, split=split, told=tell)
-    to_read: list[tuple[Item, Stamp | None]] = []
-    for start in range(0, len(items), LOOK):
+    to_read: deque[Waiting] = deque()
+    while items:
         with ws.read() as reader:
-            looked = look(reader, items[start : start + LOOK], split=split)
+            looked = look(reader, [items.popleft() for _ in range(min(LOOK, len(items)))], split=split)
         if looked.known:
             tally.count_known(looked.known)
         for first in range(0, len(looked.unchanged), BATCH):
@@ -133,8 +136,7 @@ def ingest(
     batch: list[Read] = []
     held = 0
     with spool_folder(ws.folder) as spool:
-        converted = convert_all([item for item, _ in to_read], spool, bounds, processes)
-        for (_, stamp), (item, outcome) in zip(to_read, converted, strict=True):
+        for item, stamp, outcome in convert_all(to_read, spool, bounds, processes):
             batch.append(Read(item=item, outcome=outcome, stamp=stamp))
             held += sum(one.held for one in outcome) if isinstance(outcome, tuple) else 0
             if len(batch) == BATCH or held > BATCH_BYTES:

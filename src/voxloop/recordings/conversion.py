@@ -57,6 +57,18 @@ Outcome = tuple[Converted, ...] | Refusal
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Stamp:
+    """What tells a file from a changed one without reading it."""
+
+    size: int
+    mtime_ns: int
+
+
+Waiting = tuple[Item, Stamp | None]
+"""A file to read, as it was before it was read."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Bounds:
     """What is taken and how."""
 
@@ -167,54 +179,58 @@ def _convert_chunk(paths: Sequence[Path], spool: Path, bounds: Bounds) -> list[O
 
 
 def convert_all(
-    items: Sequence[Item], spool: Path, bounds: Bounds, processes: int | None
-) -> Iterator[tuple[Item, Outcome]]:
-    """Every item with its audio or its refusal, in the order given."""
+    waiting: deque[Waiting], spool: Path, bounds: Bounds, processes: int | None
+) -> Iterator[tuple[Item, Stamp | None, Outcome]]:
+    """Every file with its audio or its refusal, in the order given.
+
+    `waiting` is emptied on the way: of many small files, what is said of each takes more memory than all else.
+    """
     convert = partial(_convert_chunk, spool=spool, bounds=bounds)
     wanted = processes or os.cpu_count() or 1
-    if processes is None and sum(map(_size, items)) < FORK_BYTES:
+    if processes is None and sum(stamp.size for _, stamp in waiting if stamp) < FORK_BYTES:
         wanted = 1
-    chunks = [items[start : start + CHUNK] for start in range(0, len(items), CHUNK)]
-    results = map(convert, map(_paths, chunks)) if wanted == 1 else in_processes(convert, chunks, wanted)
-    for chunk, converted in zip(chunks, results, strict=True):
+    chunks = _chunks(waiting)
+    results = (
+        ((chunk, convert(_paths(chunk))) for chunk in chunks) if wanted == 1 else in_processes(convert, chunks, wanted)
+    )
+    for chunk, converted in results:
         found = iter(converted)
-        for item in chunk:
-            yield item, item.refusal or next(found)
+        for item, stamp in chunk:
+            yield item, stamp, item.refusal or next(found)
 
 
-def _paths(chunk: Sequence[Item]) -> list[Path]:
-    return [item.path for item in chunk if not item.refusal]
+def _chunks(waiting: deque[Waiting]) -> Iterator[Sequence[Waiting]]:
+    while waiting:
+        yield [waiting.popleft() for _ in range(min(CHUNK, len(waiting)))]
 
 
-def _size(item: Item) -> int:
-    try:
-        return item.path.stat().st_size
-    except OSError:
-        return 0  # its conversion will say why
+def _paths(chunk: Sequence[Waiting]) -> list[Path]:
+    return [item.path for item, _ in chunk if not item.refusal]
 
 
 def in_processes(
-    convert: Callable[[list[Path]], list[Outcome]], chunks: Sequence[Sequence[Item]], wanted: int
-) -> Iterator[list[Outcome]]:
-    """The results of each chunk, a few of which are ahead at any time.
+    convert: Callable[[list[Path]], list[Outcome]], chunks: Iterator[Sequence[Waiting]], wanted: int
+) -> Iterator[tuple[Sequence[Waiting], list[Outcome]]]:
+    """Each chunk with its results; a few are ahead at any time.
 
     Where a decoder takes its process down with it, the chunks under way are done
     again file by file, each in a process of its own, and the culprit is refused.
     """
-    waiting = deque(chunks)
-    while waiting:
-        ahead: deque[tuple[Sequence[Item], Future[list[Outcome]]]] = deque()
+    following = next(chunks, None)
+    while following is not None:
+        ahead: deque[tuple[Sequence[Waiting], Future[list[Outcome]]]] = deque()
         pool = _pool(wanted)
         try:
-            while waiting or ahead:
-                while waiting and len(ahead) < 3 * wanted:
-                    ahead.append((waiting[0], pool.submit(convert, _paths(waiting[0]))))
-                    waiting.popleft()  # only now: a pool that broke takes nothing
-                yield ahead[0][1].result()
+            while following is not None or ahead:
+                while following is not None and len(ahead) < 3 * wanted:
+                    ahead.append((following, pool.submit(convert, _paths(following))))
+                    following = next(chunks, None)  # only now: a pool that broke takes nothing
+                chunk, future = ahead[0]
+                yield chunk, future.result()
                 ahead.popleft()
         except BrokenProcessPool:
             for chunk, _ in ahead:
-                yield [_alone(convert, path) for path in _paths(chunk)]
+                yield chunk, [_alone(convert, path) for path in _paths(chunk)]
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, cast
 import sqlalchemy as sa
 
 from voxloop.errors import BlobError
-from voxloop.recordings.conversion import Converted, Outcome, audio_key
+from voxloop.recordings.conversion import Converted, Outcome, Stamp, Waiting, audio_key
 from voxloop.recordings.sources import Item, Refusal, Said
 from voxloop.records import SAMPLE_RATE, GivenSegment, Recording
 from voxloop.stores import catalog as tables
-from voxloop.stores.catalog import insert_new, to_record
+from voxloop.stores.catalog import MANY, insert_new, to_record
 from voxloop.stores.jobs import News
 
 if TYPE_CHECKING:
@@ -25,15 +25,6 @@ if TYPE_CHECKING:
 
 END_SLACK_S = 0.5  # a span may end so much after its audio: lengths in manifests are rounded, or of another decoder
 WHOLE_SLACK_S = 0.05  # a span that leaves out no more is the whole recording
-MANY = 500  # keys asked for in one statement, below every database's limit
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Stamp:
-    """What tells a file from a changed one without reading it."""
-
-    size: int
-    mtime_ns: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,7 +49,7 @@ class Looked:
 
     known: tuple[str, ...]  # recordings of unchanged files, of which nothing new is said: nothing is to be done
     unchanged: tuple[Read, ...]  # of which something new is said, or which were refused in between
-    to_read: tuple[tuple[Item, Stamp | None], ...]
+    to_read: tuple[Waiting, ...]
 
 
 def look(reader: Reader, items: Sequence[Item], *, split: bool) -> Looked:
@@ -84,7 +75,7 @@ def look(reader: Reader, items: Sequence[Item], *, split: bool) -> Looked:
     refused = _refused(reader, [str(item.path) for item, path, _ in placed if path in fitting])
     known: list[str] = []
     unchanged: list[Read] = []
-    to_read: list[tuple[Item, Stamp | None]] = []
+    to_read: list[Waiting] = []
     for item, path, stamp in placed:
         rows = fitting.get(path) if stamp else None
         if not rows:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
 from voxloop.errors import UsageError, nearest
 from voxloop.records import Transcript, Utterance, UtteranceStatus
-from voxloop.review.warnings import WARNINGS, ReviewWarning, WarningKind, warnings_of
+from voxloop.review.warnings import LOW_CONFIDENCE, WARNINGS, ReviewWarning, WarningKind, warnings_of
 from voxloop.stores import catalog as tables
+from voxloop.stores import search
 from voxloop.transcripts import latest
 
 if TYPE_CHECKING:
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
     from voxloop.workspace import Workspace
 
 BATCH = 200  # utterances read at once while filtering
-FEW = 5000  # utterances between dates up to which sorting them is quicker than meeting them in the listing's order
+# Up to so many utterances between dates, or of a confidence, sorting them is quicker than meeting them in order.
+FEW = 5000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,7 +95,7 @@ def page(ws: Workspace, *, where: Filters = EVERYTHING, limit: int = 50, after: 
     """Utterances to review by priority, highest first; `after` is the cursor of the last page."""
     found: list[Item] = []
     with ws.read() as reader:
-        for item in walk(reader, where, after=after, batch=BATCH if where.sifts else limit + 1):
+        for item in walk(reader, where, after=after, batch=limit + 1):
             if len(found) == limit:
                 return Page(items=tuple(found), after=found[-1].cursor)
             found.append(item)
@@ -116,72 +118,95 @@ def walk(
 ) -> Iterator[Item]:
     """Items that match, by priority; read in batches, each from where the last one ended.
 
-    `also` are further conditions on the utterance table.
+    `batch` is how many are wanted at once. `also` are further conditions on the utterance table.
     """
     table = tables.utterance
     place = _place(after) if after else None
+    few, others = _few(reader, where)
     conditions = [*conditions_of(where), *also]
-    few = _are_few(reader, where)
     batch = min(batch, BATCH)
+    limit, seen, matched = batch, 0, 0
     while True:
         found: list[Utterance] = []
         if few:
-            ids = _sorted_ids(reader, where, also, place, limit=batch)
+            ids = _sorted_ids(reader, [*few, *others, *also], place, limit=limit)
             rows = {one.id: one for one in reader.all(Utterance, table.c.id.in_(ids))} if ids else {}
             found = [rows[id] for id in ids]
         else:
             for behind in _behind(place):
-                if len(found) < batch:
+                if len(found) < limit:
                     found += reader.all(
                         Utterance,
                         *conditions,
                         *behind,
                         order=(table.c.priority.desc(), table.c.id),
-                        limit=batch - len(found),
+                        limit=limit - len(found),
                     )
+        seen += len(found)
         for item in items_of(reader, found):
             if matches(item, where):
+                matched += 1
                 yield item
-        if len(found) < batch:
+        if len(found) < limit:
             return
         place = (found[-1].priority, found[-1].id)
+        limit = _next_limit(batch, seen, matched)
 
 
-def _dates(where: Filters) -> list[sa.ColumnElement[bool]]:
-    column = tables.utterance.c.ingested
-    dates = [column >= where.since] if where.since is not None else []
-    return dates + ([column < where.until] if where.until is not None else [])
+def _next_limit(batch: int, seen: int, matched: int) -> int:
+    """Utterances to read so that about as many match as are wanted still: each costs as much as one shown."""
+    wanted = batch - matched % batch
+    return min(BATCH, int(1.1 * wanted * seen / matched) + 4) if matched else BATCH
 
 
-def _are_few(reader: Reader, where: Filters) -> bool:
-    """Whether dates leave so few utterances that they are sorted, rather than found on a way through all in order."""
-    dates = _dates(where)
-    if not dates:
-        return False
-    some = sa.select(tables.utterance.c.ingested).where(*dates).limit(FEW + 1).subquery()
-    return int(reader.connection.execute(sa.select(sa.func.count()).select_from(some)).scalar_one()) <= FEW
+def _few(reader: Reader, where: Filters) -> tuple[list[sa.ColumnElement[bool]], list[sa.ColumnElement[bool]]]:
+    """Conditions with an index of their own that so few utterances fulfil that these are sorted, and the other ones.
+
+    None where too many do: they are found on a way through all in the order of the listing.
+    """
+    table = tables.utterance
+    if where.contains:
+        numbers = search.few(reader.connection, where.contains)
+        if numbers is not None:
+            text = tables.transcript.alias()
+            said = search.among(text.c.number, numbers), search.holds(text.c.text, where.contains)
+            found = table.c.id.in_(sa.select(text.c.utterance).where(*said))
+            return [found], _conditions(replace(where, contains=None), indexed=False)
+    for column, least, most, below in (
+        (table.c.ingested, where.since, None, where.until),
+        (table.c.confidence, where.min_confidence, where.max_confidence, None),
+    ):
+        conditions = _between(column, least, most, below)
+        if conditions:
+            some = sa.select(column).where(*conditions).limit(FEW + 1).subquery()
+            if reader.connection.execute(sa.select(sa.func.count()).select_from(some)).scalar_one() <= FEW:
+                return conditions, _conditions(where, indexed=False)
+    return [], []
+
+
+def _between(
+    column: sa.ColumnElement[float], least: float | None, most: float | None, below: float | None
+) -> list[sa.ColumnElement[bool]]:
+    found = [column >= least] if least is not None else []
+    found += [column <= most] if most is not None else []
+    return found + ([column < below] if below is not None else [])
 
 
 def _sorted_ids(
-    reader: Reader,
-    where: Filters,
-    also: Sequence[sa.ColumnElement[bool]],
-    place: tuple[float, str] | None,
-    *,
-    limit: int,
+    reader: Reader, conditions: Sequence[sa.ColumnElement[bool]], place: tuple[float, str] | None, *, limit: int
 ) -> list[str]:
-    """The next ids between the dates of a filter that few fall between, in the order of the listing.
+    """The next ids of those that fulfil conditions, in the order of the listing.
 
     Without statistics SQLite prefers any index of an equality or of the order to that
-    of the dates. So the columns of the other conditions stand in expressions here,
-    for which there is no index, but which that of the dates holds.
+    of what few utterances fulfil. So the columns of all other conditions stand in
+    expressions here, for which there is no index.
     """
     table = tables.utterance
     priority = table.c.priority + 0.0
     behind = []
     if place is not None:
         behind = [sa.or_(priority < place[0], sa.and_(priority == place[0], table.c.id.concat("") > place[1]))]
-    statement = sa.select(table.c.id).where(*_dates(where), *_conditions(where, indexed=False), *also, *behind)
+    statement = sa.select(table.c.id).where(*conditions, *behind)
     return list(reader.connection.execute(statement.order_by(priority.desc(), table.c.id).limit(limit)).scalars())
 
 
@@ -202,44 +227,27 @@ def _place(cursor: str) -> tuple[float, str]:
         raise UsageError(f"after is {cursor!r}: needed is the cursor that the last page gave") from error
 
 
-def machine_confidence() -> sa.ScalarSelect[float | None]:
-    """The confidence of an utterance's newest machine text, for a statement over the utterance table."""
-    text = tables.transcript.alias()
-    return (
-        sa.select(text.c.confidence)
-        .where(text.c.utterance == tables.utterance.c.id, text.c.kind.in_(("clean", "hypothesis")))
-        .order_by(text.c.kind, text.c.created.desc(), text.c.id.desc())  # clean before hypothesis
-        .limit(1)
-        .correlate(tables.utterance)
-        .scalar_subquery()
-    )
-
-
 def conditions_of(where: Filters) -> list[sa.ColumnElement[bool]]:
     """What the database judges of the filters on a way in the order of the listing; `matches` judges the rest."""
-    column = tables.utterance.c.ingested + 0.0  # in an expression, so that no index of it is preferred to the order's
-    dates = [column >= where.since] if where.since is not None else []
-    dates += [column < where.until] if where.until is not None else []
-    return [*_conditions(where), *dates]
+    return _conditions(where)
 
 
 def _conditions(where: Filters, *, indexed: bool = True) -> list[sa.ColumnElement[bool]]:
-    """As `conditions_of`, without the dates; unless `indexed` in a form that no index is used for."""
+    """As `conditions_of`; unless `indexed` in a form that no index is used for."""
     table = tables.utterance
     found: list[sa.ColumnElement[bool]] = []
     for name in ("status", "speaker", "language"):
         value = getattr(where, name)
         if value is not None:
             found.append((table.c[name] if indexed else table.c[name].concat("")) == value)
-    if where.min_confidence is not None:
-        found.append(machine_confidence() >= where.min_confidence)
-    if where.max_confidence is not None:
-        found.append(machine_confidence() <= where.max_confidence)
-    if where.contains and where.contains.isascii():
-        # Beyond ASCII SQLite's lower() leaves letters as they are; a superset is enough here.
+    # In expressions, so that no index of theirs is preferred to the order's.
+    found += _between(table.c.ingested + 0.0, where.since, None, where.until)
+    found += _between(table.c.confidence + 0.0, where.min_confidence, where.max_confidence, None)
+    if where.warning == "low confidence":
+        found.append(table.c.confidence + 0.0 < LOW_CONFIDENCE)
+    if where.contains:
         text = tables.transcript.alias()
-        holds = sa.func.lower(text.c.text).contains(where.contains.lower(), autoescape=True)
-        found.append(sa.exists().where(text.c.utterance == table.c.id, holds))
+        found.append(sa.exists().where(text.c.utterance == table.c.id, search.holds(text.c.text, where.contains)))
     return found
 
 

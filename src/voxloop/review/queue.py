@@ -13,7 +13,7 @@ from ulid import ULID
 from voxloop import similarity
 from voxloop.errors import UsageError
 from voxloop.records import Utterance
-from voxloop.review.items import EVERYTHING, Filters, Item, conditions_of, item_of, machine_confidence, walk
+from voxloop.review.items import EVERYTHING, Filters, Item, conditions_of, item_of, walk
 from voxloop.stores import catalog as tables
 from voxloop.stores.catalog import now_s
 
@@ -177,7 +177,7 @@ def prioritise(ws: Workspace) -> Ranking:
     table = tables.utterance
     with ws.read() as reader:
         rows = reader.connection.execute(
-            sa.select(table.c.id, table.c.priority, machine_confidence()).where(table.c.status == "transcribed")
+            sa.select(table.c.id, table.c.priority, table.c.confidence).where(table.c.status == "transcribed")
         ).all()
         reviewed = _reviewed(reader)
         known = list(reader.connection.execute(sa.select(table.c.id).where(table.c.status == "reviewed")).scalars())

@@ -144,7 +144,8 @@ def _about_sound(utterance: Utterance) -> list[ReviewWarning]:
 def repetition(text: str) -> str:
     """What a text repeats, for a person; empty where it does not."""
     words = text.casefold().split()
-    for width in range(1, 9):
+    repeats = len(words) - len(set(words)) >= PHRASE_REPEATS - 1  # else no phrase can be there so often
+    for width in range(1, 9) if repeats else ():
         times = REPEATS if width == 1 else PHRASE_REPEATS
         for start in range(len(words) - width * times + 1):
             phrase = words[start : start + width]

@@ -21,6 +21,8 @@ from transformers import (
 )
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
+from voxloop.starter.spelling import byte_symbols
+
 END: Final = 256
 START: Final = 257
 PREVIOUS: Final = 261
@@ -38,13 +40,6 @@ SPECIAL: Final = (
 """Ids 256 to 263, in the order of Whisper's own English vocabulary. There are no time stamps and no languages."""
 
 MAX_TOKENS: Final = 224  # target positions: at most 220 characters
-
-
-def byte_symbols() -> list[str]:
-    """GPT-2's printable stand-ins for the 256 bytes, in its order (openai/gpt-2, src/encoder.py)."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    shifted = iter(range(256, 512))
-    return [chr(byte) if byte in printable else chr(next(shifted)) for byte in range(256)]
 
 
 def save_processor(folder: Path) -> None:

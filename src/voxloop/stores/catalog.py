@@ -12,7 +12,7 @@ import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import fields
 from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -37,6 +37,7 @@ from voxloop.records import (
     Utterance,
     Word,
 )
+from voxloop.stores import search
 
 NAMING = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -75,7 +76,7 @@ recording = sa.Table(
     _created(),
     sa.Column("source", sa.String, nullable=False),
     sa.Column("name", sa.String, nullable=False),
-    sa.Column("samples", sa.BigInteger, nullable=False, index=True),  # summed from the index
+    sa.Column("samples", sa.BigInteger, nullable=False),
     sa.Column("speaker", sa.String),
     sa.Column("language", sa.String),
     sa.Column("consent", sa.String),
@@ -83,6 +84,8 @@ recording = sa.Table(
     sa.Column("text", sa.Text),
     sa.Column("segments", sa.JSON),
     sa.Column("quality", sa.JSON),
+    # Listed and summed from. It grows at its end: a further index in random order costs an ingest a page for each row.
+    sa.Index("ix_recording_created_samples", "created", "samples"),
 )
 
 # Which recording a file held when it was last read, so that an unchanged file is not decoded again.
@@ -95,6 +98,8 @@ source_file = sa.Table(
     sa.Column("mtime_ns", sa.BigInteger, nullable=False),
     sa.Column("recording", sa.ForeignKey("recording.id", ondelete="CASCADE"), nullable=False, index=True),
 )
+
+_LISTED = (sa.text("priority DESC"), "id", "ingested", "confidence")
 
 utterance = sa.Table(
     "utterance",
@@ -111,14 +116,21 @@ utterance = sa.Table(
     sa.Column("priority", sa.Double, nullable=False, default=0.0),
     # `created` of its recording, here so that an index can hold both; written by `Writer.add`, no part of the record.
     sa.Column("ingested", sa.Double, nullable=False, server_default="0"),
-    # Each page of a listing is read off one of these in order, whatever the number of utterances; between dates, too.
-    sa.Index("ix_utterance_listed", sa.text("priority DESC"), "id", "ingested"),
-    sa.Index("ix_utterance_status_listed", "status", sa.text("priority DESC"), "id", "ingested"),
-    sa.Index("ix_utterance_speaker_listed", "speaker", sa.text("priority DESC"), "id", "ingested"),
-    sa.Index("ix_utterance_language_listed", "language", sa.text("priority DESC"), "id", "ingested"),
-    # A page between dates that few utterances fall between is picked and sorted from this one.
+    # How sure the machine is of its text (`machine_confidence`), here for the same reason and written there, too.
+    sa.Column("confidence", sa.Double),
+    # Each page of a listing is read off one of these in order, whatever the number of utterances; what is judged on
+    # the way, dates and confidence, stands in them.
+    sa.Index("ix_utterance_listed", *_LISTED),
+    sa.Index("ix_utterance_status_listed", "status", *_LISTED),
+    sa.Index("ix_utterance_speaker_listed", "speaker", *_LISTED),
+    sa.Index("ix_utterance_language_listed", "language", *_LISTED),
+    # A page between dates, or of a confidence, that few utterances have is picked and sorted from one of these.
+    sa.Index("ix_utterance_ingested_listed", "ingested", "status", "speaker", "language", *_LISTED[:2], "confidence"),
     sa.Index(
-        "ix_utterance_ingested_listed", "ingested", "status", "speaker", "language", sa.text("priority DESC"), "id"
+        "ix_utterance_confidence_listed",
+        *("confidence", "status", "speaker", "language", *_LISTED[:2], "ingested"),
+        sqlite_where=sa.text("confidence IS NOT NULL"),
+        postgresql_where=sa.text("confidence IS NOT NULL"),
     ),
     sa.Index("ix_utterance_status", "status"),  # counted from: a tenth of the size of the others
 )
@@ -139,9 +151,29 @@ transcript = sa.Table(
     sa.Column("no_speech", sa.Double),
     sa.Column("guards", sa.JSON),
     sa.Column("temperature", sa.Double),
+    # Its place in the index of texts (`stores.search`), given by a trigger of SQLite; no part of the record.
+    sa.Column("number", sa.BigInteger),
+    sa.Index("ix_transcript_number", "number", unique=True),
     sa.Index("ix_transcript_utterance_kind_created", "utterance", "kind", "created"),
     sa.Index("ix_transcript_kind", "kind"),
 )
+
+
+MACHINE_TEXTS = ("clean", "hypothesis")  # in this order, of which the first that there is counts
+
+
+def machine_confidence() -> sa.ScalarSelect[float | None]:
+    """The confidence of an utterance's newest machine text, for a statement over the utterance table."""
+    text = transcript.alias()
+    return (
+        sa.select(text.c.confidence)
+        .where(text.c.utterance == utterance.c.id, sa.or_(*(text.c.kind == kind for kind in MACHINE_TEXTS)))
+        .order_by(text.c.kind, text.c.created.desc(), text.c.id.desc())
+        .limit(1)
+        .correlate(utterance)
+        .scalar_subquery()
+    )
+
 
 dataset = sa.Table(
     "dataset",
@@ -244,7 +276,7 @@ event = sa.Table(
     sa.Column("id", sa.String, nullable=False, unique=True),
     _created(),
     sa.Column("type", sa.String, nullable=False, index=True),
-    sa.Column("subject", sa.String, nullable=False, index=True),
+    sa.Column("subject", sa.String, nullable=False),
     sa.Column("payload", sa.JSON, nullable=False),
     # Published to the bus; a flag, since PostgreSQL commits out of order and a cursor would skip rows.
     sa.Column("published", sa.Boolean, nullable=False, default=False),
@@ -331,6 +363,8 @@ removal = sa.Table(
     sa.Column("finished", sa.Double),
 )
 
+MANY = 500  # keys asked for in one statement, below every database's limit
+
 Record = Recording | Utterance | Transcript | Dataset | Run | Model | Evaluation | Promotion
 R = TypeVar("R", Recording, Utterance, Transcript, Dataset, Run, Model, Evaluation, Promotion)
 
@@ -344,17 +378,32 @@ TABLES: dict[type[Any], sa.Table] = {
     Evaluation: evaluation,
     Promotion: promotion,
 }
+FIELDS = {kind: tuple(field.name for field in fields(kind)) for kind in TABLES}
 
 
 def to_row(record: Record) -> dict[str, Any]:
-    """A record as the values of its table's columns."""
-    return asdict(record)
+    """A record as the values of its table's columns: `dataclasses.asdict`, but nothing that JSON takes is copied."""
+    row: dict[str, Any] = _plain(record)
+    return row
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(one) for one in value]
+    if hasattr(value, "__dataclass_fields__"):
+        return {name: _plain(getattr(value, name)) for name in value.__dataclass_fields__}
+    return value
 
 
 def to_record(kind: type[R], row: sa.Row[Any] | sa.RowMapping) -> R:
     """A row of `kind`'s table as its record."""
     mapping = row if isinstance(row, sa.RowMapping) else row._mapping
-    values = {f.name: mapping[f.name] for f in fields(kind)}
+    return _record(kind, [mapping[name] for name in FIELDS[kind]])
+
+
+def _record(kind: type[R], row: Iterable[Any]) -> R:
+    """A record from the values of its fields in their order."""
+    values = dict(zip(FIELDS[kind], row, strict=True))
     if values.get("quality") is not None:
         values["quality"] = Quality(**values["quality"])
     if kind is Recording:
@@ -371,22 +420,40 @@ def to_event(row: sa.Row[Any]) -> Event:
 
 
 def insert_new(connection: sa.Connection, table: sa.Table, rows: Sequence[dict[str, Any]]) -> int:
-    """Insert the rows whose primary or unique key is not there yet; the number inserted."""
-    return len(insert_keys(connection, table, rows, next(iter(table.primary_key.columns))))
+    """Insert the rows whose primary or unique key is not there yet; the number inserted. All rows have the same keys.
+
+    Prepared once and run row by row. SQLite copies every page that a statement of many rows touches, so that it
+    can undo half of it (https://sqlite.org/tempfiles.html, 2.3): with random keys that is as much as is written.
+    """
+    if not rows:
+        return 0
+    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    statement = insert(table).on_conflict_do_nothing().execution_options(preserve_rowcount=True)
+    return int(connection.execute(statement, list(rows)).rowcount)
 
 
 def insert_keys(
-    connection: sa.Connection, table: sa.Table, rows: Sequence[dict[str, Any]], column: sa.Column[Any]
+    connection: sa.Connection, table: sa.Table, rows: Sequence[dict[str, Any]], key: sa.Column[Any]
 ) -> list[Any]:
-    """As `insert_new`; the values of `column` in the rows inserted. All rows have the same keys.
+    """As `insert_new`, of rows that have the unique `key`; its values in the rows inserted."""
+    if connection.dialect.name == "postgresql":  # where others insert meanwhile
+        statement = postgresql.insert(table).on_conflict_do_nothing().returning(key)
+        return list(connection.execute(statement, list(rows)).scalars()) if rows else []
+    keys = list(dict.fromkeys(row[key.name] for row in rows))
+    there: set[Any] = set()
+    for start in range(0, len(keys), MANY):
+        found = sa.select(key).where(key.in_(keys[start : start + MANY]))
+        there.update(connection.execute(found).scalars())
+    insert_new(connection, table, [row for row in rows if row[key.name] not in there])
+    return [one for one in keys if one not in there]
 
-    Sent to the database many rows at a time: one by one costs a third of an ingest of short files.
-    """
-    if not rows:
-        return []
-    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    statement = insert(table).on_conflict_do_nothing().returning(column)
-    return list(connection.execute(statement, list(rows)).scalars())
+
+def _records(kind: type[R], where: Sequence[sa.ColumnElement[bool]], order: Any, limit: int | None) -> sa.Select[Any]:
+    """The rows of records, their fields in order."""
+    table = TABLES[kind]
+    default = (table.c.created, table.c.id) if "created" in table.c else (table.c.id,)
+    by = default if order is None else order if isinstance(order, tuple) else (order,)
+    return sa.select(*(table.c[name] for name in FIELDS[kind])).where(*where).limit(limit).order_by(*by)
 
 
 class Reader:
@@ -428,18 +495,14 @@ class Reader:
         self, kind: type[R], *where: sa.ColumnElement[bool], order: Any = None, limit: int | None = None
     ) -> list[R]:
         """Records matching the conditions, oldest first unless ordered otherwise."""
-        return list(self.iterate(kind, *where, order=order, limit=limit))
+        return [_record(kind, row) for row in self.connection.execute(_records(kind, where, order, limit)).all()]
 
     def iterate(
         self, kind: type[R], *where: sa.ColumnElement[bool], order: Any = None, limit: int | None = None
     ) -> Iterator[R]:
         """As `all`, streaming."""
-        table = TABLES[kind]
-        statement = sa.select(table).where(*where).limit(limit)
-        default = (table.c.created, table.c.id) if "created" in table.c else (table.c.id,)
-        statement = statement.order_by(*(default if order is None else order if isinstance(order, tuple) else (order,)))
-        for row in self.connection.execute(statement):
-            yield to_record(kind, row)
+        for row in self.connection.execute(_records(kind, where, order, limit)):
+            yield _record(kind, row)
 
     def count(self, kind: type[R], *where: sa.ColumnElement[bool]) -> int:
         statement = sa.select(sa.func.count()).select_from(TABLES[kind]).where(*where)
@@ -478,18 +541,25 @@ class Writer(Reader):
             if kind is Utterance:
                 self._date(rows)
             inserted += insert_new(self.connection, TABLES[kind], rows)
+            if kind is Transcript:
+                self._rate({row["utterance"] for row in rows if row["kind"] in MACHINE_TEXTS})
         return inserted
 
     def _date(self, utterances: Sequence[dict[str, Any]]) -> None:
         """Write into rows of utterances when their recordings came in."""
         ids = list({row["recording"] for row in utterances})
         created: dict[str, float] = {}
-        for start in range(0, len(ids), 500):
-            part = recording.c.id.in_(ids[start : start + 500])
+        for start in range(0, len(ids), MANY):
+            part = recording.c.id.in_(ids[start : start + MANY])
             found = self.connection.execute(sa.select(recording.c.id, recording.c.created).where(part))
             created.update((row.id, row.created) for row in found)
         for row in utterances:
             row["ingested"] = created.get(row["recording"], 0.0)  # without a recording it will not be taken
+
+    def _rate(self, utterances: Iterable[str]) -> None:
+        """Write beside utterances how sure the machine is of the text that it has for them now."""
+        if rated := [{"rated": id} for id in sorted(utterances)]:
+            self.connection.execute(RATE, rated)
 
     def change(self, kind: type[Record], ids: str | Iterable[str], **values: Any) -> int:
         """Set columns of the records with these ids; the number changed."""
@@ -498,6 +568,13 @@ class Writer(Reader):
         for id in [ids] if isinstance(ids, str) else list(ids):
             changed += self.connection.execute(sa.update(table).where(table.c.id == id).values(**values)).rowcount
         return changed
+
+
+RATE = (
+    sa.update(utterance)
+    .where(utterance.c.id == sa.bindparam("rated"), utterance.c.confidence.is_distinct_from(machine_confidence()))
+    .values(confidence=machine_confidence())
+)
 
 
 # What SQLite and PostgreSQL (53100 disk_full) say of a database that cannot be used, and what to do.
@@ -519,7 +596,7 @@ class Catalog:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.engine = sa.create_engine(url, json_serializer=_dumps)
+        self.engine = sa.create_engine(url, json_serializer=_dumps, json_deserializer=_loads)
         if self.engine.dialect.name == "sqlite":
             sa.event.listen(self.engine, "connect", _on_connect)
             sa.event.listen(self.engine, "begin", _on_begin)
@@ -572,8 +649,8 @@ class Catalog:
         """Overwrite what deleted rows leave behind in the file; False where others hold the catalog just now.
 
         SQLite keeps deleted content in free pages and in the write-ahead log until
-        both are rewritten (https://sqlite.org/lang_vacuum.html). PostgreSQL's own
-        vacuum does that.
+        both are rewritten (https://sqlite.org/lang_vacuum.html), and in the index of
+        texts until its parts are merged. PostgreSQL's own vacuum does that.
         """
         if self.engine.dialect.name != "sqlite":
             return True
@@ -581,6 +658,7 @@ class Catalog:
         try:
             cursor = raw.cursor()
             try:
+                cursor.execute(search.FORGET)
                 cursor.execute("VACUUM")
                 busy = cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
             except sqlite3.OperationalError as error:
@@ -614,13 +692,31 @@ class Catalog:
         self.engine.dispose()
 
 
+PRAGMAS = (
+    "busy_timeout=60000",  # ms
+    "journal_mode=wal",
+    "synchronous=normal",
+    "foreign_keys=on",
+    # Keys are hashes, so that each row changes pages of its own all over its indexes. The log gathers many of them
+    # before they are written to their places, each once, and the upper levels of the trees stay in memory.
+    "wal_autocheckpoint=16000",  # pages: 64 MB, SQLite's own is 4 MB
+    "cache_size=-16000",  # kB, SQLite's own is 2,000
+)
+
+
 def _dumps(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
+def _loads(text: str) -> Any:
+    # Most of what is read is nothing: words of texts whose words were not timed.
+    return [] if text == "[]" else None if text == "null" else json.loads(text)
+
+
 def _on_connect(connection: Any, _: Any) -> None:
     connection.isolation_level = None  # SQLAlchemy says BEGIN itself, in _on_begin
-    for pragma in ("busy_timeout=60000", "journal_mode=wal", "synchronous=normal", "foreign_keys=on"):
+    connection.create_function("casefold", 1, str.casefold, deterministic=True)  # its own lower() knows ASCII alone
+    for pragma in PRAGMAS:
         connection.execute(f"pragma {pragma}")
 
 

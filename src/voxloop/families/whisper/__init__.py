@@ -10,8 +10,11 @@ Whisper folder that stock transformers loads.
     network.py     encoder and decoder at any length, loading
     output.py      the loss behind the output layer
     reading.py     prompt, batches, guards, words: what both engines do alike
-    recogniser.py  the torch engine
+    words.py       words and their times, of tokens with theirs
+    recogniser.py  the torch engine, with timing.py: when each token was said
     ctranslate.py  the CTranslate2 engine, and conversion for it
+
+What reads with CTranslate2 imports no transformers, which takes longer than the text of a short file.
 
 Letters in shapes: `B` batch, `F` mel channels, `T` mel frames, `U` label tokens.
 """
@@ -26,18 +29,24 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from voxloop.errors import ModelError, TrainingError
+from voxloop.errors import ModelError, TrainingError, first_line
 from voxloop.families.contract import Trainable
 from voxloop.families.whisper import ctranslate
-from voxloop.families.whisper.ctranslate import CTranslateRecogniser
-from voxloop.families.whisper.features import HOP, AudioContext, features_of, mel_filters, padded_frames
-from voxloop.families.whisper.network import CONTEXT_KEY, first_line, load
+from voxloop.families.whisper.features import (
+    CONTEXT_KEY,
+    HOP,
+    AudioContext,
+    features_of,
+    mel_filters,
+    padded_frames,
+)
 from voxloop.families.whisper.reading import Vocabulary, vocabulary
-from voxloop.families.whisper.recogniser import WhisperRecogniser
 from voxloop.records import SAMPLE_RATE
 
 if TYPE_CHECKING:
     from voxloop.families.contract import Waveform
+    from voxloop.families.whisper.ctranslate import CTranslateRecogniser
+    from voxloop.families.whisper.recogniser import WhisperRecogniser
 
 
 class Whisper:
@@ -53,12 +62,15 @@ class Whisper:
         """Whether what `convert` wrote is whole."""
         return ctranslate.intact(converted)
 
-    def load_converted(self, folder: str | Path, converted: Path, *, device: str = "cpu") -> CTranslateRecogniser:
-        """Open a saved model in the form that `convert` made of it. Raises ModelError with the remedy."""
-        return ctranslate.load(folder, converted, device)
+    def load_converted(self, converted: Path, *, device: str = "cpu") -> CTranslateRecogniser:
+        """Open what `convert` made of a saved model. Raises ModelError with the remedy."""
+        return ctranslate.load(converted, device)
 
     def load(self, folder: str | Path, *, device: str = "cpu", dtype: str = "float32") -> WhisperRecogniser:
         """Open a folder or Hub id. Raises ModelError with the remedy."""
+        from voxloop.families.whisper.network import load
+        from voxloop.families.whisper.recogniser import WhisperRecogniser
+
         model, processor = load(folder, getattr(torch, dtype))
         try:
             model = model.to(device)
@@ -71,6 +83,8 @@ class Whisper:
 
     def open_for_training(self, folder: str | Path, *, audio_context: AudioContext) -> Trainable:
         """Open a folder or Hub id for training, float32 on the CPU; its config remembers the audio context."""
+        from voxloop.families.whisper.network import load
+
         model, processor = load(folder, torch.float32)
         extra = {
             "vocabulary": vocabulary(model.config, model.generation_config, processor),
@@ -83,6 +97,8 @@ class Whisper:
 
     def recogniser(self, trainable: Trainable, model: torch.nn.Module) -> WhisperRecogniser:
         """The model as it is now, half-way through training; LoRA adapters stay in it."""
+        from voxloop.families.whisper.recogniser import WhisperRecogniser
+
         given: Any = model
         inner = given.get_base_model() if hasattr(given, "get_base_model") else given
         return WhisperRecogniser(inner, trainable.processor)

@@ -9,31 +9,48 @@ Letters in shapes: `B` batch, `F` mel channels, `T` mel frames, `E` encoder posi
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
+import re
+import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from transformers import AutoConfig, GenerationConfig, WhisperConfig, WhisperProcessor
 
-from voxloop.errors import ModelError
+from voxloop.errors import ModelError, first_line
 from voxloop.families.contract import Decoding
-from voxloop.families.whisper.features import AudioContext, features_of, frames_in
-from voxloop.families.whisper.network import CONTEXT_KEY, first_line
-from voxloop.families.whisper.reading import Draft, Reader, pick, vocabulary
-from voxloop.families.whisper.timing import POSITION_SAMPLES, alignment_heads
+from voxloop.families.whisper.features import (
+    CONTEXT_KEY,
+    FULL_FRAMES,
+    POSITION_SAMPLES,
+    AudioContext,
+    features_of,
+    frames_in,
+    mel_filters,
+)
+from voxloop.families.whisper.reading import Config, Draft, Reader, Vocabulary, pick, vocabulary
 from voxloop.records import SAMPLE_RATE
 
 if TYPE_CHECKING:
+    from transformers import GenerationConfig, WhisperConfig, WhisperProcessor
+
     from voxloop.families.contract import Waveform
 
-MANIFEST = "voxloop.json"  # in a converted folder: what it was made of, and the hashes of its files
+MANIFEST = "voxloop.json"  # in a converted folder: all that is read of the model beside its files, and their hashes
+FORMAT = 2  # of that; what has another one is converted anew
+FILTERS = "mel_filters.npy"
+TIME_STAMP = re.compile(r"<\|\d+\.\d+\|>")
+M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # glibc, malloc.h; mallopt(3)
+KEPT_BYTES = 1 << 30  # free memory that is kept, at most
 WORKERS = 4  # batches decoded side by side on a CPU, at most
 LOGITS_BYTES = 512 << 20  # of all steps of these batches: each token's probability is read off them
+ONE_WINDOW = (FULL_FRAMES // 2) ** 2  # places of the encoder's attention at 30 s, for each head
 LOOK_AHEAD = 8  # tokens read at once while sampling: as many of them are kept as were drawn like that
 
 
@@ -55,7 +72,10 @@ def library() -> Any:
 def convert(folder: str | Path, target: Path, compute_type: str) -> None:
     """Write the CTranslate2 form of a saved Whisper folder into `target`, which faster-whisper opens as well."""
     ctranslate2 = library()
+    from safetensors import SafetensorError
     from transformers.utils import logging as transformers_logging
+
+    from voxloop.families.whisper.timing import alignment_heads
 
     transformers_logging.disable_progress_bar()
 
@@ -82,12 +102,16 @@ def convert(folder: str | Path, target: Path, compute_type: str) -> None:
     (target / "config.json").write_text(json.dumps(told, indent=2) + "\n")
     processor.tokenizer.save_pretrained(target)
     processor.feature_extractor.save_pretrained(target)
+    np.save(target / FILTERS, mel_filters(processor).numpy())
     manifest = {
-        "format": 1,
+        "format": FORMAT,
         "engine": "ctranslate2",
         "version": ctranslate2.__version__,
         "compute_type": compute_type,
-        "audio_context": getattr(config, CONTEXT_KEY, "full"),
+        "config": {name: getattr(config, name) for name in get_type_hints(Config)}
+        | {CONTEXT_KEY: getattr(config, CONTEXT_KEY, "full")},
+        "vocabulary": asdict(known),
+        "suppressed": list(generation.suppress_tokens or []),
         "files": {path.name: _sha256(path) for path in sorted(target.iterdir()) if path.name != MANIFEST},
     }
     (target / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
@@ -96,8 +120,13 @@ def convert(folder: str | Path, target: Path, compute_type: str) -> None:
 def intact(target: Path) -> bool:
     """Whether a converted folder is whole: every file of its manifest has the hash that it was written with."""
     try:
-        files = json.loads((target / MANIFEST).read_text())["files"]
-        return bool(files) and all(_sha256(target / name) == hash for name, hash in files.items())
+        manifest = json.loads((target / MANIFEST).read_text())
+        files = manifest["files"]
+        return (
+            bool(files)
+            and manifest["format"] == FORMAT
+            and all(_sha256(target / name) == hash for name, hash in files.items())
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
@@ -109,6 +138,8 @@ def _sha256(path: Path) -> str:
 
 def _described(folder: str | Path) -> tuple[WhisperConfig, GenerationConfig, WhisperProcessor]:
     """All of a saved model but its weights."""
+    from transformers import AutoConfig, GenerationConfig, WhisperProcessor
+
     name = str(folder)
     return (
         AutoConfig.from_pretrained(name),
@@ -120,44 +151,93 @@ def _described(folder: str | Path) -> tuple[WhisperConfig, GenerationConfig, Whi
 # Recognition ---------------------------------------------------------------------------------------------------------
 
 
-def load(folder: str | Path, converted: Path, device: str) -> CTranslateRecogniser:
+class Spelling:
+    """The tokenizer of a converted model, without transformers, whose import takes longer than a short file's text."""
+
+    def __init__(self, file: Path) -> None:
+        from tokenizers import Tokenizer
+
+        self._tokenizer = Tokenizer.from_file(str(file))
+        self.added_tokens_decoder: dict[int, Any] = self._tokenizer.get_added_tokens_decoder()
+
+    def batch_decode(self, texts: Sequence[Sequence[int]], *, skip_special_tokens: bool) -> list[str]:
+        """Texts without time stamps, as transformers' WhisperTokenizer writes them."""
+        written = self._tokenizer.decode_batch([list(one) for one in texts], skip_special_tokens=skip_special_tokens)
+        return [TIME_STAMP.sub("", one) for one in written]
+
+    def convert_ids_to_tokens(self, token: int) -> str | None:
+        found: str | None = self._tokenizer.id_to_token(token)
+        return found
+
+
+def load(converted: Path, device: str) -> CTranslateRecogniser:
     """Open what `convert` made of `folder`. Raises ModelError with the remedy."""
     ctranslate2 = library()
     kind, _, index = device.partition(":")
     try:
-        compute_type = json.loads((converted / MANIFEST).read_text())["compute_type"]
+        told = json.loads((converted / MANIFEST).read_text())
+        compute_type = told["compute_type"]
         possible = ctranslate2.get_supported_compute_types(kind, int(index or 0))
         if compute_type not in possible:
             raise ModelError(
                 f"CTranslate2 cannot compute in {compute_type} on {device}: "
                 f"set `compute_type` to one of {', '.join(sorted(possible))}"
             )
-        # As many threads as torch was given: its own default is four, however many cores there are.
+        if kind == "cpu":
+            keep_memory()
+        # As many threads in all as torch was given: its own default is four, however many cores there are. Side by side
+        # first, since clips of unlike length make small batches, which threads wait in more than they work.
+        threads = torch.get_num_threads()
+        workers = min(threads, WORKERS) if kind == "cpu" else 1
         model = ctranslate2.models.Whisper(
             str(converted),
             device=kind,
             device_index=int(index or 0),
             compute_type=compute_type,
-            intra_threads=torch.get_num_threads(),
-            # Clips of unlike length make small batches, which threads wait in more than they work.
-            inter_threads=min(torch.get_num_threads(), WORKERS) if kind == "cpu" else 1,
+            inter_threads=workers,
+            intra_threads=max(1, threads // workers),
         )
-        return CTranslateRecogniser(model, *_described(folder))
+        return CTranslateRecogniser(
+            model,
+            SimpleNamespace(**told["config"]),
+            Vocabulary(**told["vocabulary"]),
+            Spelling(converted / "tokenizer.json"),
+            torch.from_numpy(np.load(converted / FILTERS)),
+            told["suppressed"],
+        )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise ModelError(
             f"CTranslate2 cannot load {converted} on {device}: {first_line(error)}; set `engine` to torch to go without"
         ) from error
 
 
+def keep_memory() -> None:
+    """Have this process keep the memory that it frees, up to 1 GiB, where its memory is glibc's.
+
+    By default glibc gives every large tensor back to the system, which zeroes it page by page before it is had again,
+    and what threads keep of it has places of 64 MiB at most: a quarter of the time of encoding 30 s (docs/log.md).
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt:
+        for parameter, value in ((M_ARENA_MAX, 1), (M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, KEPT_BYTES)):
+            mallopt(parameter, value)
+
+
 class CTranslateRecogniser(Reader):
     """A converted Whisper model; states are CTranslate2's StorageView (B, E, D), and there is no mask."""
 
     def __init__(
-        self, model: Any, config: WhisperConfig, generation: GenerationConfig, processor: WhisperProcessor
+        self,
+        model: Any,
+        config: Config,
+        vocabulary: Vocabulary,
+        tokenizer: Spelling,
+        filters: torch.Tensor,
+        suppressed: list[int],
     ) -> None:
-        super().__init__(config, generation, processor)
+        super().__init__(config, vocabulary, tokenizer, filters)
         self.model = model
-        self.suppressed: list[int] = list(generation.suppress_tokens or [])
+        self.suppressed = suppressed
 
     @property
     def _at_once(self) -> int:
@@ -171,10 +251,17 @@ class CTranslateRecogniser(Reader):
 
     def _encode(self, clips: Sequence[Waveform], context: AudioContext) -> tuple[Any, None]:
         features, _ = features_of(clips, context, self.filters, "cpu")
-        given = _view(features.numpy())
+        given = features.numpy()
+        positions = given.shape[-1] // 2
         # CTranslate2 tells states (B, E, D) from features (B, F, T) by the middle: clips of E = F positions, which are
         # 1.6 s at 80 channels, would be encoded twice. They stay features, and it encodes them where it needs them.
-        return (given if features.shape[-1] // 2 == self.config.num_mel_bins else self.model.encode(given)), None
+        if positions == self.config.num_mel_bins:
+            return _view(given), None
+        # The attention that CTranslate2 writes out, (B, heads, E, E), is no larger than one clip of 30 s makes it: the
+        # encoder is not faster with several of them. On a GPU states would have to come back to be joined.
+        few = max(1, ONE_WINDOW // positions**2) if self.model.device == "cpu" else len(clips)
+        parts = [self.model.encode(_view(given[first : first + few])) for first in range(0, len(clips), few)]
+        return (parts[0] if len(parts) == 1 else _view(np.concatenate([_array(part) for part in parts]))), None
 
     def _means(self, states: Any, positions: Sequence[int]) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
         found = _array(self.model.encode(states) if states.shape[1] == self.config.num_mel_bins else states)

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
-from transformers import WhisperProcessor
 
 from voxloop.errors import ModelError
 from voxloop.records import MAX_UTTERANCE_SAMPLES, SAMPLE_RATE
 
 if TYPE_CHECKING:
+    from transformers import WhisperProcessor
+
     from voxloop.families.contract import Waveform
 
 HOP = 160  # samples per mel frame: 10 ms
@@ -26,7 +27,8 @@ FULL_FRAMES = MAX_UTTERANCE_SAMPLES // HOP  # 3,000 mel frames: the 30 s that st
 # issue 5 measured WER 318 without and 19 with a margin, and advises at least 32 positions.
 MARGIN_S = 0.64
 MARGIN_SAMPLES = round(MARGIN_S * SAMPLE_RATE)
-
+POSITION_SAMPLES = 2 * HOP  # samples per encoder position: 20 ms
+CONTEXT_KEY = "voxloop_audio_context"  # in config.json: how the model was tuned; absent means full
 
 AudioContext = Literal["trimmed", "full"]
 

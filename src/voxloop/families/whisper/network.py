@@ -20,11 +20,10 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 from transformers.models.whisper.modeling_whisper import WhisperDecoderLayer, WhisperEncoder, WhisperModel
 
-from voxloop.errors import ModelError
+from voxloop.errors import ModelError, first_line
 from voxloop.families.whisper.output import cross_entropy
 
 NO_LABEL = -100  # what labels are padded with
-CONTEXT_KEY = "voxloop_audio_context"  # in config.json: how the model was tuned; absent means full
 
 
 def position_mask(attention_mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -210,7 +209,3 @@ def _unreachable(name: str, local: bool, error: BaseException) -> str:
         f"model {name!r} is neither a folder here nor could it be had from the Hugging Face Hub "
         f"({first_line(error)}): check the name and the network, or give a local folder, or use `starter`"
     )
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -13,23 +13,24 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 import torch
-from transformers import GenerationConfig, WhisperConfig, WhisperProcessor
 
 from voxloop.errors import ModelError, UsageError, nearest
 from voxloop.families.contract import Decoding, Guards, Hypothesis
-from voxloop.families.whisper.features import HOP, AudioContext, frames_in, mel_filters
-from voxloop.families.whisper.network import CONTEXT_KEY
-from voxloop.families.whisper.timing import without_silence, words_of
+from voxloop.families.whisper.features import CONTEXT_KEY, HOP, AudioContext, frames_in
+from voxloop.families.whisper.words import without_silence, words_of
 from voxloop.records import MAX_UTTERANCE_SAMPLES, SAMPLE_RATE, Guard, Word, seconds
 
 if TYPE_CHECKING:
+    from transformers import GenerationConfig, WhisperConfig, WhisperProcessor
+
     from voxloop.families.contract import Waveform
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 # Nobody speaks faster than this, also where a token is one letter: what is longer is a loop.
 TOKENS_PER_S = 25
@@ -114,17 +115,38 @@ class Draft:
         return sum(math.log(max(chance, 1e-30)) for chance in self.chances) / max(1, len(self.chances))
 
 
+class Config(Protocol):
+    """What is to be known of a model's config.json; `voxloop_audio_context` may be there as well."""
+
+    d_model: int
+    max_target_positions: int
+    median_filter_width: int
+    num_mel_bins: int
+    vocab_size: int
+
+
+class Tokenizer(Protocol):
+    """What turns tokens into text: transformers' tokenizer can."""
+
+    added_tokens_decoder: Any
+    """The tokens that are no text, and perhaps others that were added."""
+
+    def batch_decode(self, texts: Any, *, skip_special_tokens: bool) -> list[str]: ...
+
+    def convert_ids_to_tokens(self, token: int) -> Any: ...
+
+
 class Reader(ABC):
     """A Whisper model that turns speech into text, on some engine. Deterministic: the same batch gives the same text.
 
     What the encoder made of a batch, `states`, is the engine's own; its `mask` (B, T) is None where nothing is padded.
     """
 
-    def __init__(self, config: WhisperConfig, generation: GenerationConfig, processor: WhisperProcessor) -> None:
+    def __init__(self, config: Config, vocabulary: Vocabulary, tokenizer: Tokenizer, filters: torch.Tensor) -> None:
         self.config = config
-        self.processor = processor
-        self.filters = mel_filters(processor)
-        self.vocabulary = vocabulary(config, generation, processor)
+        self.vocabulary = vocabulary
+        self.tokenizer = tokenizer
+        self.filters = filters
         self._warned = False
 
     # What an engine does ---------------------------------------------------------------------------------------------
@@ -218,24 +240,27 @@ class Reader(ABC):
                     heard(seconds(sum(len(clips[index]) for index in batch)))
         return found
 
-    def _each(
-        self, decoded: Callable[[list[int]], list[Hypothesis]], batches: Sequence[list[int]]
-    ) -> Iterator[list[Hypothesis]]:
+    def _each(self, work: Callable[[list[int]], T], batches: Sequence[list[int]]) -> Iterator[T]:
+        """What becomes of each batch, in their order."""
         if min(self._at_once, len(batches)) <= 1:
-            yield from map(decoded, batches)
+            yield from map(work, batches)
             return
         with ThreadPoolExecutor(self._at_once) as pool:
-            yield from pool.map(decoded, batches)
+            yield from pool.map(work, batches)
 
     def embed(self, waveforms: Sequence[Waveform]) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
         """The mean of the encoder's states over each clip, its margin left out, as unit vectors (B, D)."""
         context = self.context("auto")
         vectors = np.zeros((len(waveforms), self.config.d_model), dtype=np.float32)
+
+        def heard(batch: list[int]) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+            clips = [waveforms[index] for index in batch]
+            states, _ = self._encode(clips, context)
+            return self._means(states, [max(1, len(clip) // (2 * HOP)) for clip in clips])
+
         with self._running():
-            for batch in self._batches(waveforms, context, Decoding().batch_seconds):
-                clips = [waveforms[index] for index in batch]
-                states, _ = self._encode(clips, context)
-                means = self._means(states, [max(1, len(clip) // (2 * HOP)) for clip in clips])
+            batches = list(self._batches(waveforms, context, Decoding().batch_seconds / self._at_once))
+            for batch, means in zip(batches, self._each(heard, batches), strict=True):
                 vectors[batch] = means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
         return vectors
 
@@ -304,10 +329,10 @@ class Reader(ABC):
         return min(most, room, int(TOKENS_PER_S * seconds(samples)) + SPARE_TOKENS)
 
     def _words(self, draft: Draft, times: Sequence[float], clip: Waveform, language: str) -> tuple[Word, ...]:
-        return without_silence(words_of(self.processor.tokenizer, *self._written(draft), times, language), clip)
+        return without_silence(words_of(self.tokenizer, *self._written(draft), times, language), clip)
 
     def _worded(self, drafts: list[Draft]) -> list[Draft]:
-        texts = self.processor.tokenizer.batch_decode([draft.tokens for draft in drafts], skip_special_tokens=True)
+        texts = self.tokenizer.batch_decode([draft.tokens for draft in drafts], skip_special_tokens=True)
         for draft, text in zip(drafts, texts, strict=True):
             draft.text = text.strip()
         return drafts

@@ -16,8 +16,8 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 from transformers.generation.utils import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutput
 
-from voxloop.families.whisper.features import AudioContext, features_of, frame_mask
-from voxloop.families.whisper.reading import Draft, Reader, pick
+from voxloop.families.whisper.features import AudioContext, features_of, frame_mask, mel_filters
+from voxloop.families.whisper.reading import Draft, Reader, pick, vocabulary
 from voxloop.families.whisper.timing import word_times
 
 if TYPE_CHECKING:
@@ -28,7 +28,8 @@ class WhisperRecogniser(Reader):
     """A Whisper model as transformers runs it, at any length, with padding masked."""
 
     def __init__(self, model: WhisperForConditionalGeneration, processor: WhisperProcessor) -> None:
-        super().__init__(model.config, model.generation_config, processor)
+        known = vocabulary(model.config, model.generation_config, processor)
+        super().__init__(model.config, known, processor.tokenizer, mel_filters(processor))
         self.model = model
 
     @contextmanager
