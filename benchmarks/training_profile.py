@@ -208,7 +208,8 @@ def described(found: dict[str, Any], precision: Precision) -> str:
     lines = [
         f"One step of full fine-tuning in {precision} at {SECONDS:g} s, {BATCH} clips, "
         f"{found['positions']} encoder positions and {found['tokens']} tokens: "
-        f"{step_ms:.0f} ms, {total_gflop:.0f} GFLOP, {total_gflop / step_ms * 1e3:.0f} GFLOP/s (medians of {TIMED} steps).",
+        f"{step_ms:.0f} ms, {total_gflop:.0f} GFLOP, {1e3 * total_gflop / step_ms:.0f} GFLOP/s "
+        f"(medians of {TIMED} steps).",
         "",
         "| part of the step | ms | share | GFLOP | GFLOP/s |",
         "|---|---|---|---|---|",
