@@ -183,11 +183,11 @@ def questions(ws: Workspace) -> dict[str, Callable[[], Any]]:
     return asked
 
 
-def timed(call: Callable[[], Any]) -> list[float]:
+def timed(call: Callable[[], Any], rounds: int) -> list[float]:
     """Milliseconds of each of some calls; the first, which fills the caches, is not counted."""
     call()
     found = []
-    for _ in range(REPEATS):
+    for _ in range(rounds):
         began = time.perf_counter()
         call()
         found.append((time.perf_counter() - began) * 1000)
@@ -209,10 +209,10 @@ def _peak_mb() -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
 
 
-def measured(folder: Path, size: int) -> dict[str, list[float]]:
+def measured(folder: Path, size: int, rounds: int) -> dict[str, list[float]]:
     """Milliseconds of every question, of the build and of ingesting a file, and megabytes of the build."""
     with open_loop(folder) as ws:
-        found = {name: timed(call) for name, call in questions(ws).items()}
+        found = {name: timed(call, rounds) for name, call in questions(ws).items()}
         for name, ms in found.items():
             print(f"{size:>9,}  {name:40} {median(ms):9.2f} ms", flush=True)
     command = [sys.executable, "-m", "benchmarks.growth", str(folder)]
@@ -257,7 +257,7 @@ def main(arguments: Sequence[str]) -> None:
             if not folder.exists():
                 with open_loop(folder, create=True) as ws:
                     fill(ws, size)
-            found = measured(folder, size)
+            found = measured(folder, size, given.rounds)
         given.out.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"machine": machine(), "size": size, "found": found}, indent=2)
         (given.out / f"growth-{size}.json").write_text(text + "\n")

@@ -154,32 +154,31 @@ class _Candidates:
 class _Part(NamedTuple):
     """Utterances of one recording and speaker that have the same split, or none: they are placed together."""
 
-    id: str
     recording: str
     speaker: str | None
     split: Split | None
+
+    @property
+    def id(self) -> _Part:
+        """What it is told from the others by: all of it, which takes no memory."""
+        return self
 
 
 class _Belonging:
     """Which split each candidate belongs to, and which may not enter it."""
 
     def __init__(self, candidates: Iterable[Candidate], ratios: Ratios, sessions: Mapping[str, str | None]) -> None:
-        parts: dict[tuple[str, str | None, Split | None], _Part] = {}
-        clips: Counter[str] = Counter()
+        clips: Counter[_Part] = Counter()
+        names: dict[str | None, str | None] = {}  # each speaker's once: there are many recordings of one
         for one in candidates:
-            key = one.recording, one.speaker, one.split
-            part = parts.get(key)
-            if part is None:
-                part = parts[key] = _Part(str(len(parts)), *key)
-            clips[part.id] += 1
-        found = assign_splits(list(parts.values()), ratios, sessions=sessions, clips=clips)
-        self._split = {key: found.get(part.id) for key, part in parts.items()}
+            clips[_Part(one.recording, names.setdefault(one.speaker, one.speaker), one.split)] += 1
+        self._split = assign_splits(list(clips), ratios, sessions=sessions, clips=clips)
         self._strictest: dict[str, Split] = {}  # of what enters of each recording
         self.torn = False  # parts of one recording enter several splits
 
     def of(self, candidate: Candidate) -> Split | None:
         """None: it joins speakers who are in different splits already."""
-        return self._split[candidate.recording, candidate.speaker, candidate.split]
+        return self._split.get(_Part(candidate.recording, candidate.speaker, candidate.split))
 
     def cannot_enter(self, candidate: Candidate) -> tuple[str, str]:
         """Why not, if so."""

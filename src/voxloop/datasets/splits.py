@@ -10,19 +10,23 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Protocol, TypeVar
 
 from voxloop.records import SPLITS, Split
 
 Ratios = tuple[float, float, float]
 
 
-class Placed(Protocol):
+Id = TypeVar("Id", bound=Hashable)
+IdOf = TypeVar("IdOf", bound=Hashable, covariant=True)
+
+
+class Placed(Protocol[IdOf]):
     """What a split is found for: an utterance, or several of one recording and speaker that have one or none alike."""
 
     @property
-    def id(self) -> str: ...
+    def id(self) -> IdOf: ...
     @property
     def recording(self) -> str: ...
     @property
@@ -46,12 +50,12 @@ def split_at(place: float, ratios: Ratios) -> Split:
 
 
 def assign_splits(
-    utterances: Sequence[Placed],
+    utterances: Sequence[Placed[Id]],
     ratios: Ratios,
     *,
     sessions: Mapping[str, str | None],
-    clips: Mapping[str, int] | None = None,
-) -> dict[str, Split]:
+    clips: Mapping[Id, int] | None = None,
+) -> dict[Id, Split]:
     """The split of each utterance, by its id. `clips` says how many each stands for; None: they are single ones.
 
     One that has a split keeps it, and what belongs to the same group follows it.
@@ -61,13 +65,12 @@ def assign_splits(
     are in different splits already.
     """
     wanted = {split for split, share in zip(SPLITS, ratios, strict=True) if share > 0}
-    groups = _speaker_groups(utterances)
-    groupings: list[Callable[[Placed], str]] = [
-        lambda u: groups[u.recording],
+    groupings: list[Callable[[Placed[Id]], str]] = [
+        _speaker_groups(utterances),
         lambda u: f"session {sessions.get(u.recording)}" if sessions.get(u.recording) else f"recording {u.recording}",
         lambda u: f"recording {u.recording}",
     ]
-    assigned: dict[str, Split] = {}
+    assigned: dict[Id, Split] = {}
     for number, group_of in enumerate(groupings):
         assigned = _by_group(utterances, group_of, ratios, by_speaker=number == 0)
         if set(assigned.values()) >= wanted:
@@ -75,32 +78,37 @@ def assign_splits(
     return _fill(utterances, assigned, ratios, wanted, clips or {})
 
 
-def _speaker_groups(utterances: Sequence[Placed]) -> dict[str, str]:
-    """For each recording the name of its group: speakers and recordings that hang together are one.
+def _speaker_groups(utterances: Sequence[Placed[Id]]) -> Callable[[Placed[Id]], str]:
+    """Names the group of an utterance: speakers who hang together by their recordings are one, with these.
 
     Found by disjoint sets with path halving (R. E. Tarjan and J. van Leeuwen, 1984).
     """
     parent: dict[str, str] = {}
+    heard: dict[str, str] = {}  # a speaker of each recording
 
-    def root(node: str) -> str:
-        parent.setdefault(node, node)
-        while parent[node] != node:
-            parent[node] = parent[parent[node]]
-            node = parent[node]
-        return node
+    def root(speaker: str) -> str:
+        parent.setdefault(speaker, speaker)
+        while parent[speaker] != speaker:
+            parent[speaker] = parent[parent[speaker]]
+            speaker = parent[speaker]
+        return speaker
 
     for utterance in utterances:
-        recording = root(f"recording {utterance.recording}")
         if utterance.speaker:
-            pair = recording, root(f"speaker {utterance.speaker}")
+            pair = root(utterance.speaker), root(heard.setdefault(utterance.recording, utterance.speaker))
             # The first speaker's name stands for the group, whichever utterance comes first.
-            parent[pair[0]] = parent[pair[1]] = min(pair, key=lambda node: (not node.startswith("speaker "), node))
-    return {utterance.recording: root(f"recording {utterance.recording}") for utterance in utterances}
+            parent[pair[0]] = parent[pair[1]] = min(pair)
+
+    def name(utterance: Placed[Id]) -> str:
+        speaker = heard.get(utterance.recording)
+        return f"recording {utterance.recording}" if speaker is None else f"speaker {root(speaker)}"
+
+    return name
 
 
 def _by_group(
-    utterances: Sequence[Placed], group_of: Callable[[Placed], str], ratios: Ratios, *, by_speaker: bool
-) -> dict[str, Split]:
+    utterances: Sequence[Placed[Id]], group_of: Callable[[Placed[Id]], str], ratios: Ratios, *, by_speaker: bool
+) -> dict[Id, Split]:
     of_group: dict[str, set[Split]] = {}
     of_recording: dict[str, set[Split]] = {}
     of_speaker: dict[str, set[Split]] = {}
@@ -118,7 +126,7 @@ def _by_group(
     for utterance in utterances if torn else ():
         if utterance.speaker and group_of(utterance) in torn:
             speakers.setdefault(utterance.recording, set()).add(utterance.speaker)
-    assigned: dict[str, Split] = {}
+    assigned: dict[Id, Split] = {}
     for utterance in utterances:
         group = group_of(utterance)
         before = of_group.get(group, set())
@@ -146,14 +154,14 @@ def strictest(splits: set[Split]) -> Split:
 
 
 def _fill(
-    utterances: Sequence[Placed],
-    assigned: dict[str, Split],
+    utterances: Sequence[Placed[Id]],
+    assigned: dict[Id, Split],
     ratios: Ratios,
     wanted: set[Split],
-    clips: Mapping[str, int],
-) -> dict[str, Split]:
+    clips: Mapping[Id, int],
+) -> dict[Id, Split]:
     """Give each empty split the free recording that lies nearest to it: with few recordings chance leaves gaps."""
-    parts: dict[str, list[str]] = {}  # ids of each recording's utterances
+    parts: dict[str, list[Id]] = {}  # ids of each recording's utterances
     for utterance in utterances:
         parts.setdefault(utterance.recording, []).append(utterance.id)
     settled = {utterance.recording for utterance in utterances if utterance.split}
