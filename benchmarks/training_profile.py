@@ -20,8 +20,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.training_sides import BATCH, PLAIN, Shape, batch_seconds, lay_out, write_noise
+from benchmarks.training_sides import BATCH, PLAIN, SHAPES, Shape, batch_seconds, lay_out, write_model, write_noise
 from voxloop.training import control
+from voxloop.training.recipes import Precision
 
 SECONDS: Final = 4.0
 WARM: Final = 3
@@ -149,9 +150,11 @@ def run(folder: Path) -> dict[str, Any]:
     trainer.get_batch_samples = after("data", trainer.get_batch_samples)
     trainer.accelerator.backward = before(ORDER[3], after("encoder, backward", trainer.accelerator.backward))
     trainer.add_callback(Marks())
-    ceilings = matmuls(shapes, whisper.config)
+    kind = torch.bfloat16 if session.precision == "bf16" else torch.float32
+    ceilings = matmuls(shapes, whisper.config, kind)
     trainer.train()
-    ceilings = {name: max(rate, ceilings.get(name, 0.0)) for name, rate in matmuls(shapes, whisper.config).items()}
+    again = matmuls(shapes, whisper.config, kind)
+    ceilings = {name: max(rate, ceilings.get(name, 0.0)) for name, rate in again.items()}
     timed = clock.steps[WARM : WARM + TIMED]
     return {
         "ms": {name: 1e3 * statistics.median(step.get(name, 0.0) for step in timed) for name in ORDER},
@@ -163,7 +166,7 @@ def run(folder: Path) -> dict[str, Any]:
     }
 
 
-def matmuls(rows: dict[str, int], config: Any) -> dict[str, float]:
+def matmuls(rows: dict[str, int], config: Any, kind: Any) -> dict[str, float]:
     """GFLOP/s of matrix products, the best of some tries: of the model's own sizes, and of large ones."""
     import torch
 
@@ -173,7 +176,7 @@ def matmuls(rows: dict[str, int], config: Any) -> dict[str, float]:
         sizes += [(n, d, d), (n, d, hidden), (n, hidden, d), (u, d, config.vocab_size)]
     found = {}
     for n, k, m in sizes:
-        left, right = torch.randn(n, k), torch.randn(k, m)
+        left, right = torch.randn(n, k).to(kind), torch.randn(k, m).to(kind)
         times = []
         for _ in range(REPEATS):
             began = time.perf_counter()
@@ -183,10 +186,11 @@ def matmuls(rows: dict[str, int], config: Any) -> dict[str, float]:
     return found
 
 
-def measure(folder: Path, threads: int) -> str:
-    """Markdown: the table of a step at 4 s, full fine-tuning."""
+def measure(folder: Path, threads: int, precision: Precision) -> str:
+    """Markdown: the table of a step at 4 s, full fine-tuning of whisper-tiny's shape."""
+    write_model(folder / "base", SHAPES["whisper-tiny"])
     manifest = write_noise(folder / "speech", SECONDS)
-    recipe = replace(PLAIN, max_steps=WARM + TIMED + 1, batch_seconds=batch_seconds(manifest))
+    recipe = replace(PLAIN, max_steps=WARM + TIMED + 1, batch_seconds=batch_seconds(manifest), precision=precision)
     lay_out(folder / "run", folder / "base", manifest, recipe, device="cpu", threads=threads)
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.training_profile", str(folder / "run")],
@@ -195,16 +199,17 @@ def measure(folder: Path, threads: int) -> str:
         env=control.environment(device="cpu", threads=threads),
         check=True,
     )
-    return described(json.loads(done.stdout.splitlines()[-1]))
+    return described(json.loads(done.stdout.splitlines()[-1]), precision)
 
 
-def described(found: dict[str, Any]) -> str:
+def described(found: dict[str, Any], precision: Precision) -> str:
     """Markdown of what `run` found."""
     total_gflop, step_ms = sum(found["gflop"].values()), found["step_ms"]
     lines = [
-        f"One step of full fine-tuning at {SECONDS:g} s, {BATCH} clips, {found['positions']} encoder positions and "
-        f"{found['tokens']} tokens: {step_ms:.0f} ms, {total_gflop:.0f} GFLOP, "
-        f"{total_gflop / step_ms * 1e3:.0f} GFLOP/s (medians of {TIMED} steps).",
+        f"One step of full fine-tuning in {precision} at {SECONDS:g} s, {BATCH} clips, "
+        f"{found['positions']} encoder positions and {found['tokens']} tokens: "
+        f"{step_ms:.0f} ms, {total_gflop:.0f} GFLOP, {1e3 * total_gflop / step_ms:.0f} GFLOP/s "
+        f"(medians of {TIMED} steps).",
         "",
         "| part of the step | ms | share | GFLOP | GFLOP/s |",
         "|---|---|---|---|---|",

@@ -24,7 +24,7 @@ from benchmarks.training_sides import BATCH, PLAIN, RATE, ours, peer, write_mani
 from voxloop import text
 from voxloop.starter import STARTER_DIR
 from voxloop.starter.measure import strings
-from voxloop.training.recipes import Recipe
+from voxloop.training.recipes import Precision, Recipe
 
 DATA: Final = Path(__file__).parents[2] / "shared" / "data"
 UNHEARD: Final = "theo"
@@ -36,6 +36,7 @@ SEEDS: Final = (1, 2, 3)
 TESTED: Final = 100  # single digits: hearing one at 30 s takes as long as 20 at its own length
 TESTED_STRINGS: Final = 50
 CONTEXTS: Final[dict[str, Literal["trimmed", "full"]]] = {"ours": "trimmed", "peer": "full"}
+PRECISIONS: Final[dict[str, Precision]] = {"ours": "fp32", "ours in bf16": "bf16"}
 
 Sounds = Sequence[np.ndarray[tuple[int], np.dtype[np.float32]]]
 
@@ -80,18 +81,21 @@ def _tuned(
     """What both sides' models make of what is tested, after training on the same clips."""
     sounds, texts = _speech(voice, seed)
     manifest = write_manifest(folder / f"speech-{seed}", sounds, texts)
-    recipe = replace(PLAIN, max_steps=UPDATES, learning_rate=LEARNING_RATE, seed=seed)
+    recipe = replace(PLAIN, max_steps=UPDATES, learning_rate=LEARNING_RATE, seed=seed, precision="fp32")
     budget_s = _budget(manifest, recipe, batches=-(-len(sounds) // BATCH))
-    mine = ours(folder / f"ours-{seed}", STARTER_DIR, manifest, recipe, budget_s=budget_s, threads=threads)
-    _finish(mine)
+    mine = {}
+    for name, precision in PRECISIONS.items():
+        place = folder / f"{name}-{seed}"
+        side = ours(
+            place, STARTER_DIR, manifest, replace(recipe, precision=precision), budget_s=budget_s, threads=threads
+        )
+        _finish(side)
+        mine[name] = _rates(side.folder / "final", CONTEXTS["ours"], heard)
     theirs = peer(folder / f"peer-{seed}", STARTER_DIR, manifest, recipe, threads=threads, save=True)
     _finish(theirs)
     for name in ("tokenizer.json", "tokenizer_config.json", "processor_config.json", "vocab.json", "merges.txt"):
         shutil.copy(STARTER_DIR / name, theirs.folder / "final" / name)
-    return {
-        "ours": _rates(mine.folder / "final", CONTEXTS["ours"], heard),
-        "peer": _rates(theirs.folder / "final", CONTEXTS["peer"], heard),
-    }
+    return mine | {"peer": _rates(theirs.folder / "final", CONTEXTS["peer"], heard)}
 
 
 def _finish(side: Any) -> None:
@@ -154,11 +158,12 @@ def _table(done: Sequence[dict[str, Any]]) -> tuple[list[Row], str]:
     before = next(found for found in done if found["seed"] is None)
     seeds = sorted((found for found in done if found["updates"] == UPDATES), key=lambda found: found["seed"])
     rows, lines = [], []
-    for name in before["peer"]:
-        mine, theirs = [found["ours"][name] for found in seeds], [found["peer"][name] for found in seeds]
+    for name, side in ((name, side) for name in before["peer"] for side in PRECISIONS):
+        mine, theirs = [found[side][name] for found in seeds], [found["peer"][name] for found in seeds]
+        bf16 = " in bf16" if PRECISIONS[side] == "bf16" else ""
         rows.append(
             paired(
-                f"starter, {UPDATES} updates on {UNHEARD}'s digits, {len(seeds)} seeds: word errors of {name}",
+                f"starter, {UPDATES} updates{bf16} on {UNHEARD}'s digits, {len(seeds)} seeds: word errors of {name}",
                 mine,
                 theirs,
                 unit="% (less is better)",
@@ -167,5 +172,5 @@ def _table(done: Sequence[dict[str, Any]]) -> tuple[list[Row], str]:
             )
         )
         pairs = ", ".join(f"{a:.1f} / {b:.1f}" for a, b in zip(mine, theirs, strict=True))
-        lines.append(f"- Word errors of {name} by seed, ours / peer, in percent: {pairs}.")
+        lines.append(f"- Word errors of {name} by seed, {side} / peer, in percent: {pairs}.")
     return rows, "\n".join(lines)

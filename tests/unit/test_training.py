@@ -24,7 +24,7 @@ from voxloop.recordings import ingest
 from voxloop.records import Dataset, Event, Model, Recording, Run
 from voxloop.stores import catalog as tables
 from voxloop.stores.catalog import to_event
-from voxloop.training import control, recipes, runs, trainer
+from voxloop.training import control, recipes, runs, session, trainer
 from voxloop.training.batches import Speech, read_rows
 from voxloop.training.files import LOOP_STATE, read_json
 from voxloop.training.session import Progress, Score, Session, StopFlag, TrainingConfig
@@ -277,18 +277,38 @@ class TestRun:
         with pytest.raises(SettingError, match="set precision=fp32"):
             trainer.run(folder, StopFlag())
 
-    def test_bf16_on_the_cpu_learns_and_says_that_it_is_slow(self, base: Path, tmp_path: Path) -> None:
+    def test_bf16_learns_and_says_where_it_is_slow(
+        self, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(session, "bf16_in_hardware", lambda on_gpu: False)
         steps = ("max_steps=30", "warmup_steps=5", "ctc_weight=0.1")
         exact = lay_out(tmp_path / "fp32", base, *steps)
         trainer.run(exact, StopFlag())
         rounded = lay_out(tmp_path / "bf16", base, *steps, "precision=bf16", data=exact / "data")
         outcome = trainer.run(rounded, StopFlag())
-        assert any("bf16 on the CPU" in note for note in outcome.notes)
+        assert any("mostly slower than precision=fp32" in note for note in outcome.notes)
         losses = [[line["loss"] for line in metrics(folder) if "loss" in line] for folder in (exact, rounded)]
         assert losses[0] != losses[1]
         assert losses[1][0] == pytest.approx(losses[0][0], rel=0.02)
         assert losses[1][-1] < 0.7 * losses[1][0]
         assert all(weight.dtype == torch.float32 for weight in weights(rounded / "final").values())
+
+    def test_auto_is_bf16_for_large_models_where_the_device_multiplies_it(
+        self, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        losses: dict[tuple[bool, bool], list[float]] = {}
+        data = None
+        for fast, large in ((False, True), (True, False), (True, True)):
+            monkeypatch.setattr(session, "bf16_in_hardware", lambda on_gpu, fast=fast: fast)
+            monkeypatch.setattr(session, "SMALL_MODEL", 0 if large else 1 << 40)
+            folder = lay_out(tmp_path / f"{fast}-{large}", base, "max_steps=2", "warmup_steps=0", data=data)
+            data = data or folder / "data"
+            outcome = trainer.run(folder, StopFlag())
+            assert any("precision=auto" in note for note in outcome.notes) == (fast and large)
+            losses[fast, large] = [line["loss"] for line in metrics(folder) if "loss" in line]
+        assert losses[False, True] == losses[True, False]  # fp32
+        assert losses[True, True] != losses[False, True]
+        assert losses[True, True] == pytest.approx(losses[False, True], rel=0.02)
 
     @pytest.mark.parametrize("method", ["full", "lora"])
     def test_gradient_checkpointing_changes_no_gradient(self, base: Path, tmp_path: Path, method: str) -> None:

@@ -11,7 +11,7 @@ from voxloop.errors import SettingError, nearest
 from voxloop.settings import meanings
 
 Method = Literal["full", "lora"]
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +55,9 @@ class Recipe:
     """Share of the probability spread over all tokens (arXiv:1512.00567)."""
     average: float = 0.0
     """Decay by step of the running average of the weights, which is what is kept; 0: the last weights themselves."""
-    precision: Precision = "fp32"
-    """Number format of the forward pass; weights stay in fp32. fp16 needs a GPU; bf16 is mostly slow without one."""
+    precision: Precision = "auto"
+    """Number format of the matrix products; weights stay in fp32. auto: bf16 where the device multiplies it faster
+    (GPUs since Ampere, CPUs with AMX) and the model has 20 million weights or more, else fp32. fp16 needs a GPU."""
     gradient_checkpointing: bool = False
     """Compute activations twice to hold fewer of them."""
     layer_decay: float = 1.0

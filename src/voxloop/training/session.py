@@ -27,7 +27,7 @@ from voxloop.training.ctc import Head
 from voxloop.training.ctc import classes as ctc_classes
 from voxloop.training.encoded import EncodedBatches
 from voxloop.training.files import BEST, CONFIG, read_json, sync, write_json
-from voxloop.training.recipes import Recipe
+from voxloop.training.recipes import SMALL_MODEL, Precision, Recipe
 
 if TYPE_CHECKING:
     from voxloop.families.contract import Recogniser, Waveform
@@ -169,6 +169,8 @@ class Session:
         self.stop = stop
         self.family: Family = family(config.family)
         self.trainable: Trainable = self.family.open_for_training(config.base, audio_context=recipe.audio_context)
+        self.on_gpu = _on_gpu(config.device)
+        self.precision = _precision(recipe.precision, self.on_gpu, self.trainable.model)
         self.started = time.monotonic()
         self.progress = progress
         self.before_s = progress.elapsed_s
@@ -177,6 +179,7 @@ class Session:
         self.train_speech = Speech([*rows, *earlier])
         self.noises = read_noises(folder / config.noise) if config.noise and recipe.noise_folder_share else []
         self._say_language()
+        self._say_precision()
         self.val = _val_rows(folder / config.val, recipe)
         self.val_speech = Speech(self.val)
         self.plan = self._plan(self._learnable(rows), recipe, self._learnable(earlier))
@@ -223,6 +226,13 @@ class Session:
         languages = Counter(hypothesis.language for hypothesis in heard if hypothesis.language)
         if languages:
             self.trainable.extra["language"] = languages.most_common(1)[0][0]
+
+    def _say_precision(self) -> None:
+        fast = bf16_in_hardware(on_gpu=self.on_gpu)
+        if self.recipe.precision == "auto" and self.precision == "bf16":
+            self.note("computed in bf16, which this device multiplies faster than fp32 (precision=auto)")
+        elif self.precision == "bf16" and not fast:
+            self.note("precision is bf16, which this device does not speed up: mostly slower than precision=fp32")
 
     def _learnable(self, rows: Sequence[Row]) -> list[Row]:
         limit = self.family.label_limit(self.trainable)
@@ -381,17 +391,40 @@ def _val_rows(manifest: Path, recipe: Recipe) -> list[Row]:
     return rows[::step]
 
 
+def _on_gpu(device: str) -> bool:
+    """Whether the run is on a GPU. Raises SettingError where one is asked for and there is none."""
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise SettingError(f"device is {device} and no GPU can be used here: set device=cpu")
+    return device != "cpu" and torch.cuda.is_available()
+
+
+def bf16_in_hardware(*, on_gpu: bool) -> bool:
+    """Whether the device multiplies bf16 matrices faster than fp32 ones."""
+    if on_gpu:
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    # Without AMX a CPU gains nothing or loses, even where it knows bf16: torch has no public question for it.
+    return bool(torch.cpu._is_amx_tile_supported())
+
+
+def _precision(asked: Precision, on_gpu: bool, model: torch.nn.Module) -> Precision:
+    """What `auto` is here. Raises SettingError for what the device cannot do."""
+    if asked == "fp16" and not on_gpu:
+        raise SettingError(
+            "precision is fp16 and the device is the CPU, where small gradients vanish in it: set precision=fp32"
+        )
+    if asked != "auto":
+        return asked
+    # The casts of a small model take longer than its products in fp32.
+    large = sum(weight.numel() for weight in model.parameters()) >= SMALL_MODEL
+    return "bf16" if large and bf16_in_hardware(on_gpu=on_gpu) else "fp32"
+
+
 def _prepare_weights(trainable: Trainable, recipe: Recipe) -> None:
     model = trainable.model
     if recipe.freeze_encoder:
         model.freeze_encoder()
-    tokens = model.get_input_embeddings()
     if recipe.freeze_embeddings:
-        tokens.weight.requires_grad_(False)
-    elif recipe.method == "full" and model.get_output_embeddings().weight is tokens.weight:
-        # The weight is the output layer's as well, whose gradient is dense: to it the few rows of the tokens that were
-        # read are added, in place, instead of a second tensor of the vocabulary's size that is all but empty.
-        tokens.sparse = True
+        model.get_input_embeddings().weight.requires_grad_(False)
     if recipe.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 

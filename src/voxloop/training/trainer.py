@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from transformers import PrinterCallback, Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
 
-from voxloop.errors import SettingError, TrainingError
+from voxloop.errors import TrainingError
 from voxloop.training import ctc, recipes
 from voxloop.training.batches import Collator, loader
 from voxloop.training.files import BEST, LOOP_STATE, METRICS, append_line, read_json, sync, write_json
@@ -86,13 +86,7 @@ class SpeechTrainer(Seq2SeqTrainer):  # type: ignore[misc]
         self.busy_s = 0.0  # evaluating or saving since the last line of metrics
         self.waited_s = 0.0  # for data, since then
         self.logged_s = session.elapsed_s
-        recipe, cuda = session.recipe, _on_gpu(session.config.device)
-        if recipe.precision == "fp16" and not cuda:
-            raise SettingError(
-                "precision is fp16 and the device is the CPU, where small gradients vanish in it: set precision=fp32"
-            )
-        if recipe.precision == "bf16" and not cuda:
-            session.note("precision is bf16 on the CPU: it learns as on a GPU, mostly slower than with fp32")
+        recipe, cuda = session.recipe, session.on_gpu
         args = Seq2SeqTrainingArguments(
             output_dir=str(session.folder),
             use_cpu=not cuda,
@@ -105,8 +99,8 @@ class SpeechTrainer(Seq2SeqTrainer):  # type: ignore[misc]
             adam_beta2=recipe.beta2,
             max_grad_norm=recipe.clip_norm,
             optim="adamw_torch_fused",
-            bf16=recipe.precision == "bf16",
-            fp16=recipe.precision == "fp16",
+            bf16=session.precision == "bf16",
+            fp16=session.precision == "fp16",
             seed=recipe.seed,
             save_strategy="no",
             logging_strategy="no",
@@ -206,7 +200,7 @@ class SpeechTrainer(Seq2SeqTrainer):  # type: ignore[misc]
 
     def _encoded(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """The batch after the encoder, in the number format that the decoder takes."""
-        session, kind = self.session, _AUTOCAST.get(self.session.recipe.precision)
+        session, kind = self.session, _AUTOCAST.get(self.session.precision)
         with torch.autocast(self.args.device.type, kind, enabled=kind is not None):
             inputs = session.family.encode(session.trainable, self._prepare_inputs(inputs))
         if kind is not None:
@@ -312,13 +306,6 @@ def _workers(recipe: Recipe, *, on_gpu: bool) -> int:
 def _metrics(score: Score) -> dict[str, float]:
     found = {"val_wer": score.wer, "val_cer": score.cer, "val_strings_wer": score.strings_wer}
     return {name: value for name, value in found.items() if value is not None}
-
-
-def _on_gpu(device: str) -> bool:
-    """Whether the run is on a GPU. Raises SettingError where one is asked for and there is none."""
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise SettingError(f"device is {device} and no GPU can be used here: set device=cpu")
-    return device != "cpu" and torch.cuda.is_available()
 
 
 def _sentence(line: dict[str, Any]) -> str:

@@ -57,7 +57,8 @@ def log_mel(
     filters = filters.to(device)
     # The reflected edge of a row is that of its own clip as well: both lie in the zeros of the padding.
     spectrum = torch.stft(samples, FFT, HOP, window=torch.hann_window(FFT, device=device), return_complex=True)
-    power = filters @ spectrum[..., :-1].abs().square().contiguous()
+    real, imaginary = spectrum[..., :-1].real, spectrum[..., :-1].imag
+    power = filters @ real.square().addcmul_(imaginary, imaginary)  # abs() would take the root for its square
     levels = power.clamp_(min=1e-10).log10_()
     inside = frame_mask(torch.tensor(frames, device=levels.device), longest)[:, None]
     peak = levels.masked_fill(~inside, -10.0).amax(dim=(1, 2), keepdim=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn import functional
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
@@ -33,6 +34,37 @@ def position_mask(attention_mask: torch.Tensor, dtype: torch.dtype) -> torch.Ten
     outside = attention_mask[:, ::2] == 0
     mask = torch.zeros(outside.shape, dtype=dtype, device=outside.device)
     return mask.masked_fill(outside, torch.finfo(dtype).min)[:, None, None, :]
+
+
+class CastingLayerNorm(nn.LayerNorm):
+    """Layer norm whose result has the autocast type, so that it is cast once and not by each projection behind it."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        kind, normed = input.device.type, super().forward(input)
+        return normed.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else normed
+
+
+class TokenEmbedding(nn.Embedding):
+    """The lookup of tokens, whose few rows are added to the weight's gradient in place.
+
+    The weight is the output layer's as well, whose gradient is dense and, in a small model, the largest tensor of a
+    step; autograd adds the two, even where one is sparse, in a third tensor of that size. The rows go into
+    `weight.grad` alone: `torch.autograd.grad` does not return them.
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if not (self.weight.requires_grad and torch.is_grad_enabled()):
+            return super().forward(input)
+        found = functional.embedding(input, self.weight.detach()).requires_grad_()
+        found.register_hook(lambda gradient: self._add(input, gradient))  # type: ignore[no-untyped-call]
+        return found
+
+    @torch.no_grad()
+    def _add(self, tokens: torch.Tensor, gradient: torch.Tensor) -> None:
+        if self.weight.grad is None:
+            self.weight.grad = torch.zeros_like(self.weight)
+        learnt = tokens != self.padding_idx
+        self.weight.grad.index_add_(0, tokens[learnt], gradient[learnt].to(self.weight.dtype))
 
 
 class LengthAwareEncoder(WhisperEncoder):  # type: ignore[misc]
@@ -122,6 +154,10 @@ def length_aware(model: WhisperForConditionalGeneration) -> WhisperForConditiona
     model.model.encoder.__class__ = LengthAwareEncoder
     for layer in model.model.decoder.layers:
         layer.__class__ = LengthAwareDecoderLayer
+    for part in model.modules():
+        if type(part) is nn.LayerNorm:
+            part.__class__ = CastingLayerNorm
+    model.model.decoder.embed_tokens.__class__ = TokenEmbedding
     return model
 
 

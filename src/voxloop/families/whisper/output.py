@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
-from torch.nn import functional
 
 CPU_BYTES = 64 << 20  # of logits at once: more are done in parts, each of which goes through the whole gradient
 GPU_BYTES = 1 << 30
+CAST_BYTES = 8 << 20  # of weights in autocast's type at once; autocast itself would cast and keep all of them
 
 
 def cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, answers: torch.Tensor, smoothing: float) -> torch.Tensor:
@@ -33,21 +33,29 @@ class _CrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, answers: torch.Tensor, smoothing: float
     ) -> torch.Tensor:
+        device = hidden.device.type
+        kind = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
         at_once = max(1, (GPU_BYTES if hidden.is_cuda else CPU_BYTES) // (4 * len(weight)))
+        pieces = _pieces(weight, kind)
         total = torch.zeros((), device=hidden.device)
-        by_hidden: list[torch.Tensor] = []
-        by_weight: torch.Tensor | None = None
-        for begin in range(0, len(hidden), at_once):
-            states, right = hidden[begin : begin + at_once], answers[begin : begin + at_once, None]
-            logits = functional.linear(states, weight).float()
-            loss, gradient = _in_place(logits, right, smoothing)
-            total += loss
-            if ctx.needs_input_grad[0]:
-                by_hidden.append(gradient @ weight)
-            if ctx.needs_input_grad[1]:
-                part = (gradient.T @ states).to(weight.dtype)
-                by_weight = part if by_weight is None else by_weight.add_(part)
-        ctx.by_hidden = torch.cat(by_hidden).to(hidden.dtype) if by_hidden else None
+        by_hidden = torch.empty_like(hidden, dtype=torch.float32) if ctx.needs_input_grad[0] else None
+        by_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
+        with torch.autocast(device, enabled=False):
+            for begin in range(0, len(hidden), at_once):
+                tokens = slice(begin, begin + at_once)
+                states = hidden[tokens].to(kind)
+                logits = hidden.new_empty((len(states), len(weight)), dtype=torch.float32)
+                for piece in pieces:
+                    _multiply(states, weight[piece].to(kind).T, logits[:, piece])
+                loss, gradient = _in_place(logits, answers[tokens, None], smoothing)
+                total += loss
+                for piece in pieces:
+                    part = gradient[:, piece].to(kind)
+                    if by_hidden is not None:
+                        _multiply(part, weight[piece].to(kind), by_hidden[tokens], add=piece.start > 0)
+                    if by_weight is not None:
+                        _multiply(part.T, states, by_weight[piece], add=begin > 0)
+        ctx.by_hidden = None if by_hidden is None else by_hidden.to(hidden.dtype)
         ctx.by_weight = by_weight
         return total
 
@@ -61,6 +69,22 @@ class _CrossEntropy(torch.autograd.Function):
             if gradient is not None:
                 gradient.mul_(scale)
         return by_hidden, by_weight, None, None
+
+
+def _pieces(weight: torch.Tensor, kind: torch.dtype) -> list[slice]:
+    """Rows of the weight (V, D) that are used together."""
+    rows = len(weight) if weight.is_cuda or weight.dtype == kind else max(1, CAST_BYTES // (2 * weight.shape[1]))
+    return [slice(begin, begin + rows) for begin in range(0, len(weight), rows)]
+
+
+def _multiply(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor, *, add: bool = False) -> None:
+    """The matrix product into `out`, whatever its type, or added to what it holds."""
+    if out.dtype == left.dtype:
+        out.addmm_(left, right, beta=int(add))
+    elif add:
+        out.add_(left @ right)
+    else:
+        out.copy_(left @ right)
 
 
 def _in_place(logits: torch.Tensor, right: torch.Tensor, smoothing: float) -> tuple[torch.Tensor, torch.Tensor]:
