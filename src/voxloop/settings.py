@@ -27,6 +27,11 @@ PREFIX = "VOXLOOP_"
 ENGINES = ("torch", "ctranslate2", "auto")
 COMPUTE_TYPES = ("int8", "int8_float32", "int8_float16", "int8_bfloat16", "int16", "float16", "bfloat16", "float32")
 
+# For processes that compute; read once, when torch loads its OpenMP. A thread that waits by spinning costs the others
+# of a shared machine their core: transcribing was 20 times slower beside another busy process. One that sleeps at once
+# is woken for every operation: a training step took a fifth longer. So GNU's spins for some 0.2 ms (docs/log.md).
+THREADS_WAIT = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "4000"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:

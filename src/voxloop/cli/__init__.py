@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from voxloop import __version__
 from voxloop.cli import datasets, evaluation, keep, models, recipes, review, runs, speech, work
 from voxloop.errors import UsageError, VoxloopError
+from voxloop.settings import THREADS_WAIT
 
 
 class _Commands(TyperGroup):
@@ -83,7 +84,6 @@ keep.register(app)
 
 def main() -> None:
     """The console script."""
-    # Read once, when torch loads its OpenMP. A thread that waits by spinning costs the others of a shared machine their
-    # core: transcribing was 20 times slower beside another busy process (docs/log.md).
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    for name, value in THREADS_WAIT.items():
+        os.environ.setdefault(name, value)
     app()

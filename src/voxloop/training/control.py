@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from voxloop.errors import TrainingError
+from voxloop.settings import THREADS_WAIT
 from voxloop.training import locks
 from voxloop.training.files import CONFIG, LOG, METRICS, STATUS, TRAINING, read_json
 
@@ -117,8 +118,7 @@ def environment(*, device: str, threads: int) -> dict[str, str]:
     """What the child finds in its environment."""
     found = os.environ | {
         "OMP_NUM_THREADS": str(threads or os.cpu_count() or 1),
-        # Threads that wait must not spin: beside any other busy process, spinning made a step 29 times slower.
-        "OMP_WAIT_POLICY": "PASSIVE",
+        **THREADS_WAIT,
         # The memory of a step is kept for the next one. By default glibc gives every large tensor back to the system,
         # which zeroes it page by page before the next step has it again: a fifth of the time (docs/log.md).
         "MALLOC_MMAP_THRESHOLD_": str(1 << 32),
