@@ -31,8 +31,8 @@ def state(workspace: Path) -> dict[str, Any]:
 
         return {
             "recording": rows(tables.recording, "created", "source"),
-            "utterance": rows(tables.utterance, "priority", "ingested"),
-            "transcript": rows(tables.transcript, "created", "confidence", "words"),
+            "utterance": rows(tables.utterance, "priority", "ingested", "confidence"),
+            "transcript": rows(tables.transcript, "created", "number", "confidence", "words"),
             "events": rows(tables.event, "seq", "created"),
             "jobs": rows(tables.job, "created", "token", "run_at", "attempts", "finished", "error"),
             "vectors": rows(tables.vector, "values"),
