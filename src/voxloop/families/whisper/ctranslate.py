@@ -171,7 +171,7 @@ class Spelling:
 
 
 def load(converted: Path, device: str) -> CTranslateRecogniser:
-    """Open what `convert` made of `folder`. Raises ModelError with the remedy."""
+    """Open what `convert` made of a saved model. Raises ModelError with the remedy."""
     ctranslate2 = library()
     kind, _, index = device.partition(":")
     try:

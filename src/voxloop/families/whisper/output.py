@@ -63,7 +63,7 @@ class _CrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, scale: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None, None]:
         by_hidden, by_weight = ctx.by_hidden, ctx.by_weight
-        # Nobody else may hold the weight's: to it the gradient of the token embedding, the same weight, is added.
+        # Nobody else may hold the weight's, or autograd copies it: it becomes `weight.grad` as it is.
         del ctx.by_hidden, ctx.by_weight
         for gradient in (by_hidden, by_weight):
             if gradient is not None:
