@@ -120,10 +120,9 @@ def each_exclusion(ws: Workspace, dataset: str, *, reason: str | None = None) ->
 
 def _lines(ws: Workspace, key: str) -> Iterator[bytes]:
     """The lines of a blob, some of it in memory at a time."""
-    size = ws.blobs.size(key)
-    rest = ws.blobs.get(key) if size is None else b""  # raises BlobError: it is not there
-    for start in range(0, size or 0, PART):
-        *lines, rest = (rest + ws.blobs.get(key, start, min(start + PART, size or 0))).split(b"\n")
+    rest = b""
+    for part in ws.blobs.parts(key, PART):
+        *lines, rest = (rest + part).split(b"\n")
         yield from lines
     if rest:
         yield rest

@@ -62,8 +62,8 @@ def _audio_fault(ws: Workspace, recording: Recording) -> str | None:
     if found != size:
         return f"its audio has {found} bytes instead of {size}"
     try:
-        for start in range(audio.WAV_HEADER_BYTES, size, READ):
-            digest.update(ws.blobs.get(key, start, min(start + READ, size)))
+        for part in ws.blobs.parts(key, READ, start=audio.WAV_HEADER_BYTES):
+            digest.update(part)
         head = ws.blobs.get(key, 0, audio.WAV_HEADER_BYTES)
     except BlobError as error:
         return f"its audio cannot be read to its end: {error}"
@@ -275,9 +275,8 @@ def _file_fault(ws: Workspace, key: str, expected: str) -> str | None:
 def blob_hash(ws: Workspace, key: str) -> str:
     """`sha256-<hex>` of a blob, read piece by piece."""
     digest = hashlib.sha256()
-    size = ws.blobs.size(key) or 0
-    for start in range(0, size, READ):
-        digest.update(ws.blobs.get(key, start, min(start + READ, size)))
+    for part in ws.blobs.parts(key, READ):
+        digest.update(part)
     return f"sha256-{digest.hexdigest()}"
 
 

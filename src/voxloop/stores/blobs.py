@@ -99,6 +99,14 @@ class Blobs:
         except BaseError as error:
             raise BlobError(f"reading blob {key} from {self.url} failed: {_said(error)}") from error
 
+    def parts(self, key: str, at_once: int, *, start: int = 0) -> Iterator[bytes]:
+        """The bytes of a blob from `start` on, so many at a time. Raises BlobError where it is not there."""
+        size = self.size(key)
+        if size is None:
+            raise BlobError(f"blob {key} is not in {self.url}: it was removed or never written")
+        for begin in range(start, size, at_once):
+            yield self.get(key, begin, min(begin + at_once, size))
+
     def exists(self, key: str) -> bool:
         return self.size(key) is not None
 
