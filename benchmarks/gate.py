@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from voxloop.comparison import judge
-from voxloop.evaluation import Scored
 from voxloop.settings import Settings
+from voxloop.steps.evaluation import Scored
+from voxloop.steps.gate.comparison import judge
 
 SETTINGS = Settings()
 LOOP_WORDS = 12  # words that a model inserts where it falls into a loop

@@ -14,11 +14,11 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from voxloop import datasets, evaluation, training
 from voxloop.pipeline import open_loop
-from voxloop.recordings import ingest
 from voxloop.records import Recording
-from voxloop.utterances import segment
+from voxloop.steps import datasets, evaluation, training
+from voxloop.steps.recordings import ingest
+from voxloop.steps.utterances import segment
 from voxloop.workspace import Workspace
 
 CLIPS = 50  # learnt from

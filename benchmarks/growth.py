@@ -29,12 +29,12 @@ import sqlalchemy as sa
 from benchmarks import growth_page, results
 from benchmarks.ingest import small_files
 from benchmarks.side_by_side import Row, machine, rows_table, write
-from voxloop import datasets, review
 from voxloop.pipeline import open_loop
-from voxloop.recordings import ingest
 from voxloop.records import Quality, Recording, Transcript, Utterance, utterance_id
-from voxloop.review import Filters
 from voxloop.status import status
+from voxloop.steps import datasets, review
+from voxloop.steps.recordings import ingest
+from voxloop.steps.review import Filters
 from voxloop.stores import catalog as tables
 from voxloop.stores.catalog import to_row
 from voxloop.workspace import Workspace

@@ -31,10 +31,10 @@ import soundfile
 
 from benchmarks import results
 from benchmarks.side_by_side import Row, machine, paired, rows_table, write
-from voxloop import audio
 from voxloop.pipeline import open_loop
-from voxloop.recordings import IngestProgress, ingest, read_audio
 from voxloop.records import Recording
+from voxloop.speech import audio
+from voxloop.steps.recordings import IngestProgress, ingest, read_audio
 
 SPEECH = Path(__file__).parents[1] / "demo" / "speech"
 FILES = 500

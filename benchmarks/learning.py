@@ -32,16 +32,18 @@ import numpy as np
 
 from benchmarks import results
 from benchmarks.side_by_side import machine
-from voxloop import datasets, text, training, transcripts
-from voxloop.audio import decode
+from voxloop import models
+from voxloop.automation.worker import work
 from voxloop.pipeline import open_loop
-from voxloop.recordings import ingest
 from voxloop.records import Model
+from voxloop.speech import text
+from voxloop.speech.audio import decode
 from voxloop.starter import STARTER_DIR
 from voxloop.starter.corpus import Clip
 from voxloop.starter.measure import strings
-from voxloop.training import recipes
-from voxloop.worker import work
+from voxloop.steps import datasets, training, transcripts
+from voxloop.steps.recordings import ingest
+from voxloop.steps.training import recipes
 from voxloop.workspace import Workspace
 
 RECIPE: Final = "quick"
@@ -205,7 +207,7 @@ class Bench:
             settings = {"min_clip_s": 0.1, "min_snr_db": -100.0}
             settings |= {"threads": self.asked.threads, "base_model": str(folder)}
             with open_loop(Path(temporary) / "workspace", create=True, **settings) as ws:
-                base = transcripts.base_model(ws)
+                base = models.base_model(ws)
                 for row in self.rows:
                     if (row.voice, row.asked, row.seed) != (voice.name, clips, seed):
                         continue

@@ -17,15 +17,16 @@ from unittest import mock
 
 import numpy as np
 
-from benchmarks import transcription as short
+from benchmarks import peers
 from benchmarks.apart import apart
 from benchmarks.side_by_side import Row, compare
-from voxloop import text, transcripts
-from voxloop.audio import decode
 from voxloop.families.contract import AudioContext, Decoding, family
 from voxloop.pipeline import open_loop
+from voxloop.speech import text
+from voxloop.speech.audio import decode
 from voxloop.starter import STARTER_DIR
-from voxloop.utterances import PHRASES, WINDOWS, spans_in
+from voxloop.steps import transcripts
+from voxloop.steps.utterances import PHRASES, WINDOWS, spans_in
 
 SECONDS: Final = 600
 SENTENCES: Final = ("kathleen_en", "prompts_en")
@@ -47,17 +48,17 @@ def measure(part: str, folder: Path, rounds: int, data: Path) -> list[Row]:
 
 def _by_starter(folder: Path, rounds: int, data: Path) -> list[Row]:
     file = folder / "digits.flac"
-    said = _joined(file, [row for row in _rows(data / "digits_en") if row["speaker"] == short.UNHEARD], (0.1, 0.3))
+    said = _joined(file, [row for row in _rows(data / "digits_en") if row["speaker"] == peers.UNHEARD], (0.1, 0.3))
     fast = folder / "starter-int8"
     if not fast.exists():
         family("whisper").convert(STARTER_DIR, fast, "int8")
-    options = short._faster_options(forced=False) | {"max_new_tokens": 2 * STARTER_TOKENS - 2}
+    options = peers.faster_options(forced=False) | {"max_new_tokens": 2 * STARTER_TOKENS - 2}
     heard: dict[str, str] = {}
 
     def wer(who: str) -> str:
         return f"WER {text.total(text.word_errors_each([said], [heard[who]])).rate:.1%}"
 
-    settings = {"engine": "ctranslate2", "compute_type": "int8", "threads": short.THREADS}
+    settings = {"engine": "ctranslate2", "compute_type": "int8", "threads": peers.THREADS}
     with (
         apart(_pipeline, fast, file, options) as peer,
         tempfile.TemporaryDirectory(dir=folder) as temporary,
@@ -112,7 +113,7 @@ def _pipeline(fast: Path, file: Path, options: dict[str, Any]) -> Callable[..., 
     """faster-whisper's batched pipeline: the file's length in seconds, its text, and how many tokens it has."""
     from faster_whisper import BatchedInferencePipeline
 
-    model = BatchedInferencePipeline(short._whisper_model(fast))
+    model = BatchedInferencePipeline(peers.whisper_model(fast))
 
     def run(*, timed: bool = False, silent: bool = False, piece_s: int | None = None) -> tuple[float, str, int]:
         asked = options | {"batch_size": BATCH, "word_timestamps": timed, "chunk_length": piece_s}
@@ -146,11 +147,11 @@ def _by_shape(folder: Path, rounds: int, data: Path) -> list[Row]:
     _joined(file, sentences, (0.2, 0.8))
     source, fast = folder / "tiny", folder / "tiny-int8"
     if not fast.exists():
-        short._tiny(source)
+        peers.tiny_shape(source)
         family("whisper").convert(source, fast, "int8")
     recogniser = family("whisper").load_converted(fast)
     # CTranslate2 writes half of max_length, and faster-whisper adds the prompt of 2 to what it is given.
-    options = short._faster_options(forced=True) | {"max_new_tokens": 2 * WINDOW_TOKENS - 2}
+    options = peers.faster_options(forced=True) | {"max_new_tokens": 2 * WINDOW_TOKENS - 2}
 
     def ours(context: AudioContext, tokens: int) -> tuple[float, int]:
         """Tokens in all are shared out among the spans; returned are those written, at least."""
@@ -160,7 +161,7 @@ def _by_shape(folder: Path, rounds: int, data: Path) -> list[Row]:
         most = -(-tokens // len(spans))
         asked = Decoding(language="en", max_new_tokens=most, audio_context=context)
         recogniser.transcribe([sound[start:end] for start, end in spans], asked)
-        return len(sound) / short.RATE, most * len(spans)
+        return len(sound) / peers.RATE, most * len(spans)
 
     rows = []
     with (
@@ -200,17 +201,17 @@ def _joined(file: Path, rows: list[dict[str, Any]], pauses_s: tuple[float, float
     import soundfile
 
     chance = np.random.default_rng(0)
-    parts: list[short.Sound] = []
+    parts: list[peers.Sound] = []
     words: list[str] = []
     held = 0
-    while held < SECONDS * short.RATE:
+    while held < SECONDS * peers.RATE:
         for index in chance.permutation(len(rows)):
             pause = chance.uniform(*(pauses_s if chance.random() < 0.75 else (0.8, 2.0)))
-            silence = (3e-4 * chance.standard_normal(int(pause * short.RATE))).astype(np.float32)
+            silence = (3e-4 * chance.standard_normal(int(pause * peers.RATE))).astype(np.float32)
             parts += [decode(rows[index]["path"]), silence]
             words.append(rows[index]["text"])
             held += len(parts[-2]) + len(parts[-1])
-            if held >= SECONDS * short.RATE:
+            if held >= SECONDS * peers.RATE:
                 break
-    soundfile.write(file, np.concatenate(parts), short.RATE)
+    soundfile.write(file, np.concatenate(parts), peers.RATE)
     return " ".join(words)

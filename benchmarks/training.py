@@ -41,8 +41,8 @@ from benchmarks.training_sides import (
     write_noise,
 )
 from benchmarks.training_wer import SEEDS
-from voxloop.training.recipes import Precision
-from voxloop.training.session import bf16_in_hardware
+from voxloop.steps.training.recipes import Precision
+from voxloop.steps.training.session import bf16_in_hardware
 
 PARTS: Final = ("0.5s", "4s", "12s", "wer", "profile", "gpu")
 LENGTHS_S: Final = {"0.5s": 0.5, "4s": 4.0, "12s": 12.0}

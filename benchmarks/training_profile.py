@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.training_sides import BATCH, PLAIN, SHAPES, Shape, batch_seconds, lay_out, write_model, write_noise
-from voxloop.training import control
-from voxloop.training.recipes import Precision
+from voxloop.steps.training import control
+from voxloop.steps.training.recipes import Precision
 
 SECONDS: Final = 4.0
 WARM: Final = 3
@@ -89,9 +89,9 @@ def run(folder: Path) -> dict[str, Any]:
     from torch.utils.flop_counter import FlopCounterMode
     from transformers import TrainerCallback
 
-    from voxloop.training import recipes
-    from voxloop.training.session import Progress, Session, StopFlag, TrainingConfig
-    from voxloop.training.trainer import SpeechTrainer
+    from voxloop.steps.training import recipes
+    from voxloop.steps.training.session import Progress, Session, StopFlag, TrainingConfig
+    from voxloop.steps.training.trainer import SpeechTrainer
 
     config = TrainingConfig.load(folder)
     torch.set_num_threads(config.threads)

@@ -25,11 +25,11 @@ from typing import Any
 
 import numpy as np
 
-from voxloop.audio import to_pcm16, wav_bytes
+from voxloop.speech.audio import to_pcm16, wav_bytes
 from voxloop.starter import STARTER_DIR
-from voxloop.training import control
-from voxloop.training.files import METRICS, append_line, read_json, write_json
-from voxloop.training.recipes import Recipe
+from voxloop.steps.training import control
+from voxloop.steps.training.files import METRICS, append_line, read_json, write_json
+from voxloop.steps.training.recipes import Recipe
 
 BATCH = 8
 RATE = 16_000
@@ -136,14 +136,14 @@ def write_manifest(folder: Path, sounds: Sequence[Any], texts: Sequence[str]) ->
 def batch_seconds(manifest: Path) -> float:
     """The budget that holds 8 of the longest clips."""
     from voxloop.families.contract import family
-    from voxloop.training.batches import read_rows
+    from voxloop.steps.training.batches import read_rows
 
     return BATCH * family("whisper").padded_seconds(max(row.duration for row in read_rows(manifest)))
 
 
 def lay_out(folder: Path, base: Path, manifest: Path, recipe: Recipe, *, device: str, threads: int) -> None:
     """A run's folder as `voxloop train` makes it."""
-    from voxloop.training.session import TrainingConfig
+    from voxloop.steps.training.session import TrainingConfig
 
     folder.mkdir(parents=True)
     TrainingConfig(
@@ -198,7 +198,7 @@ class PaddingCollator:
 
 def prepare(processor: Any, manifest: Path) -> list[dict[str, Any]]:
     """The tutorial's prepare_dataset: every clip's features at 30 s and its label, beforehand."""
-    from voxloop.training.batches import read_rows, read_wav
+    from voxloop.steps.training.batches import read_rows, read_wav
 
     return [
         {

@@ -21,10 +21,10 @@ import numpy as np
 from benchmarks import learning
 from benchmarks.side_by_side import Row, paired
 from benchmarks.training_sides import BATCH, PLAIN, RATE, ours, peer, write_manifest
-from voxloop import text
+from voxloop.speech import text
 from voxloop.starter import STARTER_DIR
 from voxloop.starter.measure import strings
-from voxloop.training.recipes import Precision, Recipe
+from voxloop.steps.training.recipes import Precision, Recipe
 
 DATA: Final = Path(__file__).parents[2] / "shared" / "data"
 UNHEARD: Final = "theo"
@@ -121,7 +121,7 @@ def _speech(voice: learning.Voice, seed: int) -> tuple[list[Any], list[str]]:
 def _budget(manifest: Path, recipe: Recipe, *, batches: int) -> float:
     """The seconds of a batch with which an epoch of ours has as many batches as the peer's."""
     from voxloop.families.contract import family
-    from voxloop.training.batches import Plan, read_rows
+    from voxloop.steps.training.batches import Plan, read_rows
 
     whisper = family("whisper")
     rows = read_rows(manifest)

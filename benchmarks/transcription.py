@@ -23,27 +23,34 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import results
+from benchmarks import long_audio, results
 from benchmarks.apart import apart
+from benchmarks.peers import (
+    LONGEST,
+    RATE,
+    TEXT_TOKENS,
+    THREADS,
+    TOKENS,
+    UNHEARD,
+    Sound,
+    faster_options,
+    tiny_shape,
+    whisper_model,
+)
 from benchmarks.side_by_side import Row, compare, rows_table, write
-from voxloop import text
-from voxloop.audio import decode
 from voxloop.families.contract import Decoding, family
+from voxloop.speech import text
+from voxloop.speech.audio import decode
 from voxloop.starter import STARTER_DIR
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared" / "data"
 DIGITS = DATA / "digits_en"
 DEMO = ROOT / "demo" / "speech"
-UNHEARD = "theo"  # the speaker that the shipped starter was made without
-RATE = 16_000
-THREADS = 2
-CLIPS, SECONDS, TOKENS = 200, 4.0, 20
+CLIPS, SECONDS = 200, 4.0
 SAMPLE = 24  # clips of each round that a peer at 30 s is given: its rate does not depend on how many there are
 BATCH = 8
 PARTS = ("shape", "starter", "long-shape", "long-starter")
-LONGEST = 100  # tokens that each side may write of the starter's strings; its positions end at 224
-TEXT_TOKENS = 50_257  # of Whisper's multilingual vocabulary, before the special tokens
 
 NOTES = """All on two threads, each peer in a process of its own. The tiny shape has random weights, so no error rate:
 every side writes the same 20 tokens of each clip. Ours are batched by equal length out of 200 clips; the peers are
@@ -63,8 +70,6 @@ peer is told to cut pieces of 5 s, filled with what silence looks like, it makes
 both sides write as many tokens; a model that was not tuned on trimmed clips runs at 30 s, and phrases are joined to
 windows then.
 """
-
-Sound = np.ndarray[tuple[int], np.dtype[np.float32]]
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -99,8 +104,6 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _measure(part: str, folder: Path, given: argparse.Namespace) -> list[Row]:
-    from benchmarks import long_audio
-
     if part.startswith("long"):
         return long_audio.measure(part, folder, given.rounds, given.data)
     return {"shape": _by_shape, "starter": _by_starter}[part](folder, given.rounds)
@@ -110,7 +113,7 @@ def _measure(part: str, folder: Path, given: argparse.Namespace) -> list[Row]:
 
 
 def _by_shape(folder: Path, rounds: int) -> list[Row]:
-    source, fast = _tiny(folder / "tiny"), folder / "tiny-int8"
+    source, fast = tiny_shape(folder / "tiny"), folder / "tiny-int8"
     family("whisper").convert(source, fast, "int8")
     chance = np.random.default_rng(0)
     lengths = chance.uniform(0.75, 1.25, CLIPS) * SECONDS
@@ -158,46 +161,6 @@ def _by_shape(folder: Path, rounds: int) -> list[Row]:
     return rows
 
 
-def _tiny(folder: Path) -> Path:
-    """Whisper-tiny's shape and vocabulary with random weights; of its tokens only text may be written, without end."""
-    import torch
-    from transformers import (
-        GenerationConfig,
-        WhisperConfig,
-        WhisperFeatureExtractor,
-        WhisperForConditionalGeneration,
-        WhisperProcessor,
-        WhisperTokenizer,
-    )
-
-    names = ["<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|translate|>", "<|transcribe|>"]
-    names += ["<|startoflm|>", "<|startofprev|>", "<|nospeech|>", "<|notimestamps|>"]
-    vocabulary = {f"t{index}": index for index in range(TEXT_TOKENS)}
-    special = {name: TEXT_TOKENS + index for index, name in enumerate(names)}
-    tokenizer = WhisperTokenizer(vocab=vocabulary | special, merges=[], pad_token=names[0], unk_token=names[0])
-    tokenizer.add_special_tokens({"additional_special_tokens": names[1:]})
-    WhisperProcessor(WhisperFeatureExtractor(feature_size=80), tokenizer).save_pretrained(folder)
-    end, size = special[names[0]], 51_865
-    torch.manual_seed(0)
-    shape: dict[str, int] = {f"{half}_layers": 4 for half in ("encoder", "decoder")}
-    shape |= {f"{half}_attention_heads": 6 for half in ("encoder", "decoder")}
-    shape |= {f"{half}_ffn_dim": 1536 for half in ("encoder", "decoder")}
-    ids = {"pad_token_id": end, "bos_token_id": end, "eos_token_id": end, "decoder_start_token_id": special[names[1]]}
-    model = WhisperForConditionalGeneration(WhisperConfig(vocab_size=size, d_model=384, **shape, **ids))
-    model.generation_config = GenerationConfig(
-        **ids,
-        is_multilingual=False,  # so that every side's prompt has two tokens
-        no_timestamps_token_id=special["<|notimestamps|>"],
-        prev_sot_token_id=special["<|startofprev|>"],
-        suppress_tokens=list(range(TEXT_TOKENS, size)),
-        begin_suppress_tokens=[],
-        max_length=448,
-        return_timestamps=False,
-    )
-    model.save_pretrained(folder)
-    return folder
-
-
 def _tokens_of(recogniser: Any, sounds: Sequence[Sound], asked: Decoding) -> list[int]:
     """Tokens that our side writes of each clip: at the limit its guard says so."""
     from dataclasses import replace
@@ -231,37 +194,8 @@ def _transformers(source: Path) -> Callable[[Sequence[Sound]], list[int]]:
     return run
 
 
-def _whisper_model(fast: Path) -> Any:
-    from faster_whisper import WhisperModel
-
-    return WhisperModel(str(fast), device="cpu", compute_type="int8", cpu_threads=THREADS)
-
-
-def _faster_options(*, forced: bool) -> dict[str, Any]:
-    """Greedy, without time stamps and fall-backs, as our side is asked here."""
-    options: dict[str, Any] = {
-        "language": "en",
-        "beam_size": 1,
-        "best_of": 1,
-        "temperature": 0.0,
-        "without_timestamps": True,
-        "condition_on_previous_text": False,
-        "compression_ratio_threshold": None,
-        "log_prob_threshold": None,
-        "no_speech_threshold": None,
-        "suppress_blank": False,
-    }
-    if forced:
-        # CTranslate2 writes half of max_length, and faster-whisper adds the prompt of 2 to what it is given.
-        return options | {
-            "max_new_tokens": 2 * TOKENS - 2,
-            "suppress_tokens": list(range(TEXT_TOKENS, 51_865)),
-        }
-    return options | {"max_new_tokens": 2 * LONGEST - 2, "suppress_tokens": []}
-
-
 def _faster(fast: Path) -> Callable[[Sequence[Sound]], list[int]]:
-    model, options = _whisper_model(fast), _faster_options(forced=True)
+    model, options = whisper_model(fast), faster_options(forced=True)
 
     def run(sounds: Sequence[Sound]) -> list[int]:
         return [sum(len(one.tokens) for one in model.transcribe(sound, **options)[0]) for sound in sounds]
@@ -270,7 +204,7 @@ def _faster(fast: Path) -> Callable[[Sequence[Sound]], list[int]]:
 
 
 def _faster_file(fast: Path) -> Callable[[Path], str]:
-    model, options = _whisper_model(fast), _faster_options(forced=True)
+    model, options = whisper_model(fast), faster_options(forced=True)
 
     def run(file: Path) -> str:
         return " ".join(one.text.strip() for one in model.transcribe(str(file), **options)[0])
@@ -398,7 +332,7 @@ def _stock_texts() -> Callable[[Sequence[Sound]], list[str]]:
 
 
 def _faster_texts(fast: Path) -> Callable[[Sequence[Sound]], list[str]]:
-    model, options = _whisper_model(fast), _faster_options(forced=False)
+    model, options = whisper_model(fast), faster_options(forced=False)
 
     def run(sounds: Sequence[Sound]) -> list[str]:
         return [" ".join(one.text.strip() for one in model.transcribe(sound, **options)[0]) for sound in sounds]

@@ -15,14 +15,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from voxloop import datasets, promotion, training
+from voxloop.automation.worker import work
 from voxloop.errors import UsageError
-from voxloop.evaluation import scored_rows
 from voxloop.pipeline import open_loop
-from voxloop.recordings import ingest
 from voxloop.records import Dataset, Evaluation, Utterance
 from voxloop.settings import CONFIG_NAME
-from voxloop.worker import work
+from voxloop.steps import datasets, training
+from voxloop.steps.evaluation import scored_rows
+from voxloop.steps.gate import promotion
+from voxloop.steps.recordings import ingest
 from voxloop.workspace import Workspace
 
 MOST_CLIPS = 2000  # taken in; a demo is to end in minutes

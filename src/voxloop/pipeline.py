@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from voxloop import alignment, similarity, training, transcripts, utterances
+from voxloop.steps import alignment, similarity, training, transcripts, utterances
 from voxloop.workspace import Workspace, open_workspace
 
 LISTENERS: Mapping[str, tuple[str, ...]] = {

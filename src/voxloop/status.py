@@ -8,11 +8,11 @@ from typing import Any, get_args
 
 import sqlalchemy as sa
 
-from voxloop import training
+from voxloop.models import CHAMPION
 from voxloop.records import Dataset, Model, Run, Transcript, Utterance, UtteranceStatus
+from voxloop.steps import training
 from voxloop.stores import catalog as tables
 from voxloop.stores.catalog import Reader
-from voxloop.transcripts import CHAMPION
 from voxloop.workspace import Workspace
 
 SAMPLE = 50  # utterances looked at to guess which status is the most frequent

@@ -21,9 +21,9 @@ LONGEST_S = 1.2  # of a child's life, before the kill
 
 def once(workspace: Path, speech: Path) -> None:
     """Take the speech in and do all the work that follows from it."""
+    from voxloop.automation.worker import work
     from voxloop.pipeline import open_loop
-    from voxloop.recordings import ingest
-    from voxloop.worker import work
+    from voxloop.steps.recordings import ingest
 
     with open_loop(workspace, create=True) as ws:
         ingest(ws, speech, processes=1)
@@ -35,13 +35,14 @@ def _preload(workspace: Path) -> None:
     import numpy as np
     import torch
 
-    from voxloop import transcripts, utterances
+    from voxloop import models
     from voxloop.pipeline import open_loop
+    from voxloop.steps import transcripts, utterances
 
     torch.set_num_threads(1)
     with open_loop(workspace.with_name("preload"), create=True) as ws:
-        model = transcripts.base_model(ws)
-        transcripts.recogniser(ws, model).transcribe([np.zeros(1600, np.float32)], transcripts.decoding(ws))
+        model = models.base_model(ws)
+        models.recogniser(ws, model).transcribe([np.zeros(1600, np.float32)], transcripts.decoding(ws))
         utterances.speech_spans(np.zeros(16_000, np.float32), ws.settings)
 
 

@@ -17,12 +17,12 @@ import torch
 
 from tests.unit import tiny_whisper
 from tests.unit.test_training import frozen, weights
-from voxloop import training
 from voxloop.pipeline import open_loop
 from voxloop.records import Run
-from voxloop.training import control, locks, recipes, trainer
-from voxloop.training.batches import SILENCE, Plan, read_rows
-from voxloop.training.files import ATTENDED, CONFIG, TRAINING, read_json
+from voxloop.steps import training
+from voxloop.steps.training import control, locks, recipes, trainer
+from voxloop.steps.training.batches import SILENCE, Plan, read_rows
+from voxloop.steps.training.files import ATTENDED, CONFIG, TRAINING, read_json
 from voxloop.workspace import Workspace
 
 KILLS = 10

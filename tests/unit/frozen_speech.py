@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from tests.unit import tiny_whisper
-from voxloop import datasets, evaluation, transcripts
-from voxloop.audio import to_pcm16, wav_bytes
-from voxloop.datasets import DatasetRow
-from voxloop.recordings import ingest
 from voxloop.records import Dataset, Model, Recording
-from voxloop.utterances import segment
+from voxloop.speech.audio import to_pcm16, wav_bytes
+from voxloop.steps import datasets, evaluation, transcripts
+from voxloop.steps.datasets import DatasetRow
+from voxloop.steps.recordings import ingest
+from voxloop.steps.utterances import segment
 from voxloop.workspace import Workspace
 
 RATE = 16_000

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
-from voxloop import datasets, evaluation
-from voxloop.audio import to_pcm16, wav_bytes
-from voxloop.evaluation import scores_of
+from voxloop.models import model_id
 from voxloop.pipeline import open_loop
-from voxloop.recordings import ingest
 from voxloop.records import Dataset, Evaluation, Model, Promotion, Recording, Run, Transcript, Utterance
+from voxloop.speech.audio import to_pcm16, wav_bytes
+from voxloop.steps import datasets, evaluation
+from voxloop.steps.evaluation import scores_of
+from voxloop.steps.recordings import ingest
+from voxloop.steps.utterances import segment
 from voxloop.stores import catalog as tables
 from voxloop.stores.blobs import sha256_bytes
-from voxloop.transcripts import model_id
-from voxloop.utterances import segment
 from voxloop.workspace import Workspace
 
 RATE = 16_000

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from voxloop.alignment import GOOD, align, parts
-from voxloop.audio import decode
 from voxloop.pipeline import LISTENERS
-from voxloop.recordings import ingest
 from voxloop.records import Recording, Transcript, Utterance, utterance_id
+from voxloop.speech.audio import decode
+from voxloop.steps.alignment import GOOD, align, parts
+from voxloop.steps.recordings import ingest
 from voxloop.workspace import Workspace
 
 words = st.lists(st.sampled_from(["one", "two", "three,", "four", "Five", "-", "seven"]), max_size=30)
@@ -126,8 +126,8 @@ def test_references_of_real_speech_are_what_was_said_there(
     workspace: Workspace, tmp_path: Path, real_speech: Path
 ) -> None:
     """Ingest, segment, transcribe with the starter, align: digits with pauses, so that each place is known."""
-    from voxloop.transcripts import transcribe
-    from voxloop.utterances import segment
+    from voxloop.steps.transcripts import transcribe
+    from voxloop.steps.utterances import segment
 
     rows = [json.loads(line) for line in (real_speech / "digits_en" / "metadata.jsonl").read_text().splitlines()]
     rows = [row for row in rows if row["speaker"] == "george"]

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import signal
 
-from voxloop import audio
-from voxloop.audio import Waveform, decode, from_pcm16, measure, pcm_id, stream, to_pcm16, wav_bytes
 from voxloop.errors import AudioError
+from voxloop.speech import audio
+from voxloop.speech.audio import Waveform, decode, from_pcm16, measure, pcm_id, stream, to_pcm16, wav_bytes
 
 RATE = 16_000
 

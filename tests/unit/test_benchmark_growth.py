@@ -9,9 +9,9 @@ import pytest
 from benchmarks import growth, growth_page, ingest
 from benchmarks.side_by_side import Row, write
 
-from voxloop import datasets
 from voxloop.pipeline import open_loop
 from voxloop.records import Utterance
+from voxloop.steps import datasets
 
 
 def test_every_question_is_answered(tmp_path: Path) -> None:

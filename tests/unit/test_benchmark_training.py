@@ -18,10 +18,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import WhisperForConditionalGeneration
 
 from voxloop.families.contract import family
-from voxloop.training.batches import Plan, read_rows
-from voxloop.training.recipes import Recipe
-from voxloop.training.session import Progress, Session, StopFlag, TrainingConfig
-from voxloop.training.trainer import SpeechTrainer
+from voxloop.steps.training.batches import Plan, read_rows
+from voxloop.steps.training.recipes import Recipe
+from voxloop.steps.training.session import Progress, Session, StopFlag, TrainingConfig
+from voxloop.steps.training.trainer import SpeechTrainer
 
 STEPS = 4
 

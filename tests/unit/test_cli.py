@@ -21,7 +21,7 @@ from voxloop.cli import app
 from voxloop.cli.screen import aligned_lines
 from voxloop.pipeline import open_loop
 from voxloop.records import Evaluation, Model
-from voxloop.text import align
+from voxloop.speech.text import align
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,7 +45,7 @@ def test_help_loads_nothing_heavy() -> None:
 
 
 def test_the_package_and_its_data_half_load_no_torch() -> None:
-    modules = "voxloop, voxloop.pipeline, voxloop.promotion, voxloop.training"
+    modules = "voxloop, voxloop.pipeline, voxloop.steps.gate.promotion, voxloop.steps.training"
     code = f"import sys, {modules}; assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr

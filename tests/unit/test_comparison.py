@@ -11,15 +11,16 @@ from typing import Any
 import pytest
 
 from tests.unit import frozen_speech
-from voxloop import guards, transcripts
-from voxloop.comparison import Comparison, Guard, compare, judge, verdict_of
-from voxloop.datasets import DatasetRow
+from voxloop import models
 from voxloop.errors import ConflictError, UsageError
-from voxloop.evaluation import Scored, evaluate
 from voxloop.pipeline import open_loop
 from voxloop.records import Evaluation
 from voxloop.settings import Settings
-from voxloop.significance import Paired
+from voxloop.steps.datasets import DatasetRow
+from voxloop.steps.evaluation import Scored, evaluate
+from voxloop.steps.evaluation.significance import Paired
+from voxloop.steps.gate import guards
+from voxloop.steps.gate.comparison import Comparison, Guard, compare, judge, verdict_of
 from voxloop.workspace import Workspace
 
 Heard = Callable[[int, DatasetRow], str]
@@ -34,8 +35,8 @@ def both(ws: Workspace, folder: Path, before: Heard, after: Heard, *, clips: int
     """Challenger and champion, evaluated; they hear what they are told to."""
     old, new = frozen_speech.models(folder)
     frozen = frozen_speech.freeze(ws, folder / "speech", clips=clips)
-    frozen_speech.remember(ws, transcripts.base_model(ws, str(old)), frozen, before)
-    frozen_speech.remember(ws, transcripts.base_model(ws, str(new)), frozen, after)
+    frozen_speech.remember(ws, models.base_model(ws, str(old)), frozen, before)
+    frozen_speech.remember(ws, models.base_model(ws, str(new)), frozen, after)
     return evaluate(ws, str(new)), evaluate(ws, str(old))
 
 

@@ -10,7 +10,7 @@ import torch
 
 from tests.unit import tiny_whisper
 from voxloop.families.whisper import WHISPER
-from voxloop.training import ctc
+from voxloop.steps.training import ctc
 
 
 def letters(text: str) -> list[int]:

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import curve_fit
 
-from voxloop.evaluation.curves import Trial, extrapolate, fit
-from voxloop.evaluation.forecast import sentences
+from voxloop.steps.evaluation.curves import Trial, extrapolate, fit
+from voxloop.steps.evaluation.forecast import sentences
 
 SHARES = (6, 12, 25, 50)
 

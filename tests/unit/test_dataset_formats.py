@@ -21,17 +21,17 @@ import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from voxloop import datasets
-from voxloop.audio import pcm_id, to_pcm16, wav_bytes
-from voxloop.datasets import DatasetRow
-from voxloop.datasets.formats import FORMATS, places
 from voxloop.errors import BlobError, ConflictError, UsageError
-from voxloop.integrity import verify
+from voxloop.maintenance.integrity import verify
 from voxloop.pipeline import open_loop
-from voxloop.recordings import audio_key, ingest
 from voxloop.records import SPLITS, Dataset, Recording, Transcript, Utterance, utterance_id
+from voxloop.speech.audio import pcm_id, to_pcm16, wav_bytes
+from voxloop.steps import datasets
+from voxloop.steps.datasets import DatasetRow
+from voxloop.steps.datasets.formats import FORMATS, places
+from voxloop.steps.recordings import audio_key, ingest
+from voxloop.steps.utterances import read_span, segment
 from voxloop.stores.blobs import Blobs
-from voxloop.utterances import read_span, segment
 from voxloop.workspace import Workspace
 
 ALL = sorted(FORMATS)
@@ -278,9 +278,9 @@ def test_an_imported_dataset_is_whole(workspace: Workspace, other: Workspace, tm
 KILLED = """
 import json, os, sys
 from pathlib import Path
-from voxloop import datasets
+from voxloop.steps import datasets
 from voxloop.pipeline import open_loop
-import voxloop.audio, lhotse.shar.utils, pyarrow.parquet
+import voxloop.speech.audio, lhotse.shar.utils, pyarrow.parquet
 for line in sys.stdin:  # each export forked before the object store has threads
     folder, dataset, format = json.loads(line)
     child = os.fork()
@@ -365,7 +365,7 @@ def test_a_real_set_comes_back(
 
 def test_a_row_is_as_it_was(workspace: Workspace) -> None:
     """The id of a dataset is the hash of these bytes, which must not change from one version to the next."""
-    from voxloop.datasets.rows import row_line
+    from voxloop.steps.datasets.rows import row_line
 
     row = DatasetRow(
         utterance="u", recording="r", start=1, end=2, split="test", text="ä", kind="reference", transcript="t",

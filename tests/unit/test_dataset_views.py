@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.speech import add_utterance
-from voxloop import datasets, review
-from voxloop.datasets.picture import draw
-from voxloop.datasets.rows import DatasetRow
-from voxloop.datasets.summary import LENGTHS_S, summary_of
 from voxloop.errors import UsageError
 from voxloop.records import SPLITS, Dataset
+from voxloop.steps import datasets, review
+from voxloop.steps.datasets.picture import draw
+from voxloop.steps.datasets.rows import DatasetRow
+from voxloop.steps.datasets.summary import LENGTHS_S, summary_of
 from voxloop.workspace import Workspace
 
 

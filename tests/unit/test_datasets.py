@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.speech import add_utterance
-from voxloop import datasets, review
-from voxloop.datasets import freezing
-from voxloop.datasets.filters import Candidate
 from voxloop.errors import UnknownRecord, UsageError
 from voxloop.records import SPLITS, Quality, Split, Transcript, Utterance
+from voxloop.steps import datasets, review
+from voxloop.steps.datasets import freezing
+from voxloop.steps.datasets.filters import Candidate
 from voxloop.workspace import Workspace
 
 RATIOS = (0.6, 0.2, 0.2)

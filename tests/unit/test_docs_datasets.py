@@ -43,6 +43,6 @@ def test_every_command_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_every_option_that_a_reason_names_is_explained() -> None:
-    named = set(re.findall(r"\((--[a-z-]+)\)", (SOURCE / "datasets" / "filters.py").read_text()))
+    named = set(re.findall(r"\((--[a-z-]+)\)", (SOURCE / "steps" / "datasets" / "filters.py").read_text()))
     assert len(named) == 7
     assert not [option for option in named if f"`{option}`" not in PAGE.read_text()]

@@ -11,17 +11,20 @@ import numpy as np
 import pytest
 
 from tests.unit import frozen_speech, tiny_whisper
-from voxloop import comparison, datasets, evaluation, significance, text, transcripts
-from voxloop.audio import decode, from_pcm16, to_pcm16
-from voxloop.datasets import DatasetRow
+from voxloop import models
 from voxloop.errors import UnknownRecord, UsageError
-from voxloop.evaluation import evaluate, noise_inputs, quiet_inputs, score, scored_rows
 from voxloop.families.contract import Decoding
 from voxloop.pipeline import open_loop
-from voxloop.recordings import ingest
 from voxloop.records import Event, Recording, Transcript
+from voxloop.speech import text
+from voxloop.speech.audio import decode, from_pcm16, to_pcm16
+from voxloop.steps import datasets, evaluation, transcripts
+from voxloop.steps.datasets import DatasetRow
+from voxloop.steps.evaluation import evaluate, noise_inputs, quiet_inputs, score, scored_rows, significance
+from voxloop.steps.gate import comparison
+from voxloop.steps.recordings import ingest
+from voxloop.steps.utterances import segment
 from voxloop.stores import catalog as tables
-from voxloop.utterances import segment
 from voxloop.workspace import Workspace
 
 
@@ -105,7 +108,7 @@ def test_another_model_of_the_same_weights_hears_the_same(ws: Workspace, tmp_pat
 def test_what_was_heard_before_a_crash_counts(ws: Workspace, tmp_path: Path) -> None:
     """The blob is written first: the scores that follow, whenever, are of what it holds."""
     frozen = frozen_speech.freeze(ws, tmp_path / "speech", clips=8)
-    frozen_speech.remember(ws, transcripts.base_model(ws), frozen, frozen_speech.wrong_in(0.5))
+    frozen_speech.remember(ws, models.base_model(ws), frozen, frozen_speech.wrong_in(0.5))
     found = evaluate(ws)
     assert found.scores["wer"] == pytest.approx(0.1)
     assert [r.errors for r in scored_rows(ws, found)].count(1) == 4
@@ -156,11 +159,11 @@ def test_errors_are_counted_after_normalising_and_the_spelling_beside() -> None:
 
 def test_a_changed_normaliser_is_another_evaluation(ws: Workspace, tmp_path: Path) -> None:
     frozen = frozen_speech.freeze(ws, tmp_path / "speech", clips=6)
-    frozen_speech.remember(ws, transcripts.base_model(ws), frozen, lambda _, row: row.text.upper())
+    frozen_speech.remember(ws, models.base_model(ws), frozen, lambda _, row: row.text.upper())
     assert evaluate(ws).scores["wer"] == 0
     (ws.folder / "voxloop.toml").write_text("[normaliser.en]\nbase = 'whisper-basic'\ncase = 'keep'\n")
     with open_loop(ws.folder, base_model=ws.settings.base_model) as again:
-        frozen_speech.remember(again, transcripts.base_model(again), frozen, lambda _, row: row.text.upper())
+        frozen_speech.remember(again, models.base_model(again), frozen, lambda _, row: row.text.upper())
         other = evaluate(again)
     assert other.normaliser == "en:whisper-basic/1,case=keep"
     assert other.scores["wer"] == 1
@@ -217,7 +220,7 @@ def test_what_is_known_of_the_recording_is_kept_with_what_was_heard(ws: Workspac
 def test_word_times_are_compared_where_the_references_have_them(tmp_path: Path, demo_speech: Path) -> None:
     clips = sorted(demo_speech.glob("*.ogg"))[:3]
     with open_loop(tmp_path / "timed", create=True, base_model="starter", threads=1, device="cpu") as ws:
-        starter = transcripts.recogniser(ws, transcripts.base_model(ws))
+        starter = models.recogniser(ws, models.base_model(ws))
         stored = [from_pcm16(to_pcm16(decode(clip))) for clip in clips]  # of two likely texts rounding may choose
         heard = starter.transcribe(stored, transcripts.decoding(ws, "en"), word_times=True)
         assert all(one.words for one in heard)

@@ -9,13 +9,13 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.unit import frozen_speech, tiny_whisper
-from voxloop import datasets
 from voxloop.cli import app
 from voxloop.errors import UsageError
-from voxloop.evaluation import forecast
 from voxloop.pipeline import open_loop
 from voxloop.records import Evaluation, Model, Run
-from voxloop.training.files import write_json
+from voxloop.steps import datasets
+from voxloop.steps.evaluation import forecast
+from voxloop.steps.training.files import write_json
 from voxloop.workspace import Workspace
 
 PLAN = {"dataset": "frozen", "recipe": "quick", "overrides": ("batch_seconds=4",), "steps": 2, "seeds": 2}

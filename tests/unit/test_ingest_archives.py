@@ -17,15 +17,16 @@ import soundfile
 import sqlalchemy as sa
 
 from tests.conftest import mount
-from voxloop import audio, integrity
 from voxloop.errors import AudioError, SettingError, UsageError, WorkspaceError
+from voxloop.maintenance import integrity
 from voxloop.pipeline import open_loop
-from voxloop.recordings import conversion, ingest, keeping, read_audio
-from voxloop.recordings.conversion import spool_folder
 from voxloop.records import Recording, Transcript, Utterance
 from voxloop.settings import Settings
+from voxloop.speech import audio
+from voxloop.steps.recordings import conversion, ingest, keeping, read_audio
+from voxloop.steps.recordings.conversion import spool_folder
+from voxloop.steps.utterances import segment
 from voxloop.stores import catalog as tables
-from voxloop.utterances import segment
 from voxloop.workspace import Workspace
 
 RATE = 16_000

@@ -19,13 +19,16 @@ from typer.testing import CliRunner
 
 from tests.unit import kept
 from tests.unit.kept import OTHER, WHO, WORDS
-from voxloop import audio, datasets, integrity, removal
 from voxloop.cli import app
 from voxloop.errors import UsageError, WorkspaceError
-from voxloop.integrity import backup, restore, verify
+from voxloop.maintenance import integrity, removal
+from voxloop.maintenance.backups import backup, restore
+from voxloop.maintenance.integrity import verify
 from voxloop.pipeline import open_loop
-from voxloop.recordings import audio_key, ingest
 from voxloop.records import Recording, Utterance
+from voxloop.speech import audio
+from voxloop.steps import datasets
+from voxloop.steps.recordings import audio_key, ingest
 from voxloop.stores import catalog as tables
 from voxloop.workspace import Workspace
 
@@ -386,8 +389,8 @@ def _ingesting(folder: Path, speech: Path) -> subprocess.Popen[bytes]:
     """A process that takes copies of one file in, each made different, until it is stopped."""
     code = (
         "import sys\nfrom pathlib import Path\nimport numpy as np\n"
-        "from voxloop.audio import to_pcm16, wav_bytes\nfrom voxloop.pipeline import open_loop\n"
-        "from voxloop.recordings import ingest\nfrom voxloop.utterances import segment\n"
+        "from voxloop.speech.audio import to_pcm16, wav_bytes\nfrom voxloop.pipeline import open_loop\n"
+        "from voxloop.steps.recordings import ingest\nfrom voxloop.steps.utterances import segment\n"
         "folder, speech = Path(sys.argv[1]), Path(sys.argv[2])\nrng = np.random.default_rng()\n"
         "with open_loop(folder) as ws:\n"
         "    while True:\n"

@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 import pytest
 import sqlalchemy as sa
 
-from voxloop import review
 from voxloop.pipeline import open_loop
 from voxloop.records import Recording, Transcript, Utterance, utterance_id
-from voxloop.review import Filters, items
 from voxloop.status import status
+from voxloop.steps import review
+from voxloop.steps.review import Filters, items
 from voxloop.stores import catalog as tables
 from voxloop.stores import search
 from voxloop.workspace import Workspace

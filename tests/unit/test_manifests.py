@@ -16,11 +16,11 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from voxloop.errors import UsageError
-from voxloop.recordings import ingest
-from voxloop.recordings.manifests import Row, named
-from voxloop.recordings.sources import Item, find_items
 from voxloop.records import Recording, Transcript, Utterance
-from voxloop.utterances import segment
+from voxloop.steps.recordings import ingest
+from voxloop.steps.recordings.manifests import Row, named
+from voxloop.steps.recordings.sources import Item, find_items
+from voxloop.steps.utterances import segment
 from voxloop.workspace import Workspace
 
 RATE = 16_000

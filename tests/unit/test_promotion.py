@@ -17,12 +17,14 @@ import sqlalchemy as sa
 from typer.testing import CliRunner
 
 from tests.unit import frozen_speech
-from voxloop import promotion, transcripts
+from voxloop import models
 from voxloop.cli import app
 from voxloop.errors import ConflictError, UnknownRecord, UsageError
 from voxloop.pipeline import open_loop
-from voxloop.promotion import Outcome, champion, comparisons, history, promote, rollback
 from voxloop.records import Evaluation, Model, Recording
+from voxloop.steps import transcripts
+from voxloop.steps.gate import promotion
+from voxloop.steps.gate.promotion import Outcome, champion, comparisons, history, promote, rollback
 from voxloop.stores import catalog as tables
 from voxloop.workspace import Workspace
 
@@ -42,7 +44,7 @@ class Pair:
 
     def register(self, folder: Path) -> Model:
         """A folder's model as the catalog holds it."""
-        id = transcripts.base_model(self.ws, str(folder)).id
+        id = models.base_model(self.ws, str(folder)).id
         with self.ws.read() as reader:
             return reader.get(Model, id)
 
@@ -65,7 +67,7 @@ def test_a_better_model_becomes_champion_with_its_evidence(tmp_path: Path) -> No
     assert outcome.verdict == "promote"
     assert outcome.message.startswith(f"model {pair.new.id[7:19]} is champion now: word error rate fell from 15.0 %")
     assert outcome.promotion is not None
-    assert champion(pair.ws) == pair.new == transcripts.base_model(pair.ws)
+    assert champion(pair.ws) == pair.new == models.base_model(pair.ws)
     assert pair.aliases() == {"champion": pair.new.id, "previous": pair.old.id}
     assert history(pair.ws) == [outcome.promotion]
     kept = outcome.promotion
@@ -140,7 +142,7 @@ def test_rolling_back_returns_the_model_before_and_twice_returns_again(tmp_path:
     assert (back.model, back.previous, back.verdict, back.by) == (pair.old.id, pair.new.id, "rollback", "ann")
     assert back.evidence == {"of": promoted.id}
     assert pair.aliases() == {"champion": pair.old.id, "previous": pair.new.id}
-    assert transcripts.base_model(pair.ws) == pair.old
+    assert models.base_model(pair.ws) == pair.old
     assert rollback(pair.ws).model == pair.new.id
     assert pair.aliases() == {"champion": pair.new.id, "previous": pair.old.id}
     assert [entry.verdict for entry in history(pair.ws)] == ["promote", "rollback", "rollback"]
@@ -225,7 +227,7 @@ KILLED_AT_A_STATEMENT = """
 import itertools, os, signal, sys
 from pathlib import Path
 import sqlalchemy as sa
-from voxloop import promotion
+from voxloop.steps.gate import promotion
 from voxloop.pipeline import open_loop
 
 folder, model, statement = Path(sys.argv[1]), sys.argv[2], sys.argv[3]

@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from voxloop.cli import app
 from voxloop.errors import SettingError
-from voxloop.training import recipes
-from voxloop.training.recipes import Recipe
+from voxloop.steps.training import recipes
+from voxloop.steps.training.recipes import Recipe
 
 
 @pytest.mark.parametrize("name", sorted(recipes.RECIPES))

@@ -17,11 +17,11 @@ import pytest
 import soundfile
 import sqlalchemy as sa
 
-from voxloop import audio
 from voxloop.errors import BlobError, UsageError
-from voxloop.recordings import IngestProgress, Refusal, audio_key, conversion, ingest, read_audio
-from voxloop.recordings.sources import Item
 from voxloop.records import Recording
+from voxloop.speech import audio
+from voxloop.steps.recordings import IngestProgress, Refusal, audio_key, conversion, ingest, read_audio
+from voxloop.steps.recordings.sources import Item
 from voxloop.stores import catalog as tables
 from voxloop.workspace import Workspace
 

@@ -16,19 +16,21 @@ from typer.testing import CliRunner
 
 from tests.unit import kept
 from tests.unit.kept import OTHER, WHO, WORDS
-from voxloop import datasets, integrity, removal, training
 from voxloop.cli import app
 from voxloop.errors import ConflictError, UnknownRecord, UsageError
-from voxloop.evaluation import scored_rows
+from voxloop.maintenance import integrity, removal
+from voxloop.maintenance.removal import forgetting
 from voxloop.pipeline import open_loop
-from voxloop.recordings import ingest
 from voxloop.records import Dataset, Evaluation, Model, Recording, Run, Transcript, Utterance
+from voxloop.steps import datasets, training
+from voxloop.steps.evaluation import scored_rows
+from voxloop.steps.recordings import ingest
+from voxloop.steps.training import locks
+from voxloop.steps.training.files import TRAINING
+from voxloop.steps.utterances import segment
 from voxloop.stores import catalog as tables
 from voxloop.stores.blobs import Blobs
 from voxloop.stores.catalog import to_event
-from voxloop.training import locks
-from voxloop.training.files import TRAINING
-from voxloop.utterances import segment
 from voxloop.workspace import Workspace
 
 
@@ -291,6 +293,6 @@ def test_the_command_asks_and_tells(filled: Workspace) -> None:
 def test_a_model_that_heard_a_dataset_again_is_marked() -> None:
     run = Run(id="r", dataset="new", base="starter", family="whisper", method="full", recipe={"replay_from": ["old"]})
     model = Model(id="m", family="whisper", base="starter", kind="full", where="m", run="r")
-    marked = removal._models_that_learnt([run], [model], {"old": 3})
+    marked = forgetting._models_that_learnt([run], [model], {"old": 3})
     assert [(one.id, one.utterances) for one in marked] == [("m", 3)]
-    assert removal._models_that_learnt([run], [model], {"other": 3}) == []
+    assert forgetting._models_that_learnt([run], [model], {"other": 3}) == []

@@ -13,13 +13,14 @@ import soundfile
 from typer.testing import CliRunner
 
 from tests.unit import frozen_speech
-from voxloop import report, transcripts
+from voxloop import models
 from voxloop.cli import app
 from voxloop.errors import UsageError
-from voxloop.evaluation import evaluate, forecast, scored_rows
 from voxloop.pipeline import open_loop
-from voxloop.report.charts import Line, Point, bar, plot
-from voxloop.report.sound import Sounds
+from voxloop.steps import report
+from voxloop.steps.evaluation import evaluate, forecast, scored_rows
+from voxloop.steps.report.charts import Line, Point, bar, plot
+from voxloop.steps.report.sound import Sounds
 
 NASTY = "<script>alert('ann')</script>"
 VOID = {"meta", "br"}
@@ -64,7 +65,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     ) as ws:
         frozen = frozen_speech.freeze(ws, folder / "speech", clips=12, speakers=(NASTY, "bob"))
         for name, heard in ((champion, 0.5), (challenger, 0.25)):
-            frozen_speech.remember(ws, transcripts.base_model(ws, str(name)), frozen, frozen_speech.wrong_in(heard))
+            frozen_speech.remember(ws, models.base_model(ws, str(name)), frozen, frozen_speech.wrong_in(heard))
         before, after = evaluate(ws), evaluate(ws, str(challenger))
         written = report.write(ws, after, folder / "report.html", against=before)
         assert written.notes == ()

@@ -12,14 +12,14 @@ import pytest
 import sqlalchemy as sa
 
 from tests.unit.speech import add_utterance
-from voxloop import datasets, review
 from voxloop.errors import ConflictError, UnknownRecord, UsageError
+from voxloop.models import STARTER, base_model
 from voxloop.pipeline import open_loop
 from voxloop.records import Quality, Transcript, Utterance, Word
-from voxloop.review import Filters, statistics
-from voxloop.review.warnings import repetition, warnings_of
+from voxloop.steps import datasets, review
+from voxloop.steps.review import Filters, statistics
+from voxloop.steps.review.warnings import repetition, warnings_of
 from voxloop.stores import catalog as tables
-from voxloop.transcripts import STARTER, base_model
 from voxloop.workspace import Workspace
 
 

@@ -16,12 +16,12 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from tests.unit.speech import add_utterance
-from voxloop import recordings, review, utterances
-from voxloop.audio import decode
 from voxloop.errors import UsageError
 from voxloop.pipeline import open_loop
 from voxloop.records import Recording, Transcript, Utterance
-from voxloop.review import labelstudio
+from voxloop.speech.audio import decode
+from voxloop.steps import recordings, review, utterances
+from voxloop.steps.review import labelstudio
 from voxloop.workspace import Workspace
 
 SUFFIXES = (".jsonl", ".csv", ".json")

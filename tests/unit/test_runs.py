@@ -19,15 +19,15 @@ from typer.testing import CliRunner
 from tests.conftest import mount
 from tests.unit import tiny_whisper
 from tests.unit.test_training import frozen, lay_out, write_data
-from voxloop import training
+from voxloop.automation.worker import work
 from voxloop.cli import app
 from voxloop.cli.runs import curve
 from voxloop.errors import SettingError, TrainingError, UsageError
 from voxloop.records import Model, Run
+from voxloop.steps import training
+from voxloop.steps.training import child, control, disk, locks, recipes, runs, trainer
+from voxloop.steps.training.files import ATTENDED, CONFIG, LOG, METRICS, append_line, read_json
 from voxloop.stores import catalog as tables
-from voxloop.training import child, control, disk, locks, recipes, runs, trainer
-from voxloop.training.files import ATTENDED, CONFIG, LOG, METRICS, append_line, read_json
-from voxloop.worker import work
 from voxloop.workspace import Workspace
 
 ENDLESS = ("max_steps=100000", "max_seconds=none", "max_epochs=none", "average=0", "batch_seconds=12")

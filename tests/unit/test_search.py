@@ -7,9 +7,9 @@ import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from voxloop import review
 from voxloop.records import Recording, Transcript, Utterance, utterance_id
-from voxloop.review import Filters
+from voxloop.steps import review
+from voxloop.steps.review import Filters
 from voxloop.stores import catalog as tables
 from voxloop.stores import search
 from voxloop.stores.catalog import Catalog

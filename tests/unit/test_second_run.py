@@ -13,10 +13,10 @@ import pytest
 import soundfile
 import sqlalchemy as sa
 
-from voxloop import recordings
-from voxloop.recordings import conversion, ingest, keeping
-from voxloop.recordings.sources import Item
 from voxloop.records import Recording
+from voxloop.steps import recordings
+from voxloop.steps.recordings import conversion, ingest, keeping
+from voxloop.steps.recordings.sources import Item
 from voxloop.stores import catalog as tables
 from voxloop.workspace import Workspace
 

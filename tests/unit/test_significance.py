@@ -13,8 +13,8 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from voxloop import significance
-from voxloop.significance import chance_of_improvement, interval, paired
+from voxloop.steps.evaluation import significance
+from voxloop.steps.evaluation.significance import chance_of_improvement, interval, paired
 
 
 def spoken(rng: np.random.Generator, errors: float, references: list[list[str]]) -> list[list[str]]:

@@ -8,7 +8,7 @@ import av
 import pytest
 
 from voxloop.records import Word
-from voxloop.subtitles import LINE, LINES, LONGEST_S, Cue, cues, srt, vtt
+from voxloop.speech.subtitles import LINE, LINES, LONGEST_S, Cue, cues, srt, vtt
 
 TEXT = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
 

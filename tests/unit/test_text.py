@@ -14,7 +14,7 @@ from num2words import num2words
 from whisper_normalizer.basic import BasicTextNormalizer
 
 from voxloop.errors import SettingError
-from voxloop.text import (
+from voxloop.speech.text import (
     CHARACTER_LANGUAGES,
     NORMALISERS,
     ErrorCounts,
@@ -220,7 +220,9 @@ def test_letters_and_written_words_follow_what_a_word_is() -> None:
 
 
 def test_normalising_loads_no_torch() -> None:
-    code = "import sys; from voxloop.text import normalise; normalise('a b', 'en'); print('torch' in sys.modules)"
+    code = (
+        "import sys; from voxloop.speech.text import normalise; normalise('a b', 'en'); print('torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

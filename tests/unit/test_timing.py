@@ -16,11 +16,11 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.generation_whisper import _dynamic_time_warping, _median_filter
 
 from tests.unit import tiny_whisper
-from voxloop.audio import decode
 from voxloop.families.contract import Decoding
 from voxloop.families.whisper import WHISPER, timing, words
 from voxloop.families.whisper.recogniser import WhisperRecogniser
 from voxloop.records import Word
+from voxloop.speech.audio import decode
 from voxloop.starter import STARTER_DIR
 from voxloop.starter.spelling import byte_symbols
 

@@ -16,19 +16,20 @@ import pytest
 import torch
 
 from tests.unit import tiny_whisper
-from voxloop import datasets, training, transcripts
-from voxloop.audio import to_pcm16, wav_bytes
+from voxloop import models
 from voxloop.errors import SettingError, TrainingError, UsageError
 from voxloop.families.contract import Decoding, family
-from voxloop.recordings import ingest
 from voxloop.records import Dataset, Event, Model, Recording, Run
+from voxloop.speech.audio import to_pcm16, wav_bytes
+from voxloop.steps import datasets, training
+from voxloop.steps.recordings import ingest
+from voxloop.steps.training import control, recipes, runs, session, trainer
+from voxloop.steps.training.batches import Speech, read_rows
+from voxloop.steps.training.files import LOOP_STATE, read_json
+from voxloop.steps.training.session import Progress, Score, Session, StopFlag, TrainingConfig
+from voxloop.steps.utterances import segment
 from voxloop.stores import catalog as tables
 from voxloop.stores.catalog import to_event
-from voxloop.training import control, recipes, runs, session, trainer
-from voxloop.training.batches import Speech, read_rows
-from voxloop.training.files import LOOP_STATE, read_json
-from voxloop.training.session import Progress, Score, Session, StopFlag, TrainingConfig
-from voxloop.utterances import segment
 from voxloop.workspace import Workspace
 
 RATE = 16_000
@@ -126,7 +127,7 @@ class TestRun:
             .load(folder / "final")
             .transcribe([Speech(session_rows).waveform(row.id) for row in session_rows], Decoding(language="en"))
         )
-        from voxloop import text
+        from voxloop.speech import text
 
         expected = text.total(
             text.word_errors_each(
@@ -497,10 +498,10 @@ class TestStep:
             model = reader.get(Model, str(run.model))
         assert model.run == run.id
         assert model.kind == "full"
-        assert transcripts.model_id(model.files) == model.id
+        assert models.model_id(model.files) == model.id
         best = workspace.runs / run.id / "best"
         assert set(model.files) == {p.relative_to(best).as_posix() for p in best.rglob("*") if p.is_file()}
-        opened = family("whisper").load(transcripts.model_folder(workspace, model))
+        opened = family("whisper").load(models.model_folder(workspace, model))
         assert opened.transcribe([np.zeros(RATE, np.float32)], Decoding())[0].confidence is not None
         kinds = [event.type for event in events(workspace)]
         assert kinds[:2] == ["training.queued", "training.started"]

@@ -17,12 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit import tiny_whisper
-from voxloop.audio import to_pcm16, wav_bytes
 from voxloop.errors import TrainingError
 from voxloop.families.whisper import WHISPER
-from voxloop.training import augment
-from voxloop.training.batches import SILENCE, Batch, Collator, Plan, Row, Speech, loader, read_rows, spoken
-from voxloop.training.recipes import Recipe
+from voxloop.speech.audio import to_pcm16, wav_bytes
+from voxloop.steps.training import augment
+from voxloop.steps.training.batches import SILENCE, Batch, Collator, Plan, Row, Speech, loader, read_rows, spoken
+from voxloop.steps.training.recipes import Recipe
 
 RATE = 16_000
 PLAIN = Recipe(max_steps=1, batch_seconds=10.0)

@@ -14,10 +14,10 @@ from tests.unit.test_training import StopAt, lay_out, metrics, weights
 from voxloop.errors import SettingError, TrainingError
 from voxloop.families.contract import Trainable, family
 from voxloop.families.whisper import Whisper
-from voxloop.training import disk, recipes, trainer
-from voxloop.training.batches import Plan, read_rows
-from voxloop.training.encoded import EncodedBatches
-from voxloop.training.session import StopFlag
+from voxloop.steps.training import disk, recipes, trainer
+from voxloop.steps.training.batches import Plan, read_rows
+from voxloop.steps.training.encoded import EncodedBatches
+from voxloop.steps.training.session import StopFlag
 
 HEARD = ("freeze_encoder=true", "silence_share=0.1", "join_seconds=4", "eval_steps=1000", "max_epochs=none")
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from tests.unit.speech import add_utterance
-from voxloop import datasets
 from voxloop.errors import SettingError, UnknownRecord
 from voxloop.records import Dataset, Model, Run
-from voxloop.training import material
-from voxloop.training.batches import read_noises
-from voxloop.training.recipes import Recipe
+from voxloop.steps import datasets
+from voxloop.steps.training import material
+from voxloop.steps.training.batches import read_noises
+from voxloop.steps.training.recipes import Recipe
 from voxloop.workspace import Workspace
 
 RATE = 16_000

@@ -12,16 +12,17 @@ import soundfile
 from typer.testing import CliRunner
 
 from tests.unit import tiny_whisper
-from voxloop import transcripts
-from voxloop.audio import decode
+from voxloop import models
+from voxloop.automation.worker import work
 from voxloop.cli import app
 from voxloop.pipeline import LISTENERS, open_loop
-from voxloop.recordings import ingest
 from voxloop.records import Model, Transcript, Utterance
-from voxloop.review.warnings import warnings_of
+from voxloop.speech.audio import decode
+from voxloop.steps import transcripts
+from voxloop.steps.recordings import ingest
+from voxloop.steps.review.warnings import warnings_of
+from voxloop.steps.utterances import segment
 from voxloop.stores import catalog as tables
-from voxloop.utterances import segment
-from voxloop.worker import work
 from voxloop.workspace import Workspace
 
 RATE = 16_000
@@ -50,7 +51,7 @@ def texts(ws: Workspace, kind: str) -> list[Transcript]:
 
 def crown(ws: Workspace, folder: Path) -> Model:
     """Make the model in a folder champion, by hand."""
-    model = transcripts.base_model(ws, str(folder))
+    model = models.base_model(ws, str(folder))
     with ws.transaction() as tx:
         tx.connection.execute(tables.alias.delete())
         tx.connection.execute(tables.alias.insert().values(name="champion", model=model.id, promotion="p"))
@@ -90,7 +91,7 @@ def test_a_kill_loses_no_more_than_a_block(
     ids = take(workspace, tmp_path / "speech", demo_speech)
     monkeypatch.setattr(transcripts, "blocks", lambda items, samples, limit_s=0.0: ([item] for item in items))
     heard: list[int] = []
-    inner = transcripts.recogniser
+    inner = models.recogniser
 
     def dying(ws: Workspace, model: Model) -> object:
         if len(heard) == 2:

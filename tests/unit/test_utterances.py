@@ -15,14 +15,14 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from voxloop.audio import Waveform, decode, measure
 from voxloop.errors import UnknownRecord
-from voxloop.recordings import ingest, read_audio
 from voxloop.records import MAX_UTTERANCE_SAMPLES, Transcript, Utterance
 from voxloop.settings import Settings
+from voxloop.speech.audio import Waveform, decode, measure
+from voxloop.speech.voice import FRAME, detector
+from voxloop.steps.recordings import ingest, read_audio
+from voxloop.steps.utterances import segment, spans_of, speech_spans, utterance_audio
 from voxloop.stores import catalog as tables
-from voxloop.utterances import segment, spans_of, speech_spans, utterance_audio
-from voxloop.voice import FRAME, detector
 from voxloop.workspace import Workspace
 
 RATE = 16_000

@@ -12,10 +12,10 @@ import pytest
 import torch
 from silero_vad import get_speech_timestamps, load_silero_vad
 
-from voxloop import voice
-from voxloop.audio import Waveform, decode
 from voxloop.settings import Settings
-from voxloop.utterances import speech_spans
+from voxloop.speech import voice
+from voxloop.speech.audio import Waveform, decode
+from voxloop.steps.utterances import speech_spans
 
 RATE = 16_000
 CLOSE = 1e-4

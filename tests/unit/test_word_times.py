@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from voxloop.evaluation import Scored, scores_of
-from voxloop.evaluation.word_times import word_times
 from voxloop.records import Word
+from voxloop.steps.evaluation import Scored, scores_of
+from voxloop.steps.evaluation.word_times import word_times
 
 
 def words(*placed: tuple[str, float, float]) -> list[Word]:

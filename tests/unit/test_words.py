@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from voxloop.datasets import DatasetRow
-from voxloop.evaluation import Scored, score
-from voxloop.evaluation.words import changes, confusions, differences, slice_changes, worst
+from voxloop.steps.datasets import DatasetRow
+from voxloop.steps.evaluation import Scored, score
+from voxloop.steps.evaluation.words import changes, confusions, differences, slice_changes, worst
 
 
 def heard(*pairs: tuple[str, str], speakers: tuple[str, ...] = ("ann", "bob")) -> list[Scored]:

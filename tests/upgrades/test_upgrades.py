@@ -20,10 +20,11 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from voxloop import integrity, removal, review
+from voxloop.maintenance import integrity, removal
 from voxloop.pipeline import open_loop
 from voxloop.records import Dataset, Evaluation, Model, Promotion, Recording, Run, Transcript, Utterance
 from voxloop.settings import CONFIG_NAME
+from voxloop.steps import review
 from voxloop.stores import catalog as tables
 from voxloop.workspace import Workspace
 

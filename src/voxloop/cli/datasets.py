@@ -12,8 +12,8 @@ from voxloop.cli.screen import Json, opened, percent, print_json, progress, shor
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from voxloop.datasets import Summary
     from voxloop.records import Dataset
+    from voxloop.steps.datasets import Summary
     from voxloop.workspace import Workspace
 
 dataset = typer.Typer(no_args_is_help=True, help="Frozen datasets: build, list, show, compare, export, import.")
@@ -58,8 +58,8 @@ def dataset_build(
     """Freeze what has been corrected so far, split by speaker into train, val and test."""
     from dataclasses import replace
 
-    from voxloop.datasets import Filters, build
     from voxloop.settings import parse_ratios
+    from voxloop.steps.datasets import Filters, build
 
     given: dict[str, float | int | None] = {
         "min_seconds": min_seconds,
@@ -93,7 +93,7 @@ def dataset_build(
 
 def _reviewed(ws: Workspace, made: Dataset) -> int:
     """How many utterances were left out although a person had written or accepted their text."""
-    from voxloop.datasets import each_exclusion
+    from voxloop.steps.datasets import each_exclusion
 
     return sum(one.reviewed for one in each_exclusion(ws, made.id))
 
@@ -125,7 +125,7 @@ def dataset_exclusions(
     as_json: Json = False,
 ) -> None:
     """What was left out of a dataset, each with its reason; an option named in a reason changes its bound."""
-    from voxloop.datasets import exclusions, find
+    from voxloop.steps.datasets import exclusions, find
 
     with opened(ctx) as ws:
         frozen = find(ws, name)
@@ -169,14 +169,14 @@ def dataset_show(
     as_json: Json = False,
 ) -> None:
     """One dataset: splits, speakers, languages, lengths, vocabulary, and what was left out and why."""
-    from voxloop.datasets import find, summarise
+    from voxloop.steps.datasets import find, summarise
 
     with opened(ctx) as ws:
         found = find(ws, name)
         summary = summarise(ws, found.id)
         reviewed = _reviewed(ws, found)
     if plot:
-        from voxloop.datasets.picture import draw
+        from voxloop.steps.datasets.picture import draw
 
         draw(summary, found, plot)
     if as_json:
@@ -251,9 +251,9 @@ def dataset_diff(
     as_json: Json = False,
 ) -> None:
     """What changed from one dataset to another: added, removed, with another text, in another split."""
-    from voxloop.datasets import diff, find
-    from voxloop.datasets.diffing import CHANGES
     from voxloop.errors import UsageError, nearest
+    from voxloop.steps.datasets import diff, find
+    from voxloop.steps.datasets.diffing import CHANGES
 
     if change is not None and change not in CHANGES:
         raise UsageError(f"there is no change {change!r}{nearest(change, CHANGES)}")
@@ -295,7 +295,7 @@ def dataset_export(
     as_json: Json = False,
 ) -> None:
     """Write a dataset as files that others read; run again after an interruption, it goes on."""
-    from voxloop.datasets import export_dataset, find
+    from voxloop.steps.datasets import export_dataset, find
 
     with opened(ctx) as ws, progress("export", "clips") as tell:
         made = export_dataset(ws, find(ws, name).id, to, format=format, items=items, progress=tell)
@@ -313,7 +313,7 @@ def dataset_import(
     as_json: Json = False,
 ) -> None:
     """Take in an exported dataset: its clips, texts and splits, frozen as they were."""
-    from voxloop.datasets import import_dataset
+    from voxloop.steps.datasets import import_dataset
 
     with opened(ctx) as ws, progress("import", "clips") as tell:
         made = import_dataset(ws, source, name=name, progress=tell)

@@ -13,12 +13,12 @@ from voxloop.cli.screen import Json, opened, percent, print_json, progress, shor
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from voxloop.comparison import Comparison
-    from voxloop.evaluation import Scored
-    from voxloop.evaluation.forecast import Forecast
-    from voxloop.evaluation.words import Change
     from voxloop.records import Evaluation
-    from voxloop.text import Changes
+    from voxloop.speech.text import Changes
+    from voxloop.steps.evaluation import Scored
+    from voxloop.steps.evaluation.forecast import Forecast
+    from voxloop.steps.evaluation.words import Change
+    from voxloop.steps.gate.comparison import Comparison
     from voxloop.workspace import Workspace
 
 CHANGES_SHOWN = 5  # utterances better and worse in the terminal; --json has all
@@ -69,10 +69,10 @@ def evaluate(
 ) -> None:
     """Measure a model on frozen references it has not learnt from."""
     from voxloop.errors import UsageError
-    from voxloop.evaluation import evaluate as measure
+    from voxloop.steps.evaluation import evaluate as measure
 
     if report:
-        from voxloop.report import check_place
+        from voxloop.steps.report import check_place
 
         check_place(report)
     if forecast:
@@ -103,9 +103,9 @@ def _compared(
     ws: Workspace, found: Evaluation, other: Evaluation, report: Path | None, audio: bool, as_json: bool
 ) -> None:
     """Two evaluations side by side, with the verdict, the slices and the utterances that changed."""
-    from voxloop.comparison import compare
-    from voxloop.evaluation import scored_rows
-    from voxloop.evaluation.words import changes, slice_changes
+    from voxloop.steps.evaluation import scored_rows
+    from voxloop.steps.evaluation.words import changes, slice_changes
+    from voxloop.steps.gate.comparison import compare
 
     comparison = compare(ws, found, other)
     before, after = scored_rows(ws, other), scored_rows(ws, found)
@@ -168,7 +168,7 @@ def _print_changes(how: str, found: Sequence[Change], language: str | None, rule
 
 def marked(row: Scored, language: str | None, rules: Changes) -> str:
     """What was heard, with what is missing in [-…-] and what is wrong in {+…+}, in colour on a terminal."""
-    from voxloop.evaluation.words import differences
+    from voxloop.steps.evaluation.words import differences
 
     parts = []
     for pair in differences(row, language, rules):
@@ -253,7 +253,7 @@ def write_report(
     ws: Workspace, found: Evaluation, other: Evaluation | None, file: Path, audio: bool, *, quiet: bool
 ) -> None:
     """Write the page; where it lies and what was left out is said on the error stream, so that --json stays JSON."""
-    from voxloop import report
+    from voxloop.steps import report
 
     with progress("report", "s") as told:
         made = report.write(ws, found, file, against=other, audio=audio, progress=told)
@@ -276,8 +276,8 @@ def _forecast(
     audio: bool,
     as_json: bool,
 ) -> None:
-    from voxloop.evaluation import evaluate as measure
-    from voxloop.evaluation import forecast
+    from voxloop.steps.evaluation import evaluate as measure
+    from voxloop.steps.evaluation import forecast
 
     with opened(ctx) as ws:
         plan = forecast.plan(
@@ -325,7 +325,7 @@ def print_forecast(found: Forecast) -> None:
         places = [round(BAR * share / most) for share in (low, value, high)]
         return "█" * places[0] + "▒" * (places[1] - places[0]) + "░" * (places[2] - places[1])
 
-    from voxloop.evaluation.forecast import spoken
+    from voxloop.steps.evaluation.forecast import spoken
 
     table(
         ["clips", "speech", "WER", "95 % interval", "", ""],

@@ -10,8 +10,8 @@ import typer
 from voxloop.cli.screen import By, Json, opened, print_json, progress, short, table, when
 
 if TYPE_CHECKING:
-    from voxloop.integrity import Verification
-    from voxloop.removal import Removal
+    from voxloop.maintenance.integrity import Verification
+    from voxloop.maintenance.removal import Removal
 
 SHOWN = 50  # findings; --json prints all
 
@@ -37,9 +37,9 @@ def forget(
     import sys
 
     from voxloop.errors import UsageError
-    from voxloop.removal import forget as remove
-    from voxloop.removal import resume as finish
-    from voxloop.removal import unfinished
+    from voxloop.maintenance.removal import forget as remove
+    from voxloop.maintenance.removal import resume as finish
+    from voxloop.maintenance.removal import unfinished
 
     with opened(ctx) as ws:
         if resume:
@@ -83,7 +83,7 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Recompute every hash and hold catalog, blobs and files against each other; 1 where something is wrong."""
-    from voxloop.integrity import verify as check
+    from voxloop.maintenance.integrity import verify as check
 
     with opened(ctx) as ws, progress("verify", "things") as told:
         found = check(ws, repair=repair, progress=told)
@@ -116,7 +116,7 @@ def backup(
     as_json: Json = False,
 ) -> None:
     """Copy the workspace while work goes on: the catalog at one moment, the blobs it names, settings, runs."""
-    from voxloop.integrity import backup as copy
+    from voxloop.maintenance.backups import backup as copy
 
     with opened(ctx) as ws, progress("backup", "files") as told:
         done = copy(ws, folder, progress=told)
@@ -141,7 +141,7 @@ def restore(
 ) -> None:
     """Make a new workspace (named with -C) from a backup, every file checked. An existing one is never touched."""
 
-    from voxloop.integrity import restore as bring_back
+    from voxloop.maintenance.backups import restore as bring_back
     from voxloop.settings import workspace_folder
 
     with progress("restore", "files") as told:

@@ -95,10 +95,10 @@ def model_list(ctx: typer.Context, as_json: Json = False) -> None:
 @model.command("show")
 def model_show(ctx: typer.Context, name: str, as_json: Json = False) -> None:
     """One model: its files, its run, what was measured, what was decided."""
-    from voxloop.promotion import history
+    from voxloop.models import base_model, model_folder
     from voxloop.records import Evaluation
+    from voxloop.steps.gate.promotion import history
     from voxloop.stores import catalog
-    from voxloop.transcripts import base_model, model_folder
 
     with opened(ctx) as ws:
         found = base_model(ws, name)
@@ -161,7 +161,7 @@ def model_promote(
     as_json: Json = False,
 ) -> None:
     """Make a model champion, if it is really better. Exit status 1 where it is not."""
-    from voxloop.promotion import promote
+    from voxloop.steps.gate.promotion import promote
 
     with opened(ctx) as ws, progress("evaluate", "s") as told:
         outcome = promote(ws, name, dataset=dataset, general=general, by=by, force=force, progress=told)
@@ -184,7 +184,7 @@ def model_promote(
 @model.command("rollback")
 def model_rollback(ctx: typer.Context, by: By = "cli", as_json: Json = False) -> None:
     """Give the champion's place back to the model that held it before."""
-    from voxloop.promotion import rollback
+    from voxloop.steps.gate.promotion import rollback
 
     with opened(ctx) as ws:
         move = rollback(ws, by=by)
@@ -198,7 +198,7 @@ def model_rollback(ctx: typer.Context, by: By = "cli", as_json: Json = False) ->
 def model_history(ctx: typer.Context, as_json: Json = False) -> None:
     """Every movement of the champion with what it rested on, oldest first; nothing is ever taken out."""
 
-    from voxloop.promotion import history
+    from voxloop.steps.gate.promotion import history
 
     with opened(ctx) as ws:
         moves = history(ws)
@@ -242,7 +242,7 @@ def model_export(
     import shutil
 
     from voxloop.errors import UsageError
-    from voxloop.transcripts import base_model, converted, engine, model_folder
+    from voxloop.models import base_model, converted, engine, model_folder
 
     if folder.exists():
         raise UsageError(f"{folder} exists already: name a folder that does not")

@@ -19,7 +19,7 @@ def register(app: typer.Typer) -> None:
 @recipe.command("list")
 def recipe_list(as_json: Json = False) -> None:
     """The named recipes and what each is for."""
-    from voxloop.training.recipes import RECIPES, SUITS
+    from voxloop.steps.training.recipes import RECIPES, SUITS
 
     if as_json:
         print_json([{"name": name, "suits": SUITS[name]} for name in RECIPES])
@@ -41,10 +41,10 @@ def recipe_show(
     as_json: Json = False,
 ) -> None:
     """Every setting of a recipe: its value, its default where that is another, and what it means."""
-    from voxloop.training import recipes
+    from voxloop.steps.training import recipes
 
     if name is None:
-        from voxloop.training import suggest
+        from voxloop.steps.training import suggest
 
         with opened(ctx) as ws:
             found = suggest(ws)

@@ -13,8 +13,8 @@ from voxloop.cli.screen import By, Json, alignment, opened, percent, print_json,
 from voxloop.errors import UsageError
 
 if TYPE_CHECKING:
-    from voxloop.review import Difference, Filters, Item
-    from voxloop.review.warnings import WarningKind
+    from voxloop.steps.review import Difference, Filters, Item
+    from voxloop.steps.review.warnings import WarningKind
 
 review = typer.Typer(no_args_is_help=True, help="People's corrections: what to look at first, decide, exchange.")
 
@@ -70,7 +70,7 @@ def _filters(
     contains: str | None = None,
     warning: str | None = None,
 ) -> Filters:
-    from voxloop.review import Filters
+    from voxloop.steps.review import Filters
 
     return Filters(
         status=status.value if status else None,
@@ -103,7 +103,7 @@ def review_list(
     as_json: Json = False,
 ) -> None:
     """Utterances, the least certain and least like what is reviewed first."""
-    from voxloop.review import page
+    from voxloop.steps.review import page
 
     where = _filters(
         status=status,
@@ -172,7 +172,7 @@ def review_next(
     as_json: Json = False,
 ) -> None:
     """Take the next utterance to review: no other reviewer gets it for a while."""
-    from voxloop import review as step
+    from voxloop.steps import review as step
 
     where = _filters(
         speaker=speaker,
@@ -198,7 +198,7 @@ def review_next(
 @review.command("show")
 def review_show(ctx: typer.Context, utterance: str, as_json: Json = False) -> None:
     """One utterance with every version of its text and every decision."""
-    from voxloop.review import history, show
+    from voxloop.steps.review import history, show
 
     with opened(ctx) as ws:
         item = show(ws, utterance)
@@ -269,7 +269,7 @@ def review_diff(
     as_json: Json = False,
 ) -> None:
     """What the machine heard otherwise than the reference has it, word under word."""
-    from voxloop import review as step
+    from voxloop.steps import review as step
 
     where = _filters(
         speaker=speaker,
@@ -339,7 +339,7 @@ def review_save(
     ctx: typer.Context, utterance: str, text: str, by: By = "cli", seen: Seen = None, as_json: Json = False
 ) -> None:
     """Keep a corrected text as the reference."""
-    from voxloop.review import save
+    from voxloop.steps.review import save
 
     with opened(ctx) as ws:
         saved = save(ws, utterance, text, by=by, seen=seen)
@@ -352,7 +352,7 @@ def review_save(
 @review.command("accept")
 def review_accept(ctx: typer.Context, utterance: str, by: By = "cli", seen: Seen = None, as_json: Json = False) -> None:
     """Take the machine's text as right."""
-    from voxloop.review import accept
+    from voxloop.steps.review import accept
 
     with opened(ctx) as ws:
         saved = accept(ws, utterance, by=by, seen=seen)
@@ -372,7 +372,7 @@ def review_reject(
     as_json: Json = False,
 ) -> None:
     """Leave an utterance out of every dataset to come."""
-    from voxloop.review import reject
+    from voxloop.steps.review import reject
 
     with opened(ctx) as ws:
         found = reject(ws, utterance, reason=reason, by=by, seen=seen)
@@ -385,7 +385,7 @@ def review_reject(
 @review.command("skip")
 def review_skip(ctx: typer.Context, utterance: str, by: By = "cli", as_json: Json = False) -> None:
     """Leave an utterance for later: it comes back when its time is up or nothing else waits."""
-    from voxloop.review import skip
+    from voxloop.steps.review import skip
 
     with opened(ctx) as ws:
         decision = skip(ws, utterance, by=by)
@@ -404,7 +404,7 @@ def review_undo(
     as_json: Json = False,
 ) -> None:
     """Take back the last decision on an utterance; again, the one before it."""
-    from voxloop.review import show, undo
+    from voxloop.steps.review import show, undo
 
     with opened(ctx) as ws:
         noted = undo(ws, utterance, by=by, decision=decision)
@@ -430,7 +430,7 @@ def review_bulk_accept(
     as_json: Json = False,
 ) -> None:
     """Take the machine's text as right wherever it is confident."""
-    from voxloop.review import bulk_accept
+    from voxloop.steps.review import bulk_accept
 
     where = _filters(speaker=speaker, language=language, since=since, until=until, contains=contains)
     with opened(ctx) as ws, progress("accepting", "utterances") as tell:
@@ -447,7 +447,7 @@ def review_bulk_accept(
 @review.command("rank")
 def review_rank(ctx: typer.Context, as_json: Json = False) -> None:
     """Find the order of what waits anew, now; it happens by itself as reviews are made."""
-    from voxloop.review import prioritise
+    from voxloop.steps.review import prioritise
 
     with opened(ctx) as ws:
         ranking = prioritise(ws)
@@ -479,7 +479,7 @@ def review_export(
     as_json: Json = False,
 ) -> None:
     """Write texts with authors, times and ids: .jsonl, .csv, or .json for Label Studio."""
-    from voxloop.review import export
+    from voxloop.steps.review import export
 
     where = _filters(
         status=status,
@@ -522,7 +522,7 @@ def review_import(
     as_json: Json = False,
 ) -> None:
     """Take texts from a file that export or Label Studio wrote, or with the columns utterance and text."""
-    from voxloop.review import import_reviews
+    from voxloop.steps.review import import_reviews
 
     with opened(ctx) as ws, progress("importing", "utterances") as tell:
         done = import_reviews(
@@ -553,7 +553,7 @@ def review_import(
 @review.command("stats")
 def review_stats(ctx: typer.Context, as_json: Json = False) -> None:
     """How much is reviewed, by whom, and how fast."""
-    from voxloop.review import stats
+    from voxloop.steps.review import stats
 
     with opened(ctx) as ws:
         found = stats(ws)

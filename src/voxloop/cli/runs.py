@@ -14,7 +14,7 @@ from voxloop.cli.screen import PLAIN_EVERY_S, Json, opened, percent, print_json,
 
 if TYPE_CHECKING:
     from voxloop.records import Run
-    from voxloop.training import Turn
+    from voxloop.steps.training import Turn
     from voxloop.workspace import Workspace
 
 run = typer.Typer(
@@ -123,8 +123,8 @@ def turn_text(turn: Turn) -> str:
 
 def see_through(ws: Workspace, found: Run, *, no_wait: bool, as_json: bool) -> None:
     """Follow a queued run to its end, or leave it to a worker."""
-    from voxloop import training
     from voxloop.errors import TrainingError
+    from voxloop.steps import training
 
     if no_wait:
         if as_json:
@@ -182,7 +182,7 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Fine-tune a model on a frozen dataset, in a process of its own. Waits while another run has the device."""
-    from voxloop.training import submit
+    from voxloop.steps.training import submit
 
     with opened(ctx) as ws:
         found = submit(
@@ -230,7 +230,7 @@ def _wer(found: Run) -> str:
 def run_list(ctx: typer.Context, as_json: Json = False) -> None:
     """All runs, oldest first."""
     from voxloop.records import Run
-    from voxloop.training import reconcile
+    from voxloop.steps.training import reconcile
 
     with opened(ctx) as ws:
         reconcile(ws)
@@ -264,7 +264,7 @@ def run_show(ctx: typer.Context, id: str, as_json: Json = False) -> None:
     """One run: how it went, with its curves, or why it failed."""
     import dataclasses
 
-    from voxloop import training
+    from voxloop.steps import training
 
     with opened(ctx) as ws:
         found = training.find(ws, id)
@@ -319,8 +319,8 @@ def run_logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait for more until the run has ended.")] = False,
 ) -> None:
     """A run's whole log."""
-    from voxloop import training
     from voxloop.errors import UnknownRecord
+    from voxloop.steps import training
 
     with opened(ctx) as ws:
         found = training.find(ws, id)
@@ -346,7 +346,7 @@ def run_logs(
 @run.command("pause")
 def run_pause(ctx: typer.Context, id: str, as_json: Json = False) -> None:
     """Have a run write a checkpoint and free its device. `run resume` goes on from there, also after a reboot."""
-    from voxloop import training
+    from voxloop.steps import training
 
     with opened(ctx) as ws:
         _asked(training.pause(ws, id), as_json)
@@ -360,7 +360,7 @@ def run_stop(
     as_json: Json = False,
 ) -> None:
     """End a run for good and keep the best weights so far as a model."""
-    from voxloop import training
+    from voxloop.steps import training
 
     with opened(ctx) as ws:
         _asked(training.stop(ws, id, discard=discard), as_json)
@@ -386,7 +386,7 @@ def _asked(now: Run, as_json: bool) -> None:
 @run.command("resume")
 def run_resume(ctx: typer.Context, id: str, no_wait: NoWait = False, as_json: Json = False) -> None:
     """Go on with a run that is paused, interrupted or failed, from its newest checkpoint."""
-    from voxloop import training
+    from voxloop.steps import training
 
     with opened(ctx) as ws:
         see_through(ws, training.resume(ws, id), no_wait=no_wait, as_json=as_json)
@@ -401,7 +401,7 @@ def run_retry(
     as_json: Json = False,
 ) -> None:
     """Train anew with the settings of a run that has ended, some of them changed."""
-    from voxloop import training
+    from voxloop.steps import training
 
     with opened(ctx) as ws:
         see_through(ws, training.retry(ws, id, set or ()), no_wait=no_wait, as_json=as_json)

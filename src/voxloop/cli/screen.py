@@ -18,7 +18,7 @@ import typer
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from voxloop.text import Aligned
+    from voxloop.speech.text import Aligned
     from voxloop.workspace import Workspace
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]

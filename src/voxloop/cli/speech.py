@@ -11,7 +11,7 @@ import typer
 from voxloop.cli.screen import Json, opened, print_json, progress, short, table
 
 if TYPE_CHECKING:
-    from voxloop.recordings import IngestReport
+    from voxloop.steps.recordings import IngestReport
 
 
 class Channels(StrEnum):
@@ -69,7 +69,7 @@ def ingest(
     as_json: Json = False,
 ) -> None:
     """Take audio in: decoded, measured, stored once. What cannot be taken is named with its reason."""
-    from voxloop.recordings import ingest as take
+    from voxloop.steps.recordings import ingest as take
 
     with opened(ctx, create=True) as ws, progress("ingest", "files") as told:
         report = take(
@@ -149,7 +149,7 @@ def transcribe(
 
     from voxloop.errors import AudioError
     from voxloop.settings import CONFIG_NAME, workspace_folder
-    from voxloop.transcripts import formatted, transcribe_file
+    from voxloop.steps.transcripts import formatted, transcribe_file
 
     failed = 0
     with tempfile.TemporaryDirectory() as temporary:
@@ -194,7 +194,7 @@ def retranscribe(
     as_json: Json = False,
 ) -> None:
     """Have what earlier models heard transcribed by the current one; all texts are kept, references untouched."""
-    from voxloop.transcripts import retranscribe as ask
+    from voxloop.steps.transcripts import retranscribe as ask
 
     with opened(ctx) as ws:
         asked = ask(ws, recordings or ())

@@ -10,8 +10,8 @@ import typer
 from voxloop.cli.screen import Json, opened, percent, print_json, short, table, when
 
 if TYPE_CHECKING:
+    from voxloop.automation.worker import Progress
     from voxloop.status import Status
-    from voxloop.worker import Progress
 
 PAYLOAD_SHOWN = 140  # characters of an event on a line; --json has all
 
@@ -115,7 +115,7 @@ def worker(
     import threading
     import time
 
-    from voxloop.worker import work
+    from voxloop.automation.worker import work
 
     stop = threading.Event()
     began = time.monotonic()

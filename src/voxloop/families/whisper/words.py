@@ -12,8 +12,8 @@ import numpy as np
 
 from voxloop.families.whisper.features import POSITION_SAMPLES
 from voxloop.records import SAMPLE_RATE, Word
+from voxloop.speech.text import CHARACTER_LANGUAGES
 from voxloop.starter.spelling import byte_symbols
-from voxloop.text import CHARACTER_LANGUAGES
 
 if TYPE_CHECKING:
     from voxloop.families.contract import Waveform

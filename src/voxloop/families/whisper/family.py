@@ -1,0 +1,208 @@
+"""Whisper (arXiv:2212.04356): loaded, fed at a clip's own length, decoded, trained and saved.
+
+Stock Whisper pads every clip to 30 s. Here the encoder takes the clip's own
+length plus a margin; padding inside a batch is masked, in the encoder's
+self-attention and in cross-attention. Fed 3,000 frames without a mask, the
+model computes what stock transformers computes, and what is saved is a plain
+Whisper folder that stock transformers loads.
+
+    features.py    log-mel of a batch of clips
+    network.py     encoder and decoder at any length, loading
+    output.py      the loss behind the output layer
+    reading.py     prompt, batches, guards, words: what both engines do alike
+    words.py       words and their times, of tokens with theirs
+    recogniser.py  the torch engine, with timing.py: when each token was said
+    ctranslate.py  the CTranslate2 engine, and conversion for it
+
+What reads with CTranslate2 imports no transformers, which takes longer than the text of a short file.
+
+Letters in shapes: `B` batch, `F` mel channels, `T` mel frames, `U` label tokens.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from voxloop.errors import ModelError, TrainingError, first_line
+from voxloop.families.contract import Trainable
+from voxloop.families.whisper import ctranslate
+from voxloop.families.whisper.features import (
+    CONTEXT_KEY,
+    HOP,
+    AudioContext,
+    features_of,
+    mel_filters,
+    padded_frames,
+)
+from voxloop.families.whisper.reading import Vocabulary, vocabulary
+from voxloop.records import SAMPLE_RATE
+
+if TYPE_CHECKING:
+    from voxloop.families.contract import Waveform
+    from voxloop.families.whisper.ctranslate import CTranslateRecogniser
+    from voxloop.families.whisper.recogniser import WhisperRecogniser
+
+
+class Whisper:
+    """The Whisper family: any size, English-only or multilingual."""
+
+    name = "whisper"
+
+    def convert(self, folder: str | Path, target: Path, compute_type: str) -> None:
+        """Write the CTranslate2 form of a saved model into `target`. Raises ModelError."""
+        ctranslate.convert(folder, target, compute_type)
+
+    def intact(self, converted: Path) -> bool:
+        """Whether what `convert` wrote is whole."""
+        return ctranslate.intact(converted)
+
+    def load_converted(self, converted: Path, *, device: str = "cpu") -> CTranslateRecogniser:
+        """Open what `convert` made of a saved model. Raises ModelError with the remedy."""
+        return ctranslate.load(converted, device)
+
+    def load(self, folder: str | Path, *, device: str = "cpu", dtype: str = "float32") -> WhisperRecogniser:
+        """Open a folder or Hub id. Raises ModelError with the remedy."""
+        from voxloop.families.whisper.network import load
+        from voxloop.families.whisper.recogniser import WhisperRecogniser
+
+        model, processor = load(folder, getattr(torch, dtype))
+        try:
+            model = model.to(device)
+        except (RuntimeError, AssertionError) as error:
+            raise ModelError(
+                f"device {device!r} cannot be used ({first_line(error)}): "
+                "set `device` to cpu, or free memory on the GPU"
+            ) from error
+        return WhisperRecogniser(model.eval(), processor)
+
+    def open_for_training(self, folder: str | Path, *, audio_context: AudioContext) -> Trainable:
+        """Open a folder or Hub id for training, float32 on the CPU; its config remembers the audio context."""
+        from voxloop.families.whisper.network import load
+
+        model, processor = load(folder, torch.float32)
+        extra = {
+            "vocabulary": vocabulary(model.config, model.generation_config, processor),
+            "filters": mel_filters(processor),
+            "base_context": getattr(model.config, CONTEXT_KEY, "full"),
+        }
+        setattr(model.config, CONTEXT_KEY, audio_context)
+        model.config.apply_spec_augment = False  # the recipe augments
+        return Trainable(model=model, processor=processor, extra=extra)
+
+    def recogniser(self, trainable: Trainable, model: torch.nn.Module) -> WhisperRecogniser:
+        """The model as it is now, half-way through training; LoRA adapters stay in it."""
+        from voxloop.families.whisper.recogniser import WhisperRecogniser
+
+        given: Any = model
+        inner = given.get_base_model() if hasattr(given, "get_base_model") else given
+        return WhisperRecogniser(inner, trainable.processor)
+
+    def collate(
+        self,
+        trainable: Trainable,
+        waveforms: Sequence[Waveform],
+        texts: Sequence[str],
+        languages: Sequence[str | None],
+        *,
+        full_length: bool = False,
+    ) -> dict[str, torch.Tensor]:
+        """A batch for the model's forward: input_features (B, F, T), attention_mask (B, T), labels (B, U)."""
+        context: AudioContext = "full" if full_length else "trimmed"
+        features, mask = features_of(waveforms, context, trainable.extra["filters"], "cpu")
+        limit = self.label_limit(trainable)
+        labels = [self._label(trainable, text, code) for text, code in zip(texts, languages, strict=True)]
+        for label, text in zip(labels, texts, strict=True):
+            if len(label) > limit:
+                raise TrainingError(
+                    f"a text has {len(label)} tokens and the model writes at most {limit}: {text[:60]!r}…; "
+                    "leave it out of the dataset or cut its recording into shorter utterances"
+                )
+        padded = torch.full((len(labels), max(map(len, labels))), trainable.label_pad)
+        for row, label in zip(padded, labels, strict=True):
+            row[: len(label)] = torch.tensor(label)
+        start = torch.full((len(labels), 1), trainable.extra["vocabulary"].start)
+        given = torch.cat([start, padded[:, :-1]], dim=1)
+        # Past its end a text is padded with the end token, which is not learnt from.
+        given = given.masked_fill(given == trainable.label_pad, trainable.extra["vocabulary"].end)
+        batch = {"input_features": features, "decoder_input_ids": given, "labels": padded}
+        return batch if mask is None else batch | {"attention_mask": mask}
+
+    @torch.no_grad()
+    def encode(self, trainable: Trainable, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """A batch of `collate` with the encoder's states (B, E, D) as `encoder_outputs` in the place of its sound."""
+        encoder = trainable.model.get_encoder().eval()
+        states = encoder(inputs["input_features"], attention_mask=inputs.get("attention_mask")).last_hidden_state
+        return {name: given for name, given in inputs.items() if name != "input_features"} | {"encoder_outputs": states}
+
+    def padded_seconds(self, seconds: float) -> float:
+        """Seconds that a clip takes up in a batch, its margin included."""
+        return padded_frames(round(seconds * SAMPLE_RATE)) * HOP / SAMPLE_RATE
+
+    def label_limit(self, trainable: Trainable) -> int:
+        """Tokens that the model can write, prompt and end included."""
+        limit: int = trainable.model.config.max_target_positions
+        return limit
+
+    def label_length(self, trainable: Trainable, text: str, language: str | None) -> int:
+        """Tokens of the label of a text, prompt and end included."""
+        return len(self._label(trainable, text, language))
+
+    def _label(self, trainable: Trainable, text: str, language: str | None) -> list[int]:
+        """What the decoder is to write after its start token: the rest of the prompt, the text, the end.
+
+        So do transformers' own fine-tuning examples (run_speech_recognition_seq2seq.py), which learn the prompt too.
+        """
+        known: Vocabulary = trainable.extra["vocabulary"]
+        language = language or trainable.extra.get("language")
+        return [*known.prompt(language)[1:], *self.text_tokens(trainable, text), known.end]
+
+    def text_tokens(self, trainable: Trainable, text: str) -> list[int]:
+        """Tokens of a text alone, without prompt and end."""
+        written: list[int] = trainable.processor.tokenizer(text, add_special_tokens=False).input_ids
+        return written
+
+    def encoder_positions(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Encoder positions of each clip (B,): one for every second mel frame."""
+        features = inputs["input_features"]
+        mask = inputs.get("attention_mask")
+        if mask is None:
+            return torch.full((len(features),), features.shape[-1] // 2)
+        return mask[:, ::2].sum(dim=1)
+
+    def encoder_width(self, trainable: Trainable) -> int:
+        """Width of the encoder's states."""
+        width: int = trainable.model.config.d_model
+        return width
+
+    def layers_above(self, trainable: Trainable, weight: str) -> int:
+        """Layers between a weight and the output of the encoder or decoder that it is in.
+
+        Convolutions and embeddings lie below all layers; the embedding of tokens too, though it is the output as well.
+        """
+        config = trainable.model.config
+        layers: int = config.encoder_layers if ".encoder." in f".{weight}" else config.decoder_layers
+        numbered = re.search(r"\.layers\.(\d+)\.", weight)
+        if numbered:
+            return layers - 1 - int(numbered.group(1))
+        return layers if re.search(r"\.(conv\d|embed_\w+)\.", weight) else 0
+
+    def save(self, trainable: Trainable, model: torch.nn.Module, folder: Path) -> None:
+        """Write a complete folder that `load` and stock transformers open; LoRA is merged, `adapter/` kept beside."""
+        folder.mkdir(parents=True, exist_ok=True)
+        whole: Any = model
+        if hasattr(whole, "merge_and_unload"):
+            whole.save_pretrained(folder / "adapter")
+            # A copy is merged, since un-merging leaves rounding in the weights that go on training.
+            whole = copy.deepcopy(whole).merge_and_unload()
+        whole.config.use_cache = True  # transformers' Trainer turns it off; who opens this folder wants to generate
+        whole.save_pretrained(folder)
+        trainable.processor.save_pretrained(folder)
+
+
+WHISPER = Whisper()

@@ -1,0 +1,1 @@
+"""What keeps a workspace whole: verify and mend, back up and restore, forget."""

@@ -1,0 +1,297 @@
+"""What lies between the records: the database, jobs, vectors, blobs and files that no row names."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from voxloop.maintenance import removal
+from voxloop.maintenance.integrity.check import Check
+from voxloop.records import Dataset, Evaluation, Model, Recording, Run
+from voxloop.speech import audio
+from voxloop.steps import datasets, training
+from voxloop.steps.recordings import audio_key
+from voxloop.stores import catalog as tables
+from voxloop.stores.blobs import sha256_bytes
+from voxloop.stores.catalog import insert_new
+
+if TYPE_CHECKING:
+    from voxloop.stores.catalog import Reader
+    from voxloop.workspace import Workspace
+
+REMOVABLE = ("datasets/", "evaluations/", "models/")  # blobs that can be made again
+
+
+# The catalog itself --------------------------------------------------------------------------------------------------
+
+
+def check_removals(check: Check) -> None:
+    for id in removal.unfinished(check.ws):
+        check.tick("removals")
+        check.report(
+            "removal-unfinished",
+            id,
+            "what was forgotten is not all deleted yet",
+            "or `voxloop forget --resume` finishes it",
+            lambda: removal.resume(check.ws) > 0,
+        )
+
+
+def check_database(check: Check) -> None:
+    if check.ws.catalog.engine.dialect.name != "sqlite":
+        return
+    with check.ws.read() as reader:
+        said = reader.connection.exec_driver_sql("pragma integrity_check(20)").scalars().all()
+        broken = reader.connection.exec_driver_sql("pragma foreign_key_check").all()
+    check.checked["database pages and keys"] += 1
+    for line in said:
+        if line != "ok":
+            check.report("catalog-damaged", "catalog.db", str(line), "restore a backup: `voxloop restore`")
+    for row in broken[:20]:
+        message = f"row {row[1]} of {row[0]} points at a {row[2]} that is not there"
+        check.report("row-without-its-owner", f"{row[0]}:{row[1]}", message, "restore a backup: `voxloop restore`")
+
+
+# Jobs and vectors ----------------------------------------------------------------------------------------------------
+
+
+def check_jobs(check: Check) -> None:
+    e, j = tables.event.c, tables.job.c
+    missing: list[dict[str, Any]] = []
+    with check.ws.read() as reader:
+        for type, steps in check.ws.jobs.listeners.items():
+            for step in steps:
+                wanted = sa.literal(f"{step}:") + e.id
+                rows = reader.connection.execute(
+                    sa.select(e.id, e.subject)
+                    .join(tables.job, j.id == wanted, isouter=True)
+                    .where(e.type == type, j.id.is_(None))
+                )
+                missing += [
+                    {"id": f"{step}:{row.id}", "step": step, "event": row.id, "subject": row.subject} for row in rows
+                ]
+        check.checked["events"] += int(
+            reader.connection.execute(sa.select(sa.func.count()).select_from(tables.event)).scalar_one()
+        )
+        lone = (
+            reader.connection.execute(
+                sa.select(j.id).join(tables.event, e.id == j.event, isouter=True).where(e.id.is_(None))
+            )
+            .scalars()
+            .all()
+        )
+
+    def emit() -> bool:
+        with check.ws.transaction() as tx:
+            now = tx.now()
+            rows = [{**row, "created": now, "state": "ready", "run_at": now, "attempts": 0} for row in missing]
+            insert_new(tx.connection, tables.job, rows)
+        return True
+
+    def remove() -> bool:
+        with check.ws.transaction() as tx:
+            for id in lone:
+                tx.connection.execute(sa.delete(tables.job).where(j.id == id))
+        return True
+
+    if missing:
+        message = f"{len(missing)} events never woke a step that listens to them"
+        check.report("job-missing", missing[0]["id"], message, "emits the jobs; then `voxloop worker`", emit)
+    if lone:
+        message = f"{len(lone)} jobs are of events that are not there"
+        check.report("job-without-event", lone[0], message, "removes them", remove)
+
+
+def check_vectors(check: Check) -> None:
+    v, u, j = tables.vector.c, tables.utterance.c, tables.job.c
+    with check.ws.read() as reader:
+        lone = (
+            reader.connection.execute(
+                sa.select(v.id).distinct().join(tables.utterance, u.id == v.id, isouter=True).where(u.id.is_(None))
+            )
+            .scalars()
+            .all()
+        )
+        widths = reader.connection.execute(
+            sa.select(v.space, sa.func.length(v["values"]), sa.func.count()).group_by(
+                v.space, sa.func.length(v["values"])
+            )
+        ).all()
+        indexed = sa.select(j.subject).where(j.step == "index", j.state == "done")
+        lacking = (
+            reader.connection.execute(
+                sa.select(u.recording)
+                .distinct()
+                .join(tables.vector, v.id == u.id, isouter=True)
+                .where(v.id.is_(None), u.recording.in_(indexed))
+            )
+            .scalars()
+            .all()
+        )
+    check.checked["vectors"] += sum(count for _, _, count in widths)
+
+    def remove() -> bool:
+        with check.ws.transaction() as tx:
+            check.ws.vectors.delete(tx, lone)
+        return True
+
+    def index() -> bool:
+        with check.ws.transaction() as tx:
+            again = {"state": "ready", "token": None, "attempts": 0, "run_at": tx.now()}
+            for recording in lacking:
+                done = (j.step == "index", j.subject == recording, j.state == "done")
+                tx.connection.execute(sa.update(tables.job).where(*done).values(again))
+        return True
+
+    if lone:
+        check.report("vector-orphan", lone[0], f"{len(lone)} vectors are of no utterance", "removes them", remove)
+    if lacking:
+        message = f"{len(lacking)} recordings were indexed and have utterances without a vector"
+        check.report("vector-missing", lacking[0], message, "wakes the step index; then `voxloop worker`", index)
+    spaces = Counter(space for space, _, _ in widths)
+    for space in (space for space, count in spaces.items() if count > 1):
+        message = "its vectors have different widths, so they cannot be searched"
+        check.report("vector-width", space, message, "index again: remove the vectors of this space")
+
+
+# What no row names ---------------------------------------------------------------------------------------------------
+
+
+def named_blobs(reader: Reader) -> Iterator[str]:
+    """Every blob key that the catalog names."""
+    for id in reader.connection.execute(sa.select(tables.recording.c.id)).scalars():
+        yield audio_key(id)
+    for dataset in reader.iterate(Dataset):
+        key = dataset.manifest or f"datasets/{dataset.id}.jsonl"
+        yield key
+        yield datasets.excluded_key(key)
+    for evaluation in reader.iterate(Evaluation):
+        yield evaluation.hypotheses
+    for model in reader.iterate(Model, tables.model.c.run.is_not(None)):
+        for name in model.files:
+            yield f"{model.where}/{name}"
+
+
+def check_orphans(check: Check) -> None:
+    old = time.time() - check.min_age_s
+    entries = [entry for entry in check.ws.blobs.entries("") if entry.modified < old]
+    with check.ws.read() as reader:
+        named = set(named_blobs(reader))
+        running = {
+            run.id for run in reader.all(Run, tables.run.c.status == "running") if removal.alive(check.ws.runs / run.id)
+        }
+        rows = reader.connection.execute(sa.select(tables.removal.c.pending)).scalars()
+        pending = {key for row in rows if row for key in row.get("blobs", ())}
+    check.checked["blobs"] += len(entries)
+    for entry in entries:
+        key = entry.key
+        if key in named or key in pending or any(run in key for run in running):
+            continue
+        if key.startswith("audio/"):
+            check.report(
+                "audio-orphan",
+                key,
+                "audio that no recording names: an ingest was killed before its row, or the catalog is an older one",
+                "takes it back as a recording without name, text or speaker; ingest its file again to give it these",
+                partial(_take_back, check.ws, key),
+            )
+        elif key.startswith(REMOVABLE):
+            check.report(
+                "blob-orphan",
+                key,
+                "a blob that no row names: what wrote it was killed before its row",
+                "removes it",
+                partial(_remove_blob, check.ws, key),
+            )
+
+
+def _remove_blob(ws: Workspace, key: str) -> bool:
+    ws.blobs.delete(key)
+    return True
+
+
+def _take_back(ws: Workspace, key: str) -> bool:
+    """Register audio whose row is lost; what is no stored recording, or is cut off, is removed."""
+    id = key.removeprefix("audio/").removesuffix(".wav")
+    data = ws.blobs.get(key)
+    pcm = data[audio.WAV_HEADER_BYTES :]
+    if sha256_bytes(pcm) != id:
+        ws.blobs.delete(key)
+        return True
+    quality = audio.measure(audio.from_pcm16(pcm)) if pcm else None
+    recording = Recording(
+        id=id, source=key, name=Path(key).name, samples=len(pcm) // audio.SAMPLE_BYTES, quality=quality
+    )
+    with ws.transaction() as tx:
+        if tx.add(recording):
+            tx.emit("recording.ingested", id, payload={"source": key})
+    return True
+
+
+def check_runs(check: Check) -> None:
+    """Runs that say they run and do not; copies in run folders of speech that is not in the catalog."""
+    with check.ws.read() as reader:
+        runs = reader.all(Run)
+        recordings = set(reader.connection.execute(sa.select(tables.recording.c.id)).scalars())
+        now = reader.now()
+    old = now - check.min_age_s
+    for run in runs:
+        check.checked["runs"] += 1
+        if run.status == "running" and run.created < old and not removal.alive(check.ws.runs / run.id):
+            check.report(
+                "run-dead",
+                run.id,
+                "it is said to run, and its process does not live",
+                "marks it as interrupted: `voxloop run resume` goes on from its newest checkpoint",
+                partial(_interrupted, check.ws, run),
+            )
+    for manifest in sorted(check.ws.runs.glob("*/data/*.jsonl")):
+        _, gone = removal.redacted(manifest.read_bytes(), lambda id: id.partition(":")[0] not in recordings, "id")
+        if gone:
+            check.report(
+                "run-data-forgotten",
+                str(manifest.relative_to(check.ws.folder)),
+                f"{len(gone)} rows are of recordings that are not in the catalog: forgotten, or lost",
+                "takes them out, with their audio",
+                lambda: removal.clean_run_data(check.ws, lambda id: id not in recordings) > 0,
+            )
+
+
+def _interrupted(ws: Workspace, run: Run) -> bool:
+    return training.find(ws, run.id).status != "running"
+
+
+def check_leftovers(check: Check) -> None:
+    """Files and folders of processes that were killed: half-written ones, and what was too long for memory."""
+    ws, old = check.ws, time.time() - check.min_age_s
+    found = [*ws.folder.glob("spool/*"), *ws.folder.glob("cache/**/*.partial"), *ws.runs.glob("**/*.partial")]
+    # obstore writes a file beside its place, under its name with # and a number, and moves it there.
+    found += [path for path in ws.folder.glob("blobs/**/*#*") if re.search(r"#\d+$", path.name)]
+    live = {run.name for run in ws.runs.glob("*") if removal.alive(run)}
+    for path in found:
+        inside = path.relative_to(ws.folder)
+        if not path.exists() or path.stat().st_mtime > old or live & set(inside.parts):
+            continue
+        check.report(
+            "leftover",
+            str(inside),
+            "left by a process that was killed",
+            "removes it",
+            partial(_sweep, path),
+        )
+
+
+def _sweep(path: Path) -> bool:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+    return True

@@ -1,0 +1,46 @@
+"""Frozen datasets: what is in, which text counts, and which split an utterance belongs to for ever."""
+
+from voxloop.steps.datasets.clips import lhotse_cut, write_rows, write_split
+from voxloop.steps.datasets.diffing import Diff, Difference, diff
+from voxloop.steps.datasets.filters import Filters
+from voxloop.steps.datasets.formats import Exported, export_dataset, import_dataset
+from voxloop.steps.datasets.freezing import build
+from voxloop.steps.datasets.rows import (
+    DatasetRow,
+    Exclusion,
+    each_exclusion,
+    excluded_key,
+    exclusions,
+    find,
+    manifest_key,
+    rows,
+)
+from voxloop.steps.datasets.splits import assign_splits, position, split_at
+from voxloop.steps.datasets.summary import Summary, summarise
+
+__all__ = [
+    "DatasetRow",
+    "Diff",
+    "Difference",
+    "Exclusion",
+    "Exported",
+    "Filters",
+    "Summary",
+    "assign_splits",
+    "build",
+    "diff",
+    "each_exclusion",
+    "excluded_key",
+    "exclusions",
+    "export_dataset",
+    "find",
+    "import_dataset",
+    "lhotse_cut",
+    "manifest_key",
+    "position",
+    "rows",
+    "split_at",
+    "summarise",
+    "write_rows",
+    "write_split",
+]

@@ -1,0 +1,72 @@
+"""The clips of a dataset as files that a training run reads, and as Lhotse cuts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from voxloop.records import SAMPLE_RATE, Split
+from voxloop.steps import utterances
+from voxloop.steps.datasets.rows import DatasetRow, line, rows
+
+if TYPE_CHECKING:
+    from voxloop.workspace import Workspace
+
+
+def clip_name(row: DatasetRow) -> str:
+    """A name for a row's audio that no other span of any recording has."""
+    return f"{row.recording.removeprefix('sha256-')[:24]}-{row.start}-{row.end}"
+
+
+def clip_wav(ws: Workspace, row: DatasetRow) -> bytes:
+    """A row's audio as a WAV file: 16 kHz, mono, 16 bits, the samples that are stored."""
+    from voxloop.speech.audio import to_pcm16, wav_bytes
+
+    return wav_bytes(to_pcm16(utterances.read_span(ws, row.recording, row.start, row.end)))
+
+
+def write_split(ws: Workspace, dataset: str, split: Split, folder: Path) -> Path:
+    """Write `<split>.jsonl` and its audio below `folder/audio`; the manifest's path.
+
+    A row holds audio_path (relative to the folder), text, duration (seconds),
+    speaker, language and id.
+    """
+    return write_rows(ws, rows(ws, dataset, split), folder / f"{split}.jsonl")
+
+
+def write_rows(ws: Workspace, chosen: Iterable[DatasetRow], manifest: Path) -> Path:
+    """Write rows of any datasets as `write_split` does, and their audio below `audio` beside the manifest."""
+    folder = manifest.parent
+    (folder / "audio").mkdir(parents=True, exist_ok=True)
+    partial = manifest.with_suffix(".partial")
+    with partial.open("wb") as file:
+        for row in chosen:
+            name = f"audio/{clip_name(row)}.wav"
+            target = folder / name
+            if not target.exists():
+                unfinished = target.with_suffix(".partial")
+                unfinished.write_bytes(clip_wav(ws, row))
+                unfinished.replace(target)
+            values = {"text": row.text, "duration": row.duration, "speaker": row.speaker, "language": row.language}
+            file.write(line({"audio_path": name, **values, "id": row.utterance}))
+    partial.replace(manifest)
+    return manifest
+
+
+def lhotse_cut(id: str, path: Path, *, duration: float, text: str, speaker: str | None, language: str | None) -> Any:
+    """A clip as a Lhotse cut: one recording and one supervision of the same length."""
+    from lhotse import MonoCut, Recording, SupervisionSegment
+    from lhotse.audio import AudioSource
+
+    audio = Recording(
+        id=id,
+        sources=[AudioSource(type="file", channels=[0], source=str(path))],
+        sampling_rate=SAMPLE_RATE,
+        num_samples=round(duration * SAMPLE_RATE),
+        duration=duration,
+    )
+    said = SupervisionSegment(
+        id=id, recording_id=id, start=0.0, duration=duration, text=text, speaker=speaker, language=language
+    )
+    return MonoCut(id=id, start=0.0, duration=duration, channel=0, recording=audio, supervisions=[said])

@@ -1,0 +1,278 @@
+"""Datasets as files that others read, and back: JSONL beside WAV, Parquet, and Lhotse Shar.
+
+An export is written part by part and says at its very end that it is complete; cut
+off at any point it says that it is not, and the same command goes on where it was.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from voxloop.errors import BlobError, ConflictError, UsageError, nearest
+from voxloop.records import Dataset, Quality, Recording, Split, Transcript, Utterance, utterance_id
+from voxloop.speech.audio import measure, pcm_id
+from voxloop.steps.datasets.formats import jsonl, parquet, places, shar
+from voxloop.steps.datasets.formats.entries import MANY, Entry, parts, row_of
+from voxloop.steps.datasets.freezing import freeze
+from voxloop.steps.datasets.rows import DatasetRow, manifest_key, rows
+from voxloop.steps.datasets.splits import strictest
+from voxloop.steps.recordings import audio_key
+from voxloop.steps.utterances import read_span
+from voxloop.stores import catalog as tables
+
+if TYPE_CHECKING:
+    from voxloop.stores.blobs import Blobs
+    from voxloop.workspace import Workspace
+
+FORMATS: dict[str, ModuleType] = {"jsonl": jsonl, "parquet": parquet, "shar": shar}
+ITEMS = 1000  # of a part: a Shar shard, a Parquet file
+
+Progress = Callable[[float, float | None], None]
+"""Told clips done, and clips in all."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Exported:
+    """Where a dataset was written to."""
+
+    dataset: str
+    format: str
+    place: str  # URL
+    clips: int
+    files: int
+    known: bool  # it was there already, complete
+
+
+def export_dataset(
+    ws: Workspace,
+    dataset: str,
+    to: str | Path,
+    *,
+    format: str = "jsonl",
+    items: int = ITEMS,
+    progress: Progress | None = None,
+) -> Exported:
+    """Write a dataset to a folder or a blob URL (file://, s3://, gs://, az://); `items` clips to a part.
+
+    What an attempt that was cut off has written is kept. Raises UsageError where
+    something else lies there, or the format is not known.
+    """
+    if format not in FORMATS:
+        raise UsageError(f"there is no format {format!r}{nearest(format, FORMATS)}")
+    if items < 1:
+        raise UsageError(f"a part of {items} clips holds nothing: give 1 or more")
+    if format == "parquet":
+        parquet.schema()  # says what is not installed before anything is written
+    with ws.read() as reader:
+        frozen = reader.get(Dataset, dataset)
+    # A dataset that something was forgotten of keeps its id and gets another manifest.
+    what = {"dataset": frozen.id, "manifest": manifest_key(ws, frozen.id), "format": format, "items": items}
+    with places.opened(to, create=True) as place:
+        if place.exists(places.ABOUT):
+            found = places.about(place)
+            places.check_same(place, places.ABOUT, what | {"dataset": {**found["dataset"], "id": frozen.id}})
+            clips = sum(frozen.clips.values())
+            return Exported(
+                dataset=frozen.id, format=format, place=place.url, clips=clips, files=len(found["files"]), known=True
+            )
+        present = places.begin(place, what)
+        listed = rows(ws, frozen.id)
+        files: list[str] = []
+        done = 0
+        with tempfile.TemporaryDirectory(prefix="voxloop-export-") as folder:
+            for written, keys in FORMATS[format].write(ws, place, parts(listed, items), present, Path(folder)):
+                files += keys
+                done += written
+                if progress:
+                    progress(done, len(listed))
+        places.end(place, {"version": places.VERSION, **what, "dataset": asdict(frozen), "files": files})
+        return Exported(
+            dataset=frozen.id, format=format, place=place.url, clips=len(listed), files=len(files), known=False
+        )
+
+
+def import_dataset(
+    ws: Workspace, source: str | Path, *, name: str | None = None, progress: Progress | None = None
+) -> Dataset:
+    """Take in what `export_dataset` has written: its clips, texts and splits, frozen as they were.
+
+    The dataset has the id that it had, where its clips are whole recordings or parts
+    of recordings that are here; a part of a recording that is not here becomes a
+    recording of its own, and the id differs. Doing it again changes nothing. Raises
+    UsageError where the export is not complete or was changed, ConflictError where a
+    clip is in another split here.
+    """
+    with places.opened(source, create=False) as place:
+        about = places.about(place)
+        format = FORMATS.get(about["format"])
+        if format is None:
+            raise UsageError(f"{place.url} has the format {about['format']!r}{nearest(about['format'], FORMATS)}")
+        _check_splits(ws, format.read_values(place, about["files"]))
+        wanted = sum(about["dataset"]["clips"].values())
+        read = 0
+        taken: dict[str, _Taken] = {}
+        for one in _stored(ws, place, format.read(place, about["files"])):
+            read += 1
+            twin = taken.setdefault(one.row.utterance, one)
+            # Parts of different recordings with the same samples are one recording here, and are not learnt if tested.
+            if strictest({twin.row.split, one.row.split}) != twin.row.split:
+                taken[one.row.utterance] = one
+            if progress:
+                progress(read, wanted)
+        if read != wanted:
+            raise UsageError(f"{place.url} holds {read} clips of {wanted}: export it again")
+    found = _kept(ws, list(taken.values()))
+    return freeze(
+        ws,
+        name or about["dataset"]["name"],
+        sorted((one.row for one in found), key=lambda row: row.utterance),
+        None,
+        new_splits=((one.row.utterance, one.row.split) for one in found),
+        filters={**about["dataset"]["filters"], "imported": about["dataset"]["id"]},
+        excluded=about["dataset"]["excluded"],
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Taken:
+    """A row as it is here, with the records that it stands on."""
+
+    row: DatasetRow
+    recording: Recording
+    utterance: Utterance
+    transcript: Transcript
+
+
+def _check_splits(ws: Workspace, values: Iterator[dict[str, Any]]) -> None:
+    """Make sure that nothing that is here would have to move to another split. Raises ConflictError."""
+    u = tables.utterance.c
+    here: dict[str, set[Split]] = {}
+    with ws.read() as reader:
+        for row in reader.connection.execute(sa.select(u.recording, u.split).where(u.split.is_not(None)).distinct()):
+            here.setdefault(row.recording, set()).add(row.split)
+    moved = []
+    for one in values:
+        given = row_of(one)
+        # Under its own recording, or as a recording of its own from an earlier import.
+        ids = {given.recording, str(one["pcm"])}
+        moved += [given for id in ids if here.get(id, {given.split}) != {given.split}]
+    if moved:
+        first = moved[0]
+        raise ConflictError(
+            f"{len(moved)} clips are in another split here, such as {first.utterance}, which is {first.split} in the "
+            "export; what is tested must not be learnt: import it into another workspace"
+        )
+
+
+def _stored(ws: Workspace, place: Blobs, entries: Iterator[Entry]) -> Iterator[_Taken]:
+    """Each row with its audio among the blobs."""
+    for entry in entries:
+        row = row_of(entry.values)
+        clip = pcm_id(entry.pcm)
+        samples = len(entry.pcm) // 2
+        if clip != entry.values["pcm"] or samples != row.end - row.start:
+            raise UsageError(f"the audio of {row.utterance} in {place.url} was changed: export it again")
+        whole = row.start == 0 and row.recording == clip
+        if not whole and not _is_here(ws, row, clip):
+            id = utterance_id(clip, 0, samples)
+            row, whole = replace(row, utterance=id, recording=clip, start=0, end=samples), True
+        if whole:
+            ws.blobs.put(audio_key(row.recording), entry.wav)
+        yield _taken(row, entry.values, place.url, measure(entry.waveform))
+
+
+def _is_here(ws: Workspace, row: DatasetRow, clip: str) -> bool:
+    """Whether the recording that a clip was cut from is here, with the same samples in that span."""
+    from voxloop.speech.audio import to_pcm16
+
+    with ws.read() as reader:
+        known = reader.find(Recording, row.recording)
+    if known is None or known.samples < row.end:
+        return False
+    try:
+        return pcm_id(to_pcm16(read_span(ws, row.recording, row.start, row.end))) == clip
+    except BlobError:
+        return False
+
+
+def _taken(row: DatasetRow, values: dict[str, Any], place: str, quality: Quality) -> _Taken:
+    return _Taken(
+        row=row,
+        recording=Recording(
+            id=row.recording,
+            source=place,
+            name=values["id"],
+            samples=row.end - row.start,
+            speaker=row.speaker,
+            language=row.language,
+            session=values["session"],
+            consent=values["consent"],
+            quality=quality,
+        ),
+        utterance=Utterance(
+            id=row.utterance,
+            recording=row.recording,
+            start=row.start,
+            end=row.end,
+            speaker=row.speaker,
+            language=row.language,
+            split=row.split,
+            status="reviewed" if row.kind == "reference" else "transcribed",
+            quality=quality,
+        ),
+        transcript=Transcript(
+            id=row.transcript,
+            utterance=row.utterance,
+            kind=row.kind,
+            text=row.text,
+            by=values["by"] or "import",
+            confidence=values["confidence"],
+            created=values["created"] or 0.0,
+        ),
+    )
+
+
+def _kept(ws: Workspace, found: list[_Taken]) -> list[_Taken]:
+    """Write what the rows stand on; the rows, with the transcripts that they have here."""
+    found = _with_free_names(ws, found)
+    u = tables.utterance
+    references = [{"utterance_id": one.row.utterance} for one in found if one.row.kind == "reference"]
+    reviewed = (
+        sa.update(u)
+        .where(u.c.id == sa.bindparam("utterance_id"), sa.or_(u.c.status == "new", u.c.status == "transcribed"))
+        .values(status="reviewed")
+    )
+    with ws.transaction() as tx:
+        tx.add(*(one.recording for one in found))
+        tx.add(*(one.utterance for one in found))
+        tx.add(*(one.transcript for one in found))
+        if references:
+            tx.connection.execute(reviewed, references)
+    return found
+
+
+def _with_free_names(ws: Workspace, found: list[_Taken]) -> list[_Taken]:
+    """Where another text has a transcript's id here, the one that comes in gets an id of its own."""
+    t = tables.transcript.c
+    here: dict[str, tuple[str, str]] = {}
+    ids = [one.transcript.id for one in found]
+    with ws.read() as reader:
+        for start in range(0, len(ids), MANY):
+            statement = sa.select(t.id, t.utterance, t.text).where(t.id.in_(ids[start : start + MANY]))
+            here |= {row.id: (row.utterance, row.text) for row in reader.connection.execute(statement)}
+    kept = []
+    for one in found:
+        said = (one.row.utterance, one.row.text)
+        if here.get(one.transcript.id, said) != said:
+            id = f"imported-{sha256(' '.join(said).encode()).hexdigest()[:26]}"
+            one = replace(one, row=replace(one.row, transcript=id), transcript=replace(one.transcript, id=id))
+        kept.append(one)
+    return kept

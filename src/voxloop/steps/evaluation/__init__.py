@@ -1,0 +1,36 @@
+"""How well a model hears frozen speech.
+
+A model decodes the references of a dataset's split once; every text heard is
+kept, and the scores are counted from what was kept.
+
+    measuring.py   decode, keep, count       probes.py       silence, noise, 30 s
+    scores.py      errors, rates, slices     word_times.py   where words lie in time
+"""
+
+from voxloop.steps.evaluation.measuring import (
+    Progress,
+    evaluate,
+    evaluation_id,
+    measure,
+    normalisers,
+    scored_rows,
+)
+from voxloop.steps.evaluation.probes import noise_inputs, quiet_inputs
+from voxloop.steps.evaluation.scores import Scored, interval, score, scores_of, slices, wer
+
+__all__ = [
+    "Progress",
+    "Scored",
+    "evaluate",
+    "evaluation_id",
+    "interval",
+    "measure",
+    "noise_inputs",
+    "normalisers",
+    "quiet_inputs",
+    "score",
+    "scored_rows",
+    "scores_of",
+    "slices",
+    "wer",
+]

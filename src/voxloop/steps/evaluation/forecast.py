@@ -1,0 +1,408 @@
+"""How much more speech for how much less error: short trainings on growing shares of a dataset, and a law through them.
+
+Each share's training is a process of its own in `runs/forecast-<id>/<clips>-<seed>/` and leaves a
+`result.json`; asked again, only what is missing is trained. The models are not
+registered and their weights not kept: they are made to be measured.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from voxloop import models
+from voxloop.errors import TrainingError, UsageError
+from voxloop.families.contract import family
+from voxloop.records import Dataset, Model, Run, Split
+from voxloop.steps import datasets, transcripts
+from voxloop.steps.evaluation.curves import FALLS, MIN_RUNS, Curve, Trial, extrapolate
+from voxloop.steps.evaluation.measuring import in_blocks, normalisers
+from voxloop.steps.evaluation.scores import score
+from voxloop.steps.training import control, device_lock, disk, locks, parameters, recipes
+from voxloop.steps.training.files import CONFIG, LOG, STATUS, read_json, write_json
+from voxloop.steps.training.recipes import Recipe
+from voxloop.steps.utterances import read_span
+
+if TYPE_CHECKING:
+    from voxloop.families.contract import Decoding
+    from voxloop.steps.datasets import DatasetRow
+    from voxloop.workspace import Workspace
+
+SHARES = (0.125, 0.25, 0.5, 1.0)
+SEEDS = 3
+STEPS = 120  # of each training
+TIMES = (2, 4)  # how many times today's speech is forecast; further is a guess
+MIN_CLIPS = 16  # in the train split: fewer cannot be shared out
+FEW_WORDS = 300  # measured on fewer, the interval is wide whatever is trained
+RESULT = "result.json"
+FORECAST = "forecast.json"
+TURN_S = 0.5  # between two looks at whether the device is free
+START_S = 6.0  # seconds that a training process takes to start and to load
+
+Told = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a forecast will train and measure; nothing has been done yet."""
+
+    dataset: Dataset
+    base: Model
+    recipe: Recipe
+    clips: tuple[int, ...]  # of each share, smallest first
+    seeds: tuple[int, ...]
+    split: Split  # measured on
+    rows: tuple[DatasetRow, ...]  # of that split
+    decoding: Decoding
+    folder: Path
+    done: int  # trainings kept from before
+    seconds_each: float | None  # what one training takes, where that is known from earlier ones
+
+    @property
+    def runs(self) -> int:
+        return len(self.clips) * len(self.seeds)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Forecast:
+    """What more speech would bring, with what it rests on."""
+
+    dataset: str
+    base: str
+    recipe: str
+    steps: int
+    split: Split
+    utterances: int  # measured on
+    words: int
+    seconds: float  # of speech in the largest share
+    seeds: int
+    curve: Curve
+    sentences: tuple[str, ...]  # what follows, in words
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def plan(
+    ws: Workspace,
+    base: str | None = None,
+    *,
+    dataset: str | None = None,
+    recipe: str | None = None,
+    overrides: Sequence[str] = (),
+    shares: Sequence[float] = SHARES,
+    seeds: int = SEEDS,
+    steps: int = STEPS,
+    split: Split = "val",
+) -> Plan:
+    """Settle what a forecast will do. Raises UsageError where there is too little to share out or to measure on.
+
+    It measures on val: the frozen test is to be used seldom, since the more often
+    it decides, the less it is worth. No training sees val here, so that nothing is chosen on what is measured.
+    """
+    if split == "train":
+        raise UsageError("a forecast is not measured on what is trained on: take val")
+    frozen = datasets.find(ws, dataset)
+    model = models.base_model(ws, base)
+    rows = datasets.rows(ws, frozen.id, split)
+    clips = sorted({round(frozen.clips.get("train", 0) * share) for share in shares})
+    if not all(0 < share <= 1 for share in shares) or len(clips) < 3:
+        raise UsageError(f"shares {', '.join(f'{s:g}' for s in shares)}: needed are three different ones, above 0 to 1")
+    if frozen.clips.get("train", 0) < MIN_CLIPS or clips[0] < 1:
+        raise UsageError(
+            f"dataset {frozen.name} has {frozen.clips.get('train', 0)} training clips: a forecast shares out at least "
+            f"{MIN_CLIPS}, the smallest share at least one; review more and freeze again"
+        )
+    if not rows:
+        raise UsageError(
+            f"the {split} split of dataset {frozen.name} is empty, so there is nothing to measure on: freeze one "
+            "with a larger share for it (`voxloop dataset build --ratios 0.7/0.15/0.15`)"
+        )
+    if seeds < MIN_RUNS:
+        raise UsageError(f"{seeds} seeds: needed are {MIN_RUNS} or more, to tell chance from speech")
+    folder = Path(models.model_folder(ws, model))
+    chosen = recipes.named(recipe) if recipe else _suited(frozen, folder)
+    # The end is a number of steps, the same for every share and on every machine.
+    chosen = replace(recipes.override(chosen, overrides), max_steps=steps, max_seconds=None, max_epochs=None, seed=1)
+    decoding = transcripts.decoding(ws)
+    asked = [
+        frozen.id,
+        model.id,
+        chosen.as_dict(),
+        split,
+        decoding.as_dict(),
+        normalisers(rows, decoding, ws.settings.normaliser),
+    ]
+    id = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
+    made = Plan(
+        dataset=frozen,
+        base=model,
+        recipe=chosen,
+        clips=tuple(clips),
+        seeds=tuple(range(1, seeds + 1)),
+        split=split,
+        rows=tuple(rows),
+        decoding=decoding,
+        folder=ws.runs / f"forecast-{id}",
+        done=0,
+        seconds_each=None,
+    )
+    kept = [found for clips_, seed in _pairs(made) if (found := _kept(made, clips_, seed))]
+    return replace(made, done=len(kept), seconds_each=_pace(ws, made, kept))
+
+
+def _suited(dataset: Dataset, folder: Path) -> Recipe:
+    return recipes.choose(
+        train_seconds=dataset.hours.get("train", 0.0) * 3600,
+        parameters=parameters(folder),
+    )
+
+
+def _pairs(plan: Plan) -> list[tuple[int, int]]:
+    """Clips and seed of each training, seed by seed, so that what was cut short covers all shares."""
+    return [(clips, seed) for seed in plan.seeds for clips in plan.clips]
+
+
+def _kept(plan: Plan, clips: int, seed: int) -> dict[str, Any] | None:
+    """The result of a training done before; None where there is none, or where it measured other utterances."""
+    try:
+        found = read_json(plan.folder / f"{clips}-{seed}" / RESULT)
+    except (FileNotFoundError, ValueError):
+        return None
+    return found if set(found["errors"]) == {row.utterance for row in plan.rows} else None
+
+
+def _pace(ws: Workspace, plan: Plan, kept: Sequence[dict[str, Any]]) -> float | None:
+    """Seconds of one training, from those of this forecast or from the newest run of the same base."""
+    if kept:
+        return float(sum(one["took_s"] for one in kept) / len(kept))
+    with ws.read() as reader:
+        runs = [run for run in reader.all(Run) if run.base == plan.base.id and run.status == "completed"]
+    for run in reversed(runs):
+        step, elapsed_s = run.progress.get("step"), run.progress.get("elapsed_s")
+        if step and elapsed_s:
+            return float(START_S + elapsed_s / step * (plan.recipe.max_steps or 0))
+    return None
+
+
+def forecast(ws: Workspace, plan: Plan, *, told: Told | None = None) -> Forecast:
+    """Do what is missing of a plan, and fit. After Ctrl-C the same plan goes on where it was.
+
+    `told` gets a line for each training. Raises TrainingError where one fails.
+    """
+    say = told or (lambda line: None)
+    trials = []
+    took: list[float] = []
+    disk.check(ws.runs, Path(models.model_folder(ws, plan.base)), plan.recipe)
+    _lay_out(ws, plan)
+    kept = {pair: _kept(plan, *pair) for pair in _pairs(plan)}
+    for number, ((clips, seed), result) in enumerate(kept.items(), 1):
+        known = result is not None
+        if result is None:
+            result = _train(ws, plan, clips, seed, say)
+            took.append(result["took_s"])
+        left = sum(later is None for later in list(kept.values())[number:])
+        pace = sum(took) / len(took) if took else plan.seconds_each
+        eta = f", about {left * pace:.0f} s left" if left and pace else ""
+        say(f"  {number}/{plan.runs}: {clips} clips, seed {seed}: WER {result['wer']:.1%}{' (kept)' * known}{eta}")
+        errors = tuple(result["errors"][row.utterance] for row in plan.rows)
+        trials.append(Trial(clips=clips, seed=seed, errors=errors))
+    found = _fitted(ws, plan, trials)
+    write_json(plan.folder / FORECAST, found.as_dict())
+    shutil.rmtree(plan.folder / "data", ignore_errors=True)  # copies of speech stay no longer than they are needed
+    return found
+
+
+def _lay_out(ws: Workspace, plan: Plan) -> None:
+    """Write the training clips once, and a manifest for each share: nested, another order for each seed."""
+    if all(_kept(plan, *pair) for pair in _pairs(plan)):
+        return
+    data = plan.folder / "data"
+    lines = datasets.write_split(ws, plan.dataset.id, "train", data).read_text(encoding="utf-8").splitlines()
+    if len(lines) < plan.clips[-1]:
+        raise UsageError(
+            f"dataset {plan.dataset.name} lost training clips: {len(lines)} of {plan.clips[-1]} are left: freeze anew"
+        )
+    for clips, seed in _pairs(plan):
+        placed = {datasets.position(f"forecast {seed} {json.loads(line)['id']}"): line for line in lines}
+        chosen = [placed[place] for place in sorted(placed)[:clips]]
+        (data / f"train-{clips}-{seed}.jsonl").write_text("".join(f"{line}\n" for line in chosen), encoding="utf-8")
+
+
+def _train(ws: Workspace, plan: Plan, clips: int, seed: int, say: Told) -> dict[str, Any]:
+    """Train on one share in a process of its own, measure what came of it, and keep the result alone."""
+    folder = plan.folder / f"{clips}-{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    # One that outlived the process that started it is followed to its end.
+    child = control.find(folder)
+    if child is None and control.last_words(folder)["status"] != "completed":
+        child = _start(ws, plan, folder, clips, seed, say)
+        began = time.monotonic()
+    if child is not None:
+        try:
+            for _ in control.follow(child):
+                pass
+        except BaseException:
+            child.stop()  # Ctrl-C: the child must not go on alone; its checkpoint is gone on from
+            raise
+        ending = control.ending(child)
+        if ending.status != "completed":
+            why = ending.error or "the training process was asked to stop"
+            raise TrainingError(
+                f"training on {clips} clips with seed {seed} ended early: {why}; its log is {folder / LOG}"
+            )
+    errors, words = _measure(ws, plan, folder / "final")
+    result = {
+        "clips": clips,
+        "seed": seed,
+        "errors": errors,
+        "wer": sum(errors.values()) / max(words, 1),
+        "took_s": round(time.monotonic() - began, 2),
+    }
+    write_json(folder / RESULT, result)
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+    (folder / STATUS).unlink(missing_ok=True)  # its models are gone: should the result be lost, it is trained anew
+    return result
+
+
+def _start(ws: Workspace, plan: Plan, folder: Path, clips: int, seed: int, say: Told) -> control.Child:
+    """Start the training once the device is free: a forecast takes its turn among the runs."""
+    write_json(
+        folder / CONFIG,
+        {
+            "run": folder.name,
+            "family": plan.base.family,
+            "base": models.model_folder(ws, plan.base),
+            "train": f"../data/train-{clips}-{seed}.jsonl",
+            "val": "none",  # nothing is measured while training: the last weights count
+            "recipe": replace(plan.recipe, seed=seed).as_dict(),
+            "device": ws.settings.device or "auto",
+            "threads": ws.settings.threads,
+            "normaliser": ws.settings.normaliser,
+        },
+    )
+    device, path = device_lock(ws)
+    told = False
+    while (lock := locks.take(path)) is None:
+        if not told:
+            say(f"  waits for {device}: {locks.note(path).get('run') or 'another training'} has it")
+            told = True
+        time.sleep(TURN_S)
+    with lock:
+        lock.write({"run": f"{plan.folder.name}/{folder.name}", "workspace": str(ws.folder), "pid": os.getpid()})
+        return control.start(folder, device=ws.settings.device, threads=ws.settings.threads, device_lock=lock)
+
+
+def _measure(ws: Workspace, plan: Plan, folder: Path) -> tuple[dict[str, int], int]:
+    """Word errors of each utterance measured on, and the words of all."""
+    recogniser = family(plan.base.family).load(str(folder), device=models.device(ws))
+    errors: dict[str, int] = {}
+    words = 0
+    for language, block in in_blocks(plan.rows, plan.decoding):
+        waveforms = [read_span(ws, row.recording, row.start, row.end) for row in block]
+        heard = recogniser.transcribe(waveforms, replace(plan.decoding, language=language))
+        found = [(hypothesis.text, hypothesis.confidence) for hypothesis in heard]
+        for one in score(block, found, language, ws.settings.normaliser):
+            errors[one.utterance] = one.errors
+            words += one.words
+    return errors, words
+
+
+def _fitted(ws: Workspace, plan: Plan, trials: Sequence[Trial]) -> Forecast:
+    words = [
+        one.words
+        for row in plan.rows
+        for one in score([row], [("", None)], row.language or plan.decoding.language, ws.settings.normaliser)
+    ]
+    most = plan.clips[-1]
+    curve = extrapolate(trials, words, [row.recording for row in plan.rows], [most * times for times in TIMES])
+    seconds = plan.dataset.hours["train"] * 3600 * most / max(plan.dataset.clips["train"], 1)
+    return Forecast(
+        dataset=plan.dataset.id,
+        base=plan.base.id,
+        recipe=plan.recipe.name,
+        steps=plan.recipe.max_steps or 0,
+        split=plan.split,
+        utterances=len(plan.rows),
+        words=sum(words),
+        seconds=seconds,
+        seeds=len(plan.seeds),
+        curve=curve,
+        sentences=sentences(curve, seconds=seconds, words=sum(words)),
+    )
+
+
+def sentences(curve: Curve, *, seconds: float, words: int) -> tuple[str, ...]:
+    """What a curve says to a person; where it says nothing, why not."""
+    today = curve.measured[-1]
+    fitted = f"; {100 * curve.today:.1f} on the curve" if curve.usable else ""
+    said = [
+        f"Today's {today.clips} clips ({spoken(seconds)}) bring {_rate(today.wer)}, "
+        f"{_span(today.low, today.high)}{fitted}."
+    ]
+    if not curve.usable:
+        first = curve.measured[0]
+        if curve.probability < FALLS:
+            said.append(
+                f"What more speech would bring cannot be said: from {first.clips} to {today.clips} clips the error "
+                f"rate went from {_rate(first.wer)} to {_rate(today.wer)}"
+                + (", which may be chance." if today.wer < first.wer else ": these trainings may be too short.")
+            )
+        elif not curve.follows:
+            rates = ", ".join(f"{at.clips} clips {100 * at.wer:.1f} %" for at in curve.measured)
+            said.append(
+                f"It falls with more speech, but not along a curve that can be drawn on ({rates}): how far it would go "
+                "on falling cannot be said."
+            )
+        else:
+            said.append(
+                f"It falls with more speech, but how far cannot be said: twice the speech might bring "
+                f"{100 * curve.falls[0].low:.1f} to {100 * curve.falls[0].high:.1f} points less."
+            )
+        more = f"measure on more validation speech (it has {words} words), " if words < FEW_WORDS else ""
+        seeds = "train with more seeds (--seeds 6), or " if curve.follows else ""
+        said.append(f"To know more: {more}{seeds}let each learn longer (--steps 300).")
+        return tuple(said)
+    for at, fall in zip(curve.forecast, curve.falls, strict=True):
+        times = at.clips // today.clips
+        said.append(
+            f"{times} times the speech ({at.clips} clips, {spoken(seconds * times)}) would bring about "
+            f"{_rate(at.wer)}, {_span(at.low, at.high)}: {100 * fall.wer:.1f} points less "
+            f"({100 * fall.low:.1f} to {100 * fall.high:.1f})."
+        )
+    return tuple(said)
+
+
+def spoken(seconds: float) -> str:
+    """A length of speech as people say it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _rate(share: float) -> str:
+    return f"{100 * share:.1f} % WER"
+
+
+def _span(low: float, high: float) -> str:
+    return f"95 % interval {100 * low:.1f} to {100 * high:.1f}"
+
+
+def newest(ws: Workspace, dataset: str) -> dict[str, Any] | None:
+    """The newest forecast kept for a dataset, as `Forecast.as_dict` wrote it."""
+    found = sorted(ws.runs.glob(f"forecast-*/{FORECAST}"), key=lambda path: path.stat().st_mtime)
+    for path in reversed(found):
+        values = read_json(path)
+        if values["dataset"] == dataset:
+            return values
+    return None

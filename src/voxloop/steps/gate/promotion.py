@@ -1,0 +1,274 @@
+"""Which model is champion: moved only on evidence, with a history that is never rewritten."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+from ulid import ULID
+
+from voxloop import models
+from voxloop.errors import ConflictError, UnknownRecord, UsageError
+from voxloop.models import CHAMPION
+from voxloop.records import Evaluation, Model, Promotion, Verdict
+from voxloop.steps import datasets, evaluation
+from voxloop.steps.gate.comparison import Comparison, compare
+from voxloop.stores import catalog as tables
+
+if TYPE_CHECKING:
+    from voxloop.steps.evaluation import Progress
+    from voxloop.stores.catalog import Reader
+    from voxloop.workspace import Transaction, Workspace
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """What came of asking for a promotion: an alias that moved, or the reasons that it did not."""
+
+    alias: str
+    model: str
+    reigning: str  # the model that the alias named, or that transcribed before there was one
+    promotion: Promotion | None = None  # None: nothing moved
+    comparison: Comparison | None = None  # None: there was nothing to compare
+    message: str
+
+    @property
+    def moved(self) -> bool:
+        return self.promotion is not None
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """The gate's judgement; None where nothing was compared."""
+        return self.comparison.verdict if self.comparison else None
+
+
+def promote(
+    ws: Workspace,
+    model: str,
+    *,
+    dataset: str | None = None,
+    general: str | None = None,
+    by: str = "cli",
+    alias: str = CHAMPION,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Outcome:
+    """Make a model champion where it is shown to be better on the newest frozen test references.
+
+    Both models are evaluated (what was measured before is reused) and compared; on
+    the verdict `promote` the alias moves, otherwise nothing moves and the evidence
+    is returned. `general` (or the setting `promote_general`) names a dataset on
+    whose test split the model must not be worse, too. `force` moves the alias all
+    the same, `by hand`, with what evidence there is. Raises UsageError where there
+    is nothing to test on, ConflictError where the alias moved meanwhile.
+    """
+    _check_alias(alias)
+    challenger = models.base_model(ws, model)
+    with ws.read() as reader:
+        held = _held(reader, alias)
+    reigning = models.base_model(ws, held.model if held else ws.settings.base_model)
+    if challenger.id == reigning.id and (held or not force):
+        what = (
+            f"is {alias} already" if held else f"transcribes already: it is the base model, and there is no {alias} yet"
+        )
+        with ws.completion():  # a worker's job is done by finding nothing to do
+            return Outcome(
+                alias=alias,
+                model=challenger.id,
+                reigning=reigning.id,
+                message=f"{_short(challenger)} {what}; nothing moved",
+            )
+    general = general or ws.settings.promote_general or None
+    # Also by force nothing is promoted that cannot be served: converted, where CTranslate2 serves, and loaded.
+    models.recogniser(ws, challenger)
+    comparison, missing = _evidence(
+        ws, challenger, reigning, dataset=dataset, general=general, force=force, progress=progress
+    )
+    verdict = comparison.verdict if comparison else None
+    evidence: dict[str, Any] = comparison.as_dict() if comparison else {"missing": missing}
+    promotion: Promotion | None = None
+    with ws.completion() as tx:
+        if comparison:
+            tx.emit(
+                "model.compared",
+                challenger.id,
+                key=":".join(
+                    (comparison.challenger_evaluation, comparison.champion_evaluation, verdict or "")
+                    + ((comparison.general,) if comparison.general else ())
+                ),
+                payload=evidence,
+            )
+        if verdict == "promote" or force:
+            promotion = Promotion(
+                id=str(ULID()),
+                alias=alias,
+                model=challenger.id,
+                previous=reigning.id,
+                verdict="promote" if verdict == "promote" else "by hand",
+                evidence=evidence,
+                by=by,
+            )
+            promotion = _move(tx, promotion, expected=held)
+            tx.emit(
+                "model.promoted",
+                challenger.id,
+                key=promotion.id,
+                payload={"alias": alias, "previous": reigning.id, "verdict": promotion.verdict},
+            )
+    return Outcome(
+        alias=alias,
+        model=challenger.id,
+        reigning=reigning.id,
+        promotion=promotion,
+        comparison=comparison,
+        message=_message(challenger, alias, promotion, comparison, missing),
+    )
+
+
+def _evidence(
+    ws: Workspace,
+    challenger: Model,
+    reigning: Model,
+    *,
+    dataset: str | None,
+    general: str | None,
+    force: bool,
+    progress: Progress | None,
+) -> tuple[Comparison | None, str | None]:
+    """Both models measured and compared; by force also without, with the reason that there is no evidence."""
+    if challenger.id == reigning.id:
+        return None, "the model is its own predecessor: there is nothing to compare"
+    try:
+        if general and datasets.find(ws, general).id == datasets.find(ws, dataset).id:
+            raise UsageError(
+                f"dataset {general} would be both the test and the general set: name the test's dataset with --dataset"
+            )
+        # What is judged is what is served: the model's own files, or their conversion, through
+        # `models.recogniser`, with the workspace's decoding, which names the engine.
+        reigned, challenged = _measured(ws, reigning, challenger, dataset=dataset, progress=progress)
+        besides = _measured(ws, reigning, challenger, dataset=general, progress=progress)[::-1] if general else None
+    except UsageError as error:
+        if not force:
+            raise
+        return None, str(error)
+    return compare(ws, challenged, reigned, general=besides), None
+
+
+def _measured(
+    ws: Workspace, reigning: Model, challenger: Model, *, dataset: str | None, progress: Progress | None
+) -> tuple[Evaluation, Evaluation]:
+    """Both models on a dataset's test split; what was measured before is reused."""
+    reigned, challenged = (
+        evaluation.measure(
+            ws, model.id, dataset=dataset, split="test", decoding=None, progress=progress, writing=ws.transaction
+        )
+        for model in (reigning, challenger)
+    )
+    return reigned, challenged
+
+
+def rollback(ws: Workspace, *, alias: str = CHAMPION, by: str = "cli") -> Promotion:
+    """Give an alias back to the model that held it before. Again: back again, as the history then says.
+
+    Raises UnknownRecord where the alias was never given.
+    """
+    with ws.completion() as tx:
+        held = _held(tx, alias)
+        if held is None:
+            raise UnknownRecord(
+                f"no model is {alias} yet, so there is nothing to go back to; `voxloop model list` shows all"
+            )
+        if held.previous is None:
+            raise UnknownRecord(f"{_short(held.model)} is the first {alias}: there is none before it to go back to")
+        before = tx.get(Model, held.previous)
+        promotion = Promotion(
+            id=str(ULID()),
+            alias=alias,
+            model=before.id,
+            previous=held.model,
+            verdict="rollback",
+            evidence={"of": held.id},
+            by=by,
+        )
+        promotion = _move(tx, promotion, expected=held)
+        tx.emit("model.rolled_back", before.id, key=promotion.id, payload={"alias": alias, "previous": held.model})
+        return promotion
+
+
+def champion(ws: Workspace, alias: str = CHAMPION) -> Model | None:
+    """The model that an alias names; None where it was never given."""
+    with ws.read() as reader:
+        held = reader.connection.execute(sa.select(tables.alias.c.model).where(tables.alias.c.name == alias)).scalar()
+        return reader.get(Model, held) if held else None
+
+
+def history(ws: Workspace, alias: str | None = None) -> list[Promotion]:
+    """Every movement of an alias (None: of all), oldest first."""
+    with ws.read() as reader:
+        return reader.all(Promotion, *([tables.promotion.c.alias == alias] if alias else []))
+
+
+def comparisons(ws: Workspace, model: str | None = None) -> list[Comparison]:
+    """Every judgement of the gate (None: on all models), oldest first; also those that moved nothing."""
+    e = tables.event.c
+    statement = sa.select(e.payload).where(e.type == "model.compared", *([e.subject == model] if model else []))
+    with ws.read() as reader:
+        payloads = reader.connection.execute(statement.order_by(e.seq)).scalars().all()
+    return [Comparison.from_dict(payload) for payload in payloads]
+
+
+def previous_alias(alias: str) -> str:
+    """The alias of the model that held `alias` before: `previous` for the champion."""
+    return "previous" if alias == CHAMPION else f"{alias}-previous"
+
+
+def _check_alias(alias: str) -> None:
+    if not alias.replace("-", "").replace("_", "").isalnum() or "previous" in alias or alias == models.STARTER:
+        raise UsageError(
+            f"alias {alias!r}: needed is a name of letters, digits, - and _ that is not `starter` or `previous`, "
+            "which have their own meaning"
+        )
+
+
+def _held(reader: Reader, alias: str) -> Promotion | None:
+    """The movement that an alias stands on."""
+    id = reader.connection.execute(sa.select(tables.alias.c.promotion).where(tables.alias.c.name == alias)).scalar()
+    return reader.get(Promotion, id) if id else None
+
+
+def _move(tx: Transaction, promotion: Promotion, *, expected: Promotion | None) -> Promotion:
+    """Write a movement and both aliases that follow from it. Raises ConflictError where it moved meanwhile."""
+    held = _held(tx, promotion.alias)
+    if held != expected:
+        raise ConflictError(
+            f"{promotion.alias} was moved while this was being judged"
+            + (f" (to {_short(held.model)}, by {held.by})" if held else "")
+            + ": look at `voxloop model list` and try again"
+        )
+    tx.add(promotion)
+    named = {promotion.alias: promotion.model, previous_alias(promotion.alias): promotion.previous}
+    for name, model in named.items():
+        tx.connection.execute(sa.delete(tables.alias).where(tables.alias.c.name == name))
+        if model:
+            row = {"name": name, "model": model, "promotion": promotion.id}
+            tx.connection.execute(sa.insert(tables.alias).values(row))
+    return tx.get(Promotion, promotion.id)
+
+
+def _short(model: Model | str) -> str:
+    """A model's id as people are shown it; `Reader.get` takes it."""
+    id = model.id if isinstance(model, Model) else model
+    return f"model {id.removeprefix('sha256-')[:12]}"
+
+
+def _message(
+    challenger: Model, alias: str, promotion: Promotion | None, comparison: Comparison | None, missing: str | None
+) -> str:
+    why = "; ".join(comparison.reasons) if comparison else missing
+    if promotion is None:
+        return (
+            f"{_short(challenger)} was not made {alias} ({comparison.verdict if comparison else 'no evidence'}): {why}"
+        )
+    how = "" if promotion.verdict == "promote" else " by hand"
+    return f"{_short(challenger)} is {alias} now{how}: {why}"

@@ -1,0 +1,7 @@
+"""Ingest: audio files, folders and their metadata become Recordings, each stored once under the hash of its samples."""
+
+from voxloop.steps.recordings.conversion import audio_key
+from voxloop.steps.recordings.ingesting import IngestProgress, IngestReport, ingest, read_audio
+from voxloop.steps.recordings.sources import Refusal
+
+__all__ = ["IngestProgress", "IngestReport", "Refusal", "audio_key", "ingest", "read_audio"]

@@ -1,0 +1,254 @@
+"""From a file to the stored form, in this process or in several: decode, measure, encode, hash."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import multiprocessing
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from voxloop.errors import AudioError
+from voxloop.records import SAMPLE_RATE, Quality
+from voxloop.speech import audio
+from voxloop.steps.recordings.sources import Item, Refusal
+
+CHUNK = 8  # files handed to a worker process at once
+FORK_BYTES = 64 << 20  # of audio files: for less, starting processes takes longer than the work
+SPOOL_SAMPLES = 60 * SAMPLE_RATE  # longer audio goes through a file on the disk: many files are held at once
+STALE_S = 3600.0  # a spool folder without a lock is one that is just being made, unless it is older
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Converted:
+    """A file's audio, or that of one of its channels, in the stored form."""
+
+    id: str
+    samples: int
+    quality: Quality
+    wav: bytes | Path  # Path: a spooled file
+    channel: int | None = None  # None: all of them, mixed
+
+    @property
+    def held(self) -> int:
+        """Bytes in memory or on the disk until it is stored."""
+        return audio.WAV_HEADER_BYTES + audio.SAMPLE_BYTES * self.samples
+
+
+def audio_key(recording_id: str) -> str:
+    """Where a recording's WAV lies among the blobs."""
+    return f"audio/{recording_id}.wav"
+
+
+Outcome = tuple[Converted, ...] | Refusal
+"""A file's channels, one where they are mixed; or why it was not taken."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stamp:
+    """What tells a file from a changed one without reading it."""
+
+    size: int
+    mtime_ns: int
+
+
+Waiting = tuple[Item, Stamp | None]
+"""A file to read, as it was before it was read."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bounds:
+    """What is taken and how."""
+
+    max_seconds: float
+    max_bytes: int
+    split: bool = False  # each channel is a recording of its own
+
+
+@contextmanager
+def spool_folder(workspace: Path) -> Iterator[Path]:
+    """A folder in the workspace for audio too long to hold in memory; gone afterwards.
+
+    What killed processes left behind is removed: a folder whose lock nobody holds.
+    """
+    parent = workspace / "spool"
+    parent.mkdir(exist_ok=True)
+    for folder in parent.glob("ingest-*"):
+        if _is_stale(folder):
+            shutil.rmtree(folder, ignore_errors=True)  # another process may be removing it too
+    with tempfile.TemporaryDirectory(dir=parent, prefix="ingest-") as made, (Path(made) / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield Path(made)
+
+
+def _is_stale(folder: Path) -> bool:
+    try:
+        with (folder / "lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        try:
+            return folder.stat().st_mtime < time.time() - STALE_S
+        except OSError:
+            return False  # gone meanwhile
+    return True
+
+
+def _convert(path: Path, spool: Path, bounds: Bounds) -> Outcome:
+    """Decode, measure and encode one file. Runs in a worker process; never raises for a file's sake."""
+    made: list[Converted] = []
+    try:
+        channels: Sequence[int | None] = (None,)
+        if bounds.split:
+            count = audio.channel_count(path, max_bytes=bounds.max_bytes)
+            if 1 < count <= audio.MAX_CHANNELS:
+                channels = range(count)
+        for channel in channels:
+            made.append(_convert_channel(path, spool, bounds, channel))
+    except AudioError as error:
+        _discard(made)
+        return Refusal(path=str(path), reason=error.reason, message=str(error))
+    except OSError as error:
+        _discard(made)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        reason = "no-space" if full else "missing" if isinstance(error, FileNotFoundError) else "unreadable"
+        return Refusal(path=str(path), reason=reason, message=f"{path} could not be converted: {error}")
+    return tuple(made)
+
+
+def _discard(made: Sequence[Converted]) -> None:
+    for one in made:
+        if isinstance(one.wav, Path):
+            one.wav.unlink(missing_ok=True)
+
+
+def _convert_channel(path: Path, spool: Path, bounds: Bounds, channel: int | None) -> Converted:
+    """All of a file, or one of its channels. Raises AudioError and OSError."""
+    digest = hashlib.sha256()
+    meter = audio.Meter()
+    parts: list[bytes] = []
+    spooled: Path | None = None
+    samples = 0
+    try:
+        for block in audio.stream(path, max_seconds=bounds.max_seconds, max_bytes=bounds.max_bytes, channel=channel):
+            pcm = audio.to_pcm16(block)
+            digest.update(pcm)
+            meter.add(audio.from_pcm16(pcm))  # what is stored is measured, so that it can be measured again
+            samples += len(block)
+            parts.append(pcm)
+            if samples > SPOOL_SAMPLES:
+                if spooled is None:
+                    handle, name = tempfile.mkstemp(dir=spool, suffix=".wav")
+                    os.close(handle)
+                    spooled = Path(name)
+                    spooled.write_bytes(audio.wav_header(0))
+                with spooled.open("ab") as file:
+                    file.writelines(parts)
+                parts = []
+        wav: bytes | Path
+        if spooled is None:
+            wav = audio.wav_bytes(b"".join(parts))
+        else:
+            with spooled.open("r+b") as file:
+                file.write(audio.wav_header(samples * audio.SAMPLE_BYTES))
+            wav = spooled
+    except (AudioError, OSError):
+        if spooled is not None:
+            spooled.unlink(missing_ok=True)
+        raise
+    return Converted(
+        id=f"sha256-{digest.hexdigest()}", samples=samples, quality=meter.quality(), wav=wav, channel=channel
+    )
+
+
+def _convert_chunk(paths: Sequence[Path], spool: Path, bounds: Bounds) -> list[Outcome]:
+    return [_convert(path, spool, bounds) for path in paths]
+
+
+def convert_all(
+    waiting: deque[Waiting], spool: Path, bounds: Bounds, processes: int | None
+) -> Iterator[tuple[Item, Stamp | None, Outcome]]:
+    """Every file with its audio or its refusal, in the order given.
+
+    `waiting` is emptied on the way: of many small files, what is said of each takes more memory than all else.
+    """
+    convert = partial(_convert_chunk, spool=spool, bounds=bounds)
+    wanted = processes or os.cpu_count() or 1
+    if processes is None and sum(stamp.size for _, stamp in waiting if stamp) < FORK_BYTES:
+        wanted = 1
+    chunks = _chunks(waiting)
+    results = (
+        ((chunk, convert(_paths(chunk))) for chunk in chunks) if wanted == 1 else in_processes(convert, chunks, wanted)
+    )
+    for chunk, converted in results:
+        found = iter(converted)
+        for item, stamp in chunk:
+            yield item, stamp, item.refusal or next(found)
+
+
+def _chunks(waiting: deque[Waiting]) -> Iterator[Sequence[Waiting]]:
+    while waiting:
+        yield [waiting.popleft() for _ in range(min(CHUNK, len(waiting)))]
+
+
+def _paths(chunk: Sequence[Waiting]) -> list[Path]:
+    return [item.path for item, _ in chunk if not item.refusal]
+
+
+def in_processes(
+    convert: Callable[[list[Path]], list[Outcome]], chunks: Iterator[Sequence[Waiting]], wanted: int
+) -> Iterator[tuple[Sequence[Waiting], list[Outcome]]]:
+    """Each chunk with its results; a few are ahead at any time.
+
+    Where a decoder takes its process down with it, the chunks under way are done
+    again file by file, each in a process of its own, and the culprit is refused.
+    """
+    following = next(chunks, None)
+    while following is not None:
+        ahead: deque[tuple[Sequence[Waiting], Future[list[Outcome]]]] = deque()
+        pool = _pool(wanted)
+        try:
+            while following is not None or ahead:
+                while following is not None and len(ahead) < 3 * wanted:
+                    ahead.append((following, pool.submit(convert, _paths(following))))
+                    following = next(chunks, None)  # only now: a pool that broke takes nothing
+                chunk, future = ahead[0]
+                yield chunk, future.result()
+                ahead.popleft()
+        except BrokenProcessPool:
+            for chunk, _ in ahead:
+                yield chunk, [_alone(convert, path) for path in _paths(chunk)]
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _alone(convert: Callable[[list[Path]], list[Outcome]], path: Path) -> Outcome:
+    with _pool(1) as pool:
+        try:
+            return pool.submit(convert, [path]).result()[0]
+        except BrokenProcessPool as error:
+            message = f"{path} ended the process that decoded it (out of memory, or a fault in a decoder): {error}"
+            return Refusal(path=str(path), reason="crashed", message=message)
+
+
+def _pool(processes: int) -> ProcessPoolExecutor:
+    # Forked processes would inherit the locks of the database's and the object store's threads.
+    return ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"), initializer=_quiet)
+
+
+def _quiet() -> None:
+    """Ctrl-C is the parent's to handle: it stops the workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,428 @@
+"""Writing what was converted: blobs first, then rows and their events, many files in one transaction."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import sqlalchemy as sa
+
+from voxloop.errors import BlobError
+from voxloop.records import SAMPLE_RATE, GivenSegment, Recording
+from voxloop.steps.recordings.conversion import Converted, Outcome, Stamp, Waiting, audio_key
+from voxloop.steps.recordings.sources import Item, Refusal, Said
+from voxloop.stores import catalog as tables
+from voxloop.stores.catalog import MANY, insert_new, to_record
+from voxloop.stores.jobs import News
+
+if TYPE_CHECKING:
+    from voxloop.stores.catalog import Reader
+    from voxloop.workspace import Transaction, Workspace
+
+END_SLACK_S = 0.5  # a span may end so much after its audio: lengths in manifests are rounded, or of another decoder
+WHOLE_SLACK_S = 0.05  # a span that leaves out no more is the whole recording
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Unchanged:
+    """A file that was read before and has not changed since: its recordings by channel (None: mixed)."""
+
+    recordings: tuple[tuple[int | None, str], ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Read:
+    """A file with what became of it."""
+
+    item: Item
+    outcome: Outcome | Unchanged
+    stamp: Stamp | None = None  # as it was before it was read
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Looked:
+    """What a look at some files found, without reading them."""
+
+    known: tuple[str, ...]  # recordings of unchanged files, of which nothing new is said: nothing is to be done
+    unchanged: tuple[Read, ...]  # of which something new is said, or which were refused in between
+    to_read: tuple[Waiting, ...]
+
+
+def look(reader: Reader, items: Sequence[Item], *, split: bool) -> Looked:
+    """Tell files that were read before, and are as they were, from those to read: by path, size and time of change.
+
+    Most of a second run goes through here, so that it makes one query and few objects.
+    """
+    placed = [(item, str(item.path.absolute()), None if item.refusal else stamp_of(item)) for item in items]
+    stamps = {path: stamp for _, path, stamp in placed if stamp}
+    fitting: dict[str, list[Any]] = {}  # rows
+    file, recording = tables.source_file.c, tables.recording.c
+    statement = sa.select(
+        *(file.path, file.channel, file.size, file.mtime_ns, file.recording),
+        *(recording.text, recording.speaker, recording.language, recording.session, recording.consent),
+    ).join_from(tables.source_file, tables.recording)
+    for paths in _parts(list(stamps)):
+        for row in reader.connection.execute(statement.where(file.path.in_(paths))).all():
+            now = stamps[row.path]
+            # "mono": a file of one channel is the same recording either way.
+            fits = row.channel == "mono" or (row.channel == "mix") != split
+            if fits and now.size == row.size and now.mtime_ns == row.mtime_ns:
+                fitting.setdefault(row.path, []).append(row)
+    refused = _refused(reader, [str(item.path) for item, path, _ in placed if path in fitting])
+    known: list[str] = []
+    unchanged: list[Read] = []
+    to_read: list[Waiting] = []
+    for item, path, stamp in placed:
+        rows = fitting.get(path) if stamp else None
+        if not rows:
+            to_read.append((item, stamp))
+        elif str(item.path) not in refused and _says_nothing_new(item, rows):
+            known.append(rows[0].recording)
+        else:
+            held = [(int(row.channel) if row.channel.isdigit() else None, row.recording) for row in rows]
+            unchanged.append(Read(item=item, outcome=Unchanged(recordings=tuple(sorted(held, key=_by_channel)))))
+    return Looked(known=tuple(known), unchanged=tuple(unchanged), to_read=tuple(to_read))
+
+
+def _says_nothing_new(item: Item, rows: Sequence[sa.Row[Any]]) -> bool:
+    """Whether `_Writing` would leave a recording of all channels as it is, without a note."""
+    if item.said or len(rows) > 1 or rows[0].channel.isdigit():
+        return False
+    (kept,) = rows
+    return (
+        (not item.text or item.text == kept.text)
+        and (not item.speaker or item.speaker == kept.speaker)
+        and (not item.language or item.language == kept.language)
+        and (not item.session or item.session == kept.session)
+        and (not item.consent or item.consent == kept.consent)
+    )
+
+
+def _refused(reader: Reader, paths: Sequence[str]) -> set[str]:
+    """Of these, those that were refused when they were last seen."""
+    path = tables.refusal.c.path
+    return {
+        refused
+        for part in _parts(paths)
+        for refused in reader.connection.execute(sa.select(path).where(path.in_(part))).scalars()
+    }
+
+
+def stamp_of(item: Item) -> Stamp | None:
+    """None where the file cannot be looked at: reading it will say why."""
+    try:
+        status = item.path.stat()
+    except OSError:
+        return None
+    return Stamp(size=status.st_size, mtime_ns=status.st_mtime_ns)
+
+
+def _by_channel(one: tuple[int | None, str]) -> int:
+    return one[0] or 0
+
+
+def _parts(keys: Sequence[str]) -> Iterator[Sequence[str]]:
+    for start in range(0, len(keys), MANY):
+        yield keys[start : start + MANY]
+
+
+class Tally:
+    """Commits batches and counts what became of them."""
+
+    def __init__(self, ws: Workspace, *, split: bool, told: Callable[[Tally], None] | None) -> None:
+        self._ws = ws
+        self._split = split
+        self._told = told
+        self.files = 0
+        self.taken: list[str] = []
+        self.known: list[str] = []
+        self.refused: list[Refusal] = []
+        self.notes: list[str] = []
+        self.samples = 0
+
+    @property
+    def seconds_of_audio(self) -> float:
+        """Of the recordings taken."""
+        return self.samples / SAMPLE_RATE
+
+    def count_known(self, ids: Sequence[str]) -> None:
+        """Files of which nothing is to be written."""
+        self.files += len(ids)
+        self.known += ids
+        if self._told:
+            self._told(self)
+
+    def commit(self, batch: Sequence[Read], *, last: bool = False) -> None:
+        """Blobs first, then the rows and their events in one transaction."""
+        settled = [self._stored(read) for read in self._lacking(batch)]
+        with self._ws.completion() if last else self._ws.transaction() as tx:
+            writing = _Writing(tx, settled, split=self._split)
+            writing.write()
+        self.files += len(batch)
+        self.taken += writing.new
+        self.known += writing.known
+        self.notes += writing.notes
+        self.refused += writing.refused
+        self.samples += sum(writing.there[id].samples for id in writing.new)
+        if self._told:
+            self._told(self)
+
+    def _lacking(self, batch: Sequence[Read]) -> list[Read]:
+        """The batch without the audio of what is stored already."""
+        ids = [one.id for read in batch if isinstance(read.outcome, tuple) for one in read.outcome]
+        with self._ws.read() as reader:
+            there = set(_recordings(reader, ids))
+        return [
+            replace(read, outcome=tuple(_without_audio(one) if one.id in there else one for one in read.outcome))
+            if isinstance(read.outcome, tuple)
+            else read
+            for read in batch
+        ]
+
+    def _stored(self, read: Read) -> Read:
+        """A file with its audio among the blobs; what could not be written there is refused."""
+        if not isinstance(read.outcome, tuple):
+            return read
+        try:
+            for one in read.outcome:
+                if one.wav:
+                    self._ws.blobs.put(audio_key(one.id), one.wav)
+        except BlobError as error:
+            message = f"{read.item.path} could not be stored: {error}"
+            return replace(read, outcome=Refusal(path=str(read.item.path), reason="not-stored", message=message))
+        finally:
+            for one in read.outcome:
+                _without_audio(one)
+        return read
+
+
+def _without_audio(one: Converted) -> Converted:
+    if isinstance(one.wav, Path):
+        one.wav.unlink(missing_ok=True)
+    return replace(one, wav=b"")
+
+
+class _Writing:
+    """The rows of one batch."""
+
+    def __init__(self, tx: Transaction, batch: Sequence[Read], *, split: bool) -> None:
+        self._tx = tx
+        self._batch = batch
+        self._split = split
+        ids = [id for read in batch for id in _ids(read)]
+        self._before = _recordings(tx, ids)
+        self.there = dict(self._before)
+        self.new: list[str] = []
+        self.known: list[str] = []
+        self.notes: list[str] = []
+        self.refused: list[Refusal] = []
+
+    def write(self) -> None:
+        """Recordings, what is newly said of old ones, the files they came from, and refusals."""
+        sources: list[dict[str, Any]] = []
+        accepted: list[str] = []
+        for read in self._batch:
+            if isinstance(read.outcome, Refusal):
+                self.refused.append(read.outcome)
+                continue
+            accepted.append(str(read.item.path))
+            held = read.outcome.recordings if isinstance(read.outcome, Unchanged) else _channels(read.outcome)
+            if not self._split and len({said.channel or 0 for said in read.item.said}) > 1:
+                self.notes.append(
+                    f"{read.item.path}: its lines name channels, which are mixed; --channels split parts them"
+                )
+            for index, (channel, id) in enumerate(held):
+                found = read.outcome[index] if isinstance(read.outcome, tuple) else None
+                self._take(read.item, id, channel, found)
+            if isinstance(read.outcome, tuple) and read.stamp:
+                sources += [_source_row(read, read.stamp, channel, id, split=self._split) for channel, id in held]
+        self._tx.add(*(self.there[id] for id in self.new))
+        self._tx.emit_all("recording.ingested", [News(id, None, {"source": self.there[id].source}) for id in self.new])
+        self._describe()
+        _remember(self._tx, sources)
+        _keep_refusals(self._tx, self.refused, accepted)
+
+    def _take(self, item: Item, id: str, channel: int | None, converted: Converted | None) -> None:
+        kept = self.there.get(id)
+        if kept is None and converted is None:
+            return  # removed between the look and the write
+        samples = converted.samples if converted else cast("Recording", kept).samples
+        said, refused = _segments(item, channel, samples, split=self._split)
+        self.refused += refused
+        given = _recording(item, id, channel, samples, said, converted)
+        if kept is None:
+            self.there[id] = given
+            self.new.append(id)
+            return
+        self.known.append(id)
+        self.there[id], notes = _filled(kept, given)
+        self.notes += notes
+
+    def _describe(self) -> None:
+        """Write what known recordings lacked; a new text wakes the step that gives it to utterances."""
+        news = []
+        for id, before in self._before.items():
+            after = self.there[id]
+            if after == before:
+                continue
+            fields = ("text", "segments", "speaker", "language", "session", "consent")
+            changed = {name: getattr(after, name) for name in fields if getattr(after, name) != getattr(before, name)}
+            if "segments" in changed:
+                changed["segments"] = [asdict(segment) for segment in after.segments]
+            self._tx.change(Recording, id, **changed)
+            if "text" in changed or "segments" in changed:
+                said = json.dumps([after.text, [asdict(one) for one in after.segments]])
+                news.append(News(id, f"{id}:{hashlib.sha256(said.encode()).hexdigest()[:16]}"))
+        self._tx.emit_all("recording.described", news)
+
+
+def _channels(outcome: Sequence[Converted]) -> tuple[tuple[int | None, str], ...]:
+    return tuple((one.channel, one.id) for one in outcome)
+
+
+def _ids(read: Read) -> list[str]:
+    if isinstance(read.outcome, Refusal):
+        return []
+    held = read.outcome.recordings if isinstance(read.outcome, Unchanged) else _channels(read.outcome)
+    return [id for _, id in held]
+
+
+def _recordings(reader: Reader, ids: Sequence[str]) -> dict[str, Recording]:
+    """Those that are there, by id."""
+    table = tables.recording
+    found: dict[str, Recording] = {}
+    for part in _parts(list(dict.fromkeys(ids))):
+        for row in reader.connection.execute(sa.select(table).where(table.c.id.in_(part))):
+            found[row.id] = to_record(Recording, row)
+    return found
+
+
+def _recording(
+    item: Item,
+    id: str,
+    channel: int | None,
+    samples: int,
+    said: Sequence[tuple[Said, GivenSegment]],
+    converted: Converted | None,
+) -> Recording:
+    speaker, text, language = item.speaker, item.text, item.language
+    if channel is not None:
+        named = {one.speaker for one, _ in said if one.speaker}
+        # On each channel another person: one name for all would be wrong for all but one of them.
+        speaker = named.pop() if len(named) == 1 else f"{speaker}#{channel}" if speaker else None
+        text = None if item.text and not said else text  # of all channels together: whose words are whose is not known
+    segments = tuple(segment for _, segment in said)
+    if len(segments) == 1 and text is None:
+        (only,) = segments
+        slack = int(WHOLE_SLACK_S * SAMPLE_RATE)
+        if only.start <= slack and samples - only.end <= slack:
+            text, speaker, language = only.text, only.speaker or speaker, only.language or language
+            segments = () if text else segments
+    return Recording(
+        id=id,
+        source=str(item.path),
+        name=item.path.name if channel is None else f"{item.path.name}#{channel}",
+        samples=samples,
+        speaker=speaker,
+        language=language,
+        consent=item.consent,
+        session=item.session or (str(item.path) if channel is not None else None),
+        text=text,
+        segments=segments,
+        quality=converted.quality if converted else None,
+    )
+
+
+def _segments(
+    item: Item, channel: int | None, samples: int, *, split: bool
+) -> tuple[list[tuple[Said, GivenSegment]], list[Refusal]]:
+    """The spans of one recording in samples, and the lines whose span lies outside it."""
+    found: dict[tuple[int, int], tuple[Said, GivenSegment]] = {}
+    refused: list[Refusal] = []
+
+    def refuse(said: Said, reason: str, why: str) -> None:
+        refused.append(Refusal(path=said.where, reason=reason, message=f"{said.where}: {why}"))
+
+    for said in sorted(item.said, key=lambda one: one.start):
+        if channel is not None and (said.channel or 0) != channel:
+            continue
+        start = round(said.start * SAMPLE_RATE)
+        end = samples if said.end is None else round(said.end * SAMPLE_RATE)
+        if start >= samples or end > samples + END_SLACK_S * SAMPLE_RATE:
+            until = "its end" if said.end is None else f"{said.end:g} s"
+            why = (
+                f"the span from {said.start:g} s to {until} reaches over {item.path}, of {samples / SAMPLE_RATE:.2f} s"
+            )
+            refuse(said, "bad-span", why)
+            continue
+        end = min(end, samples)
+        if end <= start:
+            refuse(said, "bad-span", f"the span from {said.start:g} s holds no sample")
+            continue
+        segment = GivenSegment(start=start, end=end, text=said.text, speaker=said.speaker, language=said.language)
+        first = found.setdefault((start, end), (said, segment))
+        if first[1].text != said.text:
+            refuse(said, "contradiction", f"the same span has another text in {first[0].where}; that one is taken")
+    return list(found.values()), refused
+
+
+def _filled(kept: Recording, given: Recording) -> tuple[Recording, list[str]]:
+    """A known recording with what it lacked; what it has is kept, and a difference is told."""
+    missing: dict[str, Any] = {}
+    notes: list[str] = []
+    for name in ("text", "segments", "speaker", "language", "session", "consent"):
+        old, new = getattr(kept, name), getattr(given, name)
+        if new and not old:
+            missing[name] = new
+        elif new and old != new:
+            shown = (
+                f"{name} {old!r}; {new!r} was" if name != "segments" else f"{len(old)} given segments; {len(new)} were"
+            )
+            notes.append(f"{given.source}: the same audio is known with {shown} not taken over")
+    for name in ("text", "segments"):
+        if name in missing:
+            what = "a text" if name == "text" else f"{len(given.segments)} segments"
+            notes.append(f"{given.source}: known audio got {what}; `segment` gives it to utterances where it can")
+    return (replace(kept, **missing) if missing else kept), notes
+
+
+def _source_row(read: Read, stamp: Stamp, channel: int | None, id: str, *, split: bool) -> dict[str, Any]:
+    return {
+        "path": str(read.item.path.absolute()),
+        "channel": str(channel) if channel is not None else "mono" if split else "mix",
+        "size": stamp.size,
+        "mtime_ns": stamp.mtime_ns,
+        "recording": id,
+    }
+
+
+def _remember(tx: Transaction, rows: Sequence[dict[str, Any]]) -> None:
+    """Which file held what, instead of what was remembered of it."""
+    table = tables.source_file
+    for paths in _parts(sorted({row["path"] for row in rows})):
+        tx.connection.execute(sa.delete(table).where(table.c.path.in_(paths)))
+    insert_new(tx.connection, table, rows)
+
+
+def _keep_refusals(tx: Transaction, refused: Sequence[Refusal], accepted: Iterable[str]) -> None:
+    table = tables.refusal
+    latest = {refusal.path: refusal for refusal in refused}
+    for paths in _parts(sorted({*latest, *accepted})):
+        tx.connection.execute(sa.delete(table).where(table.c.path.in_(paths)))
+    now = tx.now() if latest else 0.0
+    rows = [
+        {"path": refusal.path, "created": now, "reason": refusal.reason, "message": refusal.message}
+        for refusal in latest.values()
+    ]
+    insert_new(tx.connection, table, rows)
+    tx.emit_all(
+        "recording.rejected",
+        [
+            News(one.path, f"{one.path}:{one.reason}", {"reason": one.reason, "message": one.message})
+            for one in latest.values()
+        ],
+    )

@@ -1,0 +1,355 @@
+"""An evaluation as one page: charts, confusions, the worst utterances with their sound. No network, no script.
+
+page.py       what the page tells of          charts.py   SVG
+page.html.j2  the page                        sound.py    speech as data URIs
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from voxloop import __version__, models
+from voxloop.errors import UsageError, VoxloopError
+from voxloop.families.contract import Decoding
+from voxloop.records import Dataset, Evaluation, Model, Run
+from voxloop.steps import evaluation, training
+from voxloop.steps.evaluation import Scored, forecast, scored_rows
+from voxloop.steps.evaluation.words import Confusions, changes, confusions, differences, worst
+from voxloop.steps.gate.comparison import Comparison, compare, points
+from voxloop.steps.report.charts import Line, Point, bar, plot
+from voxloop.steps.report.sound import Sounds
+from voxloop.stores import catalog as tables
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
+    from voxloop.workspace import Workspace
+
+WORST_SHOWN = 20
+CHANGES_SHOWN = 10
+SLICES_SHOWN = 12  # of one kind, the largest; the command lists all
+
+Progress = Callable[[float, float], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Written:
+    """A report as it lies on the disk."""
+
+    file: Path
+    size: int  # bytes
+    notes: tuple[str, ...]  # what was left out, and why
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Subject:
+    """One model of the page: the one it is about comes first."""
+
+    color: int
+    role: str  # what it is to the first: model, champion, base, other
+    name: str  # what people call it
+    model: Model
+    evaluation: Evaluation
+    rows: tuple[Scored, ...]
+
+    @property
+    def scores(self) -> dict[str, Any]:
+        return self.evaluation.scores
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bar:
+    """One line of a bar chart: what, how much in words, and the bar."""
+
+    subject: Subject
+    text: str
+    drawn: Markup
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SliceBars:
+    """One slice with a bar for each model."""
+
+    name: str
+    utterances: int
+    words: int
+    bars: tuple[Bar, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Learnt:
+    """A run's learning curves."""
+
+    subject: Subject
+    run: Run
+    dataset: Dataset | None
+    wer: Markup | None
+    loss: Markup | None
+
+
+def write(
+    ws: Workspace,
+    found: Evaluation,
+    file: Path,
+    *,
+    against: Evaluation | None = None,
+    audio: bool = True,
+    progress: Progress | None = None,
+) -> Written:
+    """Write the page of an evaluation, beside `against` or, without it, beside the champion and the model's base.
+
+    The champion and the base are measured where they were not. `audio` takes in the
+    sound of utterances that are shown, up to `sound.MAX_BYTES`. An earlier file is replaced.
+    Raises UsageError where the file cannot be written.
+    """
+    check_place(file)
+    notes: list[str] = []
+    subjects = _subjects(ws, found, against, progress, notes)
+    sounds = Sounds(ws, wanted=audio)
+    page = _render(ws, subjects, sounds)
+    if sounds.left_out:
+        notes.append(f"the sound of {sounds.left_out} utterances was left out: the page would grow too large")
+    if sounds.missing:
+        notes.append(f"the sound of {sounds.missing} utterances is not in the workspace any more")
+    partial = file.with_name(f"{file.name}.partial")
+    try:
+        partial.write_text(page, encoding="utf-8")
+        partial.replace(file)
+    except OSError as error:
+        raise UsageError(f"the report cannot be written to {file}: {error}") from error
+    return Written(file=file, size=file.stat().st_size, notes=tuple(notes))
+
+
+def check_place(file: Path) -> None:
+    """Refuse a place that cannot be written, before anything is measured for it. Raises UsageError."""
+    if file.is_dir():
+        raise UsageError(f"{file} is a folder: name a file, such as {file / 'report.html'}")
+    if not file.absolute().parent.is_dir():
+        raise UsageError(f"{file.parent} is not there: make it, or name a file elsewhere")
+
+
+# What is told --------------------------------------------------------------------------------------------------------
+
+
+def _subjects(
+    ws: Workspace, found: Evaluation, against: Evaluation | None, progress: Progress | None, notes: list[str]
+) -> list[Subject]:
+    with ws.read() as reader:
+        model = reader.get(Model, found.model)
+        aliases = dict(reader.connection.execute(sa.select(tables.alias.c.name, tables.alias.c.model)).tuples().all())
+        base = reader.find(Model, model.base) if model.run else None
+    champion = aliases.get(models.CHAMPION)
+    others: list[tuple[str, str]] = []  # model, role
+    if against is not None:
+        others.append((against.model, "champion" if against.model == champion else "other"))
+    elif champion:
+        others.append((champion, "champion"))
+    if base is not None:
+        others.append((base.id, "base"))
+    subjects: list[Subject] = []
+    for id, role in [(found.model, "champion" if found.model == champion else "model"), *others]:
+        if id in {subject.model.id for subject in subjects}:
+            continue
+        try:
+            measured = next((one for one in (found, against) if one and one.model == id), None) or evaluation.evaluate(
+                ws,
+                id,
+                dataset=found.dataset,
+                split=found.split,
+                decoding=Decoding.from_dict(found.decoding),
+                progress=progress,
+            )
+        except VoxloopError as error:
+            notes.append(f"the {role} could not be measured: {error}")
+            continue
+        with ws.read() as reader:
+            record = reader.get(Model, id)
+        subjects.append(
+            Subject(
+                color=len(subjects),
+                role=role,
+                name=_name(record, aliases),
+                model=record,
+                evaluation=measured,
+                rows=tuple(scored_rows(ws, measured)),
+            )
+        )
+    return subjects
+
+
+def _name(model: Model, aliases: dict[str, str]) -> str:
+    """What people call a model: its alias, where it came from, or the beginning of its id."""
+    alias = sorted(name for name, id in aliases.items() if id == model.id)
+    if alias:
+        return f"{alias[0]} ({short(model.id)})"
+    return Path(model.where).name if model.run is None else short(model.id)
+
+
+def _render(ws: Workspace, subjects: Sequence[Subject], sounds: Sounds) -> str:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    first = subjects[0]
+    language = first.evaluation.decoding.get("language")
+    with ws.read() as reader:
+        dataset = reader.get(Dataset, first.evaluation.dataset)
+        runs = {one.model.id: reader.find(Run, one.model.run) for one in subjects if one.model.run}
+        trained_on = {run.dataset: reader.find(Dataset, run.dataset) for run in runs.values() if run}
+    comparison: Comparison | None = None
+    better: Sequence[Any] = ()
+    worse: Sequence[Any] = ()
+    if len(subjects) > 1:
+        comparison = compare(ws, first.evaluation, subjects[1].evaluation)
+        better, worse = changes(subjects[1].rows, first.rows)
+    words: Confusions = confusions(first.rows, language, ws.settings.normaliser)
+    forecasted = forecast.newest(ws, dataset.id)
+    environment = Environment(
+        loader=PackageLoader("voxloop.steps", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["percent"] = percent
+    environment.filters["points"] = points
+    environment.filters["spoken"] = forecast.spoken
+    environment.filters["short"] = short
+    return environment.get_template("page.html.j2").render(
+        version=__version__,
+        made=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        subjects=subjects,
+        first=first,
+        second=subjects[1] if len(subjects) > 1 else None,
+        dataset=dataset,
+        comparison=comparison,
+        bars=_bars(subjects),
+        slices=_slice_bars(subjects),
+        learnt=[
+            _learnt(ws, one, run, trained_on.get(run.dataset))
+            for one in subjects
+            if (run := runs.get(one.model.id)) is not None
+        ],
+        confusions=words,
+        worst=worst(first.rows, most=WORST_SHOWN),
+        wrong=sum(row.errors > 0 for row in first.rows),
+        better=better[:CHANGES_SHOWN],
+        worse=worse[:CHANGES_SHOWN],
+        better_count=len(better),
+        worse_count=len(worse),
+        forecast=forecasted,
+        forecast_chart=_forecast_chart(forecasted) if forecasted else None,
+        differences=lambda row: differences(row, language, ws.settings.normaliser),
+        sound=sounds.uri,
+        sounds=sounds,
+    )
+
+
+def percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f} %"
+
+
+def short(id: str) -> str:
+    """The part of an id that people know a model or dataset by."""
+    return id.removeprefix("sha256-")[:12]
+
+
+# Charts --------------------------------------------------------------------------------------------------------------
+
+
+def _bars(subjects: Sequence[Subject]) -> list[Bar]:
+    top = max(one.scores["wer_high"] for one in subjects) or 1.0
+    return [_bar(one, one.scores, top=top) for one in subjects]
+
+
+def _bar(subject: Subject, scores: dict[str, Any], *, top: float) -> Bar:
+    low, high = scores.get("wer_low"), scores.get("wer_high")
+    text = percent(scores["wer"])
+    span = f", 95 % interval {100 * low:.1f} to {100 * high:.1f}" if low is not None and high is not None else ""
+    label = f"{subject.name}: {text} of words wrong{span}"
+    return Bar(
+        subject=subject,
+        text=text,
+        drawn=bar(scores["wer"], low, high, top=top, color=subject.color, label=label),
+    )
+
+
+def _slice_bars(subjects: Sequence[Subject]) -> dict[str, list[SliceBars]]:
+    """Slices by their kind, the largest of each; the same scale for all."""
+    found: dict[tuple[str, str], list[tuple[Subject, dict[str, Any]]]] = {}
+    for subject in subjects:
+        for one in subject.scores["slices"]:
+            found.setdefault((one["by"], one["name"]), []).append((subject, one))
+    # An interval may reach far beyond every rate: the scale is set by the rates, and what sticks out is cut.
+    top = max((1.3 * one["wer"] for pairs in found.values() for _, one in pairs), default=1.0) or 1.0
+    kinds: dict[str, list[SliceBars]] = {}
+    for (by, name), pairs in sorted(found.items(), key=lambda item: -item[1][0][1]["words"]):
+        if len(kinds.setdefault(by, [])) < SLICES_SHOWN:
+            size = pairs[0][1]
+            kinds[by].append(
+                SliceBars(
+                    name=name,
+                    utterances=size["utterances"],
+                    words=size["words"],
+                    bars=tuple(_bar(subject, one, top=top) for subject, one in pairs),
+                )
+            )
+    whole = subjects[0].scores["utterances"]
+    return {
+        by: kinds[by]
+        for by in ("speaker", "language", "length", "SNR", "session")
+        # One slice that holds everything says what the page has said above.
+        if by in kinds and (len(kinds[by]) > 1 or kinds[by][0].utterances < whole)
+    }
+
+
+def _learnt(ws: Workspace, subject: Subject, run: Run, dataset: Dataset | None) -> Learnt:
+    lines = training.metrics(ws.runs / run.id)
+
+    def curve(name: str) -> list[Point]:
+        return [Point(x=line.get("step", 0), y=line[name]) for line in lines if line.get(name) is not None]
+
+    wer, loss = curve("val_wer"), curve("loss")
+    return Learnt(
+        subject=subject,
+        run=run,
+        dataset=dataset,
+        wer=plot(
+            [Line(name="WER on val", points=wer, color=subject.color)],
+            label=f"Word error rate on validation speech by step, from {percent(wer[0].y)} to {percent(wer[-1].y)}",
+            x_name="steps",
+            y=percent,
+        )
+        if wer
+        else None,
+        loss=plot(
+            [Line(name="loss", points=loss, color=subject.color)],
+            label=f"Training loss by step, from {loss[0].y:.2f} to {loss[-1].y:.2f}",
+            x_name="steps",
+            y=lambda value: f"{value:g}",
+        )
+        if loss
+        else None,
+    )
+
+
+def _forecast_chart(found: dict[str, Any]) -> Markup:
+    curve = found["curve"]
+
+    def line(ats: Sequence[dict[str, Any]]) -> list[Point]:
+        return [Point(x=at["clips"], y=at["wer"], low=at["low"], high=at["high"]) for at in ats]
+
+    measured, beyond = line(curve["measured"]), line(curve["forecast"]) if curve["usable"] else []
+    lines = [Line(name="measured", points=measured, color=0)]
+    if beyond:
+        lines.append(Line(name="forecast", points=[measured[-1], *beyond], color=1, dashed=True))
+    return plot(
+        lines,
+        label="Word error rate by the number of training clips: measured, and forecast",
+        x_name="clips",
+        y=percent,
+    )

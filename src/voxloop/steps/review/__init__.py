@@ -1,0 +1,66 @@
+"""People's corrections: what to look at first, who looks at it, and every version kept.
+
+items.py       utterances with their texts: filters, pages
+warnings.py    what looks wrong about one of them
+queue.py       the order, and turns that no two reviewers share
+decisions.py   save, accept, reject, skip, undo, bulk accept
+differences.py two versions of a text side by side
+exchange.py    JSONL, CSV and Label Studio, out and in
+statistics.py  how much is done, by whom, how fast
+"""
+
+from voxloop.steps.review.decisions import (
+    BulkAccepted,
+    Decision,
+    accept,
+    bulk_accept,
+    history,
+    reject,
+    save,
+    skip,
+    undo,
+)
+from voxloop.steps.review.differences import Difference, diff, worst
+from voxloop.steps.review.exchange import Exported, Imported, Notice, export, import_reviews
+from voxloop.steps.review.items import Filters, Item, Page, page, show
+from voxloop.steps.review.queue import Ranking, Turn, held, next, prioritise, release, renew
+from voxloop.steps.review.statistics import ReviewerStats, ReviewStats, stats
+from voxloop.steps.review.warnings import WARNINGS, ReviewWarning, warnings_of
+
+__all__ = [
+    "WARNINGS",
+    "BulkAccepted",
+    "Decision",
+    "Difference",
+    "Exported",
+    "Filters",
+    "Imported",
+    "Item",
+    "Notice",
+    "Page",
+    "Ranking",
+    "ReviewStats",
+    "ReviewWarning",
+    "ReviewerStats",
+    "Turn",
+    "accept",
+    "bulk_accept",
+    "diff",
+    "export",
+    "held",
+    "history",
+    "import_reviews",
+    "next",
+    "page",
+    "prioritise",
+    "reject",
+    "release",
+    "renew",
+    "save",
+    "show",
+    "skip",
+    "stats",
+    "undo",
+    "warnings_of",
+    "worst",
+]

@@ -1,0 +1,378 @@
+"""What reviewers decide. Texts and decisions are only ever added: undoing is one more decision.
+
+Every function is one transaction with its events; each locks the utterance's row
+first, so that of two people who decide at once the second sees the first's work.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import sqlalchemy as sa
+from ulid import ULID
+
+from voxloop.errors import ConflictError, UnknownRecord, UsageError
+from voxloop.records import Transcript, TranscriptKind, Utterance, UtteranceStatus
+from voxloop.steps.review.items import BATCH, EVERYTHING, Filters, Item, item_of, walk
+from voxloop.steps.review.queue import reviewer, skip_until
+from voxloop.stores import catalog as tables
+from voxloop.stores.catalog import now_s
+
+if TYPE_CHECKING:
+    from voxloop.stores.catalog import Reader
+    from voxloop.workspace import Transaction, Workspace
+
+DecisionKind = Literal["save", "accept", "bulk accept", "reject", "skip", "import", "undo"]
+
+METADATA = "metadata"  # whose texts came with the recordings: nobody's work is lost where they are replaced
+
+decision = tables.review_decision
+turn = tables.review_turn
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decision:
+    """What somebody decided about an utterance; never changed."""
+
+    seq: int
+    created: float
+    utterance: str
+    kind: DecisionKind
+    by: str
+    before: UtteranceStatus  # the utterance's status until then
+    transcript: str | None = None  # the reference written
+    replaced: str | None = None  # the reference withdrawn for it, where the one written is the older
+    reason: str | None = None
+    seconds: float | None = None  # from taking the utterance to deciding
+    undoes: int | None = None  # seq of another decision
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BulkAccepted:
+    """What accepting everything above a confidence did, or with `dry_run` would do."""
+
+    above: float
+    dry_run: bool
+    accepted: int
+    duration: float  # seconds of audio
+    warned: int  # above the confidence, but left for their warnings
+    taken: int  # above the confidence, but in a reviewer's hands
+
+
+def save(ws: Workspace, utterance: str, text: str, *, by: str, seen: str | None = None) -> Transcript:
+    """Keep a person's text as the reference.
+
+    `seen` is the id of the reference that the reviewer had before them (empty:
+    none). Left out, it is what they were shown when they took the utterance; where
+    they did not take it, no other person's text may be there. ConflictError is
+    raised, and nothing written, where something else has been saved since.
+    """
+    text = _text(text)
+    with ws.completion() as tx:
+        item = _opened(tx, utterance)
+        # An unchanged text saved twice, as by an impatient click, is no conflict and no new version.
+        same = item.reference and item.reference.text == text and item.reference.by == reviewer(by)
+        if item.reference and same and item.utterance.status == "reviewed":
+            return item.reference
+        _check_seen(tx, item, by=reviewer(by), seen=seen)
+        return write_reference(tx, item, text, by=reviewer(by), kind="save")
+
+
+def accept(
+    ws: Workspace, utterance: str, *, by: str, seen: str | None = None, transcript: str | None = None
+) -> Transcript:
+    """Take the machine's text as the reference, as a person who listened.
+
+    `transcript` is the id of the machine's text that was heard and read; left out,
+    the one shown when the utterance was taken, else the newest. `seen` as in `save`.
+    """
+    with ws.completion() as tx:
+        item = _opened(tx, utterance)
+        _check_seen(tx, item, by=reviewer(by), seen=seen)
+        mine = _turn(tx, item.utterance.id, reviewer(by))
+        wanted = transcript or (mine.shown if mine else None) or (item.hypothesis.id if item.hypothesis else None)
+        heard = {version.id: version for version in item.versions if version.kind in ("clean", "hypothesis")}
+        if wanted is None or wanted not in heard:
+            found = f"no machine text {wanted!r}" if wanted else "no machine text to accept"
+            raise UsageError(f"{item.utterance.id} has {found}: save a text instead")
+        return write_reference(tx, item, _text(heard[wanted].text), by=reviewer(by), kind="accept")
+
+
+def reject(ws: Workspace, utterance: str, *, reason: str, by: str, seen: str | None = None) -> Utterance:
+    """Leave an utterance out of every dataset to come. A later save takes it back. `seen` as in `save`."""
+    if not reason.strip():
+        raise UsageError("no reason is given: say why the utterance may not be used")
+    with ws.completion() as tx:
+        item = _opened(tx, utterance)
+        _check_seen(tx, item, by=reviewer(by), seen=seen)
+        write_rejection(tx, item, reason=reason.strip(), by=reviewer(by))
+        return tx.get(Utterance, item.utterance.id)
+
+
+def skip(ws: Workspace, utterance: str, *, by: str) -> Decision:
+    """Leave an utterance for later: it is not offered for `review_skip_s`, unless nothing else is left."""
+    with ws.completion() as tx:
+        item = _opened(tx, utterance)
+        seconds = _seconds(tx, item.utterance.id, reviewer(by))
+        skip_until(tx, item.utterance.id, by=reviewer(by), seconds=ws.settings.review_skip_s)
+        return _note(tx, item, kind="skip", by=reviewer(by), seconds=seconds)
+
+
+def undo(ws: Workspace, utterance: str, *, by: str, decision: int | None = None) -> Decision:
+    """Take back the last decision on an utterance; again, the one before it.
+
+    The text of the decision is kept as `withdrawn`, and what was so before it is so
+    again. `decision` is the seq of the decision meant; left out, the last one has to
+    be the reviewer's own. Raises ConflictError where the last one is another.
+    """
+    with ws.completion() as tx:
+        item = _opened(tx, utterance)
+        made = history_of(tx, item.utterance.id)
+        undone = {one.undoes for one in made}
+        last = next((one for one in reversed(made) if one.kind != "undo" and one.seq not in undone), None)
+        if last is None:
+            raise UsageError(f"{item.utterance.id}: nothing was decided that could be undone")
+        if decision is not None and decision != last.seq:
+            raise ConflictError(f"decision {decision} is not the last: {last.seq}, {last.kind} by {last.by!r}, is")
+        if decision is None and last.by != reviewer(by):
+            raise ConflictError(
+                f"the last decision on {item.utterance.id} is not yours: {last.kind} by {last.by!r}; "
+                f"to undo it all the same give its number (--decision {last.seq})"
+            )
+        if last.transcript:
+            _become(tx, last.transcript, "withdrawn")
+        if last.replaced:
+            _become(tx, last.replaced, "reference")
+        status = "transcribed" if last.before == "new" and item.hypothesis else last.before
+        if last.kind == "skip":
+            tx.connection.execute(sa.update(turn).where(turn.c.utterance == item.utterance.id).values(skipped=0.0))
+        else:
+            tx.change(Utterance, item.utterance.id, status=status)
+        noted = _note(tx, item, kind="undo", by=reviewer(by), undoes=last.seq)
+        payload = {"undone": last.kind, "transcript": last.transcript, "by": noted.by}
+        tx.emit("utterance.reviewed", item.utterance.id, key=f"{item.utterance.id}:{noted.seq}", payload=payload)
+        return noted
+
+
+def bulk_accept(
+    ws: Workspace,
+    *,
+    above: float,
+    by: str,
+    where: Filters = EVERYTHING,
+    warned: bool = False,
+    dry_run: bool = False,
+    progress: Callable[[float, float | None], None] | None = None,
+) -> BulkAccepted:
+    """Take the machine's text wherever its confidence is `above` or higher; with `dry_run` only count.
+
+    Utterances with warnings are left to people unless `warned`, those in a
+    reviewer's hands always. Written in batches: stopped in between, what was
+    accepted is kept, and the same call goes on.
+    """
+    by = reviewer(by)
+    if not 0 < above <= 1:
+        raise UsageError(f"above is {above}: needed is a confidence above 0, at most 1")
+    accepted = left = held = 0
+    duration = 0.0
+    after: str | None = None
+    while True:
+        batch, after = _confident(ws, where, above, after)
+        free = []
+        for item, busy in batch:
+            if busy and busy != by:
+                held += 1
+            elif (item.warnings and not warned) or not item.text.strip():
+                left += 1
+            else:
+                free.append(item)
+        if dry_run:
+            accepted += len(free)
+            duration += sum(item.utterance.duration for item in free)
+        elif free:
+            with ws.transaction() as tx:
+                for item in free:
+                    now = _opened(tx, item.utterance.id)
+                    if now.utterance.status == "transcribed" and now.hypothesis == item.hypothesis and now.hypothesis:
+                        write_reference(tx, now, _text(now.hypothesis.text), by=by, kind="bulk accept")
+                        accepted += 1
+                        duration += now.utterance.duration
+        if progress:
+            progress(accepted, None)
+        if after is None:
+            return BulkAccepted(
+                above=above, dry_run=dry_run, accepted=accepted, duration=duration, warned=left, taken=held
+            )
+
+
+def history(ws: Workspace, utterance: str) -> list[Decision]:
+    """Every decision on an utterance, oldest first. Raises UnknownRecord."""
+    with ws.read() as reader:
+        return history_of(reader, reader.get(Utterance, utterance).id)
+
+
+# What the decisions share, also with the import of others' -----------------------------------------------------------
+
+
+def write_reference(
+    tx: Transaction,
+    item: Item,
+    text: str,
+    *,
+    by: str,
+    kind: DecisionKind,
+    id: str | None = None,
+    created: float = 0.0,
+    seconds: float | None = None,
+) -> Transcript:
+    """Add a text as the reference that counts, with its decision and its events."""
+    current = item.reference
+    replaced = None
+    if current and created and created <= current.created:
+        # The newest text counts. One that comes from elsewhere keeps its time, so the newer one has to step back.
+        _become(tx, current.id, "withdrawn")
+        replaced = current.id
+    elif current and not created:
+        now = tx.now()
+        # Two texts in the same tick of the clock still have an order.
+        created = now if now > current.created else math.nextafter(current.created, math.inf)
+    reference = Transcript(
+        id=id or str(ULID()), utterance=item.utterance.id, kind="reference", text=text, by=by, created=created
+    )
+    tx.add(reference)
+    tx.change(Utterance, item.utterance.id, status="reviewed")
+    _note(
+        tx,
+        item,
+        kind=kind,
+        by=by,
+        transcript=reference.id,
+        replaced=replaced,
+        seconds=_seconds(tx, item.utterance.id, by) if seconds is None else seconds,
+    )
+    _give_back(tx, item.utterance.id)
+    payload = {"transcript": reference.id, "by": by}
+    tx.emit("utterance.reviewed", item.utterance.id, key=reference.id, payload=payload)
+    tx.emit("dataset.new_sample", item.utterance.id, key=reference.id)
+    return tx.get(Transcript, reference.id)
+
+
+def write_rejection(tx: Transaction, item: Item, *, reason: str, by: str) -> Decision:
+    """Mark an utterance as not to be used, with the decision and the event."""
+    tx.change(Utterance, item.utterance.id, status="rejected")
+    seconds = _seconds(tx, item.utterance.id, by)
+    noted = _note(tx, item, kind="reject", by=by, reason=reason, seconds=seconds)
+    _give_back(tx, item.utterance.id)
+    payload = {"rejected": True, "reason": reason, "by": by}
+    tx.emit("utterance.reviewed", item.utterance.id, key=f"{item.utterance.id}:{noted.seq}", payload=payload)
+    return noted
+
+
+def locked(tx: Transaction, id: str) -> Item:
+    """An utterance by its whole id with its row locked (SQLite's writers are alone anyway). Raises UnknownRecord."""
+    table = tables.utterance
+    row = tx.connection.execute(sa.select(table).where(table.c.id == id).with_for_update()).first()
+    if row is None:
+        raise UnknownRecord(f"no utterance {id!r} in this workspace; `voxloop review list` lists them")
+    return item_of(tx, tables.to_record(Utterance, row))
+
+
+def _opened(tx: Transaction, utterance: str) -> Item:
+    """An utterance by an id that may be short, its row locked."""
+    return locked(tx, tx.get(Utterance, utterance).id)
+
+
+def _check_seen(tx: Transaction, item: Item, *, by: str, seen: str | None) -> None:
+    """Make sure that what counts now is what the reviewer saw. Raises ConflictError."""
+    current = item.reference
+    if seen is None:
+        mine = _turn(tx, item.utterance.id, by)
+        if mine is not None:
+            seen = mine.seen or ""
+        elif current is None or current.by in (by, METADATA):
+            return
+        else:
+            raise ConflictError(
+                f"{item.utterance.id} has a text that you may not have seen: {current.by!r} saved {current.text!r}; "
+                f"look at it, then say so by `seen` (--seen {current.id})"
+            )
+    if seen != item.version:
+        saved = f"{current.by!r} saved {current.text!r}" if current else "the text was withdrawn"
+        raise ConflictError(f"{item.utterance.id} changed while you worked on it: {saved}; look again, then save")
+
+
+def _text(text: str) -> str:
+    text = " ".join(text.split())
+    if not text:
+        raise UsageError("the text is empty: reject the utterance if nothing is said in it")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"the text is not valid Unicode: {error}") from error
+    return text
+
+
+def _turn(tx: Reader, utterance: str, by: str) -> sa.Row[Any] | None:
+    """What this reviewer took, also where the time ran out but nobody else took it."""
+    return tx.connection.execute(sa.select(turn).where(turn.c.utterance == utterance, turn.c.by == by)).first()
+
+
+def _seconds(tx: Reader, utterance: str, by: str) -> float | None:
+    mine = _turn(tx, utterance, by)
+    return max(tx.now() - mine.taken, 0.0) if mine else None
+
+
+def _become(tx: Transaction, transcript: str, kind: TranscriptKind) -> None:
+    """Let a reference count no longer, or again; its text, author and time stay."""
+    table = tables.transcript
+    tx.connection.execute(sa.update(table).where(table.c.id == transcript).values(kind=kind))
+
+
+def _give_back(tx: Transaction, utterance: str) -> None:
+    tx.connection.execute(sa.delete(turn).where(turn.c.utterance == utterance))
+
+
+def _note(tx: Transaction, item: Item, *, kind: DecisionKind, by: str, **values: Any) -> Decision:
+    """Write a decision down."""
+    row: dict[str, Any] = {
+        "created": tx.now(),
+        "utterance": item.utterance.id,
+        "kind": kind,
+        "by": by,
+        "before": item.utterance.status,
+        **values,
+    }
+    (seq,) = tx.connection.execute(sa.insert(decision).values(row)).inserted_primary_key or (0,)
+    return Decision(seq=int(seq), **row)
+
+
+def history_of(reader: Reader, utterance: str) -> list[Decision]:
+    """Decisions on an utterance by its whole id, oldest first."""
+    rows = reader.connection.execute(
+        sa.select(decision).where(decision.c.utterance == utterance).order_by(decision.c.seq)
+    )
+    return [Decision(**row._mapping) for row in rows]
+
+
+def _confident(
+    ws: Workspace, where: Filters, above: float, after: str | None
+) -> tuple[list[tuple[Item, str | None]], str | None]:
+    """Some waiting items of at least a confidence with who has them in hand, and where to go on."""
+    floor = max(above, where.min_confidence or 0.0)
+    wanted = replace(where, status="transcribed", min_confidence=floor)
+    found: list[Item] = []
+    with ws.read() as reader:
+        for item in walk(reader, wanted, after=after):
+            found.append(item)
+            if len(found) == BATCH:
+                break
+        rows = reader.connection.execute(
+            sa.select(turn.c.utterance, turn.c.by).where(
+                turn.c.until > now_s(), turn.c.utterance.in_([item.utterance.id for item in found])
+            )
+        )
+        hands = {row.utterance: row.by for row in rows}
+    return [(item, hands.get(item.utterance.id)) for item in found], found[-1].cursor if len(found) == BATCH else None

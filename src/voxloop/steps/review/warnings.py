@@ -1,0 +1,161 @@
+"""What looks wrong about an utterance and its text, before anybody listens. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from voxloop.families.contract import Guards, compression
+from voxloop.records import Transcript, Utterance
+from voxloop.speech.text import CHARACTER_LANGUAGES
+from voxloop.steps.transcripts import latest
+
+WarningKind = Literal[
+    "no text",
+    "text too long",
+    "text too short",
+    "repeated words",
+    "low confidence",
+    "uncertain words",
+    "second try",
+    "cut off",
+    "clipped",
+    "noisy",
+    "too quiet",
+]
+WARNINGS: dict[WarningKind, str] = {
+    "no text": "nothing was heard",
+    "text too long": "more characters a second of speech than people say",
+    "text too short": "fewer characters a second of speech than people say",
+    "repeated words": "the text repeats itself, as recognisers do where they lose the thread",
+    "low confidence": "the recogniser was unsure of the text",
+    "uncertain words": "the recogniser was very unsure of single words",
+    "second try": "the likeliest text repeated itself or was a guess, so the clip was decoded again",
+    "cut off": "the text is as long as the model can write: its end may be missing",
+    "clipped": "samples at full scale",
+    "noisy": "little louder than its background",
+    "too quiet": "much quieter than speech usually is",
+}
+
+# Characters a second of speech. Reading aloud is 10 to 18 in languages with letters (Trauzettel-Klosinski et al. 2012,
+# doi:10.1167/iovs.11-8284, characters a minute); the bounds leave room for slow dictation and fast talk. Scripts that
+# write a syllable or a word in a character have about a third.
+FASTEST = 25.0
+SLOWEST = 3.0
+CHARACTER_SCRIPT = 1 / 3
+SHORTEST_SPEECH_S = 0.5  # below, the VAD's margins are most of the audio and the rate says nothing
+SLOW_FROM_S = 2.0  # a single "yes" with a second of breath around it is no lost text
+
+MAX_COMPRESSION = Guards().max_compression
+REPEATS = 4  # times that the same word follows itself: "no no no" is speech, digits are dictated
+PHRASE_REPEATS = 3  # times that the same phrase of 2 to 8 words follows itself
+
+LOW_CONFIDENCE = 0.6  # mean token probability
+LOW_WORD = 0.3  # probability of a word
+CLIPPED = 0.001  # share of samples
+NOISY_DB = 10.0  # SNR
+QUIET_DBFS = -45.0  # RMS level; conversational speech close to a microphone is -30 to -20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReviewWarning:
+    """One thing that looks wrong; not an error: a person decides."""
+
+    kind: WarningKind
+    detail: str  # what was measured, for a person
+
+
+def warnings_of(utterance: Utterance, transcripts: Sequence[Transcript]) -> tuple[ReviewWarning, ...]:
+    """Warnings about an utterance, from its measures and its texts in any order.
+
+    The text is the reference where there is one, else the newest machine text; what
+    a recogniser does wrong (repetition, doubt) is not held against a person's text.
+    """
+    reference = latest(transcripts, "reference")
+    machine = latest(transcripts, "clean") or latest(transcripts, "hypothesis")
+    text = reference or machine
+    found: list[ReviewWarning] = []
+    if text is not None:
+        found += _about_length(utterance, text)
+    if machine is not None and reference is None:
+        found += _about_recognition(machine)
+    return (*found, *_about_sound(utterance))
+
+
+def _about_length(utterance: Utterance, transcript: Transcript) -> list[ReviewWarning]:
+    characters = len("".join(transcript.text.split()))
+    if not characters:
+        return [ReviewWarning(kind="no text", detail=_why_empty(transcript))]
+    silence = utterance.quality.silence if utterance.quality else 0.0
+    speech_s = max(utterance.duration * (1 - silence), SHORTEST_SPEECH_S)
+    rate = characters / speech_s
+    share = CHARACTER_SCRIPT if utterance.language in CHARACTER_LANGUAGES else 1.0
+    detail = f"{characters} characters in {speech_s:.1f} s of speech, {rate:.1f} a second"
+    if rate > FASTEST * share:
+        return [ReviewWarning(kind="text too long", detail=detail)]
+    if rate < SLOWEST * share and speech_s >= SLOW_FROM_S:
+        return [ReviewWarning(kind="text too short", detail=detail)]
+    return []
+
+
+def _why_empty(transcript: Transcript) -> str:
+    if "silence" in transcript.guards:
+        return "the clip is silent"
+    if "no speech" in transcript.guards:
+        return f"the model hears no speech (probability {transcript.no_speech or 0:.2f})"
+    return "the text is empty"
+
+
+def _about_recognition(machine: Transcript) -> list[ReviewWarning]:
+    found = []
+    repeated = repetition(machine.text)
+    if repeated:
+        found.append(ReviewWarning(kind="repeated words", detail=repeated))
+    tried = [guard for guard in machine.guards if guard in ("repetition", "low probability")]
+    if tried:
+        detail = f"{' and '.join(tried)}; the text kept was found at temperature {machine.temperature or 0:g}"
+        found.append(ReviewWarning(kind="second try", detail=detail))
+    if "cut off" in machine.guards:
+        found.append(ReviewWarning(kind="cut off", detail=f"{len(machine.text)} characters, the most there can be"))
+    if machine.confidence is not None and machine.confidence < LOW_CONFIDENCE:
+        detail = f"confidence {machine.confidence:.2f}, below {LOW_CONFIDENCE:g}"
+        found.append(ReviewWarning(kind="low confidence", detail=detail))
+    doubtful = [word.text.strip() for word in machine.words if word.probability < LOW_WORD]
+    if doubtful:
+        found.append(ReviewWarning(kind="uncertain words", detail=", ".join(doubtful)))
+    return found
+
+
+def _about_sound(utterance: Utterance) -> list[ReviewWarning]:
+    quality = utterance.quality
+    if quality is None:
+        return []
+    found = []
+    if quality.clipping > CLIPPED:
+        found.append(ReviewWarning(kind="clipped", detail=f"{quality.clipping:.1%} of the samples at full scale"))
+    if quality.snr_db is not None and quality.snr_db < NOISY_DB:
+        found.append(ReviewWarning(kind="noisy", detail=f"SNR {quality.snr_db:.0f} dB, below {NOISY_DB:g}"))
+    if quality.level_dbfs < QUIET_DBFS:
+        found.append(ReviewWarning(kind="too quiet", detail=f"level {quality.level_dbfs:.0f} dBFS"))
+    return found
+
+
+def repetition(text: str) -> str:
+    """What a text repeats, for a person; empty where it does not."""
+    words = text.casefold().split()
+    repeats = len(words) - len(set(words)) >= PHRASE_REPEATS - 1  # else no phrase can be there so often
+    for width in range(1, 9) if repeats else ():
+        times = REPEATS if width == 1 else PHRASE_REPEATS
+        for start in range(len(words) - width * times + 1):
+            phrase = words[start : start + width]
+            # A string of one digit, as in a telephone number, may well be said.
+            if width == 1 and (phrase[0].isdigit() or phrase[0] in _DIGITS):
+                continue
+            if all(words[start + width * n : start + width * (n + 1)] == phrase for n in range(1, times)):
+                return f"{' '.join(phrase)!r} {times} times or more"
+    ratio = compression(text)
+    return f"compresses {ratio:.1f} times" if ratio > MAX_COMPRESSION else ""
+
+
+_DIGITS = frozenset({"zero", "oh", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"})

@@ -1,0 +1,140 @@
+"""The training process: `python -m voxloop.steps.training.child RUN_DIR`.
+
+It reads `training_config.json` in that folder and nothing else, and tells how it
+stands in `status.json`: running -> completed | stopped | failed. SIGTERM and
+SIGINT end it at the next step, with a checkpoint to go on from; SIGUSR1 as if that
+step were the last: measured, the best kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import resource
+import shutil
+import signal
+import sys
+import time
+import traceback
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from voxloop.errors import VoxloopError
+from voxloop.steps.training.files import LOOP_STATE, STATUS, write_json
+
+if TYPE_CHECKING:
+    from voxloop.steps.training.trainer import Outcome
+
+NO_ROOM_BYTES = 64 << 10  # with less than that, whatever went wrong was the disk
+
+log = logging.getLogger("voxloop.steps.training")
+
+
+def main(arguments: list[str]) -> int:
+    """Train in the folder given; 0 completed or stopped, 1 failed, 2 wrong usage."""
+    if len(arguments) != 1 or not Path(arguments[0]).is_dir():
+        sys.stderr.write("usage: python -m voxloop.steps.training.child RUN_DIR\n")
+        return 2
+    folder = Path(arguments[0]).absolute()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    for chatty in ("httpx", "accelerate", "transformers", "lhotse"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    # Heard from the first moment on: importing the libraries takes seconds.
+    asked: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, lambda received, _: asked.append(received))
+    status: dict[str, Any] = {"status": "running", "pid": os.getpid(), "started": time.time()}
+    write_json(folder / STATUS, status)
+    try:
+        outcome = _train(folder, asked)
+    except Exception as error:  # noqa: BLE001 - the process's last word: told to the parent and kept in the log
+        reason = _reason(error, folder)
+        if _disk_full(error, folder):
+            _drop_halves(folder)
+        with contextlib.suppress(OSError):  # no room for the log either
+            traceback.print_exc()
+        write_json(folder / STATUS, status | _usage() | {"status": "failed", **reason})
+        return 1
+    write_json(folder / STATUS, status | _usage() | _result(outcome))
+    return 0
+
+
+def _train(folder: Path, asked: list[int]) -> Outcome:
+    import torch
+
+    from voxloop.steps.training import session, trainer
+
+    config = session.TrainingConfig.load(folder)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    stop = session.StopFlag()
+
+    def end(number: int, _: object = None) -> None:
+        if number == signal.SIGUSR1:
+            stop.conclude = True
+        else:
+            stop.set = True
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, end)
+    for early in asked:
+        end(early)
+    return trainer.run(folder, stop)
+
+
+def _result(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "status": outcome.status,
+        "steps": outcome.steps,
+        "base": asdict(outcome.base) if outcome.base else None,
+        "best": asdict(outcome.best) if outcome.best else None,
+        "notes": list(outcome.notes),
+    }
+
+
+def _usage() -> dict[str, Any]:
+    """Peak memory in MB, of the process and of the GPU."""
+    usage: dict[str, Any] = {
+        "finished": time.time(),
+        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+    }
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        usage["peak_gpu_memory_mb"] = torch.cuda.max_memory_allocated() >> 20
+    return usage
+
+
+def _reason(error: BaseException, folder: Path) -> dict[str, Any]:
+    """What went wrong in a line, and what to do."""
+    if isinstance(error, VoxloopError):
+        return {"error": str(error), "remedy": None}
+    line = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    if _disk_full(error, folder):
+        why = f"the disk of {folder} is full ({line})"
+        return {"error": why, "remedy": "free some space, then `voxloop run resume` goes on"}
+    return {"error": line, "remedy": "this was not foreseen: the log tells where; `voxloop run resume` tries again"}
+
+
+def _drop_halves(folder: Path) -> None:
+    """Remove what was being written, so that there is room to say that there is none."""
+    halves = [path for path in folder.glob("checkpoint-*") if not (path / LOOP_STATE).exists()]
+    for path in [*halves, *folder.glob("*.partial")]:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _disk_full(error: BaseException, folder: Path) -> bool:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    # As safetensors and torch.save say it; others that save say nothing of the disk, so that it is looked at.
+    known = ("No space left", "PytorchStreamWriter failed", "unexpected pos")
+    return any(text in str(error) for text in known) or shutil.disk_usage(folder).free < NO_ROOM_BYTES
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,449 @@
+"""One attempt at a run: its settings, the model, the speech, the clock, and which weights are best.
+
+What is best is decided by the word error rate of generated text on val, through
+the code that serves, never by loss.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from voxloop.errors import SettingError
+from voxloop.families.contract import Decoding, Family, Trainable, family
+from voxloop.speech import text as _text
+from voxloop.steps.training.batches import Plan, Row, Speech, read_noises, read_rows, spoken
+from voxloop.steps.training.ctc import Head
+from voxloop.steps.training.ctc import classes as ctc_classes
+from voxloop.steps.training.encoded import EncodedBatches
+from voxloop.steps.training.files import BEST, CONFIG, read_json, sync, write_json
+from voxloop.steps.training.recipes import SMALL_MODEL, Precision, Recipe
+
+if TYPE_CHECKING:
+    from voxloop.families.contract import Recogniser, Waveform
+
+log = logging.getLogger(__name__)
+
+ENDLESS = 10_000_000  # steps: where only the clock ends a run
+LISTENED = 8  # clips in which the base model hears which language it is
+MOST_STRINGS = 20  # of val's clips, which are heard joined as well
+SPARE_S = 0.5  # kept back of the time budget for what was not measured
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """What a run's folder says: complete, so that the child needs nothing else."""
+
+    run: str
+    """The run's id."""
+    family: str
+    """Name of the model family."""
+    base: str
+    """Folder or Hub id of the model to begin with."""
+    train: str
+    """Manifest to learn from; relative to the run's folder."""
+    val: str
+    """Manifest to measure on."""
+    replay: str = ""
+    """Manifest of earlier speech of which every epoch hears a share; empty: none."""
+    noise: str = ""
+    """Folder of noises, 16 kHz mono WAV; empty: none."""
+    recipe: dict[str, Any]
+    """`Recipe.as_dict()`."""
+    device: str = "auto"
+    """cpu, cuda, cuda:N, or auto: the first GPU, or the CPU where there is none."""
+    threads: int = 0
+    """CPU threads; 0: all cores."""
+    normaliser: dict[str, dict[str, str]] = field(default_factory=dict)
+    """The setting `normaliser` when the run began: what it measures is comparable from first to last."""
+
+    def save(self, folder: Path) -> None:
+        write_json(folder / CONFIG, asdict(self))
+
+    @classmethod
+    def load(cls, folder: Path) -> TrainingConfig:
+        return cls(**read_json(folder / CONFIG))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Score:
+    """Errors on val. Fewer word errors are better, then fewer character errors.
+
+    Where training joins clips, strings of val's own clips count as much as the clips: by single words alone, of a
+    few of which one more or less right is luck, a model is chosen that has forgotten longer speech.
+    """
+
+    step: int
+    wer: float
+    cer: float
+    strings_wer: float | None = None  # None: nothing was joined
+
+    @property
+    def rate(self) -> float:
+        """What decides."""
+        return self.wer if self.strings_wer is None else (self.wer + self.strings_wer) / 2
+
+    def at_least_as_good_as(self, other: Score) -> bool:
+        return (self.rate, self.cer) <= (other.rate, other.cer)
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """What a checkpoint carries beside weights, optimiser and generators: the rest of where a run stood."""
+
+    epoch: int = 0
+    batch: int = 0  # of the epoch, the next to hear
+    batch_seconds: float = 0.0  # the budget that `batch` counts in
+    elapsed_s: float = 0.0
+    stale: int = 0  # evaluations since the last better one
+    base: Score | None = None
+    best: Score | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+class StopFlag:
+    """Set by a signal: the run ends at the next step, with a checkpoint, or (`conclude`) as if it were the last."""
+
+    set = False
+    conclude = False
+
+
+class Average:
+    """A running average of the trained weights, which is steadier than the last ones (Polyak and Juditsky 1992)."""
+
+    def __init__(self, model: torch.nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.weights: list[torch.Tensor] = [weight for weight in model.parameters() if weight.requires_grad]
+        self.kept = [weight.detach().clone() for weight in self.weights]
+        self.updates = 0
+
+    def update(self) -> None:
+        self.updates += 1
+        # Early on the average covers few steps, so that the weights it began with do not linger.
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        with torch.no_grad():
+            torch._foreach_lerp_(self.kept, self.weights, 1 - decay)
+
+    def save(self, path: Path) -> None:
+        from safetensors.torch import save_file
+
+        weights = {str(index): kept.contiguous() for index, kept in enumerate(self.kept)}
+        save_file(weights | {"updates": torch.tensor(self.updates)}, path)
+
+    def load(self, path: Path) -> None:
+        from safetensors.torch import load_file
+
+        saved = load_file(path)
+        self.updates = int(saved["updates"])
+        for index, kept in enumerate(self.kept):
+            kept.copy_(saved[str(index)])
+
+    def swap(self) -> None:
+        """Exchange the average and the model's weights."""
+        with torch.no_grad():
+            for weight, kept in zip(self.weights, self.kept, strict=True):
+                held = weight.detach().clone()
+                weight.copy_(kept)
+                kept.copy_(held)
+
+
+class Session:
+    """One attempt at a run: the model, the speech and the clock."""
+
+    def __init__(
+        self, folder: Path, config: TrainingConfig, recipe: Recipe, stop: StopFlag, progress: Progress
+    ) -> None:
+        self.folder = folder
+        self.config = config
+        self.recipe = recipe
+        self.stop = stop
+        self.family: Family = family(config.family)
+        self.trainable: Trainable = self.family.open_for_training(config.base, audio_context=recipe.audio_context)
+        self.on_gpu = _on_gpu(config.device)
+        self.precision = _precision(recipe.precision, self.on_gpu, self.trainable.model)
+        self.started = time.monotonic()
+        self.progress = progress
+        self.before_s = progress.elapsed_s
+        rows = read_rows(folder / config.train)
+        earlier = read_rows(folder / config.replay) if config.replay and recipe.replay_share else []
+        self.train_speech = Speech([*rows, *earlier])
+        self.noises = read_noises(folder / config.noise) if config.noise and recipe.noise_folder_share else []
+        self._say_language()
+        self._say_precision()
+        self.val = _val_rows(folder / config.val, recipe)
+        self.val_speech = Speech(self.val)
+        self.plan = self._plan(self._learnable(rows), recipe, self._learnable(earlier))
+        self.val_strings = self._strings() if self.val and recipe.join_share else []
+        if self.plan.earlier:
+            self.note(f"every epoch hears {len(self.plan.again(0))} clips again that earlier models learnt")
+        self.model: Any = self.trainable.model
+        _prepare_weights(self.trainable, recipe)
+        if recipe.method == "lora":
+            self.model = _with_adapters(self.trainable, recipe)
+        self.average = Average(self.model, recipe.average) if recipe.average else None
+        self.ctc_classes = self._ctc_classes() if recipe.ctc_weight else None
+        self.ctc = (
+            Head(self.family.encoder_width(self.trainable), len(self.ctc_classes), recipe.ctc_weight)
+            if self.ctc_classes is not None
+            else None
+        )
+        self.encoded = EncodedBatches(folder) if recipe.encoder_copies else None
+        if self.encoded:
+            log.info("the encoder computes until every batch of %d epochs was heard once", recipe.encoder_copies)
+        self.eval_s = 0.0  # the last evaluation
+        self.save_s = 0.0  # the last saved model
+        self.steps = self._steps()
+
+    def _plan(self, rows: Sequence[Row], recipe: Recipe, earlier: Sequence[Row] = ()) -> Plan:
+        return Plan(
+            rows,
+            recipe,
+            earlier=earlier,
+            padded_s=self.family.padded_seconds if recipe.audio_context == "trimmed" else lambda _: 30.0,
+            label_length=lambda text, language: self.family.label_length(self.trainable, text, language),
+            label_limit=self.family.label_limit(self.trainable),
+        )
+
+    def _say_language(self) -> None:
+        """Where clips have no language, the prompt names the one that the base model hears in most of them."""
+        unnamed = [row for row in self.train_speech.rows if row.language is None][:LISTENED]
+        if not unnamed:
+            return
+        context = self.trainable.extra.get("base_context", "auto")
+        recogniser = self.family.recogniser(self.trainable, self.trainable.model)
+        decoding = Decoding(max_new_tokens=1, audio_context=context)
+        heard = recogniser.transcribe([self.train_speech.waveform(row.id) for row in unnamed], decoding)
+        languages = Counter(hypothesis.language for hypothesis in heard if hypothesis.language)
+        if languages:
+            self.trainable.extra["language"] = languages.most_common(1)[0][0]
+
+    def _say_precision(self) -> None:
+        fast = bf16_in_hardware(on_gpu=self.on_gpu)
+        if self.recipe.precision == "auto" and self.precision == "bf16":
+            self.note("computed in bf16, which this device multiplies faster than fp32 (precision=auto)")
+        elif self.precision == "bf16" and not fast:
+            self.note("precision is bf16, which this device does not speed up: mostly slower than precision=fp32")
+
+    def _learnable(self, rows: Sequence[Row]) -> list[Row]:
+        limit = self.family.label_limit(self.trainable)
+        kept = [r for r in rows if self.family.label_length(self.trainable, r.text, r.language) <= limit]
+        if len(kept) < len(rows):
+            self.note(f"{len(rows) - len(kept)} clips left out: their texts have more than {limit} tokens")
+        return kept
+
+    def _ctc_classes(self) -> dict[int, int]:
+        texts = [row.text for row in (*self.plan.rows, *self.plan.earlier)]
+        return ctc_classes(texts, lambda text: self.family.text_tokens(self.trainable, text))
+
+    def _steps(self) -> int:
+        recipe = self.recipe
+        steps = recipe.max_steps or ENDLESS
+        if recipe.max_epochs is not None:
+            batches = recipe.max_epochs * self.plan.batches_in_epoch()
+            steps = min(steps, max(1, math.ceil(batches / recipe.accumulation)))
+        return steps
+
+    @property
+    def elapsed_s(self) -> float:
+        return self.before_s + time.monotonic() - self.started
+
+    def note(self, text: str) -> None:
+        """Something worth telling the user at the end."""
+        log.warning(text)
+        if text not in self.progress.notes:
+            self.progress.notes.append(text)
+
+    def done(self, step: int) -> float:
+        """Share of the run that is over, by steps or by the clock, whichever is further."""
+        share = step / self.steps
+        if self.recipe.max_seconds is not None:
+            usable = max(1.0, self.recipe.max_seconds - self.reserve_s)
+            share = max(share, self.elapsed_s / usable)
+        return min(1.0, share)
+
+    @property
+    def reserve_s(self) -> float:
+        """Time for the last evaluation and for two saved models."""
+        return self.eval_s + 2 * self.save_s + SPARE_S
+
+    def rate(self, step: int) -> float:
+        """The learning rate as a share of its highest: a rise, then half a cosine (arXiv:1608.03983)."""
+        recipe = self.recipe
+        rise = min(1.0, (step + 1) / recipe.warmup_steps) if recipe.warmup_steps else 1.0
+        fall = 0.5 * (1 + math.cos(math.pi * self.done(step)))
+        return rise * (recipe.final_share + (1 - recipe.final_share) * fall)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The averaged weights in the model's place, where there are any."""
+        if self.average is None or not self.average.updates:
+            yield
+            return
+        self.average.swap()
+        try:
+            yield
+        finally:
+            self.average.swap()
+
+    def _strings(self) -> list[tuple[Waveform, str, str | None]]:
+        """Strings of val's clips as training makes them, the same ones every time and for every seed."""
+        recipe = replace(self.recipe, join_share=1.0, replay_share=0.0, silence_share=0.0, seed=1)
+        cuts = self._plan(self.val, recipe).examples(0)
+        return [spoken(cut, self.val_speech) for cut in cuts if hasattr(cut, "tracks")][:MOST_STRINGS]
+
+    def measure(self, step: int, *, context: Literal["auto", "trimmed", "full"] = "auto") -> Score:
+        """Word and character error rates of generated text on val, as served."""
+        began = time.monotonic()
+        clips = [(self.val_speech.waveform(row.id), row.text, row.language) for row in self.val]
+        with self.averaged():
+            recogniser = self.family.recogniser(self.trainable, self.model)
+            words, characters = self._errors(recogniser, clips, context)
+            strings = self._errors(recogniser, self.val_strings, context)[0] if self.val_strings else None
+        self.eval_s = time.monotonic() - began
+        return Score(step=step, wer=words.rate, cer=characters.rate, strings_wer=strings.rate if strings else None)
+
+    def _errors(
+        self,
+        recogniser: Recogniser,
+        clips: Sequence[tuple[Waveform, str, str | None]],
+        context: Literal["auto", "trimmed", "full"],
+    ) -> tuple[_text.ErrorCounts, _text.ErrorCounts]:
+        """Words and characters of clips with their texts and languages."""
+        words: list[_text.ErrorCounts] = []
+        characters: list[_text.ErrorCounts] = []
+        changes = self.config.normaliser
+        for language in sorted({language for _, _, language in clips}, key=str):
+            mine = [(clip, text) for clip, text, spoken_in in clips if spoken_in == language]
+            decoding = Decoding(language=language, audio_context=context)
+            heard = recogniser.transcribe([clip for clip, _ in mine], decoding)
+            left = [_text.normalise(text, language, changes) for _, text in mine]
+            right = [_text.normalise(hypothesis.text, language, changes) for hypothesis in heard]
+            words += _text.word_errors_each(left, right)
+            characters += _text.character_errors_each(
+                [_text.letters(one, language, changes) for one in left],
+                [_text.letters(one, language, changes) for one in right],
+            )
+        return _text.total(words), _text.total(characters)
+
+    def judge(self, score: Score) -> None:
+        """Keep the model where it is at least as good as the best so far: of equals, the one trained longer."""
+        progress = self.progress
+        better = progress.best is None or score.rate < progress.best.rate
+        progress.stale = 0 if better else progress.stale + 1
+        if progress.best is None or score.at_least_as_good_as(progress.best):
+            progress.best = score
+            # After a kill, the model on the disk may be of a later step than the checkpoint, and better.
+            kept = kept_best(self.folder)
+            if kept is None or score.at_least_as_good_as(kept):
+                self.save("best")
+                write_json(self.folder / BEST, asdict(score))
+
+    def save(self, name: str) -> None:
+        """Write a complete model folder; the earlier one stays until the new one is whole."""
+        began = time.monotonic()
+        partial = self.folder / f"{name}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        with self.averaged():
+            self.family.save(self.trainable, self.model, partial)
+        sync(partial)
+        replace_folder(partial, self.folder / name)
+        self.save_s = time.monotonic() - began
+
+
+def kept_best(folder: Path) -> Score | None:
+    """The score of the model in `best/`; None where there is none."""
+    if not (folder / "best").is_dir() or not (folder / BEST).exists():
+        return None
+    return Score(**read_json(folder / BEST))
+
+
+def replace_folder(new: Path, place: Path) -> None:
+    """Put a whole folder in the place of another. `mend_folder` does the rest where a kill comes between the moves."""
+    old = place.with_name(f"{place.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if place.exists():
+        place.rename(old)
+    new.rename(place)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def mend_folder(place: Path) -> None:
+    """Put the old folder back where a kill came before the new one was in its place."""
+    old = place.with_name(f"{place.name}.old")
+    if old.exists() and not place.exists():
+        old.rename(place)
+
+
+def _val_rows(manifest: Path, recipe: Recipe) -> list[Row]:
+    """The clips of val that are measured on: the same ones every time."""
+    rows = sorted(read_rows(manifest), key=lambda row: row.id) if manifest.exists() else []
+    step = max(1, math.ceil(len(rows) / recipe.max_val_clips))
+    return rows[::step]
+
+
+def _on_gpu(device: str) -> bool:
+    """Whether the run is on a GPU. Raises SettingError where one is asked for and there is none."""
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise SettingError(f"device is {device} and no GPU can be used here: set device=cpu")
+    return device != "cpu" and torch.cuda.is_available()
+
+
+def bf16_in_hardware(*, on_gpu: bool) -> bool:
+    """Whether the device multiplies bf16 matrices faster than fp32 ones."""
+    if on_gpu:
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    # Without AMX a CPU gains nothing or loses, even where it knows bf16: torch has no public question for it.
+    return bool(torch.cpu._is_amx_tile_supported())
+
+
+def _precision(asked: Precision, on_gpu: bool, model: torch.nn.Module) -> Precision:
+    """What `auto` is here. Raises SettingError for what the device cannot do."""
+    if asked == "fp16" and not on_gpu:
+        raise SettingError(
+            "precision is fp16 and the device is the CPU, where small gradients vanish in it: set precision=fp32"
+        )
+    if asked != "auto":
+        return asked
+    # The casts of a small model take longer than its products in fp32.
+    large = sum(weight.numel() for weight in model.parameters()) >= SMALL_MODEL
+    return "bf16" if large and bf16_in_hardware(on_gpu=on_gpu) else "fp32"
+
+
+def _prepare_weights(trainable: Trainable, recipe: Recipe) -> None:
+    model = trainable.model
+    if recipe.freeze_encoder:
+        model.freeze_encoder()
+    if recipe.freeze_embeddings:
+        model.get_input_embeddings().weight.requires_grad_(False)
+    if recipe.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def _with_adapters(trainable: Trainable, recipe: Recipe) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=recipe.lora_rank,
+        lora_alpha=recipe.lora_alpha,
+        lora_dropout=recipe.lora_dropout,
+        target_modules=list(recipe.lora_targets),
+        exclude_modules=r".*\bencoder\..*" if recipe.freeze_encoder else None,
+        bias="none",
+    )
+    try:
+        model = get_peft_model(trainable.model, config)
+    except ValueError as error:
+        raise SettingError(f"lora_targets {', '.join(recipe.lora_targets)}: {error}") from error
+    if recipe.gradient_checkpointing:
+        trainable.model.enable_input_require_grads()
+    return model

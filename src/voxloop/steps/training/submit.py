@@ -1,0 +1,151 @@
+"""What a new run is: its dataset, its base, its complete recipe; and the folder that its process works in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from voxloop import models
+from voxloop.errors import SettingError, UsageError
+from voxloop.records import Dataset, Model, Run
+from voxloop.steps import datasets
+from voxloop.steps.training import disk, material, recipes
+from voxloop.steps.training.files import CONFIG, read_json, write_json
+from voxloop.steps.training.recipes import Recipe
+
+if TYPE_CHECKING:
+    from voxloop.workspace import Transaction, Workspace
+
+
+def submit(
+    ws: Workspace,
+    *,
+    dataset: str | None = None,
+    base: str | None = None,
+    method: str | None = None,
+    recipe: str | None = None,
+    overrides: Sequence[str] = (),
+    max_seconds: float | None = None,
+) -> Run:
+    """Queue a new run; see `train` for the arguments."""
+    frozen = datasets.find(ws, dataset)
+    model = models.base_model(ws, base)
+    folder = Path(models.model_folder(ws, model))
+    return _queue(ws, frozen, model, _recipe(frozen, folder, recipe, method, overrides, max_seconds))
+
+
+def suggest(ws: Workspace, *, dataset: str | None = None, base: str | None = None) -> Recipe:
+    """The recipe that `train` would take, where none is named."""
+    frozen = datasets.find(ws, dataset)
+    folder = Path(models.model_folder(ws, models.base_model(ws, base)))
+    return _recipe(frozen, folder, None, None, (), None)
+
+
+def submit_again(ws: Workspace, run: Run, overrides: Sequence[str] = ()) -> Run:
+    """Queue a new run with the settings of an earlier one, some of them changed."""
+    with ws.read() as reader:
+        frozen, model = reader.get(Dataset, run.dataset), reader.get(Model, run.base)
+    changed = recipes.override(recipes.from_dict(run.recipe), overrides)
+    return _queue(ws, frozen, model, changed, retry_of=run.id)
+
+
+def _queue(ws: Workspace, dataset: Dataset, model: Model, recipe: Recipe, retry_of: str | None = None) -> Run:
+    from ulid import ULID
+
+    if not dataset.clips.get("train"):
+        raise UsageError(
+            f"dataset {dataset.name!r} has no clips in its train split ({_counts(dataset)}): "
+            "correct more utterances, or give train a larger share with `voxloop dataset build --ratios`"
+        )
+    recipe = material.resolved(ws, recipe, dataset, model)
+    check_disk(ws, dataset, model, recipe)
+    run = Run(
+        id=str(ULID()),
+        dataset=dataset.id,
+        base=model.id,
+        family=model.family,
+        method=recipe.method,
+        recipe=recipe.as_dict(),
+        retry_of=retry_of,
+    )
+    with ws.transaction() as tx:
+        tx.add(run)
+        enqueue(tx, run.id)
+    return run
+
+
+def enqueue(tx: Transaction, run: str) -> None:
+    """Give the run a job, which is its place in the queue."""
+    tx.emit("training.queued", run, key=f"{run}:{tx.now()}")
+
+
+def check_disk(ws: Workspace, dataset: Dataset, model: Model, recipe: Recipe) -> None:
+    heard = ("train", "val")
+    clips = sum(dataset.clips.get(split, 0) for split in heard)
+    speech_s = 3600 * sum(dataset.hours.get(split, 0.0) for split in heard)
+    disk.check(ws.runs, Path(models.model_folder(ws, model)), recipe, clips=clips, speech_s=speech_s)
+
+
+def _counts(dataset: Dataset) -> str:
+    return ", ".join(f"{number} {split}" for split, number in dataset.clips.items()) or "empty"
+
+
+def _recipe(
+    dataset: Dataset,
+    folder: Path,
+    name: str | None,
+    method: str | None,
+    overrides: Sequence[str],
+    max_seconds: float | None,
+) -> Recipe:
+    """The recipe asked for, or the one that suits data and model, with every setting given applied."""
+    if name is not None:
+        recipe = recipes.named(name)
+    else:
+        speech_s = dataset.hours.get("train", 0.0) * 3600
+        recipe = recipes.choose(train_seconds=speech_s, parameters=disk.parameters(folder))
+    given = list(overrides)
+    if method is not None:
+        if method not in ("full", "lora"):
+            raise SettingError(f"method is {method!r}; needed is full or lora")
+        given.append(f"method={method}")
+    if max_seconds is not None:
+        given.append(f"max_seconds={max_seconds}")
+    return recipes.override(recipe, given)
+
+
+def lay_out(ws: Workspace, run: Run) -> Path:
+    """The run's folder with data, audio and the complete settings; what is there already stays."""
+    folder = ws.runs / run.id
+    with ws.read() as reader:
+        model = reader.get(Model, run.base)
+    values = {
+        # The model's folder may have moved, and the machine's settings may have changed, since the run was paused.
+        "base": models.model_folder(ws, model),
+        "device": ws.settings.device or "auto",
+        "threads": ws.settings.threads,
+    }
+    if (folder / CONFIG).exists():
+        write_json(folder / CONFIG, read_json(folder / CONFIG) | values)
+        return folder
+    with ws.read() as reader:
+        dataset = reader.get(Dataset, run.dataset)
+    recipe = recipes.from_dict(run.recipe)
+    check_disk(ws, dataset, model, recipe)
+    manifests = {split: datasets.write_split(ws, run.dataset, split, folder / "data") for split in ("train", "val")}
+    # Written last: a folder that has it is whole.
+    write_json(
+        folder / CONFIG,
+        {
+            "run": run.id,
+            "family": run.family,
+            "train": str(manifests["train"].relative_to(folder)),
+            "val": str(manifests["val"].relative_to(folder)),
+            "recipe": run.recipe,
+            "normaliser": ws.settings.normaliser,  # of the beginning, so that all it measures is comparable
+        }
+        | material.write_material(ws, recipe, dataset, folder)
+        | values,
+    )
+    return folder

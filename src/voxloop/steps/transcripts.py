@@ -1,0 +1,363 @@
+"""Speech to text: which model speaks, what it heard, and the text made clean of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import sqlalchemy as sa
+
+from voxloop.errors import UsageError
+from voxloop.families.contract import AudioContext, Decoding, Guards, Hypothesis
+from voxloop.models import base_model, engine, recogniser
+from voxloop.records import SAMPLE_RATE, Guard, Model, Recording, Transcript, Utterance, Word, seconds
+from voxloop.speech import subtitles
+from voxloop.speech import text as _text
+from voxloop.steps import utterances as _utterances
+from voxloop.stores import catalog as tables
+from voxloop.stores.jobs import News
+
+if TYPE_CHECKING:
+    from voxloop.families.contract import Waveform
+    from voxloop.stores.catalog import Reader
+    from voxloop.workspace import Transaction, Workspace
+
+BLOCK_S = 600.0  # seconds of audio read, transcribed and committed at a time
+
+
+# In the pipeline -----------------------------------------------------------------------------------------------------
+
+
+def decoding(ws: Workspace, language: str | None = None, audio_context: AudioContext = "auto") -> Decoding:
+    """How this workspace reads text off its model."""
+    settings = ws.settings
+    guards = Guards(
+        max_compression=settings.guard_compression,
+        min_logprob=settings.guard_logprob,
+        max_no_speech=settings.guard_no_speech,
+    )
+    return Decoding(
+        language=language or settings.language or None,
+        audio_context=audio_context,
+        engine=engine(ws),
+        batch_seconds=settings.batch_seconds,
+        guards=guards if settings.guards else None,
+    )
+
+
+def transcribe(ws: Workspace, recordings: str | Sequence[str]) -> list[Transcript]:
+    """Transcribe the utterances of recordings that the current model has not heard yet; the transcripts made.
+
+    Utterances of all the recordings are decoded together, batched by length, and
+    written every ten minutes of audio, so that a kill loses no more than that. An
+    earlier model's hypotheses stay, and nobody's reference is touched.
+    """
+    ids = [recordings] if isinstance(recordings, str) else list(recordings)
+    model = base_model(ws)
+    with ws.read() as reader:
+        waiting = [utterance for id in ids for utterance in _unheard(reader, id, model)]
+    made: list[Transcript] = []
+    for language, group in _by_language(waiting):
+        for block in blocks(group, [utterance.samples for utterance in group]):
+            waveforms = [_utterances.utterance_audio(ws, utterance) for utterance in block]
+            heard = recogniser(ws, model).transcribe(
+                waveforms, decoding(ws, language), word_times=ws.settings.word_times
+            )
+            found = [_hypothesis(u, model, hypothesis) for u, hypothesis in zip(block, heard, strict=True)]
+            with ws.transaction() as tx:
+                for transcript in found:
+                    _heard(tx, transcript)
+                tx.add(*found)
+            made += found
+    with ws.completion() as tx:
+        for id in ids:
+            tx.emit("transcription.completed", id, key=f"{id}:{model.id}", payload={"model": model.id})
+    return made
+
+
+def _unheard(reader: Reader, recording: str, model: Model) -> list[Utterance]:
+    """The utterances of a recording that a model has not heard yet, in order."""
+    utterances = reader.all(Utterance, tables.utterance.c.recording == recording, order=tables.utterance.c.start)
+    table = tables.transcript
+    heard = (
+        sa.select(table.c.utterance)
+        .join(tables.utterance)
+        .where(tables.utterance.c.recording == recording, table.c.kind == "hypothesis", table.c.by == model.id)
+    )
+    known = set(reader.connection.execute(heard).scalars())
+    return [utterance for utterance in utterances if utterance.id not in known]
+
+
+def _hypothesis(utterance: Utterance, model: Model, heard: Hypothesis) -> Transcript:
+    return Transcript(
+        id=_hypothesis_id(utterance.id, model.id),
+        utterance=utterance.id,
+        kind="hypothesis",
+        text=heard.text,
+        by=model.id,
+        confidence=heard.confidence,
+        words=heard.words,
+        language=heard.language,
+        language_probability=heard.language_probability,
+        no_speech=heard.no_speech,
+        guards=heard.guards,
+        temperature=heard.temperature,
+    )
+
+
+def _heard(tx: Transaction, transcript: Transcript) -> None:
+    """Uncertain utterances first in review; what a person has decided on keeps its state and place."""
+    table = tables.utterance
+    tx.connection.execute(
+        sa.update(table)
+        .where(table.c.id == transcript.utterance, table.c.status.in_(("new", "transcribed")))
+        .values(
+            status="transcribed",
+            priority=1.0 - (transcript.confidence or 0.0),
+            confidence=transcript.confidence,  # as adding the text would do, but that writes all indexes again
+        )
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asked:
+    """What is to be transcribed again."""
+
+    model: str
+    recordings: tuple[str, ...]  # with anything that the model has not heard, and another one has
+    utterances: int
+    hours: float
+    waiting: int  # of the recordings, those that were asked for before and are not done
+
+
+def retranscribe(ws: Workspace, recordings: Sequence[str] = ()) -> Asked:
+    """Ask for the current model's texts of what only other models have heard, in all recordings or those named.
+
+    The worker transcribes them as it does new ones. What earlier models heard stays beside it, references stay
+    what they are. Asking twice does nothing. Raises UnknownRecord.
+    """
+    model = base_model(ws)
+    utterance, transcript = tables.utterance, tables.transcript
+    hypothesis = sa.exists().where(transcript.c.utterance == utterance.c.id, transcript.c.kind == "hypothesis")
+    query = (
+        sa.select(utterance.c.recording, sa.func.count(), sa.func.sum(utterance.c.end - utterance.c.start))
+        .where(utterance.c.status != "rejected", hypothesis, ~hypothesis.where(transcript.c.by == model.id))
+        .group_by(utterance.c.recording)
+        .order_by(utterance.c.recording)
+    )
+    with ws.read() as reader:
+        named = {reader.get(Recording, id).id for id in recordings}
+        found = {
+            id: (count, int(samples))
+            for id, count, samples in reader.connection.execute(query)
+            if id in named or not named
+        }
+    with ws.completion() as tx:
+        news = [News(id, f"{id}:{model.id}", {"model": model.id, "utterances": n}) for id, (n, _) in found.items()]
+        new = tx.emit_all("transcription.asked", news)
+    return Asked(
+        model=model.id,
+        recordings=tuple(found),
+        utterances=sum(count for count, _ in found.values()),
+        hours=seconds(sum(samples for _, samples in found.values())) / 3600,
+        waiting=len(found) - new,
+    )
+
+
+def restore(ws: Workspace, recordings: str | Sequence[str]) -> list[Transcript]:
+    """Make clean texts of the newest hypotheses; both are kept."""
+    ids = [recordings] if isinstance(recordings, str) else list(recordings)
+    made = []
+    with ws.read() as reader:
+        for id in ids:
+            for utterance in reader.all(Utterance, tables.utterance.c.recording == id):
+                newest = latest(reader.all(Transcript, tables.transcript.c.utterance == utterance.id), "hypothesis")
+                if newest is None:
+                    continue
+                language = utterance.language or newest.language
+                made.append(
+                    replace(
+                        newest,
+                        id=newest.id.replace("hypothesis", "clean", 1),
+                        kind="clean",
+                        text=_text.clean(newest.text, language),
+                        created=0.0,
+                    )
+                )
+    with ws.completion() as tx:
+        tx.add(*made)
+        made_by: dict[str, list[str]] = {id: [] for id in ids}
+        for transcript in made:
+            made_by[transcript.utterance.partition(":")[0]].append(transcript.by)
+        for id, models in made_by.items():
+            tx.emit("nlp.postprocessed", id, key=f"{id}:{models[0] if models else 'none'}")
+    return made
+
+
+def latest(transcripts: Sequence[Transcript], kind: str) -> Transcript | None:
+    """The newest of one kind, from transcripts of one utterance in any order."""
+    of_kind = [transcript for transcript in transcripts if transcript.kind == kind]
+    if len(of_kind) < 2:
+        return of_kind[0] if of_kind else None
+    return max(of_kind, key=lambda t: (t.created, t.id))
+
+
+def _hypothesis_id(utterance: str, model: str) -> str:
+    """The same utterance heard by the same model is one transcript, however often it is tried."""
+    return f"hypothesis-{hashlib.sha256(f'{utterance} {model}'.encode()).hexdigest()[:26]}"
+
+
+def _by_language(utterances: Sequence[Utterance]) -> Iterator[tuple[str | None, list[Utterance]]]:
+    groups: dict[str | None, list[Utterance]] = {}
+    for utterance in utterances:
+        groups.setdefault(utterance.language, []).append(utterance)
+    yield from groups.items()
+
+
+# A file, for its text alone ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Segment:
+    """A span of a file with what was heard in it; times in seconds from the file's beginning."""
+
+    start: float
+    end: float
+    text: str
+    confidence: float | None
+    words: tuple[Word, ...] = ()
+    language: str | None = None
+    language_probability: float | None = None
+    mean_logprob: float | None = None
+    no_speech: float | None = None
+    guards: tuple[Guard, ...] = ()
+    temperature: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FileTranscript:
+    """The text of one file, which is not taken into the workspace."""
+
+    file: str
+    model: str
+    duration: float  # seconds
+    segments: tuple[Segment, ...]
+
+    @property
+    def text(self) -> str:
+        return " ".join(segment.text for segment in self.segments if segment.text)
+
+
+def transcribe_file(
+    ws: Workspace,
+    file: Path,
+    *,
+    model: str | None = None,
+    language: str | None = None,
+    audio_context: AudioContext = "auto",
+    word_times: bool = False,
+    progress: Callable[[float, float], None] | None = None,
+) -> FileTranscript:
+    """Read one audio file aloud. `progress` is told seconds done and seconds in all. Raises AudioError.
+
+    The sound lies in a temporary file meanwhile, so memory does not grow with its length; what is heard is
+    what would be stored of it.
+    """
+    from voxloop.speech.audio import SAMPLE_BYTES, from_pcm16, stream, to_pcm16
+
+    record = base_model(ws, model)
+    max_seconds, max_bytes = ws.settings.max_recording_hours * 3600, ws.settings.max_file_mb << 20
+    with tempfile.TemporaryFile(prefix="voxloop-") as sound:
+        for decoded in stream(file, max_seconds=max_seconds, max_bytes=max_bytes):
+            sound.write(to_pcm16(decoded))
+        samples = sound.tell() // SAMPLE_BYTES
+
+        def read(start: int, end: int) -> Waveform:
+            sound.seek(start * SAMPLE_BYTES)
+            return from_pcm16(sound.read((end - start) * SAMPLE_BYTES))
+
+        if progress:
+            progress(0.0, seconds(samples))
+        asked = decoding(ws, language, audio_context)
+        speaker = recogniser(ws, record)
+        trimmed = speaker.context(audio_context) == "trimmed"
+        joining = _utterances.PHRASES if trimmed else _utterances.WINDOWS
+        spans = _utterances.spans_in(read, samples, ws.settings, joining)
+        speech = sum(end - start for start, end in spans)
+        done = 0.0
+
+        def told(heard_s: float) -> None:
+            nonlocal done
+            done += heard_s
+            if progress:  # in the file's time, as if pauses were spread over its speech
+                progress(seconds(samples) * min(1.0, done / seconds(speech)), seconds(samples))
+
+        segments: list[Segment] = []
+        for block in blocks(spans, [end - start for start, end in spans]):
+            waveforms = [read(start, end) for start, end in block]
+            heard = speaker.transcribe(waveforms, asked, word_times=word_times, heard=told)
+            segments += [_segment(start, end, one) for (start, end), one in zip(block, heard, strict=True)]
+        if progress:
+            progress(seconds(samples), seconds(samples))
+    return FileTranscript(file=str(file), model=record.id, duration=seconds(samples), segments=tuple(segments))
+
+
+def transcribe_waveforms(ws: Workspace, waveforms: Sequence[Waveform], model: Model) -> list[Hypothesis]:
+    """Texts of waveforms of at most 30 s by a given model."""
+    return recogniser(ws, model).transcribe(waveforms, decoding(ws))
+
+
+T = TypeVar("T")
+
+
+def blocks(items: Sequence[T], samples: Sequence[int], limit_s: float = BLOCK_S) -> Iterator[list[T]]:
+    """Items in groups of at most so much audio, so that progress shows and memory stays bounded."""
+    block: list[T] = []
+    held = 0
+    for item, length in zip(items, samples, strict=True):
+        if block and held + length > limit_s * SAMPLE_RATE:
+            yield block
+            block, held = [], 0
+        block.append(item)
+        held += length
+    if block:
+        yield block
+
+
+def _segment(start: int, end: int, heard: Hypothesis) -> Segment:
+    offset = seconds(start)
+    return Segment(
+        start=offset,
+        end=seconds(end),
+        text=heard.text,
+        confidence=heard.confidence,
+        words=tuple(
+            replace(word, start=round(word.start + offset, 3), end=round(word.end + offset, 3)) for word in heard.words
+        ),
+        language=heard.language,
+        language_probability=heard.language_probability,
+        mean_logprob=heard.mean_logprob,
+        no_speech=heard.no_speech,
+        guards=heard.guards,
+        temperature=heard.temperature,
+    )
+
+
+FORMATS = ("text", "json", "srt", "vtt")
+
+
+def formatted(transcript: FileTranscript, format: str) -> str:
+    """The transcript as `text`, `json`, `srt` (SubRip) or `vtt` (https://www.w3.org/TR/webvtt1/)."""
+    if format == "text":
+        return transcript.text
+    if format == "json":
+        return json.dumps(asdict(transcript) | {"text": transcript.text}, ensure_ascii=False)
+    if format not in ("srt", "vtt"):
+        raise UsageError(f"format {format!r} is not known; known: {', '.join(FORMATS)}")
+    cues = [cue for one in transcript.segments for cue in subtitles.cues(one.text, one.start, one.end, one.words)]
+    return subtitles.srt(cues) if format == "srt" else subtitles.vtt(cues)

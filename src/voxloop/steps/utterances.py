@@ -1,0 +1,364 @@
+"""Segment: recordings become Utterances, spans of at most 30 s that are each transcribed as one text.
+
+A short recording with a given text is one utterance. Everything else is cut at
+pauses (`voice.py` finds the speech). `S` in shapes: samples.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from voxloop.records import (
+    MAX_UTTERANCE_S,
+    MAX_UTTERANCE_SAMPLES,
+    SAMPLE_RATE,
+    GivenSegment,
+    Recording,
+    Transcript,
+    Utterance,
+    seconds,
+    utterance_id,
+)
+from voxloop.speech import voice
+from voxloop.speech.audio import measure
+from voxloop.steps.recordings import read_audio
+from voxloop.stores import catalog as tables
+from voxloop.stores.jobs import News
+
+if TYPE_CHECKING:
+    from voxloop.settings import Settings
+    from voxloop.speech.audio import Waveform
+    from voxloop.stores.catalog import Reader
+    from voxloop.workspace import Workspace
+
+MIN_SPEECH_MS = 100  # Silero's 250 ms would lose a short word said alone
+SHORT = 8 * SAMPLE_RATE  # samples: a recording so short is taken as one phrase
+
+Span = tuple[int, int]
+"""Samples from a start to an end (exclusive)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Joining:
+    """Which pieces of speech become one span."""
+
+    gap: int
+    """Samples: a shorter pause lies within a span."""
+    longest: int
+    """Samples up to which pieces are joined."""
+
+
+PHRASES = Joining(gap=int(0.8 * SAMPLE_RATE), longest=15 * SAMPLE_RATE)
+# For a model that is fed 30 s whatever there is to hear: a phrase alone would take it as long.
+WINDOWS = Joining(gap=2 * SAMPLE_RATE, longest=MAX_UTTERANCE_SAMPLES)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Cut:
+    """What a recording is cut into, or what is added to one that was cut before."""
+
+    recording: Recording
+    utterances: tuple[Utterance, ...]
+    references: tuple[Transcript, ...] = ()
+    replaced: tuple[str, ...] = ()  # utterances that given segments take the place of
+    notes: tuple[str, ...] = ()
+    detector: str | None = None  # what found the speech, where it was looked for
+
+
+def segment(ws: Workspace, recording_ids: str | Sequence[str]) -> list[Utterance]:
+    """Cut recordings into utterances; all of them, new and old, in the order of the recordings.
+
+    Given segments of at most 30 s are utterances as they are and their texts are
+    references; so is a recording of at most 30 s with its text. Longer ones are cut at
+    pauses and their text belongs to no span yet: `alignment.align` gives it to the utterances once
+    they are transcribed. A recording that was cut before is left as it is, but for a text or
+    segments that it was given since. Raises UnknownRecord.
+    """
+    ids = [recording_ids] if isinstance(recording_ids, str) else list(recording_ids)
+    with ws.read() as reader:
+        recordings = [reader.get(Recording, id) for id in dict.fromkeys(ids)]
+        cut = {recording.id: _cut_before(reader, recording.id) for recording in recordings}
+        event = tables.event.c.id  # that of the first time: what is cut again is told of under others
+        first = {f"recording.segmented:{recording.id}": recording.id for recording in recordings}
+        made = {first[id] for id in reader.connection.execute(sa.select(event).where(event.in_(first))).scalars()}
+    fresh = [recording for recording in recordings if not cut[recording.id] and recording.id not in made]
+    heard = [recording for recording in fresh if not recording.segments and not _is_whole(recording)]
+    spans = dict(zip([recording.id for recording in heard], _recorded_spans(ws, heard), strict=True))
+    cuts: list[_Cut] = []
+    for recording in recordings:
+        if recording.id in spans:
+            cuts.append(_spanned(ws, recording, spans[recording.id]))
+        elif recording.segments:
+            cuts += _given(ws, recording, cut[recording.id], first=recording in fresh)
+        elif _is_whole(recording) and not cut[recording.id]:
+            cuts.append(_whole(recording))
+        elif _is_whole(recording):
+            cuts += _late_text(ws, recording, cut[recording.id])
+    with ws.completion() as tx:
+        tx.add(*(utterance for one in cuts for utterance in one.utterances))
+        tx.add(*(reference for one in cuts for reference in one.references))
+        tx.change(Utterance, [id for one in cuts for id in one.replaced], status="rejected")
+        tx.change(Utterance, [one.utterance for cut in cuts for one in cut.references], status="reviewed")
+        told = {one.recording.id for one in cuts}
+        news = [_news(one, again=one.recording not in fresh) for one in cuts]
+        # A described recording to which nothing could be given is told of too: the next step waits for the word.
+        news += [News(recording.id, None, {"utterances": 0}) for recording in fresh if recording.id not in told]
+        tx.emit_all("recording.segmented", news)
+        cut |= {id: _cut_before(tx, id) for id in told}
+    return [utterance for recording in recordings for utterance in cut[recording.id]]
+
+
+def _cut_before(reader: Reader, recording: str) -> list[Utterance]:
+    return reader.all(Utterance, tables.utterance.c.recording == recording, order=tables.utterance.c.start)
+
+
+def _news(cut: _Cut, *, again: bool) -> News:
+    payload: dict[str, Any] = {
+        "utterances": len(cut.utterances),
+        "speech_seconds": round(seconds(sum(u.samples for u in cut.utterances)), 3),
+    }
+    if cut.detector:
+        payload["detector"] = cut.detector
+    if cut.notes:
+        payload["note"] = "; ".join(cut.notes)
+    if not again:
+        return News(cut.recording.id, None, payload)
+    made = [*(u.id for u in cut.utterances), *(t.id for t in cut.references), *cut.replaced, *cut.notes]
+    return News(
+        cut.recording.id, f"{cut.recording.id}:{hashlib.sha256(' '.join(made).encode()).hexdigest()[:16]}", payload
+    )
+
+
+def utterance_audio(ws: Workspace, utterance: Utterance) -> Waveform:
+    """An utterance's audio, (S,) float32 at 16 kHz."""
+    return read_span(ws, utterance.recording, utterance.start, utterance.end)
+
+
+def read_span(ws: Workspace, recording_id: str, start: int, end: int) -> Waveform:
+    """Samples `start` to `end` (exclusive) of a recording, (S,) float32 at 16 kHz."""
+    return read_audio(ws, recording_id, start, end)
+
+
+def speech_spans(waveform: Waveform, settings: Settings) -> list[Span]:
+    """Spans of (S,) at 16 kHz that hold speech: in order, disjoint, at most 30 s each."""
+    return spans_in(lambda start, end: waveform[start:end], len(waveform), settings)
+
+
+def spans_in(
+    read: Callable[[int, int], Waveform], samples: int, settings: Settings, joining: Joining | None = None
+) -> list[Span]:
+    """As `speech_spans`, of audio of any length that `read` gives from a start to an end."""
+    return spans_of(voice.chances(read, samples), samples, settings, joining)
+
+
+def spans_of(
+    probabilities: Sequence[float], samples: int, settings: Settings, joining: Joining | None = None
+) -> list[Span]:
+    """Spans from the speech probability of every 512 samples of `samples`.
+
+    Silero's rule finds the speech between pauses of `vad_min_silence_ms`. Pieces near each
+    other are then joined to phrases, and all pieces where the whole lasts no longer than 8 s.
+    """
+    joining = joining or PHRASES
+    if not probabilities:
+        return []
+    pieces = voice.silero().get_speech_timestamps_from_probs(
+        list(probabilities),
+        sampling_rate=SAMPLE_RATE,
+        threshold=settings.vad_threshold,
+        min_speech_duration_ms=MIN_SPEECH_MS,
+        max_speech_duration_s=MAX_UTTERANCE_S,
+        min_silence_duration_ms=settings.vad_min_silence_ms,
+        speech_pad_ms=settings.vad_pad_ms,
+        audio_length_samples=samples,
+    )
+    spans: list[Span] = []
+    for piece in pieces:
+        # Padding may reach over the neighbour or, at a hard cut, over the 30 s.
+        start = max(int(piece["start"]), spans[-1][1] if spans else 0)
+        end = min(int(piece["end"]), samples, start + MAX_UTTERANCE_SAMPLES)
+        if end <= start:
+            continue
+        near = spans and start - spans[-1][1] < joining.gap
+        if spans and (samples <= SHORT or (near and end - spans[-1][0] <= joining.longest)):
+            spans[-1] = (spans[-1][0], end)
+        else:
+            spans.append((start, end))
+    return spans
+
+
+def _is_whole(recording: Recording) -> bool:
+    return recording.text is not None and recording.samples <= MAX_UTTERANCE_SAMPLES
+
+
+def _whole(recording: Recording) -> _Cut:
+    """A recording whose text is known: one utterance, and the text as its reference."""
+    utterance = Utterance(
+        id=utterance_id(recording.id, 0, recording.samples),
+        recording=recording.id,
+        start=0,
+        end=recording.samples,
+        speaker=recording.speaker,
+        language=recording.language,
+        status="reviewed",
+        quality=recording.quality,
+    )
+    return _Cut(recording=recording, utterances=(utterance,), references=(_reference(utterance, recording.text or ""),))
+
+
+def _reference(utterance: Utterance, text: str) -> Transcript:
+    return Transcript(id=f"{utterance.id}:metadata", utterance=utterance.id, kind="reference", text=text, by="metadata")
+
+
+def _late_text(ws: Workspace, recording: Recording, cut: Sequence[Utterance]) -> list[_Cut]:
+    """The text that a short recording was given after it was cut: the reference of its one utterance."""
+    open_to = [utterance for utterance in cut if utterance.status != "rejected"]
+    with ws.read() as reader:
+        spoken = _with_reference(reader, cut)
+    if spoken:
+        return []  # a person's text, or this one: it was attached before
+    if len(open_to) != 1:
+        note = f"the text given later is kept on the recording: it has {len(open_to)} utterances, and one is needed"
+        return [_Cut(recording=recording, utterances=(), notes=(note,))]
+    reference = _reference(open_to[0], recording.text or "")
+    note = "the text given later became the utterance's reference"
+    return [_Cut(recording=recording, utterances=(), references=(reference,), notes=(note,))]
+
+
+def _with_reference(reader: Reader, cut: Sequence[Utterance]) -> set[str]:
+    table = tables.transcript
+    ids = [utterance.id for utterance in cut]
+    query = sa.select(table.c.utterance).where(table.c.utterance.in_(ids), table.c.kind == "reference")
+    return set(reader.connection.execute(query).scalars())
+
+
+def _given(ws: Workspace, recording: Recording, cut: Sequence[Utterance], *, first: bool) -> list[_Cut]:
+    """The segments that came with a recording, or that it was given after it was cut.
+
+    Those that a reviewed utterance overlaps are left out; utterances that nobody
+    has worked on make room.
+    """
+    there = {utterance.id for utterance in cut}
+    with ws.read() as reader:
+        spoken = _with_reference(reader, cut)
+    worked_on = [u for u in cut if u.id in spoken or u.split is not None]
+    utterances: list[Utterance] = []
+    references: list[Transcript] = []
+    notes: list[str] = []
+    without_room = 0
+    detector = None
+    for given in recording.segments:
+        if given.end - given.start > MAX_UTTERANCE_SAMPLES:
+            if _cut_within(recording, given, cut):
+                continue
+            detector = voice.detector()
+        for start, end in _pieces(ws, recording, given):
+            id = utterance_id(recording.id, start, end)
+            if id in there:
+                continue
+            if any(start < other.end and other.start < end for other in worked_on):
+                without_room += 1
+                continue
+            utterance = Utterance(
+                id=id,
+                recording=recording.id,
+                start=start,
+                end=end,
+                speaker=given.speaker or recording.speaker,
+                language=given.language or recording.language,
+                quality=measure(read_span(ws, recording.id, start, end)),
+            )
+            utterances.append(utterance)
+            if given.text and (start, end) == (given.start, given.end):
+                references.append(_reference(utterance, given.text))
+        if first and given.text and given.end - given.start > MAX_UTTERANCE_SAMPLES:
+            place = f"the text of the segment at {seconds(given.start):.1f} s"
+            notes.append(f"{place} waits until it is aligned: {_too_long(given.end - given.start)}")
+    replaced = tuple(
+        old.id
+        for old in cut
+        if old.status in ("new", "transcribed")
+        and old not in worked_on
+        and any(old.start < new.end and new.start < old.end for new in utterances)
+    )
+    if without_room:
+        notes.append(f"{without_room} given segments lie over utterances that are reviewed or in a dataset: left out")
+    if replaced:
+        notes.append(f"{len(replaced)} utterances made room for given segments")
+    if not first and not utterances:
+        return []
+    return [
+        _Cut(
+            recording=recording,
+            utterances=tuple(utterances),
+            references=tuple(references),
+            replaced=replaced,
+            notes=tuple(notes),
+            detector=detector,
+        )
+    ]
+
+
+def _cut_within(recording: Recording, given: GivenSegment, cut: Sequence[Utterance]) -> bool:
+    """Whether a long segment was cut before: its utterances stay, though a newer detector might cut elsewhere."""
+    said = (given.speaker or recording.speaker, given.language or recording.language)
+    over = [u for u in cut if u.start < given.end and given.start < u.end and u.status != "rejected"]
+    return bool(over) and all(
+        given.start <= u.start and u.end <= given.end and (u.speaker, u.language) == said for u in over
+    )
+
+
+def _pieces(ws: Workspace, recording: Recording, given: GivenSegment) -> list[Span]:
+    """A given segment as it is, or cut at pauses where it is longer than 30 s."""
+    samples = given.end - given.start
+    if samples <= MAX_UTTERANCE_SAMPLES:
+        return [(given.start, given.end)]
+    read = partial(read_span, ws, recording.id)
+    spans = spans_in(lambda start, end: read(given.start + start, given.start + end), samples, ws.settings)
+    return [(given.start + start, given.start + end) for start, end in spans]
+
+
+def _too_long(samples: int) -> str:
+    return f"it lasts {seconds(samples):.1f} s, longer than {MAX_UTTERANCE_S:.0f} s"
+
+
+def _spanned(ws: Workspace, recording: Recording, spans: Sequence[Span]) -> _Cut:
+    utterances = tuple(
+        Utterance(
+            id=utterance_id(recording.id, start, end),
+            recording=recording.id,
+            start=start,
+            end=end,
+            speaker=recording.speaker,
+            language=recording.language,
+            quality=measure(read_span(ws, recording.id, start, end)),
+        )
+        for start, end in spans
+    )
+    notes = []
+    if not utterances:
+        notes.append("no speech was found")
+    if recording.text is not None:
+        notes.append(f"the given text is kept on the recording until it is aligned: {_too_long(recording.samples)}")
+    return _Cut(recording=recording, utterances=utterances, notes=tuple(notes), detector=voice.detector())
+
+
+def _recorded_spans(ws: Workspace, recordings: Sequence[Recording]) -> Iterator[list[Span]]:
+    """The spans of each recording, in the order given. Short ones are heard side by side."""
+    short = sorted((r for r in recordings if r.samples <= voice.SHORT), key=lambda r: r.samples)
+    found: dict[str, list[Span]] = {}
+    for first in range(0, len(short), voice.TOGETHER):
+        group = short[first : first + voice.TOGETHER]
+        waveforms = [read_audio(ws, recording.id) for recording in group]
+        for recording, chances in zip(group, voice.chances_of(waveforms), strict=True):
+            found[recording.id] = spans_of(chances, recording.samples, ws.settings)
+    for recording in recordings:
+        if recording.id not in found:
+            found[recording.id] = spans_in(partial(read_audio, ws, recording.id), recording.samples, ws.settings)
+        yield found[recording.id]
