@@ -328,7 +328,7 @@ class TestInAWorkspace:
         code = (
             "import sys\n"
             "from pathlib import Path\n"
-            "from voxloop import transcripts\n"
+            "from voxloop.steps import transcripts\n"
             "from voxloop.pipeline import open_loop\n"
             "with open_loop(Path(sys.argv[1]), engine='ctranslate2', device='cpu', threads=1) as ws:\n"
             "    print(transcripts.transcribe_file(ws, Path(sys.argv[2]), word_times=True))\n"

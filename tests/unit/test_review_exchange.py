@@ -427,7 +427,7 @@ def test_killed_at_random_points_an_export_is_whole_or_not_there(
     code = (
         "import os, random, signal, sys, threading\n"
         "from pathlib import Path\n"
-        "from voxloop import review\n"
+        "from voxloop.steps import review\n"
         "from voxloop.pipeline import open_loop\n"
         "with open_loop(Path(sys.argv[1])) as ws:\n"
         "    kill = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"

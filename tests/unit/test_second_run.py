@@ -14,8 +14,7 @@ import soundfile
 import sqlalchemy as sa
 
 from voxloop.records import Recording
-from voxloop.steps import recordings
-from voxloop.steps.recordings import conversion, ingest, keeping
+from voxloop.steps.recordings import conversion, ingest, ingesting, keeping
 from voxloop.steps.recordings.sources import Item
 from voxloop.stores import catalog as tables
 from voxloop.workspace import Workspace
@@ -118,7 +117,7 @@ def test_more_files_than_are_looked_for_at_once(
     workspace: Workspace, folder: Path, read: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every block holds known and new files."""
-    monkeypatch.setattr(recordings, "LOOK", 4)
+    monkeypatch.setattr(ingesting, "LOOK", 4)
     monkeypatch.setattr(keeping, "MANY", 3)
     first = ingest(workspace, folder)
     for number in range(1, FILES, 2):
