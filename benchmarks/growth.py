@@ -35,7 +35,7 @@ from voxloop.status import status
 from voxloop.steps import datasets, review
 from voxloop.steps.recordings import ingest
 from voxloop.steps.review import Filters
-from voxloop.stores import catalog as tables
+from voxloop.stores import tables
 from voxloop.stores.catalog import to_row
 from voxloop.workspace import Workspace
 

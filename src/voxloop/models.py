@@ -17,7 +17,7 @@ from voxloop.errors import ModelError, UnknownRecord
 from voxloop.families.contract import Recogniser, family
 from voxloop.records import Model
 from voxloop.starter import STARTER_DIR
-from voxloop.stores import catalog as tables
+from voxloop.stores import tables
 from voxloop.stores.blobs import sha256_file
 
 if TYPE_CHECKING:

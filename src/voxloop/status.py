@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from voxloop.models import CHAMPION
 from voxloop.records import Dataset, Model, Run, Transcript, Utterance, UtteranceStatus
 from voxloop.steps import training
-from voxloop.stores import catalog as tables
+from voxloop.stores import tables
 from voxloop.stores.catalog import Reader
 from voxloop.workspace import Workspace
 

@@ -15,8 +15,8 @@ from sqlalchemy.schema import CreateIndex
 
 from voxloop.errors import UnknownRecord, WorkspaceError
 from voxloop.records import Quality, Recording, Transcript, Utterance, Word, utterance_id
-from voxloop.stores import catalog as tables
-from voxloop.stores.catalog import Catalog
+from voxloop.stores import tables
+from voxloop.stores.catalog import Catalog, insert_keys
 
 QUALITY = Quality(level_dbfs=-20.5, peak_dbfs=-3.0, snr_db=None, clipping=0.0, silence=0.25, bandwidth_hz=3400.0)
 
@@ -67,9 +67,9 @@ def test_rows_of_one_key_are_inserted_once(catalog: Catalog) -> None:
         assert tx.add(recording("sha256-bb", speaker="b"), recording("sha256-bb"), recording("sha256-aa")) == 1
         rows = [{"path": path, "created": 1.0, "reason": "empty", "message": ""} for path in ("a", "b", "a")]
         key = tables.refusal.c.path
-        assert tables.insert_keys(tx.connection, tables.refusal, rows[:1], key) == ["a"]
-        assert tables.insert_keys(tx.connection, tables.refusal, [*rows, {**rows[0], "path": "c"}], key) == ["b", "c"]
-        assert tables.insert_keys(tx.connection, tables.refusal, rows, key) == []
+        assert insert_keys(tx.connection, tables.refusal, rows[:1], key) == ["a"]
+        assert insert_keys(tx.connection, tables.refusal, [*rows, {**rows[0], "path": "c"}], key) == ["b", "c"]
+        assert insert_keys(tx.connection, tables.refusal, rows, key) == []
     with catalog.read() as reader:
         assert [one.speaker for one in reader.all(Recording, order=tables.recording.c.id)] == [None, "b"]
 
@@ -86,7 +86,7 @@ def test_many_rows_are_no_statement_of_many_rows(catalog: Catalog) -> None:
     with catalog.write() as tx:
         assert tx.add(*(recording(f"sha256-{n:02x}") for n in range(100))) == 100
         rows = [{"path": str(n), "created": 1.0, "reason": "empty", "message": ""} for n in range(1200)]
-        assert len(tables.insert_keys(tx.connection, tables.refusal, rows, tables.refusal.c.path)) == 1200
+        assert len(insert_keys(tx.connection, tables.refusal, rows, tables.refusal.c.path)) == 1200
     assert many == [True, True]
 
 

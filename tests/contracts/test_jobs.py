@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 from voxloop.errors import LeaseLost, UnknownRecord
-from voxloop.stores import catalog as tables
+from voxloop.stores import tables
 from voxloop.stores.catalog import Catalog
 from voxloop.stores.jobs import Jobs
 

@@ -13,7 +13,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from voxloop.pipeline import open_loop
-from voxloop.stores import catalog as tables
+from voxloop.stores import tables
 
 ROOT = Path(__file__).parents[2]
 KILLS = 24

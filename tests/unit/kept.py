@@ -16,7 +16,7 @@ from voxloop.steps import datasets, evaluation
 from voxloop.steps.evaluation import scores_of
 from voxloop.steps.recordings import ingest
 from voxloop.steps.utterances import segment
-from voxloop.stores import catalog as tables
+from voxloop.stores import tables
 from voxloop.stores.blobs import sha256_bytes
 from voxloop.workspace import Workspace
 

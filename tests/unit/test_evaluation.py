@@ -24,7 +24,8 @@ from voxloop.steps.evaluation import evaluate, noise_inputs, quiet_inputs, score
 from voxloop.steps.gate import comparison
 from voxloop.steps.recordings import ingest
 from voxloop.steps.utterances import segment
-from voxloop.stores import catalog as tables
+from voxloop.stores import tables
+from voxloop.stores.catalog import to_event
 from voxloop.workspace import Workspace
 
 
@@ -54,7 +55,7 @@ def row(text: str, *, number: int = 0, language: str | None = "en", speaker: str
 def events(ws: Workspace, type: str) -> list[Event]:
     with ws.read() as reader:
         rows = reader.connection.execute(tables.event.select().where(tables.event.c.type == type))
-        return [tables.to_event(row) for row in rows]
+        return [to_event(row) for row in rows]
 
 
 def test_a_model_is_decoded_once_and_everything_heard_is_kept(ws: Workspace, tmp_path: Path) -> None:

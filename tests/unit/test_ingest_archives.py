@@ -26,7 +26,7 @@ from voxloop.speech import audio
 from voxloop.steps.recordings import conversion, ingest, keeping, read_audio
 from voxloop.steps.recordings.conversion import spool_folder
 from voxloop.steps.utterances import segment
-from voxloop.stores import catalog as tables
+from voxloop.stores import tables
 from voxloop.workspace import Workspace
 
 RATE = 16_000

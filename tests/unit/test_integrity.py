@@ -29,7 +29,7 @@ from voxloop.records import Recording, Utterance
 from voxloop.speech import audio
 from voxloop.steps import datasets
 from voxloop.steps.recordings import audio_key, ingest
-from voxloop.stores import catalog as tables
+from voxloop.stores import tables
 from voxloop.workspace import Workspace
 
 t = tables

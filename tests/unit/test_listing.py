@@ -15,8 +15,7 @@ from voxloop.records import Recording, Transcript, Utterance, utterance_id
 from voxloop.status import status
 from voxloop.steps import review
 from voxloop.steps.review import Filters, items
-from voxloop.stores import catalog as tables
-from voxloop.stores import search
+from voxloop.stores import search, tables
 from voxloop.workspace import Workspace
 
 RECORDINGS = 40

@@ -25,7 +25,7 @@ from voxloop.records import Evaluation, Model, Recording
 from voxloop.steps import transcripts
 from voxloop.steps.gate import promotion
 from voxloop.steps.gate.promotion import Outcome, champion, comparisons, history, promote, rollback
-from voxloop.stores import catalog as tables
+from voxloop.stores import tables
 from voxloop.workspace import Workspace
 
 

@@ -22,7 +22,7 @@ from voxloop.records import Recording
 from voxloop.speech import audio
 from voxloop.steps.recordings import IngestProgress, Refusal, audio_key, conversion, ingest, read_audio
 from voxloop.steps.recordings.sources import Item
-from voxloop.stores import catalog as tables
+from voxloop.stores import tables
 from voxloop.workspace import Workspace
 
 RATE = 16_000

@@ -28,7 +28,7 @@ from voxloop.steps.recordings import ingest
 from voxloop.steps.training import locks
 from voxloop.steps.training.files import TRAINING
 from voxloop.steps.utterances import segment
-from voxloop.stores import catalog as tables
+from voxloop.stores import tables
 from voxloop.stores.blobs import Blobs
 from voxloop.stores.catalog import to_event
 from voxloop.workspace import Workspace

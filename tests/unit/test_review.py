@@ -19,7 +19,7 @@ from voxloop.records import Quality, Transcript, Utterance, Word
 from voxloop.steps import datasets, review
 from voxloop.steps.review import Filters, statistics
 from voxloop.steps.review.warnings import repetition, warnings_of
-from voxloop.stores import catalog as tables
+from voxloop.stores import tables
 from voxloop.workspace import Workspace
 
 

@@ -27,7 +27,7 @@ from voxloop.records import Model, Run
 from voxloop.steps import training
 from voxloop.steps.training import child, control, disk, locks, recipes, runs, trainer
 from voxloop.steps.training.files import ATTENDED, CONFIG, LOG, METRICS, append_line, read_json
-from voxloop.stores import catalog as tables
+from voxloop.stores import tables
 from voxloop.workspace import Workspace
 
 ENDLESS = ("max_steps=100000", "max_seconds=none", "max_epochs=none", "average=0", "batch_seconds=12")

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from voxloop.records import Recording, Transcript, Utterance, utterance_id
 from voxloop.steps import review
 from voxloop.steps.review import Filters
-from voxloop.stores import catalog as tables
-from voxloop.stores import search
+from voxloop.stores import search, tables
 from voxloop.stores.catalog import Catalog
 from voxloop.workspace import Workspace
 

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from voxloop.records import Recording
 from voxloop.steps.recordings import conversion, ingest, ingesting, keeping
 from voxloop.steps.recordings.sources import Item
-from voxloop.stores import catalog as tables
+from voxloop.stores import tables
 from voxloop.workspace import Workspace
 
 FILES = 6

@@ -28,7 +28,7 @@ from voxloop.steps.training.batches import Speech, read_rows
 from voxloop.steps.training.files import LOOP_STATE, read_json
 from voxloop.steps.training.session import Progress, Score, Session, StopFlag, TrainingConfig
 from voxloop.steps.utterances import segment
-from voxloop.stores import catalog as tables
+from voxloop.stores import tables
 from voxloop.stores.catalog import to_event
 from voxloop.workspace import Workspace
 

@@ -22,7 +22,7 @@ from voxloop.steps import transcripts
 from voxloop.steps.recordings import ingest
 from voxloop.steps.review.warnings import warnings_of
 from voxloop.steps.utterances import segment
-from voxloop.stores import catalog as tables
+from voxloop.stores import tables
 from voxloop.workspace import Workspace
 
 RATE = 16_000

@@ -22,7 +22,7 @@ from voxloop.speech.audio import Waveform, decode, measure
 from voxloop.speech.voice import FRAME, detector
 from voxloop.steps.recordings import ingest, read_audio
 from voxloop.steps.utterances import segment, spans_of, speech_spans, utterance_audio
-from voxloop.stores import catalog as tables
+from voxloop.stores import tables
 from voxloop.workspace import Workspace
 
 RATE = 16_000

@@ -114,7 +114,7 @@ def test_nothing_is_heard_of_no_recordings() -> None:
 
 def test_the_threads_of_pytorch_stay_as_they_were() -> None:
     """Silero's package sets them to one when it is imported, which every model in the process would pay for."""
-    told = "import torch; torch.set_num_threads(3); from voxloop.speech import voice; voice.silero(); voice.chances_of([[0.0]])"
-    told += "; print(torch.get_num_threads())"
+    told = "import torch; torch.set_num_threads(3); from voxloop.speech import voice; voice.silero()"
+    told += "; voice.chances_of([[0.0]]); print(torch.get_num_threads())"
     done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "3"

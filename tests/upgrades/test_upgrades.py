@@ -25,7 +25,7 @@ from voxloop.pipeline import open_loop
 from voxloop.records import Dataset, Evaluation, Model, Promotion, Recording, Run, Transcript, Utterance
 from voxloop.settings import CONFIG_NAME
 from voxloop.steps import review
-from voxloop.stores import catalog as tables
+from voxloop.stores import tables
 from voxloop.workspace import Workspace
 
 HERE = Path(__file__).parent

@@ -37,15 +37,15 @@ def model_list(ctx: typer.Context, as_json: Json = False) -> None:
     import sqlalchemy as sa
 
     from voxloop.records import Dataset, Evaluation, Model, Run
-    from voxloop.stores import catalog
+    from voxloop.stores import tables
 
     with opened(ctx) as ws, ws.read() as reader:
         models = reader.all(Model)
         names: dict[str, list[str]] = {}
-        for alias, id in reader.connection.execute(sa.select(catalog.alias.c.name, catalog.alias.c.model)):
+        for alias, id in reader.connection.execute(sa.select(tables.alias.c.name, tables.alias.c.model)):
             names.setdefault(id, []).append(alias)
         origins = {m.id: m.where for m in models if m.run is None}  # what has a name is shown by it
-        measured = {e.model: e for e in reader.all(Evaluation, catalog.evaluation.c.split == "test")}
+        measured = {e.model: e for e in reader.all(Evaluation, tables.evaluation.c.split == "test")}
         runs = {r.id: r for r in reader.all(Run)}
         datasets = {d.id: d for d in reader.all(Dataset)}
     made = {m.id: runs.get(m.run) if m.run else None for m in models}
@@ -98,12 +98,12 @@ def model_show(ctx: typer.Context, name: str, as_json: Json = False) -> None:
     from voxloop.models import base_model, model_folder
     from voxloop.records import Evaluation
     from voxloop.steps.gate.promotion import history
-    from voxloop.stores import catalog
+    from voxloop.stores import tables
 
     with opened(ctx) as ws:
         found = base_model(ws, name)
         with ws.read() as reader:
-            evaluations = reader.all(Evaluation, catalog.evaluation.c.model == found.id)
+            evaluations = reader.all(Evaluation, tables.evaluation.c.model == found.id)
         moves = [move for move in history(ws) if found.id in (move.model, move.previous)]
         folder = model_folder(ws, found)
     if as_json:

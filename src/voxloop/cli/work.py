@@ -158,13 +158,14 @@ def events(
 
     import sqlalchemy as sa
 
-    from voxloop.stores import catalog
+    from voxloop.stores import tables
+    from voxloop.stores.catalog import to_event
 
     with opened(ctx) as ws:
         while True:
             with ws.read() as reader:
-                statement = sa.select(catalog.event).where(catalog.event.c.seq > since).order_by(catalog.event.c.seq)
-                found = [catalog.to_event(row) for row in reader.connection.execute(statement)]
+                statement = sa.select(tables.event).where(tables.event.c.seq > since).order_by(tables.event.c.seq)
+                found = [to_event(row) for row in reader.connection.execute(statement)]
             for event in found:
                 since = event.seq
                 if as_json:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from voxloop.records import MAX_UTTERANCE_SAMPLES, Recording, Transcript, Utterance
 from voxloop.speech import text as _text
 from voxloop.steps.transcripts import latest
-from voxloop.stores import catalog as tables
+from voxloop.stores import tables
 from voxloop.stores.jobs import News
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from voxloop.models import STARTER, base_model, recogniser
 from voxloop.records import Utterance
 from voxloop.steps import utterances as _utterances
 from voxloop.steps.transcripts import blocks
-from voxloop.stores import catalog as tables
+from voxloop.stores import tables
 
 COMPARED = 2_000  # known utterances that novelty is measured against, at most: enough to tell what is new
 BLOCK = 4_096  # waiting utterances compared at once: 33 MB of cosines

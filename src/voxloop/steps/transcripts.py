@@ -19,7 +19,7 @@ from voxloop.records import SAMPLE_RATE, Guard, Model, Recording, Transcript, Ut
 from voxloop.speech import subtitles
 from voxloop.speech import text as _text
 from voxloop.steps import utterances as _utterances
-from voxloop.stores import catalog as tables
+from voxloop.stores import tables
 from voxloop.stores.jobs import News
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from voxloop.records import (
 from voxloop.speech import voice
 from voxloop.speech.audio import measure
 from voxloop.steps.recordings import read_audio
-from voxloop.stores import catalog as tables
+from voxloop.stores import tables
 from voxloop.stores.jobs import News
 
 if TYPE_CHECKING:

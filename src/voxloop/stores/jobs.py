@@ -20,8 +20,9 @@ from typing import Any
 import sqlalchemy as sa
 
 from voxloop.errors import LeaseLost, UnknownRecord
-from voxloop.stores import catalog as tables
-from voxloop.stores.catalog import Catalog, Reader, Writer, insert_keys, insert_new, now_s
+from voxloop.stores import tables
+from voxloop.stores.catalog import Catalog, Reader, Writer, insert_keys, insert_new
+from voxloop.stores.tables import now_s
 
 Listeners = Mapping[str, Sequence[str]]
 """Event type -> names of the steps that it wakes."""

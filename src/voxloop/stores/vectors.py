@@ -13,7 +13,7 @@ import numpy as np
 import sqlalchemy as sa
 
 from voxloop.errors import UsageError
-from voxloop.stores import catalog as tables
+from voxloop.stores import tables
 from voxloop.stores.catalog import Catalog, Writer, insert_new
 
 Matrix = np.ndarray[tuple[int, int], np.dtype[np.float32]]

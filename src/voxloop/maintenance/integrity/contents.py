@@ -22,7 +22,7 @@ from voxloop.speech import audio
 from voxloop.steps import datasets
 from voxloop.steps.evaluation import Scored
 from voxloop.steps.recordings import audio_key
-from voxloop.stores import catalog as tables
+from voxloop.stores import tables
 from voxloop.stores.blobs import sha256_bytes, sha256_file
 from voxloop.stores.catalog import insert_new
 

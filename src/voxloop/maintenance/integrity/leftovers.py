@@ -19,7 +19,7 @@ from voxloop.records import Dataset, Evaluation, Model, Recording, Run
 from voxloop.speech import audio
 from voxloop.steps import datasets, training
 from voxloop.steps.recordings import audio_key
-from voxloop.stores import catalog as tables
+from voxloop.stores import tables
 from voxloop.stores.blobs import sha256_bytes
 from voxloop.stores.catalog import insert_new
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from voxloop.maintenance.integrity import contents, leftovers
 from voxloop.maintenance.integrity.check import Check, Finding, Progress
 from voxloop.records import Dataset, Evaluation, Model, Recording
-from voxloop.stores import catalog as tables
+from voxloop.stores import tables
 
 if TYPE_CHECKING:
     from voxloop.workspace import Workspace

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from voxloop.records import SPLITS, Dataset, Evaluation, Recording
 from voxloop.steps import datasets, training
-from voxloop.stores import catalog as tables
+from voxloop.stores import tables
 from voxloop.stores.blobs import sha256_bytes
 
 if TYPE_CHECKING:

@@ -37,7 +37,7 @@ from voxloop.steps.evaluation import Scored, scores_of
 from voxloop.steps.recordings import audio_key
 from voxloop.steps.training import locks
 from voxloop.steps.training.files import ATTENDED, TRAINING
-from voxloop.stores import catalog as tables
+from voxloop.stores import tables
 from voxloop.stores.blobs import sha256_bytes
 
 if TYPE_CHECKING:

@@ -28,8 +28,9 @@ from voxloop.records import SPLITS, Dataset, Quality, Split, Transcript, Utteran
 from voxloop.steps.datasets.filters import Candidate, Choice, Filters, Judge, may_enter
 from voxloop.steps.datasets.rows import DatasetRow, Exclusion, excluded_key, exclusion_line, row_line
 from voxloop.steps.datasets.splits import Ratios, assign_splits, position, strictest
-from voxloop.stores import catalog as tables
+from voxloop.stores import tables
 from voxloop.stores.blobs import sha256_file
+from voxloop.stores.catalog import insert_new
 
 if TYPE_CHECKING:
     from voxloop.stores.catalog import Reader
@@ -388,7 +389,7 @@ def _keep_rows(connection: sa.Connection, dataset: str, manifest: Path) -> None:
                 {"dataset": dataset, **{name: row[name] for name in ("utterance", "transcript", "split")}}
                 for row in map(json.loads, lines)
             ]
-            tables.insert_new(connection, tables.dataset_utterance, part)
+            insert_new(connection, tables.dataset_utterance, part)
 
 
 def keep_splits(connection: sa.Connection, splits: Iterable[tuple[str, Split]]) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from voxloop.errors import UnknownRecord
 from voxloop.records import Dataset, Split, TranscriptKind, seconds
-from voxloop.stores import catalog as tables
+from voxloop.stores import tables
 
 if TYPE_CHECKING:
     from voxloop.workspace import Workspace

@@ -17,7 +17,7 @@ from voxloop.errors import ConflictError, UsageError
 from voxloop.records import Dataset, Evaluation, Split, Verdict
 from voxloop.steps.evaluation import Scored, scored_rows, significance, wer
 from voxloop.steps.gate.guards import Guard, clusters, general_guard, joined_guard, paired, silence_guard, slice_guard
-from voxloop.stores import catalog as tables
+from voxloop.stores import tables
 
 if TYPE_CHECKING:
     from voxloop.settings import Settings

@@ -14,7 +14,7 @@ from voxloop.models import CHAMPION
 from voxloop.records import Evaluation, Model, Promotion, Verdict
 from voxloop.steps import datasets, evaluation
 from voxloop.steps.gate.comparison import Comparison, compare
-from voxloop.stores import catalog as tables
+from voxloop.stores import tables
 
 if TYPE_CHECKING:
     from voxloop.steps.evaluation import Progress

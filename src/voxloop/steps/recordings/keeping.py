@@ -15,7 +15,7 @@ from voxloop.errors import BlobError
 from voxloop.records import SAMPLE_RATE, GivenSegment, Recording
 from voxloop.steps.recordings.conversion import Converted, Outcome, Stamp, Waiting, audio_key
 from voxloop.steps.recordings.sources import Item, Refusal, Said
-from voxloop.stores import catalog as tables
+from voxloop.stores import tables
 from voxloop.stores.catalog import MANY, insert_new, to_record
 from voxloop.stores.jobs import News
 

@@ -24,7 +24,7 @@ from voxloop.steps.evaluation.words import Confusions, changes, confusions, diff
 from voxloop.steps.gate.comparison import Comparison, compare, points
 from voxloop.steps.report.charts import Line, Point, bar, plot
 from voxloop.steps.report.sound import Sounds
-from voxloop.stores import catalog as tables
+from voxloop.stores import tables
 
 if TYPE_CHECKING:
     from markupsafe import Markup

@@ -18,8 +18,9 @@ from voxloop.errors import ConflictError, UnknownRecord, UsageError
 from voxloop.records import Transcript, TranscriptKind, Utterance, UtteranceStatus
 from voxloop.steps.review.items import BATCH, EVERYTHING, Filters, Item, item_of, walk
 from voxloop.steps.review.queue import reviewer, skip_until
-from voxloop.stores import catalog as tables
-from voxloop.stores.catalog import now_s
+from voxloop.stores import tables
+from voxloop.stores.catalog import to_record
+from voxloop.stores.tables import now_s
 
 if TYPE_CHECKING:
     from voxloop.stores.catalog import Reader
@@ -277,7 +278,7 @@ def locked(tx: Transaction, id: str) -> Item:
     row = tx.connection.execute(sa.select(table).where(table.c.id == id).with_for_update()).first()
     if row is None:
         raise UnknownRecord(f"no utterance {id!r} in this workspace; `voxloop review list` lists them")
-    return item_of(tx, tables.to_record(Utterance, row))
+    return item_of(tx, to_record(Utterance, row))
 
 
 def _opened(tx: Transaction, utterance: str) -> Item:

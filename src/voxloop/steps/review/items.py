@@ -12,8 +12,7 @@ from voxloop.errors import UsageError, nearest
 from voxloop.records import Transcript, Utterance, UtteranceStatus
 from voxloop.steps.review.warnings import LOW_CONFIDENCE, WARNINGS, ReviewWarning, WarningKind, warnings_of
 from voxloop.steps.transcripts import latest
-from voxloop.stores import catalog as tables
-from voxloop.stores import search
+from voxloop.stores import search, tables
 
 if TYPE_CHECKING:
     from voxloop.stores.catalog import Reader

@@ -14,8 +14,8 @@ from voxloop.errors import UsageError
 from voxloop.records import Utterance
 from voxloop.steps import similarity
 from voxloop.steps.review.items import EVERYTHING, Filters, Item, conditions_of, item_of, walk
-from voxloop.stores import catalog as tables
-from voxloop.stores.catalog import now_s
+from voxloop.stores import tables
+from voxloop.stores.tables import now_s
 
 if TYPE_CHECKING:
     from voxloop.stores.catalog import Reader, Writer

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from voxloop.records import seconds
-from voxloop.stores import catalog as tables
+from voxloop.stores import tables
 
 if TYPE_CHECKING:
     from voxloop.workspace import Workspace

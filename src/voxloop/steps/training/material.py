@@ -15,7 +15,7 @@ from voxloop.speech import audio
 from voxloop.steps import datasets
 from voxloop.steps.recordings.sources import AUDIO_SUFFIXES
 from voxloop.steps.training.recipes import Recipe
-from voxloop.stores import catalog as tables
+from voxloop.stores import tables
 
 if TYPE_CHECKING:
     from voxloop.steps.datasets import DatasetRow

@@ -34,7 +34,7 @@ from voxloop.steps.training import control, locks
 from voxloop.steps.training.control import Child
 from voxloop.steps.training.files import ATTENDED, BEST, CONFIG, LOG, METRICS, read_json
 from voxloop.steps.training.submit import enqueue, lay_out, submit, submit_again
-from voxloop.stores import catalog as tables
+from voxloop.stores import tables
 from voxloop.stores.blobs import sha256_file
 
 if TYPE_CHECKING:

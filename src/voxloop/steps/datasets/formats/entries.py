@@ -15,7 +15,7 @@ from voxloop.steps.datasets.clips import clip_name
 from voxloop.steps.datasets.rows import DatasetRow
 from voxloop.steps.review.decisions import METADATA
 from voxloop.steps.utterances import read_span
-from voxloop.stores import catalog as tables
+from voxloop.stores import tables
 
 if TYPE_CHECKING:
     from voxloop.speech.audio import Waveform

@@ -26,7 +26,7 @@ from voxloop.steps.datasets.rows import DatasetRow, manifest_key, rows
 from voxloop.steps.datasets.splits import strictest
 from voxloop.steps.recordings import audio_key
 from voxloop.steps.utterances import read_span
-from voxloop.stores import catalog as tables
+from voxloop.stores import tables
 
 if TYPE_CHECKING:
     from voxloop.stores.blobs import Blobs

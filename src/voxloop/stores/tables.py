@@ -1,0 +1,333 @@
+"""The tables of the catalog, for SQLite and PostgreSQL alike; `migrations/` brings a database to them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
+
+NAMING = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+    "pk": "pk_%(table_name)s",
+}
+metadata = sa.MetaData(naming_convention=NAMING)
+
+
+class now_s(FunctionElement[float]):
+    """The database's clock, seconds since the epoch: leases must not depend on a worker's clock."""
+
+    type = sa.Double()
+    inherit_cache = True
+
+
+@compiles(now_s, "sqlite")
+def _now_sqlite(element: Any, compiler: Any, **_: Any) -> str:
+    return "((julianday('now') - 2440587.5) * 86400.0)"
+
+
+@compiles(now_s, "postgresql")
+def _now_postgresql(element: Any, compiler: Any, **_: Any) -> str:
+    return "extract(epoch from clock_timestamp())::double precision"
+
+
+def _created() -> sa.Column[float]:
+    return sa.Column("created", sa.Double, nullable=False)
+
+
+recording = sa.Table(
+    "recording",
+    metadata,
+    sa.Column("id", sa.String, primary_key=True),
+    _created(),
+    sa.Column("source", sa.String, nullable=False),
+    sa.Column("name", sa.String, nullable=False),
+    sa.Column("samples", sa.BigInteger, nullable=False),
+    sa.Column("speaker", sa.String),
+    sa.Column("language", sa.String),
+    sa.Column("consent", sa.String),
+    sa.Column("session", sa.String),
+    sa.Column("text", sa.Text),
+    sa.Column("segments", sa.JSON),
+    sa.Column("quality", sa.JSON),
+    # Listed and summed from. It grows at its end: a further index in random order costs an ingest a page for each row.
+    sa.Index("ix_recording_created_samples", "created", "samples"),
+)
+
+# Which recording a file held when it was last read, so that an unchanged file is not decoded again.
+source_file = sa.Table(
+    "source_file",
+    metadata,
+    sa.Column("path", sa.String, primary_key=True),  # absolute
+    sa.Column("channel", sa.String, primary_key=True),  # "mix", or "0", "1", ... of a file taken by channel
+    sa.Column("size", sa.BigInteger, nullable=False),
+    sa.Column("mtime_ns", sa.BigInteger, nullable=False),
+    sa.Column("recording", sa.ForeignKey("recording.id", ondelete="CASCADE"), nullable=False, index=True),
+)
+
+_LISTED = (sa.text("priority DESC"), "id", "ingested", "confidence")
+
+utterance = sa.Table(
+    "utterance",
+    metadata,
+    sa.Column("id", sa.String, primary_key=True),
+    sa.Column("recording", sa.ForeignKey("recording.id"), nullable=False, index=True),
+    sa.Column("start", sa.BigInteger, nullable=False),
+    sa.Column("end", sa.BigInteger, nullable=False),
+    sa.Column("speaker", sa.String),
+    sa.Column("language", sa.String),
+    sa.Column("split", sa.String),
+    sa.Column("status", sa.String, nullable=False),
+    sa.Column("quality", sa.JSON),
+    sa.Column("priority", sa.Double, nullable=False, default=0.0),
+    # `created` of its recording, here so that an index can hold both; written by `Writer.add`, no part of the record.
+    sa.Column("ingested", sa.Double, nullable=False, server_default="0"),
+    # How sure the machine is of its text (`machine_confidence`), here for the same reason and written there, too.
+    sa.Column("confidence", sa.Double),
+    # Each page of a listing is read off one of these in order, whatever the number of utterances; what is judged on
+    # the way, dates and confidence, stands in them.
+    sa.Index("ix_utterance_listed", *_LISTED),
+    sa.Index("ix_utterance_status_listed", "status", *_LISTED),
+    sa.Index("ix_utterance_speaker_listed", "speaker", *_LISTED),
+    sa.Index("ix_utterance_language_listed", "language", *_LISTED),
+    # A page between dates, or of a confidence, that few utterances have is picked and sorted from one of these.
+    sa.Index("ix_utterance_ingested_listed", "ingested", "status", "speaker", "language", *_LISTED[:2], "confidence"),
+    sa.Index(
+        "ix_utterance_confidence_listed",
+        *("confidence", "status", "speaker", "language", *_LISTED[:2], "ingested"),
+        sqlite_where=sa.text("confidence IS NOT NULL"),
+        postgresql_where=sa.text("confidence IS NOT NULL"),
+    ),
+    sa.Index("ix_utterance_status", "status"),  # counted from: a tenth of the size of the others
+)
+
+transcript = sa.Table(
+    "transcript",
+    metadata,
+    sa.Column("id", sa.String, primary_key=True),
+    _created(),
+    sa.Column("utterance", sa.ForeignKey("utterance.id"), nullable=False),
+    sa.Column("kind", sa.String, nullable=False),
+    sa.Column("text", sa.Text, nullable=False),
+    sa.Column("by", sa.String, nullable=False),
+    sa.Column("confidence", sa.Double),
+    sa.Column("words", sa.JSON),
+    sa.Column("language", sa.String),
+    sa.Column("language_probability", sa.Double),
+    sa.Column("no_speech", sa.Double),
+    sa.Column("guards", sa.JSON),
+    sa.Column("temperature", sa.Double),
+    # Its place in the index of texts (`stores.search`), given by a trigger of SQLite; no part of the record.
+    sa.Column("number", sa.BigInteger),
+    sa.Index("ix_transcript_number", "number", unique=True),
+    sa.Index("ix_transcript_utterance_kind_created", "utterance", "kind", "created"),
+    sa.Index("ix_transcript_kind", "kind"),
+)
+
+
+MACHINE_TEXTS = ("clean", "hypothesis")  # in this order, of which the first that there is counts
+
+
+def machine_confidence() -> sa.ScalarSelect[float | None]:
+    """The confidence of an utterance's newest machine text, for a statement over the utterance table."""
+    text = transcript.alias()
+    return (
+        sa.select(text.c.confidence)
+        .where(text.c.utterance == utterance.c.id, sa.or_(*(text.c.kind == kind for kind in MACHINE_TEXTS)))
+        .order_by(text.c.kind, text.c.created.desc(), text.c.id.desc())
+        .limit(1)
+        .correlate(utterance)
+        .scalar_subquery()
+    )
+
+
+dataset = sa.Table(
+    "dataset",
+    metadata,
+    sa.Column("id", sa.String, primary_key=True),
+    _created(),
+    sa.Column("name", sa.String, nullable=False),
+    sa.Column("filters", sa.JSON, nullable=False),
+    sa.Column("clips", sa.JSON, nullable=False),
+    sa.Column("hours", sa.JSON, nullable=False),
+    sa.Column("excluded", sa.JSON, nullable=False),
+    sa.Column("parent", sa.String),
+    sa.Column("manifest", sa.String),
+    sa.Column("forgotten", sa.Integer, nullable=False, server_default="0"),
+)
+
+# What a dataset holds, for questions such as "which datasets used this speaker"; its manifest blob is the truth.
+dataset_utterance = sa.Table(
+    "dataset_utterance",
+    metadata,
+    sa.Column("dataset", sa.ForeignKey("dataset.id"), primary_key=True),
+    sa.Column("utterance", sa.ForeignKey("utterance.id"), primary_key=True, index=True),
+    sa.Column("transcript", sa.String, nullable=False),
+    sa.Column("split", sa.String, nullable=False),
+)
+
+run = sa.Table(
+    "run",
+    metadata,
+    sa.Column("id", sa.String, primary_key=True),
+    _created(),
+    sa.Column("dataset", sa.String, nullable=False),
+    sa.Column("base", sa.String, nullable=False),
+    sa.Column("family", sa.String, nullable=False),
+    sa.Column("method", sa.String, nullable=False),
+    sa.Column("recipe", sa.JSON, nullable=False),
+    sa.Column("status", sa.String, nullable=False),
+    sa.Column("progress", sa.JSON, nullable=False),
+    sa.Column("error", sa.Text),
+    sa.Column("model", sa.String),
+    sa.Column("finished", sa.Double),
+    sa.Column("wanted", sa.String),
+    sa.Column("retry_of", sa.String),
+)
+
+model = sa.Table(
+    "model",
+    metadata,
+    sa.Column("id", sa.String, primary_key=True),
+    _created(),
+    sa.Column("family", sa.String, nullable=False),
+    sa.Column("base", sa.String, nullable=False),
+    sa.Column("kind", sa.String, nullable=False),
+    sa.Column("where", sa.String, nullable=False),
+    sa.Column("run", sa.String),
+    sa.Column("files", sa.JSON, nullable=False),
+    sa.Column("forgotten", sa.Integer, nullable=False, server_default="0"),
+)
+
+evaluation = sa.Table(
+    "evaluation",
+    metadata,
+    sa.Column("id", sa.String, primary_key=True),
+    _created(),
+    sa.Column("model", sa.String, nullable=False, index=True),
+    sa.Column("dataset", sa.String, nullable=False),
+    sa.Column("split", sa.String, nullable=False),
+    sa.Column("decoding", sa.JSON, nullable=False),
+    sa.Column("normaliser", sa.String, nullable=False),
+    sa.Column("scores", sa.JSON, nullable=False),
+    sa.Column("hypotheses", sa.String, nullable=False),
+)
+
+promotion = sa.Table(
+    "promotion",
+    metadata,
+    sa.Column("id", sa.String, primary_key=True),
+    _created(),
+    sa.Column("alias", sa.String, nullable=False),
+    sa.Column("model", sa.String, nullable=False),
+    sa.Column("previous", sa.String),
+    sa.Column("verdict", sa.String, nullable=False),
+    sa.Column("evidence", sa.JSON, nullable=False),
+    sa.Column("by", sa.String, nullable=False),
+)
+
+alias = sa.Table(
+    "alias",
+    metadata,
+    sa.Column("name", sa.String, primary_key=True),
+    sa.Column("model", sa.String, nullable=False),
+    sa.Column("promotion", sa.String, nullable=False),
+)
+
+event = sa.Table(
+    "event",
+    metadata,
+    # SQLite counts up by itself only in a column declared INTEGER.
+    sa.Column("seq", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
+    sa.Column("id", sa.String, nullable=False, unique=True),
+    _created(),
+    sa.Column("type", sa.String, nullable=False, index=True),
+    sa.Column("subject", sa.String, nullable=False),
+    sa.Column("payload", sa.JSON, nullable=False),
+    # Published to the bus; a flag, since PostgreSQL commits out of order and a cursor would skip rows.
+    sa.Column("published", sa.Boolean, nullable=False, default=False),
+)
+
+# ready -> leased -> done; leased -> ready (failed, or the lease ran out); leased -> dead (last attempt); dead -> ready
+job = sa.Table(
+    "job",
+    metadata,
+    sa.Column("id", sa.String, primary_key=True),  # "<step>:<event id>"
+    _created(),
+    sa.Column("step", sa.String, nullable=False),
+    sa.Column("event", sa.String, nullable=False),
+    sa.Column("subject", sa.String, nullable=False),
+    sa.Column("state", sa.String, nullable=False),
+    sa.Column("token", sa.String),
+    sa.Column("run_at", sa.Double, nullable=False),  # ready: not before; leased: the lease's end
+    sa.Column("attempts", sa.Integer, nullable=False, default=0),
+    sa.Column("error", sa.Text),
+    sa.Column("finished", sa.Double),
+    sa.Index("ix_job_state_step_run_at", "state", "step", "run_at"),
+)
+
+vector = sa.Table(
+    "vector",
+    metadata,
+    sa.Column("id", sa.String, primary_key=True),  # utterance id
+    sa.Column("space", sa.String, primary_key=True),  # what made the vectors: only those of one space compare
+    sa.Column("values", sa.LargeBinary, nullable=False),  # little-endian float32
+)
+
+# One line a decision of a reviewer, never changed: undoing one is another decision that names it.
+review_decision = sa.Table(
+    "review_decision",
+    metadata,
+    sa.Column("seq", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
+    _created(),
+    sa.Column("utterance", sa.ForeignKey("utterance.id", ondelete="CASCADE"), nullable=False, index=True),
+    sa.Column("kind", sa.String, nullable=False),  # save, accept, bulk accept, reject, skip, import, undo
+    sa.Column("by", sa.String, nullable=False),
+    sa.Column("before", sa.String, nullable=False),  # the utterance's status until then
+    sa.Column("transcript", sa.String),  # the reference written
+    sa.Column("replaced", sa.String),  # the reference withdrawn for it, where the one written is the older
+    sa.Column("reason", sa.Text),
+    sa.Column("seconds", sa.Double),  # from taking the utterance to deciding
+    sa.Column("undoes", sa.BigInteger().with_variant(sa.Integer, "sqlite")),  # seq of another decision
+)
+
+# Whose turn an utterance is; no row: nobody's, and not skipped.
+review_turn = sa.Table(
+    "review_turn",
+    metadata,
+    sa.Column("utterance", sa.ForeignKey("utterance.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("by", sa.String),
+    sa.Column("taken", sa.Double, nullable=False),
+    sa.Column("until", sa.Double, nullable=False),  # nobody else gets it before
+    sa.Column("seen", sa.String),  # the reference that the reviewer was shown, empty: none
+    sa.Column("shown", sa.String),  # the machine's text that the reviewer was shown
+    sa.Column("skipped", sa.Double, nullable=False),  # not offered before, 0: not skipped
+)
+
+# One line a refused file, so that a second run and `voxloop status` can tell of it.
+refusal = sa.Table(
+    "refusal",
+    metadata,
+    sa.Column("path", sa.String, primary_key=True),
+    _created(),
+    sa.Column("reason", sa.String, nullable=False),
+    sa.Column("message", sa.Text, nullable=False),
+)
+
+# What was forgotten, without whose it was. `pending` lists what is still to be deleted and ends as null.
+removal = sa.Table(
+    "removal",
+    metadata,
+    sa.Column("id", sa.String, primary_key=True),  # ULID, drawn at random: it stands for the request
+    _created(),
+    sa.Column("kind", sa.String, nullable=False),  # speaker or recording
+    sa.Column("by", sa.String, nullable=False),
+    sa.Column("counts", sa.JSON, nullable=False),
+    sa.Column("datasets", sa.JSON, nullable=False),
+    sa.Column("models", sa.JSON, nullable=False),
+    sa.Column("pending", sa.JSON(none_as_null=True)),
+    sa.Column("finished", sa.Double),
+)
