@@ -51,6 +51,20 @@ class Quality:
     silence: float  # share of 20 ms frames more than 40 dB below the loudest, 0 to 1
     bandwidth_hz: float | None  # frequency below which 99 % of the energy lies
 
+    @property
+    def soundless(self) -> bool:
+        """Whether there is nothing to hear: digital silence, or a constant level."""
+        return self.silence >= 1.0  # the loudest frame of any sound is not silent
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Encoding:
+    """How a file held its audio before it was converted to the stored form."""
+
+    codec: str  # pcm_16, flac, mp3, opus, aac, …
+    rate: int  # Hz
+    channels: int
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GivenSegment:
@@ -78,6 +92,7 @@ class Recording:
     text: str | None = None  # what the given metadata says was spoken, from beginning to end
     segments: tuple[GivenSegment, ...] = ()  # what the given metadata says was spoken where
     quality: Quality | None = None
+    encoding: Encoding | None = None  # of the file it came from; None where nobody noted it
     created: float = 0.0  # seconds since the epoch
 
     @property

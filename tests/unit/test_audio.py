@@ -149,7 +149,7 @@ def test_a_plain_wav_is_read_as_libsndfile_reads_it(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(audio, "BLOCK_VALUES", block)
         patch.setattr(soundfile, "SoundFile", None)  # it is not asked
-        blocks = list(audio._native(path, 1e9, channel))
+        blocks = list(audio._native(path, 1e9, channel, None, audio.Source()))
     assert {found for found, _ in blocks} == {rate}
     assert all(len(one) <= max(1, block // samples.shape[1]) for _, one in blocks)
     wanted = expected.mean(axis=1, dtype=np.float32) if channel is None else expected[:, channel]
@@ -161,7 +161,7 @@ def test_opus_by_ffmpeg_is_what_libsndfile_reads(tmp_path: Path, demo_speech: Pa
     both = np.stack([np.concatenate([one, other]), np.concatenate([other, one])])
     encode(tmp_path / "a.opus", both, 48_000, "libopus", "stereo")
     expected, rate = soundfile.read(tmp_path / "a.opus", dtype="float32")
-    found = np.concatenate([block for _, block in audio._native(tmp_path / "a.opus", 1e9, None)])
+    found = np.concatenate([block for _, block in audio._native(tmp_path / "a.opus", 1e9, None, None, audio.Source())])
     assert (rate, len(found)) == (48_000, len(expected))
     difference = found - expected.mean(axis=1)
     assert 10 * np.log10(np.mean(difference**2) / np.mean(expected**2)) < -60

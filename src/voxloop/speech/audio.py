@@ -7,19 +7,22 @@ Letters in shapes: `S` samples, `C` channels.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import math
 import stat
 import struct
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from voxloop.errors import AudioError
 from voxloop.records import SAMPLE_RATE, Quality
+from voxloop.speech.containers import Pcm16, check_mp3, check_ogg, check_wav
 
 Waveform = np.ndarray[tuple[int], np.dtype[np.float32]]  # (S,), 16 kHz, -1 to 1
 
@@ -44,6 +47,38 @@ CONTAINERS = (
 # libsndfile's formats that count their frames exactly, so that fewer mean a truncated file.
 _EXACT = frozenset({"WAV", "WAVEX", "AIFF", "FLAC", "CAF", "AU", "W64", "RF64", "NIST"})
 _UNKNOWN_FRAMES = 1 << 62  # libsndfile says SF_COUNT_MAX where the header does not know
+# Containers whose time stamps say when the sound begins; those of others are counted from the bytes.
+_TIMED = ("mov", "matroska", "ogg")
+GAP_S = 0.05  # a jump of the time stamps beyond it is a gap; codecs and rounding move them by less
+MAX_GAP_S = 600.0  # a jump beyond it is a clock that was set, not sound that is missing
+CANCELLED = 0.01  # of a channel's power: what is left in the mean of two channels that cancel each other out
+NOTES = 3  # gaps told one by one
+
+
+@dataclass(kw_only=True, slots=True)
+class Source:
+    """What a file turned out to be while `stream` read it."""
+
+    codec: str = ""  # opus, mp3, flac, pcm_16, …
+    rate: int = 0  # Hz
+    channels: int = 0
+    notes: list[str] = field(default_factory=list)  # what was not as it should be, a sentence each
+    gaps: int = 0
+    power: float = 0.0  # summed squares of the first of two channels
+    mixed_power: float = 0.0  # and of their mean
+
+    @property
+    def cancels(self) -> bool:
+        """Whether two channels cancel each other out, so that their mean is (nearly) silent and one alone is not."""
+        return self.power > 0 and self.mixed_power < CANCELLED * self.power
+
+    def gap(self, at_s: float, gap_s: float) -> None:
+        """Sound is missing, and silence stands for it."""
+        self.gaps += 1
+        if self.gaps <= NOTES:
+            self.notes.append(f"{gap_s:.2f} s of sound are missing at {at_s:.2f} s: silence stands in their place")
+        elif self.gaps == NOTES + 1:
+            self.notes.append("more stretches are missing after that, each filled with silence")
 
 
 def decode(path: Path | str, *, max_seconds: float = MAX_SECONDS, max_bytes: int = MAX_BYTES) -> Waveform:
@@ -56,21 +91,33 @@ def decode(path: Path | str, *, max_seconds: float = MAX_SECONDS, max_bytes: int
 
 
 def stream(
-    path: Path | str, *, max_seconds: float = MAX_SECONDS, max_bytes: int = MAX_BYTES, channel: int | None = None
+    path: Path | str,
+    *,
+    max_seconds: float = MAX_SECONDS,
+    max_bytes: int = MAX_BYTES,
+    channel: int | None = None,
+    track: int | None = None,
+    source: Source | None = None,
 ) -> Iterator[Waveform]:
     """An audio file in blocks of (S,) float32 at 16 kHz; memory stays bounded.
 
-    Channels are mixed by their mean, or `channel`, counted from 0, is taken alone.
-    WAV of int16 is read here; libsndfile reads other WAV, FLAC, Vorbis, MP3, AIFF
-    and SPHERE; FFmpeg's libraries Opus and what it refuses. Raises AudioError with
-    one of the reasons missing, unreadable, empty (no samples), too-large, too-long,
-    bad-rate, too-many-channels, not-audio and broken (damaged or truncated), before
+    Channels are mixed by their mean, or `channel`, counted from 0, is taken alone. Of several audio tracks the
+    default one is read, or `track`, counted from 0. `source` is told what the file is and what is wrong with it.
+
+    WAV of int16 is read here; libsndfile reads other WAV, FLAC, Vorbis, AIFF and SPHERE; FFmpeg's libraries MP3, Opus,
+    and what libsndfile refuses, stumbles over or finds empty. The length is what decodes, whatever a header claims.
+    Where the time stamps of a file leave a gap, at its beginning or where a stretch is damaged, silence takes its
+    place, so that times are those of any player.
+
+    Raises AudioError with one of the reasons missing, unreadable, empty (no samples), too-large, too-long, bad-rate,
+    too-many-channels, no-track, not-audio and broken (truncated, or damaged so that nothing can be read), before
     memory is taken for what a header claims.
     """
     path = Path(path)
     _check_file(path, max_bytes)
     samples = 0
-    for block in _resampled(_native(path, max_seconds, channel)):
+    told = Source() if source is None else source
+    for block in _resampled(_native(path, max_seconds, channel, track, told)):
         samples += len(block)
         if samples > max_seconds * SAMPLE_RATE:
             raise _too_long(path, samples / SAMPLE_RATE, max_seconds)
@@ -137,12 +184,15 @@ def _check_claims(path: Path, rate: int, channels: int) -> None:
         raise AudioError("too-many-channels", f"{path} claims {channels} channels; taken are 1 to {MAX_CHANNELS}")
 
 
-def _mixed(block: Any, channel: int | None) -> Waveform:
+def _mixed(block: Any, channel: int | None, source: Source) -> Waveform:
     """(S, C) as (S,): one channel, or the mean of all."""
     mixed: Waveform
     if channel is None and block.shape[1] == 2:
         # The same value as the mean, in a tenth of the time: NumPy is slow along an axis of two.
-        mixed = (block[:, 0] + block[:, 1]) * np.float32(0.5)
+        first = np.ascontiguousarray(block[:, 0])
+        mixed = (first + block[:, 1]) * np.float32(0.5)
+        source.power += float(np.dot(first, first))
+        source.mixed_power += float(np.dot(mixed, mixed))
     elif channel is None and block.shape[1] > 2:
         mixed = block.mean(axis=1, dtype=np.float32)
     else:
@@ -150,8 +200,10 @@ def _mixed(block: Any, channel: int | None) -> Waveform:
     return mixed
 
 
-def _native(path: Path, max_seconds: float, channel: int | None) -> Iterator[tuple[int, Waveform]]:
-    """(rate, (S,) block) at the file's own rate, by the first library that opens it."""
+def _native(
+    path: Path, max_seconds: float, channel: int | None, track: int | None, source: Source
+) -> Iterator[tuple[int, Waveform]]:
+    """(rate, (S,) block) at the file's own rate, by the first library that reads it."""
     import soundfile
 
     try:
@@ -160,95 +212,73 @@ def _native(path: Path, max_seconds: float, channel: int | None) -> Iterator[tup
         raise _not_read(path, error) from error
     with raw:
         head = raw.read(36)
-        pcm = _check_wav(path, raw, head)
+        pcm = check_wav(path, raw, head, _check_claims)
         if pcm is not None:
-            yield from _plain(path, raw, pcm, max_seconds, channel)
+            yield from _plain(path, raw, pcm, max_seconds, channel, source)
             return
-        _check_ogg(path, raw, head)
-        _check_mp3(path, raw, head)
-    if head[28:] == b"OpusHead":  # RFC 7845, section 5.1; of an Ogg file's first page
-        # libsndfile's decoder takes three times as long, for the same samples within -64 dB.
-        yield from _by_ffmpeg(path, max_seconds, None, channel)
+        ogg = check_ogg(path, raw, head)
+        # libsndfile's decoder of Opus takes three times as long, for the same samples within -64 dB. It believes the
+        # length that an MP3's header claims, and loses what an Ogg file with a hole has behind it.
+        ffmpegs = check_mp3(path, raw, head) or (ogg is not None and (ogg.opus or not ogg.whole)) or bool(track)
+    if ffmpegs:
+        yield from _by_ffmpeg(path, None, channel, track, source)
         return
 
     try:
         file = soundfile.SoundFile(path)
     except (soundfile.LibsndfileError, OSError, ValueError, TypeError) as error:
-        yield from _by_ffmpeg(path, max_seconds, error, channel)
+        yield from _by_ffmpeg(path, error, channel, track, source)
         return
-    file.seekable = lambda: False  # or it seeks after each read, which MP3 and FLAC take their time for
+    file.seekable = lambda: False  # or it seeks after each read, which FLAC takes its time for
     with file:
-        _check_claims(path, file.samplerate, file.channels)
-        claimed = file.frames
-        if claimed < _UNKNOWN_FRAMES and claimed / file.samplerate > max_seconds:
-            raise _too_long(path, claimed / file.samplerate, max_seconds)
-        frames = max(1, min(BLOCK_S * file.samplerate, BLOCK_VALUES // file.channels))
+        rate, claimed = file.samplerate, file.frames
+        _check_claims(path, rate, file.channels)
+        exact = claimed < _UNKNOWN_FRAMES and file.format in _EXACT
+        if exact and claimed / rate > max_seconds:
+            raise _too_long(path, claimed / rate, max_seconds)
+        _tell(source, "flac" if file.format == "FLAC" else file.subtype.lower(), rate, file.channels)
+        frames = max(1, min(BLOCK_S * rate, BLOCK_VALUES // file.channels))
         read = 0
-        while True:
-            try:
-                block = file.read(frames, dtype="float32", always_2d=True)  # (S, C)
-            except (soundfile.LibsndfileError, RuntimeError) as error:
-                raise AudioError(
-                    "broken", f"{path} is damaged after {read / file.samplerate:.1f} s: {error}"
-                ) from error
-            if not len(block):
-                break
-            read += len(block)
-            yield file.samplerate, _mixed(block, channel)
-            if read == claimed:
-                break
-        if read < claimed < _UNKNOWN_FRAMES and file.format in _EXACT:
-            got_s, claimed_s = read / file.samplerate, claimed / file.samplerate
-            raise AudioError("broken", f"{path} is truncated: {got_s:.2f} s of the {claimed_s:.2f} s it claims")
+        with contextlib.suppress(soundfile.LibsndfileError, RuntimeError):  # the other library goes on from there
+            while len(block := file.read(frames, dtype="float32", always_2d=True)):  # (S, C)
+                read += len(block)
+                yield rate, _mixed(block, channel, source)
+                if read == claimed:
+                    return
+        if read and not exact:
+            return
+    # Damaged or cut off behind `read` samples, or empty as far as this library can see.
+    for rate_here, block in _behind(read, _by_ffmpeg(path, None, channel, track, source)):
+        read += len(block)
+        yield rate_here, block
+    if read < claimed and exact:
+        raise AudioError("broken", f"{path} is truncated: {read / rate:.2f} s of the {claimed / rate:.2f} s it claims")
 
 
-class _Pcm16(NamedTuple):
-    """Where the samples of a plain WAV lie: little-endian int16."""
+def _behind(read: int, blocks: Iterator[tuple[int, Waveform]]) -> Iterator[tuple[int, Waveform]]:
+    """What blocks hold behind the first samples; nothing more where they end in an error."""
+    try:
+        for rate, block in blocks:
+            if len(block) > read:
+                yield rate, block[read:]
+            read = max(0, read - len(block))
+    except AudioError as error:
+        if error.reason not in ("broken", "not-audio"):
+            raise
 
-    rate: int  # Hz
-    channels: int
-    begin: int  # byte
-    frames: int
 
-
-def _check_wav(path: Path, file: BinaryIO, head: bytes) -> _Pcm16 | None:
-    """Read the chunks of a RIFF WAV: libsndfile takes a truncated one without a word, and opens absurd headers.
-
-    None for what is no WAV, and for a WAV that libsndfile is to read.
-    """
-    if len(head) < 12 or head[:4] != b"RIFF" or head[8:12] != b"WAVE":
-        return None
-    size = file.seek(0, 2)
-    place = 12
-    plain: tuple[int, int] | None = None
-    while place + 8 <= size:
-        file.seek(place)
-        name, length = struct.unpack("<4sI", file.read(8))
-        if name == b"fmt " and length >= 16 and place + 24 <= size:
-            kind, channels, rate, _, step, bits = struct.unpack("<HHIIHH", file.read(16))
-            _check_claims(path, rate, channels)
-            plain = (rate, channels) if (kind, bits, step) == (1, 16, SAMPLE_BYTES * channels) else None
-        if name == b"data":
-            # 0 and the highest values stand for "not known yet" in streams that were never finished.
-            known = 0 < length < 0x7FFF_0000
-            if known and place + 8 + length > size:
-                raise AudioError(
-                    "broken",
-                    f"{path} is truncated: {size - place - 8:,} bytes of the {length:,} bytes of audio it claims",
-                )
-            if not known or plain is None or length % (SAMPLE_BYTES * plain[1]):
-                return None
-            return _Pcm16(*plain, place + 8, length // (SAMPLE_BYTES * plain[1]))
-        place += 8 + length + length % 2
-    return None
+def _tell(source: Source, codec: str, rate: int, channels: int) -> None:
+    source.codec, source.rate, source.channels = codec, rate, channels
 
 
 def _plain(
-    path: Path, file: BinaryIO, pcm: _Pcm16, max_seconds: float, channel: int | None
+    path: Path, file: BinaryIO, pcm: Pcm16, max_seconds: float, channel: int | None, source: Source
 ) -> Iterator[tuple[int, Waveform]]:
     """(rate, (S,) block) of a plain WAV, as libsndfile reads it: its calls take longer than a short file's samples."""
     if pcm.frames / pcm.rate > max_seconds:
         raise _too_long(path, pcm.frames / pcm.rate, max_seconds)
+    _tell(source, "pcm_16", pcm.rate, pcm.channels)
+    source.notes += [pcm.note] if pcm.note else []
     at_once = max(1, min(BLOCK_S * pcm.rate, BLOCK_VALUES // pcm.channels))
     file.seek(pcm.begin)
     for first in range(0, pcm.frames, at_once):
@@ -256,99 +286,78 @@ def _plain(
         data = file.read(wanted)
         if len(data) < wanted:
             raise AudioError("broken", f"{path} was cut off while it was read")
-        yield pcm.rate, _mixed(from_pcm16(data).reshape(-1, pcm.channels), channel)
-
-
-def _check_ogg(path: Path, file: BinaryIO, head: bytes) -> None:
-    """Whether the last page of an Ogg file (RFC 3533, section 6) is whole: libsndfile drops it without a word."""
-    if head[:4] != b"OggS":
-        return
-    size = file.seek(0, 2)
-    start = file.seek(max(0, size - (128 << 10)))  # a page has at most 65,307 bytes
-    tail = file.read()
-    place = tail.rfind(b"OggS")
-    if place < 0:
-        raise AudioError("broken", f"{path} is damaged: no Ogg page begins in its last {size - start:,} bytes")
-    page = tail[place:]
-    segments = page[26] if len(page) > 26 else 0
-    needed = 27 + segments + sum(page[27 : 27 + segments])
-    if len(page) < max(needed, 28):
-        raise AudioError("broken", f"{path} is truncated: its last Ogg page is cut off after {len(page):,} bytes")
-
-
-_XING_AT = {(True, True): 36, (True, False): 21, (False, True): 21, (False, False): 13}  # by MPEG-1, by stereo
-_MISSING_MP3 = 2_048  # bytes: tags at the end are counted differently by different writers
-
-
-def _check_mp3(path: Path, file: BinaryIO, head: bytes) -> None:
-    """Compare an MP3's size with what its Xing or Info header claims; LAME and FFmpeg write one."""
-    begin = 0
-    if head[:3] == b"ID3" and len(head) >= 10:  # https://id3.org/id3v2.4.0-structure: 7 bits in each byte
-        begin = 10 + (head[6] << 21 | head[7] << 14 | head[8] << 7 | head[9])
-    elif len(head) < 4 or head[0] != 0xFF or head[1] & 0xE6 != 0xE2:
-        return
-    file.seek(begin)
-    frame = file.read(64)
-    size = file.seek(0, 2)
-    if len(frame) < 64 or frame[0] != 0xFF or frame[1] & 0xE6 != 0xE2:
-        return
-    tag = _XING_AT[frame[1] & 0x18 == 0x18, frame[3] & 0xC0 != 0xC0]
-    if frame[tag : tag + 4] not in (b"Xing", b"Info"):
-        return
-    flags = int.from_bytes(frame[tag + 4 : tag + 8], "big")
-    if flags & 2:
-        at = tag + (12 if flags & 1 else 8)
-        claimed = int.from_bytes(frame[at : at + 4], "big")
-        if size - begin < claimed - _MISSING_MP3:
-            raise AudioError(
-                "broken", f"{path} is truncated: {size - begin:,} bytes of the {claimed:,} bytes of audio it claims"
-            )
+        yield pcm.rate, _mixed(from_pcm16(data).reshape(-1, pcm.channels), channel, source)
 
 
 _FFMPEG_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS}
 
 
 def _by_ffmpeg(
-    path: Path, max_seconds: float, refused: Exception | None, channel: int | None
+    path: Path, refused: Exception | None, channel: int | None, track: int | None, source: Source
 ) -> Iterator[tuple[int, Waveform]]:
     """(rate, (S,) block) from FFmpeg's libraries; `refused` is what libsndfile said, where it was asked."""
     import av
 
     read_s = 0.0
+    damaged: list[float] = []  # where packets could not be decoded, in seconds
+    lost_s = 0.0  # of sound in them
     try:
         with av.open(f"file:{path.absolute()}", options=dict(_FFMPEG_OPTIONS), metadata_errors="replace") as container:
-            if not container.streams.audio:
-                raise AudioError("not-audio", f"{path} holds no audio stream")
-            source = container.streams.audio[0]
-            claimed_s = float(container.duration or 0) / av.time_base
-            if claimed_s > max_seconds:
-                raise _too_long(path, claimed_s, max_seconds)
+            chosen = _track(path, container, track, source)
+            clock: float | None = None if any(name in container.format.name for name in _TIMED) else math.nan
             held: list[Any] = []  # (C, S) float32 of frames of one form
             waiting = 0  # samples of them
             form: tuple[int, str, str] | None = None
             rate = channels = 0
             resampler: Any = None
-            for frame in container.decode(source):
-                found = (frame.sample_rate, frame.format.name, frame.layout.name)
-                if found != form:
-                    if held:
-                        yield rate, _joined(held, channel)
+            for packet in container.demux(chosen):
+                try:
+                    frames = packet.decode()
+                except av.error.InvalidDataError:
+                    damaged.append(read_s)
+                    lost_s += float((packet.duration or 0) * (packet.time_base or 0))
+                    continue
+                for frame in frames:
+                    found = (frame.sample_rate, frame.format.name, frame.layout.name)
+                    if found != form:
+                        if held:
+                            yield rate, _joined(held, channel, source)
+                            held, waiting = [], 0
+                        form, rate, channels = found, frame.sample_rate, frame.layout.nb_channels
+                        _check_claims(path, rate, channels)
+                        resampler = None
+                        if frame.format.name != "fltp":  # planar float, as AAC and Opus come
+                            resampler = av.AudioResampler(format="fltp", layout=frame.layout, rate=rate)
+                        if not source.codec:
+                            _tell(source, chosen.codec_context.codec.canonical_name, rate, channels)
+                    if frame.time is not None:
+                        clock = 0.0 if clock is None else frame.time if math.isnan(clock) else clock
+                        gap_s = frame.time - clock
+                        if GAP_S < gap_s <= MAX_GAP_S:
+                            source.gap(read_s, gap_s)
+                            if held:
+                                yield rate, _joined(held, channel, source)
+                                held, waiting = [], 0
+                            yield from _silence(rate, round(gap_s * rate))
+                            read_s += gap_s
+                        elif gap_s > MAX_GAP_S:
+                            source.notes.append(f"its time stamps jump by {gap_s:,.0f} s at {read_s:.2f} s")
+                        # Small steps are rounding, which must not add up; after a jump the clock begins anew.
+                        clock = frame.time if abs(gap_s) > GAP_S else clock
+                    clock = None if clock is None else clock + frame.samples / rate
+                    read_s += frame.samples / rate
+                    parts = [frame] if resampler is None else resampler.resample(frame)
+                    held += [part.to_ndarray() for part in parts]
+                    waiting += frame.samples
+                    if waiting >= min(BLOCK_S * rate, BLOCK_VALUES // channels):
+                        yield rate, _joined(held, channel, source)
                         held, waiting = [], 0
-                    form, rate, channels = found, frame.sample_rate, frame.layout.nb_channels
-                    _check_claims(path, rate, channels)
-                    resampler = None
-                    if frame.format.name != "fltp":  # planar float, as AAC and Opus come
-                        resampler = av.AudioResampler(format="fltp", layout=frame.layout, rate=rate)
-                read_s += frame.samples / rate
-                held += [part.to_ndarray() for part in ([frame] if resampler is None else resampler.resample(frame))]
-                waiting += frame.samples
-                if waiting >= min(BLOCK_S * rate, BLOCK_VALUES // channels):
-                    yield rate, _joined(held, channel)
-                    held, waiting = [], 0
             if held:
-                yield rate, _joined(held, channel)
+                yield rate, _joined(held, channel, source)
+            if damaged and not read_s:
+                raise AudioError("broken", f"{path} is damaged: none of its {len(damaged)} packets can be decoded")
             # MP4 and its kin write how long the track is; elsewhere the length is a guess from the bit rate.
-            track_s = float((source.duration or 0) * (source.time_base or 0)) if "mp4" in container.format.name else 0.0
+            track_s = float((chosen.duration or 0) * (chosen.time_base or 0)) if "mp4" in container.format.name else 0.0
             if read_s and read_s < track_s - max(0.5, 0.02 * track_s):
                 raise AudioError("broken", f"{path} is truncated: {read_s:.2f} s of the {track_s:.2f} s it claims")
     except av.error.FFmpegError as error:
@@ -360,12 +369,34 @@ def _by_ffmpeg(
         raise AudioError(
             _not_opened(path), f"{path} is no audio that {others}FFmpeg ({error.strerror}) can read"
         ) from error
+    if lost_s > GAP_S and not source.gaps:
+        source.notes.append(f"it is damaged at {damaged[0]:.2f} s: {lost_s:.2f} s could not be decoded")
 
 
-def _joined(frames: Sequence[Any], channel: int | None) -> Waveform:
+def _track(path: Path, container: Any, track: int | None, source: Source) -> Any:
+    """The audio stream to read: the one asked for, else the default one, else the first."""
+    tracks = container.streams.audio
+    if not tracks:
+        raise AudioError("not-audio", f"{path} holds no audio stream")
+    if track is not None:
+        if not 0 <= track < len(tracks):
+            raise AudioError("no-track", f"{path} has {len(tracks)} audio tracks, counted from 0; there is no {track}")
+        return tracks[track]
+    default = next((index for index, one in enumerate(tracks) if one.disposition & 1), 0)
+    if len(tracks) > 1:
+        source.notes.append(f"it has {len(tracks)} audio tracks; {default} was taken, --track N takes another")
+    return tracks[default]
+
+
+def _silence(rate: int, samples: int) -> Iterator[tuple[int, Waveform]]:
+    for first in range(0, samples, BLOCK_S * rate):
+        yield rate, np.zeros(min(BLOCK_S * rate, samples - first), np.float32)
+
+
+def _joined(frames: Sequence[Any], channel: int | None, source: Source) -> Waveform:
     """Decoded frames, each (C, S), as one (S,). A stream that loses channels on the way goes on with what it has."""
     joined = np.concatenate(frames, axis=1)
-    return _mixed(joined.T, None if channel is None or channel >= len(joined) else channel)
+    return _mixed(joined.T, None if channel is None or channel >= len(joined) else channel, source)
 
 
 _MAGIC = (b"RIFF", b"FORM", b"OggS", b"fLaC", b"ID3", b"NIST", b"caff", b".snd", b"\x1aE\xdf\xa3")

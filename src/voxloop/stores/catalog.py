@@ -23,6 +23,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from voxloop.errors import UnknownRecord, WorkspaceError
 from voxloop.records import (
     Dataset,
+    Encoding,
     Evaluation,
     Event,
     GivenSegment,
@@ -93,6 +94,8 @@ def _record(kind: type[R], row: Iterable[Any]) -> R:
     values = dict(zip(FIELDS[kind], row, strict=True))
     if values.get("quality") is not None:
         values["quality"] = Quality(**values["quality"])
+    if values.get("encoding") is not None:
+        values["encoding"] = Encoding(**values["encoding"])
     if kind is Recording:
         values["segments"] = tuple(GivenSegment(**segment) for segment in values["segments"] or ())
     if kind is Transcript:

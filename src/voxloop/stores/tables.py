@@ -53,6 +53,7 @@ recording = sa.Table(
     sa.Column("text", sa.Text),
     sa.Column("segments", sa.JSON),
     sa.Column("quality", sa.JSON),
+    sa.Column("encoding", sa.JSON(none_as_null=True)),
     # Listed and summed from. It grows at its end: a further index in random order costs an ingest a page for each row.
     sa.Index("ix_recording_created_samples", "created", "samples"),
 )

@@ -206,6 +206,8 @@ class Judge:
             bound = filters.max_characters_per_second
             return f"more than {bound:g} characters a second (--max-characters-per-second)", f"{speed:.0f} a second"
         quality = utterance.quality
+        if quality and quality.soundless:
+            return "nothing to hear (digital silence, or a constant level)", ""
         if quality and quality.snr_db is not None and quality.snr_db < filters.min_snr_db:
             return f"SNR below {filters.min_snr_db:g} dB (--min-snr-db)", f"{quality.snr_db:.1f} dB"
         # A token is a byte at least.

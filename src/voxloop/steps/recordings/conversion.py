@@ -16,12 +16,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from voxloop.errors import AudioError
-from voxloop.records import SAMPLE_RATE, Quality
+from voxloop.records import SAMPLE_RATE, Encoding, Quality
 from voxloop.speech import audio
 from voxloop.steps.recordings.sources import Item, Refusal
 
@@ -40,6 +40,8 @@ class Converted:
     quality: Quality
     wav: bytes | Path  # Path: a spooled file
     channel: int | None = None  # None: all of them, mixed
+    encoding: Encoding | None = None
+    notes: tuple[str, ...] = ()  # what was not as it should be in the file, a sentence each
 
     @property
     def held(self) -> int:
@@ -75,6 +77,7 @@ class Bounds:
     max_seconds: float
     max_bytes: int
     split: bool = False  # each channel is a recording of its own
+    track: int | None = None  # audio track, counted from 0; None: the default one
 
 
 @contextmanager
@@ -136,14 +139,37 @@ def _discard(made: Sequence[Converted]) -> None:
 
 
 def _convert_channel(path: Path, spool: Path, bounds: Bounds, channel: int | None) -> Converted:
-    """All of a file, or one of its channels. Raises AudioError and OSError."""
+    """All of a file, or one of its channels. Raises AudioError and OSError.
+
+    Two channels that cancel each other out, as a balanced line wired wrongly gives, would be mixed to silence: the
+    first one is taken alone.
+    """
+    source = audio.Source()
+    mixed = _converted(path, spool, bounds, channel, source)
+    if not source.cancels:
+        return mixed
+    _discard([mixed])
+    note = "its two channels cancel each other out: the first was taken alone"
+    alone = _converted(path, spool, bounds, 0, audio.Source())
+    return replace(alone, channel=None, notes=(*mixed.notes, note))
+
+
+def _converted(path: Path, spool: Path, bounds: Bounds, channel: int | None, source: audio.Source) -> Converted:
     digest = hashlib.sha256()
     meter = audio.Meter()
     parts: list[bytes] = []
     spooled: Path | None = None
     samples = 0
     try:
-        for block in audio.stream(path, max_seconds=bounds.max_seconds, max_bytes=bounds.max_bytes, channel=channel):
+        blocks = audio.stream(
+            path,
+            max_seconds=bounds.max_seconds,
+            max_bytes=bounds.max_bytes,
+            channel=channel,
+            track=bounds.track,
+            source=source,
+        )
+        for block in blocks:
             pcm = audio.to_pcm16(block)
             digest.update(pcm)
             meter.add(audio.from_pcm16(pcm))  # what is stored is measured, so that it can be measured again
@@ -170,7 +196,13 @@ def _convert_channel(path: Path, spool: Path, bounds: Bounds, channel: int | Non
             spooled.unlink(missing_ok=True)
         raise
     return Converted(
-        id=f"sha256-{digest.hexdigest()}", samples=samples, quality=meter.quality(), wav=wav, channel=channel
+        id=f"sha256-{digest.hexdigest()}",
+        samples=samples,
+        quality=meter.quality(),
+        wav=wav,
+        channel=channel,
+        encoding=Encoding(codec=source.codec, rate=source.rate, channels=source.channels),
+        notes=tuple(source.notes),
     )
 
 

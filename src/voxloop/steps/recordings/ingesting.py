@@ -72,6 +72,7 @@ def ingest(
     consent: str | None = None,
     speakers: Sequence[str] | None = None,
     channels: str | None = None,
+    track: int | None = None,
     processes: int | None = None,
     limit: int | None = None,
     progress: Callable[[IngestProgress], None] | None = None,
@@ -86,7 +87,8 @@ def ingest(
     taken with the text of the `.txt` beside it, if there is one.
 
     `speaker`, `language`, `session` and `consent` stand for what a line leaves open.
-    `speakers` takes only the lines of these speakers. `channels` is `mix` or `split` (each
+    `speakers` takes only the lines of these speakers. `track` is the audio track to take of files that have several,
+    counted from 0; None: the default one. `channels` is `mix` or `split` (each
     channel a recording of its own); None: as set. `processes` None is as many as there are
     cores where the work is worth it. A file that was read before and has the size
     and time of change that it had is not read again. Raises UsageError where the
@@ -129,7 +131,10 @@ def ingest(
             tally.commit(looked.unchanged[first : first + BATCH])
         to_read += looked.to_read
     bounds = Bounds(
-        max_seconds=ws.settings.max_recording_hours * 3600, max_bytes=ws.settings.max_file_mb << 20, split=split
+        max_seconds=ws.settings.max_recording_hours * 3600,
+        max_bytes=ws.settings.max_file_mb << 20,
+        split=split,
+        track=track,
     )
     batch: list[Read] = []
     held = 0

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any, cast
 
 import sqlalchemy as sa
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from voxloop.workspace import Transaction, Workspace
 
 END_SLACK_S = 0.5  # a span may end so much after its audio: lengths in manifests are rounded, or of another decoder
+SHOWN = 80  # characters of a text in a message
 WHOLE_SLACK_S = 0.05  # a span that leaves out no more is the whole recording
 
 
@@ -237,6 +239,7 @@ class _Writing:
                 )
             for index, (channel, id) in enumerate(held):
                 found = read.outcome[index] if isinstance(read.outcome, tuple) else None
+                self.notes += [f"{read.item.path}: {note}" for note in (found.notes if found else ())]
                 self._take(read.item, id, channel, found)
             if isinstance(read.outcome, tuple) and read.stamp:
                 sources += [_source_row(read, read.stamp, channel, id, split=self._split) for channel, id in held]
@@ -257,6 +260,11 @@ class _Writing:
         if kept is None:
             self.there[id] = given
             self.new.append(id)
+            if given.text and given.quality and given.quality.soundless:
+                self.notes.append(
+                    f"{item.path}: there is nothing to hear in it (digital silence, or a constant level), "
+                    f"so its text stays out of datasets: {_shown(given.text)}"
+                )
             return
         self.known.append(id)
         self.there[id], notes = _filled(kept, given)
@@ -334,6 +342,7 @@ def _recording(
         text=text,
         segments=segments,
         quality=converted.quality if converted else None,
+        encoding=converted.encoding if converted else None,
     )
 
 
@@ -379,15 +388,21 @@ def _filled(kept: Recording, given: Recording) -> tuple[Recording, list[str]]:
         if new and not old:
             missing[name] = new
         elif new and old != new:
-            shown = (
-                f"{name} {old!r}; {new!r} was" if name != "segments" else f"{len(old)} given segments; {len(new)} were"
-            )
+            if name == "segments":
+                shown = f"{len(old)} given segments; {len(new)} were"
+            else:
+                shown = f"{name} {_shown(old)}; {_shown(new)} was"
             notes.append(f"{given.source}: the same audio is known with {shown} not taken over")
     for name in ("text", "segments"):
         if name in missing:
             what = "a text" if name == "text" else f"{len(given.segments)} segments"
             notes.append(f"{given.source}: known audio got {what}; `segment` gives it to utterances where it can")
     return (replace(kept, **missing) if missing else kept), notes
+
+
+def _shown(text: str) -> str:
+    """A text in a message."""
+    return repr(shorten(text, SHOWN, placeholder=" …"))
 
 
 def _source_row(read: Read, stamp: Stamp, channel: int | None, id: str, *, split: bool) -> dict[str, Any]:
