@@ -232,6 +232,7 @@ class _Writing:
                 self.refused.append(read.outcome)
                 continue
             accepted.append(str(read.item.path))
+            self.notes += read.item.notes
             held = read.outcome.recordings if isinstance(read.outcome, Unchanged) else _channels(read.outcome)
             if not self._split and len({said.channel or 0 for said in read.item.said}) > 1:
                 self.notes.append(

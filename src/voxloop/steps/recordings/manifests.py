@@ -8,30 +8,32 @@ by Lhotse.
 
 from __future__ import annotations
 
-import csv
 import gzip
 import json
 import math
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from voxloop.errors import UsageError
+from voxloop.speech import separated
 
-FILE_KEYS = ("file", "file_name", "audio_path", "audio_filepath", "path")
+FILE_KEYS = ("file", "file_name", "audio_path", "audio_filepath", "path", "audio")
 TEXT_KEYS = ("text", "sentence", "transcription", "transcript")
 SPEAKER_KEYS = ("speaker", "speaker_id", "client_id")
 LANGUAGE_KEYS = ("language", "lang", "locale")
 START_KEYS = ("start", "start_time", "offset")  # seconds
 END_KEYS = ("end", "end_time")  # seconds
-METADATA = ("metadata.jsonl", "metadata.csv")  # the first that a folder holds
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.tsv", "metadata.json")  # the first that a folder holds
 # Common Voice's tables of clips that people found right; the others hold what is unheard or was voted down.
 COMMON_VOICE = ("validated.tsv", "train.tsv", "dev.tsv", "test.tsv")
 LISTINGS = (".jsonl", ".jsonl.gz", ".json", ".csv", ".tsv", ".trans.txt", "wav.scp")  # what may be a manifest
 AUDIO_BESIDE = (".flac", ".wav", ".ogg", ".opus", ".mp3")  # beside a *.trans.txt
 LONGEST_S = 1e7  # 115 days: no time in a file is later
+MAX_LIST = 256 << 20  # bytes of a JSON list, which is read as a whole
 MAX_LINE = 1 << 20  # characters: longer is no manifest
 
 Kind = Literal[
@@ -74,7 +76,7 @@ class Manifest:
         """Its lines, those that are wrong with their problem. Never raises for a line's sake."""
         try:
             yield from _READERS[self.kind](self.file)
-        except (OSError, ValueError, csv.Error, EOFError) as error:
+        except (OSError, ValueError, EOFError) as error:
             yield Row(where=f"{self.file}:0", problem=f"the file cannot be read as text in UTF-8: {error}")
 
 
@@ -134,18 +136,15 @@ def recognised(file: Path) -> Manifest | None:
             first = next((line for line in iter(lambda: lines.readline(MAX_LINE), "") if line.strip()), "")
     except (OSError, ValueError, EOFError):
         return None
-    if name.endswith(".tsv"):
-        columns = first.strip().split("\t")
-        return (
-            Manifest(file=file, kind="common-voice", complete=True)
-            if "path" in columns and "sentence" in columns
-            else Manifest(file=file, kind="rows", complete=False)
-            if set(columns) & set(FILE_KEYS)
-            else None
-        )
-    if name.endswith(".csv"):
-        columns = next(csv.reader([first]), [])
+    if name.endswith((".csv", ".tsv")):
+        columns, _ = separated.header(first, tabs=name.endswith(".tsv"))
+        if name.endswith(".tsv") and {"path", "sentence"} <= set(columns):
+            return Manifest(file=file, kind="common-voice", complete=True)
         return Manifest(file=file, kind="rows", complete=False) if set(columns) & set(FILE_KEYS) else None
+    if first.lstrip().startswith("["):
+        listed = next((values for _, values in _json_list(file)), None)
+        known = isinstance(listed, dict) and set(_lower(listed)) & set(FILE_KEYS)
+        return Manifest(file=file, kind="rows", complete=False) if known else None
     try:
         row = json.loads(first)
     except ValueError:
@@ -158,7 +157,7 @@ def recognised(file: Path) -> Manifest | None:
         return Manifest(file=file, kind="lhotse-supervisions", complete=True)
     if str(row.get("type", "")).endswith("Cut"):
         return Manifest(file=file, kind="lhotse-cuts", complete=True)
-    return Manifest(file=file, kind="rows", complete=False) if set(row) & set(FILE_KEYS) else None
+    return Manifest(file=file, kind="rows", complete=False) if set(_lower(row)) & set(FILE_KEYS) else None
 
 
 def _opened(file: Path) -> Any:
@@ -171,24 +170,39 @@ def _opened(file: Path) -> Any:
 
 
 def _table(file: Path) -> Iterator[Row]:
-    """JSONL, CSV or TSV: `metadata.jsonl`, the audiofolder's CSV, NeMo, Common Voice, our own export."""
-    read = _separated if file.suffix.lower() in (".csv", ".tsv") else _json_lines
-    for number, values in read(file):
+    """JSONL, a JSON list, CSV or TSV: `metadata.jsonl`, the audiofolder's CSV, NeMo, Common Voice, our own export."""
+    if file.suffix.lower() in (".csv", ".tsv"):
+        found: Iterator[tuple[int, dict[str, Any] | str]] = _separated(file)
+    elif _is_list(file):
+        found = _json_list(file)
+    else:
+        found = _json_lines(file, as_written=True)
+    for number, values in found:
         where = f"{file}:{number}"
-        if isinstance(values, str):
-            yield Row(where=where, problem=values)
-            continue
-        yield _row(where, values)
+        yield Row(where=where, problem=values) if isinstance(values, str) else _row(where, _lower(values))
+
+
+class Number(str):
+    """A number of a JSON file, as it is written there."""
+
+
+def _lower(values: dict[str, Any]) -> dict[str, Any]:
+    """Names of columns and keys, however they are written."""
+    return {key.strip().lower(): value for key, value in values.items()}
 
 
 def _row(where: str, values: dict[str, Any]) -> Row:
     file = _first(values, FILE_KEYS)
-    if not isinstance(file, str) or "\0" in file:
+    if isinstance(file, dict):  # datasets' way: {"audio": {"path": "a.flac"}}
+        file = file.get("path")
+    if not isinstance(file, str) or isinstance(file, Number) or not file.strip() or "\0" in file:
         return Row(where=where, problem=f"the line names no file; needed is one of {', '.join(FILE_KEYS)}")
+    file = file.strip()
     try:
         start, end = _seconds(_first(values, START_KEYS), "start"), _seconds(_first(values, END_KEYS), "end")
         length = _seconds(values.get("duration"), "duration")
         channel = _channel(values.get("channel"))
+        text = _text(_first(values, TEXT_KEYS))
     except ValueError as error:
         return Row(where=where, file=file, problem=str(error))
     if start is None and (end is not None or channel is not None):
@@ -198,7 +212,7 @@ def _row(where: str, values: dict[str, Any]) -> Row:
     return Row(
         where=where,
         file=file,
-        text=plain_text(_first(values, TEXT_KEYS)),
+        text=text,
         speaker=name(_first(values, SPEAKER_KEYS)),
         language=language_code(name(_first(values, LANGUAGE_KEYS))),
         session=name(values.get("session")),
@@ -210,27 +224,61 @@ def _row(where: str, values: dict[str, Any]) -> Row:
     )
 
 
-def _json_lines(file: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+def _text(value: Any) -> str | None:
+    """A text; a number is one, too, as it is written. Raises ValueError for anything else."""
+    if value is None or isinstance(value, str):
+        return plain_text(value)
+    raise ValueError(f"the text is {json.dumps(value)}; needed is a string")
+
+
+def _json_lines(file: Path, *, as_written: bool = False) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """The objects of a JSONL file; `as_written`: numbers as the text that stands there."""
+    load = partial(json.loads, parse_float=Number, parse_int=Number) if as_written else json.loads
     with file.open("rb") as packed, gzip.open(packed) if file.suffix == ".gz" else packed as stream:
         for number, raw in enumerate(stream, 1):
             if not raw.strip():
                 continue
             try:
-                row = json.loads(raw.decode("utf-8-sig"))
+                row = load(raw.decode("utf-8-sig"))
             except (ValueError, RecursionError) as error:
                 yield number, f"the line is no JSON in UTF-8: {error}"
                 continue
             yield number, row if isinstance(row, dict) else "the line is no JSON object"
 
 
+def _is_list(file: Path) -> bool:
+    with _opened(file) as lines:
+        return (
+            next((line for line in iter(lambda: lines.readline(MAX_LINE), "") if line.strip()), "").lstrip()[:1] == "["
+        )
+
+
+def _json_list(file: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """The objects of a JSON list, numbered from 1."""
+    if file.stat().st_size > MAX_LIST:
+        yield 0, f"a JSON list of more than {MAX_LIST >> 20} MB is not read: write a line for each file (JSONL)"
+        return
+    with _opened(file) as text:
+        try:
+            found = json.load(text, parse_float=Number, parse_int=Number)
+        except (ValueError, RecursionError) as error:
+            yield 0, f"the file is no JSON: {error}"
+            return
+    for number, row in enumerate(found, 1):
+        yield number, row if isinstance(row, dict) else "the entry is no JSON object"
+
+
 def _separated(file: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    tabs = file.suffix.lower() == ".tsv"
     with file.open(encoding="utf-8-sig", newline="") as text:
-        if file.suffix.lower() == ".tsv":  # Common Voice quotes nothing: a quotation mark is part of the sentence
-            reader = csv.DictReader(text, delimiter="\t", quoting=csv.QUOTE_NONE)
-        else:
-            reader = csv.DictReader(text)
-        for line in reader:
-            yield reader.line_num, {key: value for key, value in line.items() if key}
+        first = next((line for line in text if line.strip()), "")
+        columns, _ = separated.header(first, tabs=tabs)
+        if first and not set(columns) & set(FILE_KEYS):
+            shown = first.strip()[:60]
+            yield 1, f"the first line is no header ({shown!r}): it must name the columns, one of {', '.join(FILE_KEYS)}"
+            return
+        text.seek(0)
+        yield from separated.rows(text, tabs=tabs)
 
 
 def _first(values: dict[str, Any], keys: Sequence[str]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,8 @@ AUDIO_SUFFIXES = frozenset((
     ".opus", ".rf64", ".snd", ".sph", ".tta", ".voc", ".w64", ".wav", ".webm", ".wma", ".wv",
 ))
 # fmt: on
+TEXT_SUFFIXES = (".txt", ".lab")  # of a text beside an audio file, in capitals too; the first that there is
+SUBTITLE_SUFFIXES = (".srt", ".vtt")
 MAX_TEXT_BYTES = 1 << 20  # a sidecar text beyond it is no transcript
 
 
@@ -57,6 +60,7 @@ class Item:
     consent: str | None = None
     said: tuple[Said, ...] = ()  # of spans of it
     refusal: Refusal | None = None  # decided before the file was opened
+    notes: tuple[str, ...] = ()  # what was noticed beside it, a sentence each
 
 
 def find_items(
@@ -132,11 +136,12 @@ def _in_folder(folder: Path, given: Item, speakers: Sequence[str] | None, *, lin
         if any(manifest.complete for manifest in listings):
             folders.clear()
         elif bare:
-            texts = {name for name in names if name.endswith(".txt")}
-            for name in sorted(names):
-                stem, suffix = os.path.splitext(name)  # noqa: PTH122 - a Path of every name takes longer than its file
+            # splitext: a Path of every name takes longer than its file.
+            parts = [(name, *os.path.splitext(name)) for name in sorted(names)]  # noqa: PTH122
+            texts = {stem for _, stem, suffix in parts if suffix.lower() in (*TEXT_SUFFIXES, *SUBTITLE_SUFFIXES)}
+            for name, stem, suffix in parts:
                 if suffix.lower() in AUDIO_SUFFIXES:
-                    found = _bare if f"{stem}.txt" in texts else _alone
+                    found = _bare if stem in texts or name in texts else _alone
                     yield found(here / name, given)  # where a line named it, that was first
     yield from refused
 
@@ -185,8 +190,14 @@ def _resolved(base: Path, file: str, manifest: Manifest) -> Path:
     """A file as a manifest writes it. Kaldi's and Lhotse's relative paths start where their tools are run."""
     path = Path(os.path.normpath(base / file))
     # os.path says False of a name that no file can have, where Path raises.
-    if manifest.complete and not os.path.exists(path) and os.path.isfile(file):  # noqa: PTH110, PTH113
+    if os.path.exists(path):  # noqa: PTH110
+        return path
+    if manifest.complete and os.path.isfile(file):  # noqa: PTH113
         return Path(os.path.normpath(file))
+    # Written on another system: letters with their accents apart or together, folders parted by backslashes.
+    for other in (file.replace("\\", "/"), unicodedata.normalize("NFC", file), unicodedata.normalize("NFD", file)):
+        if other != file and os.path.exists(found := os.path.normpath(base / other)):  # noqa: PTH110
+            return Path(found)
     return path
 
 
@@ -238,13 +249,24 @@ def _alone(path: Path, given: Item) -> Item:
 
 def _bare(path: Path, given: Item) -> Item:
     """A file that no metadata names, with the text beside it."""
-    beside = path.with_suffix(".txt")
+    beside = next(_beside(path, TEXT_SUFFIXES), None)
+    if beside is None:
+        # Subtitles are most often a machine's, and what lies beside a file counts as a person's text.
+        notes = tuple(f"{path}: {other.name} beside it was not read" for other in _beside(path, SUBTITLE_SUFFIXES))
+        return replace(given, path=path, notes=notes)
     try:
-        if not beside.is_file() or beside == path:
-            return replace(given, path=path)
         if beside.stat().st_size > MAX_TEXT_BYTES:
             raise ValueError(f"it has more than {MAX_TEXT_BYTES:,} bytes")
         return replace(given, path=path, text=plain_text(beside.read_bytes().decode("utf-8-sig")))
     except (OSError, ValueError) as error:
         message = f"the text {beside} beside {path.name} cannot be read as UTF-8: {error}; mend or remove it"
         return Item(path=path, refusal=Refusal(path=str(path), reason="bad-text", message=message))
+
+
+def _beside(path: Path, suffixes: Sequence[str]) -> Iterator[Path]:
+    """`a.txt` or `a.wav.txt` for `a.wav`, and so on."""
+    for suffix in suffixes:
+        for end in (suffix, suffix.upper()):
+            for name in (path.with_suffix(end), path.with_name(path.name + end)):
+                if name != path and name.is_file():
+                    yield name

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from voxloop.errors import UnknownRecord, UsageError
 from voxloop.records import Transcript, Utterance
+from voxloop.speech import separated
 from voxloop.speech.audio import to_pcm16, wav_bytes
 from voxloop.steps.review import labelstudio
 from voxloop.steps.review.decisions import METADATA, Decision, history_of, locked, write_reference, write_rejection
@@ -248,6 +249,8 @@ def _read(path: Path, format: Format) -> tuple[dict[str, list[Incoming]], list[N
     without = 0
     for place, made in _lines(path, format):
         try:
+            if isinstance(made, ValueError):
+                raise made
             found = labelstudio.incoming(made) if format == "label-studio" else _of_row(made)
             for one in found:
                 _check(one)
@@ -265,12 +268,17 @@ def _lines(path: Path, format: Format) -> Iterator[tuple[str, Any]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:  # spreadsheets put a byte order mark first
             if format == "csv":
-                reader = csv.DictReader(file)
-                missing = {"utterance", "text"} - set(reader.fieldnames or ())
+                columns, _ = separated.header(next((line for line in file if line.strip()), ""))
+                missing = {"utterance", "text"} - set(columns)
                 if missing:
                     raise UsageError(f"{path}: no column {', '.join(sorted(missing))} in its first line")
-                for row in reader:
-                    yield f"line {reader.line_num}", {k: v if v else None for k, v in row.items() if k}
+                file.seek(0)
+                for number, row in separated.rows(file):
+                    # A line that cannot be read right is refused: a text cut at a comma is no new text.
+                    yield (
+                        f"line {number}",
+                        ValueError(row) if isinstance(row, str) else {k: v or None for k, v in row.items()},
+                    )
             elif format == "jsonl":
                 for number, line in enumerate(file, 1):
                     if line.strip():
