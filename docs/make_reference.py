@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,34 @@ def commands_page() -> str:
         usage = " ".join([path, *(_metavar(p) for p in arguments)])
         usage += " [OPTIONS]" if options else ""
         lines += [f"## {path}", "", (command.help or "").strip(), "", "```", usage, "```", ""]
-        described = [(f"`{', '.join(p.opts)}`", p.help or "") for p in options]
-        described += [(f"`{_metavar(p)}`", getattr(p, "help", "") or "") for p in arguments if getattr(p, "help", "")]
+        described = [(f"`{', '.join([*p.opts, *p.secondary_opts])}`", _meaning(p)) for p in options]
+        described += [(f"`{_metavar(p)}`", _meaning(p)) for p in arguments if getattr(p, "help", "")]
         if described:
             lines += ["| | |", "|---|---|"]
             lines += [f"| {name} | {meaning} |" for name, meaning in described]
             lines.append("")
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _meaning(parameter: Any) -> str:
+    """What a parameter does, with its choices and its default, as `--help` shows them."""
+    told = [parameter.help or ""]
+    choices = parameter.type_descriptor.annotation
+    if isinstance(choices, type) and issubclass(choices, StrEnum):
+        told.append("One of " + ", ".join(f"`{choice}`" for choice in choices) + ".")
+    if parameter.required and parameter.param_type_name == "option":
+        told.append("Required.")
+    elif isinstance(parameter.show_default, str):
+        told.append(f"Default: {parameter.show_default}.")
+    elif parameter.default not in (None, False, ()) and not callable(parameter.default):
+        told.append(f"Default: `{_default(parameter)}`.")
+    return " ".join(told)
+
+
+def _default(parameter: Any) -> Any:
+    if parameter.default is True:
+        return parameter.opts[0]
+    return getattr(parameter.default, "value", parameter.default)
 
 
 def _metavar(parameter: Any) -> str:
