@@ -1,4 +1,4 @@
-"""Write what the docs say of commands, settings and files from the program itself: `python docs/make_reference.py`."""
+"""Write the reference pages (commands, settings, events, files) from the program: `python docs/make_reference.py`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import typer.main
 
-from voxloop import settings
+from voxloop import pipeline, settings
 from voxloop.cli import app
 
 HERE = Path(__file__).parent
@@ -86,6 +86,24 @@ def settings_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def events_page() -> str:
+    """Every event with its meaning, and the steps that it wakes."""
+    lines = ["# Events", "", "Written by `python docs/make_reference.py`; a test holds it true.", ""]
+    lines += [
+        "`voxloop events` lists what happened, `--follow` waits for more, and `--json` prints one object on each line:",
+        "`seq`, `id`, `created` (seconds since the epoch), `type`, `subject`, `payload`. The subject is the id of the",
+        "recording, utterance, dataset, run or model that the event is about; for `recording.rejected` it is the path",
+        "of the file, for `recording.forgotten` and `speaker.forgotten` the id of the removal. An event is written in",
+        "the transaction of the change that it reports.",
+        "",
+    ]
+    lines += ["| event | meaning | wakes |", "|---|---|---|"]
+    for name, meaning in pipeline.EVENTS.items():
+        woken = ", ".join(f"`{step}`" for step in pipeline.LISTENERS.get(name, ()))
+        lines.append(f"| `{name}` | {meaning} | {woken} |")
+    return "\n".join(lines) + "\n"
+
+
 def architecture_page() -> str:
     """docs/architecture.md with its tree as the modules' docstrings have it."""
     page = (HERE / "architecture.md").read_text()
@@ -113,4 +131,5 @@ def _first_line(module: Path) -> str:
 if __name__ == "__main__":
     (HERE / "architecture.md").write_text(architecture_page())
     (HERE / "commands.md").write_text(commands_page())
+    (HERE / "events.md").write_text(events_page())
     (HERE / "settings.md").write_text(settings_page())
