@@ -5,14 +5,16 @@ BIN := $(VENV)/bin
 AUDIO ?= demo/speech
 SPEAKER ?=
 CLIPS ?= 50
+ROUNDS ?= 40
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format starter bench clean
+.PHONY: help install demo test long lint format starter bench clean
 
 help:
 	@echo "make install   the command .venv/bin/voxloop"
 	@echo "make demo      the whole loop on the demo's speech; AUDIO=FOLDER SPEAKER=NAME for your own"
-	@echo "make test      all tests         make lint      style, types and import order"
+	@echo "make test      the tests, in minutes; make long    kills and chances, in hours (ROUNDS=40)"
+	@echo "make lint      style, types and import order"
 	@echo "make starter   build the shipped model anew (needs espeak-ng)"
 	@echo "make bench     measurements, side by side with peers"
 
@@ -33,7 +35,10 @@ demo: $(VENV)/installed
 	$(BIN)/voxloop demo $(if $(filter demo/speech,$(AUDIO)),demo/speech,"$(AUDIO)") $(if $(SPEAKER),--speaker "$(SPEAKER)") --clips $(CLIPS) --out build/demo
 
 test: $(VENV)/tested
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --durations=15
+
+long: $(VENV)/tested
+	.ci/long $(ROUNDS)
 
 lint: $(VENV)/tested
 	$(BIN)/ruff check .

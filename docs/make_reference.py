@@ -1,15 +1,16 @@
-"""Write what the docs say of commands, settings and files from the program itself: `python docs/make_reference.py`."""
+"""Write the reference pages (commands, settings, events, files) from the program: `python docs/make_reference.py`."""
 
 from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 import typer.main
 
-from voxloop import settings
+from voxloop import pipeline, settings
 from voxloop.cli import app
 
 HERE = Path(__file__).parent
@@ -28,13 +29,34 @@ def commands_page() -> str:
         usage = " ".join([path, *(_metavar(p) for p in arguments)])
         usage += " [OPTIONS]" if options else ""
         lines += [f"## {path}", "", (command.help or "").strip(), "", "```", usage, "```", ""]
-        described = [(f"`{', '.join(p.opts)}`", p.help or "") for p in options]
-        described += [(f"`{_metavar(p)}`", getattr(p, "help", "") or "") for p in arguments if getattr(p, "help", "")]
+        described = [(f"`{', '.join([*p.opts, *p.secondary_opts])}`", _meaning(p)) for p in options]
+        described += [(f"`{_metavar(p)}`", _meaning(p)) for p in arguments if getattr(p, "help", "")]
         if described:
             lines += ["| | |", "|---|---|"]
             lines += [f"| {name} | {meaning} |" for name, meaning in described]
             lines.append("")
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _meaning(parameter: Any) -> str:
+    """What a parameter does, with its choices and its default, as `--help` shows them."""
+    told = [parameter.help or ""]
+    choices = parameter.type_descriptor.annotation
+    if isinstance(choices, type) and issubclass(choices, StrEnum):
+        told.append("One of " + ", ".join(f"`{choice}`" for choice in choices) + ".")
+    if parameter.required and parameter.param_type_name == "option":
+        told.append("Required.")
+    elif isinstance(parameter.show_default, str):
+        told.append(f"Default: {parameter.show_default}.")
+    elif parameter.default not in (None, False, ()) and not callable(parameter.default):
+        told.append(f"Default: `{_default(parameter)}`.")
+    return " ".join(told)
+
+
+def _default(parameter: Any) -> Any:
+    if parameter.default is True:
+        return parameter.opts[0]
+    return getattr(parameter.default, "value", parameter.default)
 
 
 def _metavar(parameter: Any) -> str:
@@ -61,6 +83,24 @@ def settings_page() -> str:
     for name, default, meaning in settings.described():
         shown = "/".join(map(str, default)) if isinstance(default, tuple) else default
         lines.append(f"| `{name}` | {f'`{shown}`' if shown not in ('', {}) else 'empty'} | {meaning} |")
+    return "\n".join(lines) + "\n"
+
+
+def events_page() -> str:
+    """Every event with its meaning, and the steps that it wakes."""
+    lines = ["# Events", "", "Written by `python docs/make_reference.py`; a test holds it true.", ""]
+    lines += [
+        "`voxloop events` lists what happened, `--follow` waits for more, and `--json` prints one object on each line:",
+        "`seq`, `id`, `created` (seconds since the epoch), `type`, `subject`, `payload`. The subject is the id of the",
+        "recording, utterance, dataset, run or model that the event is about; for `recording.rejected` it is the path",
+        "of the file, for `recording.forgotten` and `speaker.forgotten` the id of the removal. An event is written in",
+        "the transaction of the change that it reports.",
+        "",
+    ]
+    lines += ["| event | meaning | wakes |", "|---|---|---|"]
+    for name, meaning in pipeline.EVENTS.items():
+        woken = ", ".join(f"`{step}`" for step in pipeline.LISTENERS.get(name, ()))
+        lines.append(f"| `{name}` | {meaning} | {woken} |")
     return "\n".join(lines) + "\n"
 
 
@@ -91,4 +131,5 @@ def _first_line(module: Path) -> str:
 if __name__ == "__main__":
     (HERE / "architecture.md").write_text(architecture_page())
     (HERE / "commands.md").write_text(commands_page())
+    (HERE / "events.md").write_text(events_page())
     (HERE / "settings.md").write_text(settings_page())

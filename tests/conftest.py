@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from voxloop.errors import BlobError
@@ -22,6 +23,8 @@ from voxloop.workspace import Workspace
 
 ROOT = Path(__file__).parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
+
+hypothesis.settings.register_profile("long", max_examples=5000, deadline=None)  # for `.ci/long`
 
 
 @pytest.fixture(autouse=True)

@@ -20,6 +20,37 @@ from typing import Any
 from voxloop.steps import alignment, similarity, training, transcripts, utterances
 from voxloop.workspace import Workspace, open_workspace
 
+EVENTS: Mapping[str, str] = {
+    "recording.ingested": "A recording was stored that was not known before.",
+    "recording.described": "A text or segments were given for a recording that was known already.",
+    "recording.rejected": "A file was refused at ingest; the payload has the reason.",
+    "recording.segmented": "A recording was cut into utterances, or its utterances were cut anew.",
+    "recording.forgotten": "A recording was removed, and all that was made of it.",
+    "speaker.forgotten": "All recordings of a speaker were removed, and all that was made of them.",
+    "transcription.asked": "A recording is to be transcribed again, by another model than before.",
+    "transcription.completed": "A recording's utterances were transcribed; the payload names the model.",
+    "nlp.postprocessed": "A recording's hypotheses were restored to clean text.",
+    "utterance.reviewed": "A person saved, accepted, imported or rejected a text, or undid that.",
+    "utterance.aligned": "An utterance got its part of the text that a long recording came with.",
+    "review.prioritised": "The order of the review queue was computed.",
+    "dataset.new_sample": "An utterance was given a reference.",
+    "dataset.frozen": "A dataset was built; the payload has its name and counts by split.",
+    "training.queued": "A run waits for its turn: it is new, or it is to continue.",
+    "training.started": "A run's process was started.",
+    "training.progress": "A run wrote how far it is: step, loss, word error rate on val.",
+    "training.paused": "A run was paused on request.",
+    "training.interrupted": "A run's processes died without a word; it can be continued.",
+    "training.stopped": "A run was stopped for good before its end, without a model.",
+    "training.failed": "A run failed; the payload has the error.",
+    "training.completed": "A run ended with a model, which the payload names.",
+    "model.evaluated": "A model was measured on a split of a dataset; the payload has the scores.",
+    "model.compared": "The gate compared a model with the one that holds the alias; the payload has its evidence.",
+    "model.promoted": "An alias moved to a model; the payload has the verdict.",
+    "model.rolled_back": "An alias moved back to the model that held it before.",
+}
+"""Every event that is emitted, in one sentence. Its subject is the id of the record that it is about; a path for
+`recording.rejected`, and the removal's id for what was forgotten."""
+
 LISTENERS: Mapping[str, tuple[str, ...]] = {
     "recording.ingested": ("segment",),
     "recording.described": ("segment",),  # a text or segments for audio that is known already

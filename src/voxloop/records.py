@@ -6,7 +6,8 @@ A record says what is so; how it is stored is `stores/catalog.py`'s concern.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 SAMPLE_RATE = 16_000  # Hz: every recording is stored at this rate, mono
@@ -38,6 +39,22 @@ Verdict = Literal["promote", "reject", "insufficient evidence"]
 def seconds(samples: int) -> float:
     """Samples at 16 kHz as seconds."""
     return samples / SAMPLE_RATE
+
+
+def plain(value: Any) -> Any:
+    """A record, or anything that holds records, in the types that JSON has.
+
+    A record becomes a dictionary of its fields, or what its own `as_dict` returns: that is how a record adds what it
+    derives from its fields. Every surface (`--json`, and an HTTP API alike) shows records in this form.
+    """
+    if is_dataclass(value) and not isinstance(value, type):
+        own = getattr(value, "as_dict", None)
+        return plain(own() if own else {f.name: getattr(value, f.name) for f in fields(value)})
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -37,11 +37,11 @@ THREADS_WAIT = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "4000"}
 class Settings:
     """Resolved settings of one workspace. Empty URLs mean the embedded store inside the workspace."""
 
-    catalog: str = ""
+    catalog: str = field(default="", repr=False)  # as all URLs that may hold a password
     """SQLAlchemy URL of the catalog; empty: SQLite in the workspace."""
-    blobs: str = ""
+    blobs: str = field(default="", repr=False)
     """URL of the object store; empty: the folder `blobs` in the workspace."""
-    bus: str = "local"
+    bus: str = field(default="local", repr=False)
     """`local`: workers poll the job table."""
     base_model: str = "starter"
     """What transcribes before there is a champion: `starter`, a Hub id such as openai/whisper-small, or a folder."""
@@ -204,6 +204,14 @@ def parse_ratios(text: str) -> tuple[float, float, float]:
     return parts[0], parts[1], parts[2]
 
 
+_KINDS = {
+    bool: "true or false",
+    int: "an integer",
+    float: "a number",
+    str: "a text",
+    tuple: "three shares",
+    dict: "a table",
+}
 _BOOLEANS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
 
 
@@ -223,8 +231,7 @@ def _convert(name: str, value: Any, like: Any, where: str) -> Any:
             return float(value)
         return str(value)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        needed = "table" if isinstance(like, dict) else type(like).__name__
-        raise SettingError(f"{where}: {name} is {value!r}; needed is a {needed}") from error
+        raise SettingError(f"{where}: {name} is {value!r}; it must be {_KINDS[type(like)]}") from error
 
 
 def resolve(

@@ -10,8 +10,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import sqlalchemy as sa
 
+from tests.seeds import seeds
 from voxloop.pipeline import open_loop
 from voxloop.stores import tables
 
@@ -40,20 +42,21 @@ def state(workspace: Path) -> dict[str, Any]:
         }
 
 
-def chain(workspace: Path, speech: Path, kills: int) -> int:
+def chain(workspace: Path, speech: Path, kills: int, seed: int = 7) -> int:
     environment = os.environ | {
         "VOXLOOP_LEASE_S": "0.4",
         "VOXLOOP_POLL_S": "0.05",
         "VOXLOOP_MAX_ATTEMPTS": "1000",
         "OMP_NUM_THREADS": "1",
     }
-    command = [sys.executable, "-m", "tests.journey.chain", str(workspace), str(speech), str(kills), "7"]
+    command = [sys.executable, "-m", "tests.journey.chain", str(workspace), str(speech), str(kills), str(seed)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stderr
     return int(done.stdout.split()[-1])
 
 
-def test_killed_again_and_again_the_chain_ends_the_same(tmp_path: Path, demo_speech: Path) -> None:
+@pytest.mark.parametrize("seed", seeds(7))
+def test_killed_again_and_again_the_chain_ends_the_same(tmp_path: Path, demo_speech: Path, seed: int) -> None:
     speech = tmp_path / "speech"
     speech.mkdir()
     lines = (demo_speech / "metadata.jsonl").read_text().splitlines()[:CLIPS]
@@ -64,7 +67,7 @@ def test_killed_again_and_again_the_chain_ends_the_same(tmp_path: Path, demo_spe
     (speech / "broken.wav").write_bytes(b"RIFF no audio here")
 
     assert chain(tmp_path / "undisturbed", speech, kills=0) == 0
-    assert chain(tmp_path / "killed", speech, kills=KILLS) == KILLS
+    assert chain(tmp_path / "killed", speech, kills=KILLS, seed=seed) == KILLS
 
     expected, found = state(tmp_path / "undisturbed"), state(tmp_path / "killed")
     assert len(expected["recording"]) == CLIPS

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.seeds import seeds
 from tests.unit import tiny_whisper
 from tests.unit.test_training import frozen, weights
 from voxloop.pipeline import open_loop
@@ -114,8 +115,9 @@ def _padded(seconds: float) -> float:
     return family("whisper").padded_seconds(seconds)
 
 
-def test_killed_again_and_again_a_run_ends_the_same(tmp_path: Path, base: Path) -> None:
-    chance = random.Random(3)
+@pytest.mark.parametrize("seed", seeds(3))
+def test_killed_again_and_again_a_run_ends_the_same(tmp_path: Path, base: Path, seed: int) -> None:
+    chance = random.Random(seed)
     with open_loop(tmp_path / "workspace", create=True, threads=1, device="cpu") as ws:
         frozen(ws, tmp_path / "speech")
         undisturbed = training.train(ws, base=str(base), recipe="quick", overrides=SETTINGS)

@@ -51,7 +51,7 @@ def test_the_package_and_its_data_half_load_no_torch() -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("page", ["commands", "settings", "architecture"])
+@pytest.mark.parametrize("page", ["commands", "settings", "events", "architecture"])
 def test_the_reference_pages_are_true(page: str) -> None:
     spec = importlib.util.spec_from_file_location("make_reference", ROOT / "docs" / "make_reference.py")
     assert spec

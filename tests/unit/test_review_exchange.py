@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from tests.seeds import seeds
 from tests.unit.speech import add_utterance
 from voxloop.errors import UsageError
 from voxloop.pipeline import open_loop
@@ -416,8 +417,9 @@ def test_clips_are_written_as_they_sound(workspace: Workspace, demo_speech: Path
     assert review.export(workspace, tmp_path / "out" / "tasks.json").clips == 0
 
 
+@pytest.mark.parametrize("first", seeds(0))
 def test_killed_at_random_points_an_export_is_whole_or_not_there(
-    workspace: Workspace, demo_speech: Path, tmp_path: Path
+    workspace: Workspace, demo_speech: Path, tmp_path: Path, first: int
 ) -> None:
     recordings.ingest(workspace, sorted(demo_speech.rglob("*.ogg"))[:12])
     with workspace.read() as reader:
@@ -435,7 +437,7 @@ def test_killed_at_random_points_an_export_is_whole_or_not_there(
         "    while True:\n"
         "        review.export(ws, Path(sys.argv[2]))\n"
     )
-    for seed in range(3):
+    for seed in range(first, first + 3):
         command = [sys.executable, "-c", code, str(workspace.folder), str(killed), str(seed)]
         assert subprocess.run(command, check=False, timeout=120).returncode == -signal.SIGKILL
         assert not killed.exists() or killed.read_bytes() == whole.read_bytes()

@@ -27,7 +27,9 @@ def test_later_wins(tmp_path: Path) -> None:
         ("promote_general_margin = 2", {}, "promote_general_margin is 2.0: it must be a share"),
         ("promote_silence_words = -1", {}, "0 or more"),
         ("not toml", {}, "not valid TOML"),
-        ("normaliser = 1", {}, "normaliser is 1; needed is a table"),
+        ("normaliser = 1", {}, "normaliser is 1; it must be a table"),
+        ("threads = 'many'", {}, "toml: threads is 'many'; it must be an integer"),
+        ("", {"VOXLOOP_GUARDS": "maybe"}, "VOXLOOP_GUARDS: guards is 'maybe'; it must be true or false"),
         ("[normaliser.vi]\ncase = 'upper'", {}, "normaliser.vi: case is 'upper'"),
         ("", {"VOXLOOP_NORMALISER": "{oops"}, "VOXLOOP_NORMALISER"),
         ("", {"VOXLOOP_DEVISE": "cpu"}, "did you mean device"),
@@ -39,6 +41,13 @@ def test_what_is_wrong_is_named(tmp_path: Path, toml: str, environ: dict[str, st
     (tmp_path / "voxloop.toml").write_text(toml)
     with pytest.raises(SettingError, match=said):
         resolve(tmp_path, environ=environ)
+
+
+def test_urls_which_may_hold_passwords_are_not_shown(tmp_path: Path) -> None:
+    names = ("CATALOG", "BLOBS", "BUS")
+    found = resolve(tmp_path, environ={f"VOXLOOP_{name}": f"x://ann:secret@host/{name}" for name in names})
+    assert found.catalog.endswith("secret@host/CATALOG")
+    assert "secret" not in repr(found)
 
 
 def test_ratios_may_be_percentages() -> None:

@@ -14,13 +14,12 @@ if TYPE_CHECKING:
 
     from voxloop.records import Dataset
     from voxloop.steps.datasets import Summary
-    from voxloop.workspace import Workspace
 
 dataset = typer.Typer(no_args_is_help=True, help="Frozen datasets: build, list, show, compare, export, import.")
 
 MOST_SHOWN = 20  # rows of a table; --json has all
 
-Name = Annotated[str | None, typer.Argument(help="A name or an id; the newest, where none is given.")]
+Name = Annotated[str | None, typer.Argument(help="A dataset's name or id.", show_default="the newest")]
 
 
 def register(app: typer.Typer) -> None:
@@ -30,36 +29,54 @@ def register(app: typer.Typer) -> None:
 @dataset.command("build")
 def dataset_build(
     ctx: typer.Context,
-    name: Annotated[str, typer.Option(help="Name; building again makes its next version.")] = "default",
-    ratios: Annotated[str | None, typer.Option(help="Shares of train/val/test, such as 0.8/0.1/0.1.")] = None,
-    machine_text: Annotated[
-        float | None, typer.Option(help="Train on machine text of at least this confidence, too.", min=0, max=1)
+    name: Annotated[
+        str, typer.Option(help="Name of the dataset; building it again makes its next version.")
+    ] = "default",
+    ratios: Annotated[
+        str | None,
+        typer.Option(help="Shares of train/val/test, such as 0.8/0.1/0.1.", show_default="the setting ratios"),
     ] = None,
-    speaker: Annotated[list[str] | None, typer.Option(help="Only this speaker (may be given again).")] = None,
-    language: Annotated[list[str] | None, typer.Option(help="Only this language (may be given again).")] = None,
-    train_limit: Annotated[int | None, typer.Option(help="Training clips at most.", min=1)] = None,
-    min_seconds: Annotated[float | None, typer.Option(help="Shorter clips stay out. [default: 0.5]")] = None,
-    max_seconds: Annotated[float | None, typer.Option(help="Longer clips stay out. [default: 30]")] = None,
-    min_snr_db: Annotated[float | None, typer.Option(help="Noisier clips stay out. [default: 5]")] = None,
+    machine_text: Annotated[
+        float | None,
+        typer.Option(help="Also train on machine text of at least this confidence, from 0 to 1.", min=0, max=1),
+    ] = None,
+    speaker: Annotated[list[str] | None, typer.Option(help="Only this speaker; repeatable.")] = None,
+    language: Annotated[list[str] | None, typer.Option(help="Only this language (ISO 639-1); repeatable.")] = None,
+    train_limit: Annotated[int | None, typer.Option(help="Number of training clips at most.", min=1)] = None,
+    min_seconds: Annotated[
+        float | None,
+        typer.Option(help="Leave out clips shorter than this, in seconds.", show_default="the setting min_clip_s"),
+    ] = None,
+    max_seconds: Annotated[
+        float | None,
+        typer.Option(help="Leave out clips longer than this, in seconds.", show_default="the setting max_clip_s"),
+    ] = None,
+    min_snr_db: Annotated[
+        float | None,
+        typer.Option(help="Leave out clips with a lower SNR than this, in dB.", show_default="the setting min_snr_db"),
+    ] = None,
     max_characters_per_second: Annotated[
-        float | None, typer.Option(help="Texts longer for their audio stay out. [default: 40]")
+        float | None,
+        typer.Option(help="Leave out texts with more characters per second of audio than this.", show_default="40"),
     ] = None,
     max_label_tokens: Annotated[
-        int | None, typer.Option(help="Texts longer than a model can write stay out. [default: 448]")
+        int | None,
+        typer.Option(help="Leave out texts of more tokens than this, which a model cannot write.", show_default="448"),
     ] = None,
     keep_outliers: Annotated[
-        bool, typer.Option("--keep-outliers", help="Keep texts far too long or short beside the others.")
+        bool,
+        typer.Option("--keep-outliers", help="Keep texts that are far too long or too short compared with the others."),
     ] = False,
     keep_mismatched: Annotated[
         bool, typer.Option("--keep-mismatched", help="Keep given texts that a reliable model heard quite differently.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Freeze what has been corrected so far, split by speaker into train, val and test."""
+    """Freeze what has been reviewed so far, split by speaker into train, val and test."""
     from dataclasses import replace
 
     from voxloop.settings import parse_ratios
-    from voxloop.steps.datasets import Filters, build
+    from voxloop.steps.datasets import Filters, build, exclusions
 
     given: dict[str, float | int | None] = {
         "min_seconds": min_seconds,
@@ -82,20 +99,13 @@ def dataset_build(
             train_limit=train_limit,
             filters=replace(Filters.of(ws.settings), **changed),
         )
-        reviewed = _reviewed(ws, made)
+        reviewed = len(exclusions(ws, made.id, reviewed=True))
     if as_json:
         print_json(made)
         return
     if made.name != name:
         typer.echo(f"the same clips and texts are frozen already, under the name {made.name}:")
     _print_dataset(made, reviewed)
-
-
-def _reviewed(ws: Workspace, made: Dataset) -> int:
-    """How many utterances were left out although a person had written or accepted their text."""
-    from voxloop.steps.datasets import each_exclusion
-
-    return sum(one.reviewed for one in each_exclusion(ws, made.id))
 
 
 def _print_dataset(made: Dataset, reviewed: int) -> None:
@@ -118,39 +128,38 @@ def _print_dataset(made: Dataset, reviewed: int) -> None:
 def dataset_exclusions(
     ctx: typer.Context,
     name: Name = None,
-    reason: Annotated[str | None, typer.Option(help="Only reasons that hold this text.")] = None,
+    reason: Annotated[str | None, typer.Option(help="Only reasons that contain this text.")] = None,
     reviewed: Annotated[
-        bool, typer.Option("--reviewed", help="Only those whose text a person had written or accepted.")
+        bool, typer.Option("--reviewed", help="Only utterances whose text a person had written or accepted.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """What was left out of a dataset, each with its reason; an option named in a reason changes its bound."""
+    """List what was left out of a dataset, with reasons; the option named in a reason changes its bound."""
     from voxloop.steps.datasets import exclusions, find
 
     with opened(ctx) as ws:
         frozen = find(ws, name)
-        found = exclusions(ws, frozen.id, reason=reason)
-    listed = [one for one in found if one.reviewed or not reviewed]
-    empty = "nothing was left out" + (" for this reason" if reason or reviewed else "")
-    if not found and any(frozen.excluded.values()) and "imported" in frozen.filters:
-        empty = "it was imported: what was left out is listed where it was frozen"
+        found = exclusions(ws, frozen.id, reason=reason, reviewed=reviewed)
     if as_json:
-        print_json(listed)
+        print_json(found)
         return
+    empty = "nothing was left out" + (" for this reason" if reason or reviewed else "")
+    if any(frozen.excluded.values()) and "imported" in frozen.filters:
+        empty = "it was imported: what was left out is listed where it was frozen"
     table(
         ["utterance", "reason", "measured", "reviewed"],
-        [[one.utterance, one.reason, one.detail, "yes" if one.reviewed else ""] for one in listed],
+        [[one.utterance, one.reason, one.detail, "yes" if one.reviewed else ""] for one in found],
         empty=empty,
     )
 
 
 @dataset.command("list")
 def dataset_list(ctx: typer.Context, as_json: Json = False) -> None:
-    """All datasets, oldest first."""
-    from voxloop.records import Dataset
+    """List all datasets, oldest first."""
+    from voxloop.steps.datasets import all_datasets
 
-    with opened(ctx) as ws, ws.read() as reader:
-        found = reader.all(Dataset)
+    with opened(ctx) as ws:
+        found = all_datasets(ws)
     if as_json:
         print_json(found)
         return
@@ -165,33 +174,25 @@ def dataset_list(ctx: typer.Context, as_json: Json = False) -> None:
 def dataset_show(
     ctx: typer.Context,
     name: Name = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw it as a picture: FILE.png, .svg or .pdf.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw a chart to this file: .png, .svg or .pdf.")] = None,
     as_json: Json = False,
 ) -> None:
-    """One dataset: splits, speakers, languages, lengths, vocabulary, and what was left out and why."""
-    from voxloop.steps.datasets import find, summarise
+    """Show a dataset: splits, speakers, languages, lengths, vocabulary, and what was left out and why."""
+    from voxloop.steps.datasets import details
 
     with opened(ctx) as ws:
-        found = find(ws, name)
-        summary = summarise(ws, found.id)
-        reviewed = _reviewed(ws, found)
+        found = details(ws, name)
     if plot:
         from voxloop.steps.datasets.picture import draw
 
-        draw(summary, found, plot)
+        draw(found.summary, found.dataset, plot)
     if as_json:
-        print_json({**_fields(found), "summary": summary})
+        print_json(found)
         return
-    _print_dataset(found, reviewed)
-    _print_summary(summary)
+    _print_dataset(found.dataset, found.reviewed)
+    _print_summary(found.summary)
     if plot:
         typer.echo(f"\npicture: {plot}")
-
-
-def _fields(record: Any) -> dict[str, Any]:
-    from dataclasses import fields
-
-    return {field.name: getattr(record, field.name) for field in fields(record)}
 
 
 def _print_summary(summary: Summary) -> None:
@@ -243,37 +244,29 @@ def _histogram(edges: tuple[float, ...], counts: list[int]) -> Iterator[list[Any
 @dataset.command("diff")
 def dataset_diff(
     ctx: typer.Context,
-    before: Annotated[str, typer.Argument(help="A name or an id.")],
+    before: Annotated[str, typer.Argument(help="A dataset's name or id.")],
     after: Annotated[
-        str | None, typer.Argument(help="A name or an id; left out, BEFORE is held against its parent.")
+        str | None, typer.Argument(help="A dataset's name or id; without it, BEFORE is compared with its parent.")
     ] = None,
-    change: Annotated[str | None, typer.Option(help="List only these: added, removed, text or moved.")] = None,
+    change: Annotated[
+        str | None, typer.Option(help="List only one kind of change: added, removed, text or moved.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """What changed from one dataset to another: added, removed, with another text, in another split."""
-    from voxloop.errors import UsageError, nearest
-    from voxloop.steps.datasets import diff, find
-    from voxloop.steps.datasets.diffing import CHANGES
+    """Compare two datasets: what was added, removed, given another text, moved to another split."""
+    from voxloop.steps.datasets import diff
 
-    if change is not None and change not in CHANGES:
-        raise UsageError(f"there is no change {change!r}{nearest(change, CHANGES)}")
     with opened(ctx) as ws:
-        first = find(ws, before)
-        if after is None:
-            if first.parent is None:
-                raise UsageError(f"{first.name} {short(first.id)} has no version before it: name two datasets")
-            found = diff(ws, find(ws, first.parent).id, first.id)
-        else:
-            found = diff(ws, first.id, find(ws, after).id)
-    listed = [one for one in found.differences if change in (None, one.change)]
+        found = diff(ws, before, after, change=change)
     if as_json:
-        print_json({**_fields(found), "differences": listed})
+        print_json(found)
         return
     typer.echo(f"from {short(found.before)} to {short(found.after)}")
     for name, count in found.counts.items():
         by_split = {"added": found.added, "removed": found.removed}.get(name, {})
         told = ", ".join(f"{count} {split}" for split, count in by_split.items())
         typer.echo(f"{_CHANGED[name]}: {count}" + (f" ({told})" if told else ""))
+    listed = found.differences
     shown = listed if change else listed[:MOST_SHOWN]
     if shown:
         typer.echo("")
@@ -288,13 +281,15 @@ _CHANGED = {"added": "added", "removed": "removed", "text": "another text", "mov
 @dataset.command("export")
 def dataset_export(
     ctx: typer.Context,
-    to: Annotated[str, typer.Option(help="A folder, or a file://, s3://, gs:// or az:// URL.")],
+    to: Annotated[str, typer.Option(help="Where to write: a folder, or a file://, s3://, gs:// or az:// URL.")],
     name: Name = None,
-    format: Annotated[str, typer.Option(help="jsonl (beside WAV), parquet, or shar (Lhotse).")] = "jsonl",
-    items: Annotated[int, typer.Option(help="Clips to a Parquet file or a shard.", min=1)] = 1000,
+    format: Annotated[
+        str, typer.Option(help="Format to write: jsonl (with WAV files), parquet, or shar (Lhotse).")
+    ] = "jsonl",
+    items: Annotated[int, typer.Option(help="Clips in each Parquet file or shard.", min=1)] = 1000,
     as_json: Json = False,
 ) -> None:
-    """Write a dataset as files that others read; run again after an interruption, it goes on."""
+    """Export a dataset for other programs; run again after an interruption, it continues."""
     from voxloop.steps.datasets import export_dataset, find
 
     with opened(ctx) as ws, progress("export", "clips") as tell:
@@ -308,11 +303,11 @@ def dataset_export(
 @dataset.command("import")
 def dataset_import(
     ctx: typer.Context,
-    source: Annotated[str, typer.Argument(help="The folder or URL of a finished export.")],
-    name: Annotated[str | None, typer.Option(help="Another name for it here.")] = None,
+    source: Annotated[str, typer.Argument(help="Folder or URL of a finished export.")],
+    name: Annotated[str | None, typer.Option(help="Name for the dataset here.", show_default="its own")] = None,
     as_json: Json = False,
 ) -> None:
-    """Take in an exported dataset: its clips, texts and splits, frozen as they were."""
+    """Import an exported dataset: its clips, texts and splits, frozen as they were."""
     from voxloop.steps.datasets import import_dataset
 
     with opened(ctx) as ws, progress("import", "clips") as tell:

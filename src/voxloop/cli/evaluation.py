@@ -24,12 +24,13 @@ if TYPE_CHECKING:
 CHANGES_SHOWN = 5  # utterances better and worse in the terminal; --json has all
 BAR = 40  # characters of the longest bar
 
-DatasetName = Annotated[str | None, typer.Option(help="A dataset's name or id; the newest, where none is given.")]
+DatasetName = Annotated[str | None, typer.Option(help="A dataset's name or id.", show_default="the newest")]
 ReportFile = Annotated[
-    Path | None, typer.Option("--report", metavar="FILE", help="Write a page to look at, with charts and audio.")
+    Path | None,
+    typer.Option("--report", metavar="FILE", help="Write a report to this HTML file, with charts and audio."),
 ]
 WithAudio = Annotated[
-    bool, typer.Option("--audio/--no-audio", help="Whether the report holds speech to play: it is people's voices.")
+    bool, typer.Option("--audio/--no-audio", help="Include speech to play in the report; it is people's voices.")
 ]
 
 
@@ -46,28 +47,36 @@ def register(app: typer.Typer) -> None:
 def evaluate(
     ctx: typer.Context,
     name: Annotated[
-        str | None, typer.Argument(metavar="MODEL", help="champion, a model's id, starter, a folder or a Hub id.")
+        str | None,
+        typer.Argument(
+            metavar="MODEL", help="champion, a model's id, starter, a folder or a Hub id.", show_default="the champion"
+        ),
     ] = None,
     dataset: DatasetName = None,
     split: Annotated[
-        SplitName | None, typer.Option(help="Which split; test, and for a forecast val, where none is given.")
+        SplitName | None, typer.Option(help="Split to measure on.", show_default="test; with --forecast val")
     ] = None,
-    against: Annotated[str | None, typer.Option(help="Compare with this model.")] = None,
+    against: Annotated[str | None, typer.Option(help="Compare with this model, named in the same ways.")] = None,
     report: ReportFile = None,
     audio: WithAudio = True,
     forecast: Annotated[
         bool,
-        typer.Option("--forecast", help="Train briefly on shares of the dataset; say what more speech would bring."),
+        typer.Option(
+            "--forecast", help="Train briefly on shares of the dataset, to forecast what more speech would bring."
+        ),
     ] = False,
-    recipe: Annotated[str | None, typer.Option(help="Forecast: a recipe's name; as `train` chooses it.")] = None,
-    set: Annotated[
-        list[str] | None, typer.Option("--set", help="Forecast: one setting of the recipe, name=value.")
+    recipe: Annotated[
+        str | None, typer.Option(help="With --forecast: a recipe's name.", show_default="as `train` chooses")
     ] = None,
-    seeds: Annotated[int, typer.Option(help="Forecast: trainings of each share.")] = 3,
-    steps: Annotated[int, typer.Option(help="Forecast: steps of each training.", min=1)] = 120,
+    set: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="With --forecast: one setting of the recipe, as name=value; repeatable."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="With --forecast: trainings of each share.")] = 3,
+    steps: Annotated[int, typer.Option(help="With --forecast: steps of each training.", min=1)] = 120,
     as_json: Json = False,
 ) -> None:
-    """Measure a model on frozen references it has not learnt from."""
+    """Measure a model on frozen references that it was not trained on."""
     from voxloop.errors import UsageError
     from voxloop.steps.evaluation import evaluate as measure
 
@@ -103,36 +112,23 @@ def _compared(
     ws: Workspace, found: Evaluation, other: Evaluation, report: Path | None, audio: bool, as_json: bool
 ) -> None:
     """Two evaluations side by side, with the verdict, the slices and the utterances that changed."""
-    from voxloop.steps.evaluation import scored_rows
-    from voxloop.steps.evaluation.words import changes, slice_changes
-    from voxloop.steps.gate.comparison import compare
+    from voxloop.steps.gate.comparison import side_by_side
 
-    comparison = compare(ws, found, other)
-    before, after = scored_rows(ws, other), scored_rows(ws, found)
-    better, worse = changes(before, after)
-    sliced = slice_changes(before, after)
+    both = side_by_side(ws, found, other)
     if as_json:
-        print_json(
-            {
-                "evaluation": found,
-                "against": other,
-                "comparison": comparison,
-                "slices": sliced,
-                "better": better,
-                "worse": worse,
-            }
-        )
+        print_json(both)
     else:
+        comparison, better, worse = both.comparison, both.better, both.worse
         print_evaluations([("model", found), ("against", other)])
         typer.echo("")
         typer.echo(
             f"WER {percent(comparison.wer_before)} -> {percent(comparison.wer_after)}: "
             f"{100 * comparison.difference:+.1f} points (95 % interval {100 * comparison.difference_low:+.1f} to "
-            f"{100 * comparison.difference_high:+.1f}); {len(better)} of {len(before)} utterances are better, "
-            f"{len(worse)} worse, {len(before) - len(better) - len(worse)} as before"
+            f"{100 * comparison.difference_high:+.1f}); {len(better)} of {len(better) + len(worse) + both.same} "
+            f"utterances are better, {len(worse)} worse, {both.same} as before"
         )
         print_comparison(comparison)
-        if sliced:
+        if both.slices:
             typer.echo("")
             table(
                 ["slice", "", "utterances", "WER before", "after", "difference, points"],
@@ -145,7 +141,7 @@ def _compared(
                         percent(one.wer_after),
                         f"{100 * one.difference:+.1f} ({100 * one.low:+.1f} to {100 * one.high:+.1f})",
                     ]
-                    for one in sliced
+                    for one in both.slices
                 ],
             )
         language = found.decoding.get("language")

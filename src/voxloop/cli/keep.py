@@ -25,15 +25,15 @@ def register(app: typer.Typer) -> None:
 
 def forget(
     ctx: typer.Context,
-    speaker: Annotated[str | None, typer.Option(help="All recordings in which this speaker speaks.")] = None,
-    recording: Annotated[str | None, typer.Option(help="This recording.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Finish what was cut off, and nothing else.")] = False,
+    speaker: Annotated[str | None, typer.Option(help="Forget all recordings in which this speaker speaks.")] = None,
+    recording: Annotated[str | None, typer.Option(help="Forget this recording.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Report what would go; change nothing.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Only finish removals that were cut off.")] = False,
     by: By = "cli",
     as_json: Json = False,
 ) -> None:
-    """Remove a speaker or a recording: audio, texts, vectors, copies; name and mark what used them."""
+    """Forget a speaker or a recording: audio, texts, vectors, copies; what used them is listed and marked."""
     import sys
 
     from voxloop.errors import UsageError
@@ -79,16 +79,16 @@ def _print_removal(done: Removal) -> None:
 
 def verify(
     ctx: typer.Context,
-    repair: Annotated[bool, typer.Option("--repair", help="Mend what can be mended.")] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Repair what can be repaired.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Recompute every hash and hold catalog, blobs and files against each other; 1 where something is wrong."""
+    """Recompute every hash and cross-check catalog, blobs and files; exit with status 1 if anything is wrong."""
     from voxloop.maintenance.integrity import verify as check
 
     with opened(ctx) as ws, progress("verify", "things") as told:
         found = check(ws, repair=repair, progress=told)
     if as_json:
-        print_json({"sound": found.sound, "checked": found.checked, "findings": found.findings})
+        print_json(found)
     else:
         _print_verification(found)
     if not found.sound:
@@ -112,10 +112,12 @@ def _print_verification(found: Verification) -> None:
 
 def backup(
     ctx: typer.Context,
-    folder: Annotated[Path, typer.Argument(help="Where to; a folder with an earlier backup takes only what is new.")],
+    folder: Annotated[
+        Path, typer.Argument(help="Folder to write; where it holds an earlier backup, only what is new is copied.")
+    ],
     as_json: Json = False,
 ) -> None:
-    """Copy the workspace while work goes on: the catalog at one moment, the blobs it names, settings, runs."""
+    """Back up the workspace while work goes on: the catalog at one moment, the blobs it names, settings, runs."""
     from voxloop.maintenance.backups import backup as copy
 
     with opened(ctx) as ws, progress("backup", "files") as told:
@@ -136,11 +138,10 @@ def backup(
 
 def restore(
     ctx: typer.Context,
-    source: Annotated[Path, typer.Argument(help="A folder that `voxloop backup` wrote.")],
+    source: Annotated[Path, typer.Argument(help="Folder that `voxloop backup` wrote.")],
     as_json: Json = False,
 ) -> None:
-    """Make a new workspace (named with -C) from a backup, every file checked. An existing one is never touched."""
-
+    """Restore a backup to a new workspace (named with -C), checking every file; an existing one is never touched."""
     from voxloop.maintenance.backups import restore as bring_back
     from voxloop.settings import workspace_folder
 

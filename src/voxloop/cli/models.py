@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,6 +18,9 @@ from voxloop.cli.evaluation import (
     print_evaluations,
 )
 from voxloop.cli.screen import By, Json, opened, percent, print_json, progress, short, table, when
+
+if TYPE_CHECKING:
+    from voxloop.steps.gate.overview import ModelOverview
 
 model = typer.Typer(no_args_is_help=True, help="Models: list, show, compare, promote, rollback, history, export.")
 
@@ -33,93 +36,64 @@ def register(app: typer.Typer) -> None:
 
 @model.command("list")
 def model_list(ctx: typer.Context, as_json: Json = False) -> None:
-    """All models with what they were made of (base, run, dataset, clips), and which is champion."""
-    import sqlalchemy as sa
+    """List all models: what each was made from (base, run, dataset, clips), its test WER, and its aliases."""
+    from voxloop.steps.gate.overview import overview
 
-    from voxloop.records import Dataset, Evaluation, Model, Run
-    from voxloop.stores import tables
-
-    with opened(ctx) as ws, ws.read() as reader:
-        models = reader.all(Model)
-        names: dict[str, list[str]] = {}
-        for alias, id in reader.connection.execute(sa.select(tables.alias.c.name, tables.alias.c.model)):
-            names.setdefault(id, []).append(alias)
-        origins = {m.id: m.where for m in models if m.run is None}  # what has a name is shown by it
-        measured = {e.model: e for e in reader.all(Evaluation, tables.evaluation.c.split == "test")}
-        runs = {r.id: r for r in reader.all(Run)}
-        datasets = {d.id: d for d in reader.all(Dataset)}
-    made = {m.id: runs.get(m.run) if m.run else None for m in models}
-    learnt = {id: datasets.get(run.dataset) if run else None for id, run in made.items()}
+    with opened(ctx) as ws:
+        found = overview(ws)
     if as_json:
-        print_json(
-            [
-                {
-                    "model": m,
-                    "aliases": names.get(m.id, []),
-                    "evaluation": measured.get(m.id),
-                    "run": made[m.id],
-                    "dataset": learnt[m.id],
-                }
-                for m in models
-            ]
-        )
+        print_json(found)
         return
-    for marked in models:
-        if marked.forgotten:
-            typer.echo(f"{short(marked.id)} learnt from speech that was forgotten since: it cannot unlearn it")
+    for one in found:
+        if one.model.forgotten:
+            typer.echo(f"{short(one.model.id)} was trained on speech that was forgotten since: it cannot unlearn it")
+    names = {one.model.id: one.model.where for one in found if one.model.run is None}  # shown by name, not by id
     table(
         ["model", "alias", "base", "run", "dataset", "learnt from", "test WER", "utterances"],
-        [
-            [
-                origins.get(m.id) if m.where == "starter" else short(m.id),
-                ", ".join(sorted(names.get(m.id, []))),
-                None if m.run is None else origins.get(m.base, short(m.base)),
-                f"{m.run} ({'LoRA' if m.kind == 'adapter' else m.kind})" if m.run else None,
-                f"{dataset.name} {short(dataset.id)}" if dataset else None,
-                f"{dataset.clips.get('train', 0)} clips, {60 * dataset.hours.get('train', 0):.1f} min"
-                if dataset
-                else None,
-                percent(measured[m.id].scores["wer"]) if m.id in measured else None,
-                measured[m.id].scores["utterances"] if m.id in measured else None,
-            ]
-            for m, dataset in ((m, learnt[m.id]) for m in models)
-        ],
+        [_overview_row(one, names) for one in found],
         empty="no model yet: `voxloop train` makes one",
     )
-    if len({(e.dataset, e.normaliser) for e in measured.values()}) > 1:
+    if len({(one.evaluation.dataset, one.evaluation.normaliser) for one in found if one.evaluation}) > 1:
         typer.echo(
-            "measured on different datasets or by different normalisers: `voxloop model compare` holds two together"
+            "measured on different datasets or by different normalisers: `voxloop model compare` compares two models"
         )
+
+
+def _overview_row(one: ModelOverview, names: dict[str, str]) -> list[object]:
+    model, dataset, scores = one.model, one.dataset, one.evaluation.scores if one.evaluation else None
+    return [
+        names[model.id] if model.where == "starter" else short(model.id),
+        ", ".join(sorted(one.aliases)),
+        None if model.run is None else names.get(model.base, short(model.base)),
+        f"{model.run} ({'LoRA' if model.kind == 'adapter' else model.kind})" if model.run else None,
+        f"{dataset.name} {short(dataset.id)}" if dataset else None,
+        f"{dataset.clips.get('train', 0)} clips, {60 * dataset.hours.get('train', 0):.1f} min" if dataset else None,
+        percent(scores["wer"]) if scores else None,
+        scores["utterances"] if scores else None,
+    ]
 
 
 @model.command("show")
 def model_show(ctx: typer.Context, name: str, as_json: Json = False) -> None:
-    """One model: its files, its run, what was measured, what was decided."""
-    from voxloop.models import base_model, model_folder
-    from voxloop.records import Evaluation
-    from voxloop.steps.gate.promotion import history
-    from voxloop.stores import tables
+    """Show a model: its files, its run, what was measured and what was decided."""
+    from voxloop.steps.gate.overview import details
 
     with opened(ctx) as ws:
-        found = base_model(ws, name)
-        with ws.read() as reader:
-            evaluations = reader.all(Evaluation, tables.evaluation.c.model == found.id)
-        moves = [move for move in history(ws) if found.id in (move.model, move.previous)]
-        folder = model_folder(ws, found)
+        found = details(ws, name)
     if as_json:
-        print_json({"model": found, "folder": folder, "evaluations": evaluations, "promotions": moves})
+        print_json(found)
         return
     for label, text in (
-        ("model", found.id),
-        ("family", f"{found.family}, {found.kind}"),
-        ("base", found.base),
-        ("run", found.run or "–"),
-        ("folder", folder),
+        ("model", found.model.id),
+        ("family", f"{found.model.family}, {found.model.kind}"),
+        ("base", found.model.base),
+        ("run", found.model.run or "–"),
+        ("folder", found.folder),
     ):
         typer.echo(f"{label:<9}{text}")
-    if evaluations:
-        print_evaluations([(f"{short(e.dataset)} {e.split}", e) for e in evaluations])
-    for move in moves:
+    if found.evaluations:
+        print_evaluations([(f"{short(e.dataset)} {e.split}", e) for e in found.evaluations])
+    for move in found.promotions:
         typer.echo(
             f"{move.alias}: {short(move.previous or 'none')} -> {short(move.model)} ({move.verdict}, by {move.by})"
         )
@@ -135,7 +109,7 @@ def model_compare(
     audio: WithAudio = True,
     as_json: Json = False,
 ) -> None:
-    """Two models on the same frozen test references: difference, slices, what got better and worse; nothing moves."""
+    """Compare two models on the same frozen test references; no alias moves."""
     evaluate(
         ctx,
         challenger,
@@ -154,13 +128,17 @@ def model_promote(
     name: Annotated[str, typer.Argument(metavar="MODEL")],
     dataset: DatasetName = None,
     general: Annotated[
-        str | None, typer.Option(help="A dataset on which it must not be worse, too: a name or id.")
+        str | None,
+        typer.Option(
+            help="Name or id of another dataset on which it must not be worse.",
+            show_default="the setting promote_general",
+        ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Move the alias by hand, whatever the verdict.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Move the alias whatever the verdict.")] = False,
     by: By = "cli",
     as_json: Json = False,
 ) -> None:
-    """Make a model champion, if it is really better. Exit status 1 where it is not."""
+    """Make a model champion if it is really better; exit with status 1 if it is not."""
     from voxloop.steps.gate.promotion import promote
 
     with opened(ctx) as ws, progress("evaluate", "s") as told:
@@ -183,7 +161,7 @@ def model_promote(
 
 @model.command("rollback")
 def model_rollback(ctx: typer.Context, by: By = "cli", as_json: Json = False) -> None:
-    """Give the champion's place back to the model that held it before."""
+    """Make the previous champion the champion again."""
     from voxloop.steps.gate.promotion import rollback
 
     with opened(ctx) as ws:
@@ -196,7 +174,7 @@ def model_rollback(ctx: typer.Context, by: By = "cli", as_json: Json = False) ->
 
 @model.command("history")
 def model_history(ctx: typer.Context, as_json: Json = False) -> None:
-    """Every movement of the champion with what it rested on, oldest first; nothing is ever taken out."""
+    """List every move of an alias with its evidence, oldest first."""
 
     from voxloop.steps.gate.promotion import history
 
@@ -230,15 +208,18 @@ def model_history(ctx: typer.Context, as_json: Json = False) -> None:
 def model_export(
     ctx: typer.Context,
     name: Annotated[str, typer.Argument(metavar="MODEL")],
-    folder: Annotated[Path, typer.Argument(help="Where to; it must not exist yet.")],
+    folder: Annotated[Path, typer.Argument(help="Folder to write; it must not exist yet.")],
     format: Annotated[
-        ModelFormat, typer.Option(help="As transformers loads it, or as CTranslate2 and faster-whisper do.")
+        ModelFormat, typer.Option(help="Format to write: for transformers, or for CTranslate2 and faster-whisper.")
     ] = ModelFormat.transformers,
     compute_type: Annotated[
-        str | None, typer.Option(help="Of ctranslate2: int8, float16, float32, ...; as set, where not given.")
+        str | None,
+        typer.Option(
+            help="With ctranslate2: int8, float16, float32 or another.", show_default="the setting compute_type"
+        ),
     ] = None,
 ) -> None:
-    """Copy a model's folder: weights, config and tokenizer; for CTranslate2 it is converted first."""
+    """Export a model's weights, config and tokenizer, converted first for CTranslate2."""
     import shutil
 
     from voxloop.errors import UsageError

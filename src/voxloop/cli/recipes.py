@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Annotated, Any
 
 import typer
@@ -18,7 +17,7 @@ def register(app: typer.Typer) -> None:
 
 @recipe.command("list")
 def recipe_list(as_json: Json = False) -> None:
-    """The named recipes and what each is for."""
+    """List the recipes and what each is for."""
     from voxloop.steps.training.recipes import RECIPES, SUITS
 
     if as_json:
@@ -33,14 +32,14 @@ def recipe_show(
     ctx: typer.Context,
     name: Annotated[
         str | None,
-        typer.Argument(help="A recipe; the one that `voxloop train` would choose here, where none is named."),
+        typer.Argument(help="A recipe's name.", show_default="the one that `voxloop train` would choose here"),
     ] = None,
     set: Annotated[
-        list[str] | None, typer.Option("--set", help="One setting, name=value (may be given again), as for train.")
+        list[str] | None, typer.Option("--set", help="Change one setting, as name=value; repeatable, as for `train`.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Every setting of a recipe: its value, its default where that is another, and what it means."""
+    """Show every setting of a recipe: its value, its default where it differs, and what it means."""
     from voxloop.steps.training import recipes
 
     if name is None:
@@ -51,18 +50,17 @@ def recipe_show(
     else:
         found = recipes.named(name)
     found = recipes.override(found, set or ())
-    settings = recipes.described(found)
+    shown = recipes.details(found)
     if as_json:
-        rows = [dataclasses.asdict(setting) | {"differs": setting.differs} for setting in settings]
-        print_json({"name": found.name, "suits": recipes.SUITS[found.name], "why": found.why or None, "settings": rows})
+        print_json(shown)
         return
-    typer.echo(f"{found.name}: for {recipes.SUITS[found.name]}")
-    if found.why:
-        typer.echo(f"chosen, since {found.why}")
+    typer.echo(f"{shown.name}: for {shown.suits}")
+    if shown.why:
+        typer.echo(f"chosen, since {shown.why}")
     typer.echo()
     table(
         ["setting", "value", "default", "meaning"],
-        [[s.setting, _shown(s.value), _shown(s.default) if s.differs else "", s.meaning] for s in settings],
+        [[s.setting, _shown(s.value), _shown(s.default) if s.differs else "", s.meaning] for s in shown.settings],
     )
 
 

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from voxloop.cli.filters import filtered
 from voxloop.cli.screen import By, Json, alignment, opened, percent, print_json, progress, short, table, when
 from voxloop.errors import UsageError
 
 if TYPE_CHECKING:
     from voxloop.steps.review import Difference, Filters, Item
-    from voxloop.steps.review.warnings import WarningKind
 
-review = typer.Typer(no_args_is_help=True, help="People's corrections: what to look at first, decide, exchange.")
-
-
-class Status(StrEnum):
-    new = "new"
-    transcribed = "transcribed"
-    reviewed = "reviewed"
-    rejected = "rejected"
+review = typer.Typer(no_args_is_help=True, help="Review: list and take utterances, correct, decide, exchange.")
 
 
 class ExchangeFormat(StrEnum):
@@ -32,94 +24,36 @@ class ExchangeFormat(StrEnum):
     label_studio = "label-studio"
 
 
-DATES = ["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S"]
-
-OfStatus = Annotated[Status | None, typer.Option("--status", help="Only utterances of this status.")]
-OfSpeaker = Annotated[str | None, typer.Option("--speaker", help="Only this speaker's.")]
-OfLanguage = Annotated[str | None, typer.Option("--language", help="Only of this language (ISO 639-1).")]
-MinConfidence = Annotated[float | None, typer.Option(help="Only machine texts at least so confident, 0 to 1.")]
-MaxConfidence = Annotated[float | None, typer.Option(help="Only machine texts at most so confident.")]
-Since = Annotated[datetime | None, typer.Option(formats=DATES, help="Only taken in since then.")]
-Until = Annotated[datetime | None, typer.Option(formats=DATES, help="Only taken in before then.")]
-Contains = Annotated[
-    str | None, typer.Option(help="Only where the text has this in it, within words, too, whatever its case.")
-]
-OfWarning = Annotated[
-    str | None, typer.Option("--warning", help="Only with this warning, such as `noisy`; `any` or `none`.")
-]
 Seen = Annotated[
     str | None,
-    typer.Option(help="The reference that you saw, as `review show` tells; empty: none. Refused where it changed."),
+    typer.Option(help="Id of the reference that you saw, empty for none; refused if it has changed since."),
 ]
-OfFormat = Annotated[ExchangeFormat | None, typer.Option("--format", help="If the name does not tell it.")]
+OfFormat = Annotated[
+    ExchangeFormat | None, typer.Option("--format", help="Format of the file.", show_default="by the file's suffix")
+]
 
 
 def register(app: typer.Typer) -> None:
     app.add_typer(review, name="review")
 
 
-def _filters(
-    *,
-    status: Status | None = None,
-    speaker: str | None = None,
-    language: str | None = None,
-    min_confidence: float | None = None,
-    max_confidence: float | None = None,
-    since: datetime | None = None,
-    until: datetime | None = None,
-    contains: str | None = None,
-    warning: str | None = None,
-) -> Filters:
-    from voxloop.steps.review import Filters
-
-    return Filters(
-        status=status.value if status else None,
-        speaker=speaker,
-        language=language,
-        min_confidence=min_confidence,
-        max_confidence=max_confidence,
-        since=since.timestamp() if since else None,
-        until=until.timestamp() if until else None,
-        contains=contains,
-        warning=None if warning in ("any", "none") else cast("WarningKind | None", warning),
-        warned=warning == "any" if warning in ("any", "none") else None,
-    )
-
-
 @review.command("list")
+@filtered
 def review_list(
     ctx: typer.Context,
-    status: OfStatus = None,
-    speaker: OfSpeaker = None,
-    language: OfLanguage = None,
-    min_confidence: MinConfidence = None,
-    max_confidence: MaxConfidence = None,
-    since: Since = None,
-    until: Until = None,
-    contains: Contains = None,
-    warning: OfWarning = None,
-    limit: Annotated[int, typer.Option(help="How many at most.", min=1)] = 20,
-    after: Annotated[str | None, typer.Option(help="Go on behind this `cursor` of the last page.")] = None,
+    *,
+    where: Filters,
+    limit: Annotated[int, typer.Option(help="Number of utterances at most.", min=1)] = 20,
+    after: Annotated[str | None, typer.Option(help="Continue after this cursor, which the last page printed.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Utterances, the least certain and least like what is reviewed first."""
+    """List utterances, those that most need review first."""
     from voxloop.steps.review import page
 
-    where = _filters(
-        status=status,
-        speaker=speaker,
-        language=language,
-        min_confidence=min_confidence,
-        max_confidence=max_confidence,
-        since=since,
-        until=until,
-        contains=contains,
-        warning=warning,
-    )
     with opened(ctx) as ws:
         found = page(ws, where=where, limit=limit, after=after)
     if as_json:
-        print_json([_item_json(item) for item in found.items])
+        print_json(found.items)
         return
     table(
         ["utterance", "s", "speaker", "status", "confidence", "warnings", "text"],
@@ -135,7 +69,7 @@ def review_list(
             ]
             for item in found.items
         ],
-        empty="no such utterances: `voxloop status` says what there is",
+        empty="no utterance matches: `voxloop status` counts what there is",
     )
     if found.after:
         typer.echo(f"there are more: --after {found.after}")
@@ -146,46 +80,22 @@ def _short_utterance(id: str) -> str:
     return f"{short(recording)}:{span}"
 
 
-def _item_json(item: Item) -> dict[str, object]:
-    return {
-        "utterance": item.utterance,
-        "text": item.text,
-        "reference": item.reference,
-        "hypothesis": item.hypothesis,
-        "versions": item.versions,
-        "warnings": item.warnings,
-        "version": item.version,
-        "cursor": item.cursor,
-    }
-
-
 @review.command("next")
+@filtered
 def review_next(
     ctx: typer.Context,
+    *,
     by: By = "cli",
-    speaker: OfSpeaker = None,
-    language: OfLanguage = None,
-    min_confidence: MinConfidence = None,
-    max_confidence: MaxConfidence = None,
-    contains: Contains = None,
-    warning: OfWarning = None,
+    where: Filters,
     as_json: Json = False,
 ) -> None:
-    """Take the next utterance to review: no other reviewer gets it for a while."""
+    """Take the next utterance to review; other reviewers are not offered it for a while."""
     from voxloop.steps import review as step
 
-    where = _filters(
-        speaker=speaker,
-        language=language,
-        min_confidence=min_confidence,
-        max_confidence=max_confidence,
-        contains=contains,
-        warning=warning,
-    )
     with opened(ctx) as ws:
         turn = step.next(ws, by=by, where=where)
     if as_json:
-        print_json(_item_json(turn.item) | {"by": turn.by, "taken": turn.taken, "until": turn.until} if turn else None)
+        print_json(turn)
         return
     if turn is None:
         typer.echo("nothing waits for review")
@@ -197,24 +107,23 @@ def review_next(
 
 @review.command("show")
 def review_show(ctx: typer.Context, utterance: str, as_json: Json = False) -> None:
-    """One utterance with every version of its text and every decision."""
-    from voxloop.steps.review import history, show
+    """Show an utterance with every version of its text and every decision."""
+    from voxloop.steps.review import item_history
 
     with opened(ctx) as ws:
-        item = show(ws, utterance)
-        decisions = history(ws, item.utterance.id)
+        found = item_history(ws, utterance)
     if as_json:
-        print_json(_item_json(item) | {"decisions": decisions})
+        print_json(found)
         return
-    _tell(item)
-    if item.reference:
-        typer.echo(f"the reference is {item.reference.id}: who replaces another's gives it as --seen")
-    if decisions:
+    _tell(found.item)
+    if found.item.reference:
+        typer.echo(f"the reference is {found.item.reference.id}: to replace another person's, give it as --seen")
+    if found.decisions:
         table(
             ["decision", "by", "what", "when", "reason"],
             [
                 [str(d.seq), d.by, f"undo of {d.undoes}" if d.undoes else d.kind, when(d.created), d.reason]
-                for d in decisions
+                for d in found.decisions
             ],
         )
 
@@ -240,62 +149,47 @@ def _tell(item: Item) -> None:
 
 
 @review.command("diff")
+@filtered
 def review_diff(
     ctx: typer.Context,
+    *,
     utterance: Annotated[str | None, typer.Argument(help="An utterance's id.")] = None,
     version: Annotated[
         str | None,
         typer.Option(
-            help="The text looked at: a number of `review show`, an id or a kind; the machine's, if not given."
+            help="Text to look at: its number in `review show`, an id, or a kind.", show_default="the machine's text"
         ),
     ] = None,
     against: Annotated[
-        str | None, typer.Option(help="The text taken as right, named likewise; the reference, if not given.")
+        str | None, typer.Option(help="Text taken as right, named in the same ways.", show_default="the reference")
     ] = None,
     worst: Annotated[
-        int | None, typer.Option(help="Instead of one utterance: so many with the most word errors.", min=1)
+        int | None, typer.Option(help="Instead of one utterance, show this many with the most word errors.", min=1)
     ] = None,
     as_written: Annotated[
-        bool, typer.Option("--as-written", help="Without the normaliser: case and punctuation count.")
+        bool, typer.Option("--as-written", help="Compare without the normaliser, so that case and punctuation count.")
     ] = False,
-    speaker: OfSpeaker = None,
-    language: OfLanguage = None,
-    min_confidence: MinConfidence = None,
-    max_confidence: MaxConfidence = None,
-    since: Since = None,
-    until: Until = None,
-    contains: Contains = None,
-    warning: OfWarning = None,
+    where: Filters,
     as_json: Json = False,
 ) -> None:
-    """What the machine heard otherwise than the reference has it, word under word."""
+    """Compare what the machine heard with the reference, word under word."""
     from voxloop.steps import review as step
 
-    where = _filters(
-        speaker=speaker,
-        language=language,
-        min_confidence=min_confidence,
-        max_confidence=max_confidence,
-        since=since,
-        until=until,
-        contains=contains,
-        warning=warning,
-    )
     if (utterance is None) == (worst is None):
-        raise UsageError("name either an utterance or how many of the worst, such as --worst 10")
+        raise UsageError("name either an utterance or a number of the worst ones, such as --worst 10")
     if worst is not None and (version or against):
         raise UsageError(
-            "--worst holds machine texts against references: --version and --against are for one utterance"
+            "--worst compares machine texts with references: --version and --against are for one utterance"
         )
     if utterance is not None and where != step.Filters():
-        raise UsageError("filters narrow --worst; they say nothing of one utterance")
+        raise UsageError("filters choose among the worst: give --worst with them, or one utterance without them")
     with opened(ctx) as ws:
         if utterance is not None:
             found = [step.diff(ws, utterance, version=version, against=against, written=as_written)]
         else:
             found = step.worst(ws, limit=worst or 0, where=where, written=as_written)
     if as_json:
-        print_json([_diff_json(one) for one in found] if utterance is None else _diff_json(found[0]))
+        print_json(found if utterance is None else found[0])
         return
     if not found:
         typer.echo("no machine text differs from its reference")
@@ -303,21 +197,6 @@ def review_diff(
         if place:
             typer.echo()
         _tell_diff(one)
-
-
-def _diff_json(one: Difference) -> dict[str, object]:
-    words, characters = one.found.words, one.found.characters
-    return {
-        "utterance": one.utterance.id,
-        "reference": one.reference,
-        "hypothesis": one.hypothesis,
-        "normaliser": one.found.normaliser,
-        "pieces": one.found.pieces,
-        "words": words,
-        "wer": words.rate,
-        "characters": characters,
-        "cer": characters.rate,
-    }
 
 
 def _tell_diff(one: Difference) -> None:
@@ -338,7 +217,7 @@ def _tell_diff(one: Difference) -> None:
 def review_save(
     ctx: typer.Context, utterance: str, text: str, by: By = "cli", seen: Seen = None, as_json: Json = False
 ) -> None:
-    """Keep a corrected text as the reference."""
+    """Save a corrected text as the reference."""
     from voxloop.steps.review import save
 
     with opened(ctx) as ws:
@@ -351,7 +230,7 @@ def review_save(
 
 @review.command("accept")
 def review_accept(ctx: typer.Context, utterance: str, by: By = "cli", seen: Seen = None, as_json: Json = False) -> None:
-    """Take the machine's text as right."""
+    """Accept the machine's text as the reference."""
     from voxloop.steps.review import accept
 
     with opened(ctx) as ws:
@@ -366,12 +245,12 @@ def review_accept(ctx: typer.Context, utterance: str, by: By = "cli", seen: Seen
 def review_reject(
     ctx: typer.Context,
     utterance: str,
-    reason: Annotated[str, typer.Option(help="Why it may not be used.")],
+    reason: Annotated[str, typer.Option(help="Why it must not be used.")],
     by: By = "cli",
     seen: Seen = None,
     as_json: Json = False,
 ) -> None:
-    """Leave an utterance out of every dataset to come."""
+    """Keep an utterance out of every future dataset."""
     from voxloop.steps.review import reject
 
     with opened(ctx) as ws:
@@ -384,7 +263,7 @@ def review_reject(
 
 @review.command("skip")
 def review_skip(ctx: typer.Context, utterance: str, by: By = "cli", as_json: Json = False) -> None:
-    """Leave an utterance for later: it comes back when its time is up or nothing else waits."""
+    """Put an utterance off; it is offered again after `review_skip_s` seconds, or when nothing else waits."""
     from voxloop.steps.review import skip
 
     with opened(ctx) as ws:
@@ -400,10 +279,12 @@ def review_undo(
     ctx: typer.Context,
     utterance: str,
     by: By = "cli",
-    decision: Annotated[int | None, typer.Option(help="Its number, to undo another person's decision.")] = None,
+    decision: Annotated[
+        int | None, typer.Option(help="Number of the decision, to undo one that another person made.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Take back the last decision on an utterance; again, the one before it."""
+    """Undo the last decision on an utterance; run again, it undoes the one before."""
     from voxloop.steps.review import show, undo
 
     with opened(ctx) as ws:
@@ -416,23 +297,20 @@ def review_undo(
 
 
 @review.command("bulk-accept")
+@filtered
 def review_bulk_accept(
     ctx: typer.Context,
-    above: Annotated[float, typer.Option(help="Confidence from which machine text is taken, above 0 to 1.")],
+    *,
+    above: Annotated[float, typer.Option(help="Lowest confidence that is accepted, above 0 and at most 1.")],
     by: By = "cli",
-    speaker: OfSpeaker = None,
-    language: OfLanguage = None,
-    since: Since = None,
-    until: Until = None,
-    contains: Contains = None,
-    warned: Annotated[bool, typer.Option("--warned", help="Also those with warnings.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count.")] = False,
+    where: Filters,
+    warned: Annotated[bool, typer.Option("--warned", help="Accept utterances with warnings, too.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count only; change nothing.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Take the machine's text as right wherever it is confident."""
+    """Accept the machine's text wherever its confidence is high enough."""
     from voxloop.steps.review import bulk_accept
 
-    where = _filters(speaker=speaker, language=language, since=since, until=until, contains=contains)
     with opened(ctx) as ws, progress("accepting", "utterances") as tell:
         done = bulk_accept(ws, above=above, by=by, where=where, warned=warned, dry_run=dry_run, progress=tell)
     if as_json:
@@ -446,7 +324,7 @@ def review_bulk_accept(
 
 @review.command("rank")
 def review_rank(ctx: typer.Context, as_json: Json = False) -> None:
-    """Find the order of what waits anew, now; it happens by itself as reviews are made."""
+    """Reorder what waits for review now; it also happens by itself as reviews come in."""
     from voxloop.steps.review import prioritise
 
     with opened(ctx) as ws:
@@ -460,38 +338,25 @@ def review_rank(ctx: typer.Context, as_json: Json = False) -> None:
 
 
 @review.command("export")
+@filtered
 def review_export(
     ctx: typer.Context,
+    *,
     path: Path,
     format: OfFormat = None,
-    status: OfStatus = None,
-    speaker: OfSpeaker = None,
-    language: OfLanguage = None,
-    min_confidence: MinConfidence = None,
-    max_confidence: MaxConfidence = None,
-    since: Since = None,
-    until: Until = None,
-    contains: Contains = None,
-    warning: OfWarning = None,
-    clips: Annotated[Path | None, typer.Option(help="Folder to write each utterance's audio to.")] = None,
-    audio_url: Annotated[str | None, typer.Option(help="Put before a clip's name where audio is named.")] = None,
-    all_versions: Annotated[bool, typer.Option("--all-versions", help="Every reference, not only the last.")] = False,
+    where: Filters,
+    clips: Annotated[Path | None, typer.Option(help="Folder to write each utterance's audio to, as WAV.")] = None,
+    audio_url: Annotated[
+        str | None, typer.Option(help="URL prefix for audio: it is put before each clip's file name.")
+    ] = None,
+    all_versions: Annotated[
+        bool, typer.Option("--all-versions", help="Export every reference, not only the current one.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Write texts with authors, times and ids: .jsonl, .csv, or .json for Label Studio."""
+    """Export texts with authors, times and ids: .jsonl, .csv, or .json for Label Studio."""
     from voxloop.steps.review import export
 
-    where = _filters(
-        status=status,
-        speaker=speaker,
-        language=language,
-        min_confidence=min_confidence,
-        max_confidence=max_confidence,
-        since=since,
-        until=until,
-        contains=contains,
-        warning=warning,
-    )
     with opened(ctx) as ws, progress("exporting", "utterances") as tell:
         done = export(
             ws,
@@ -517,11 +382,13 @@ def review_import(
     path: Path,
     format: OfFormat = None,
     by: By = "cli",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Where texts conflict, take the file's.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would come of it.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Take the file's text where it conflicts with the reference.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Report only; change nothing.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Take texts from a file that export or Label Studio wrote, or with the columns utterance and text."""
+    """Import texts from a file that export or Label Studio wrote, or one with the columns utterance and text."""
     from voxloop.steps.review import import_reviews
 
     with opened(ctx) as ws, progress("importing", "utterances") as tell:
@@ -552,7 +419,7 @@ def review_import(
 
 @review.command("stats")
 def review_stats(ctx: typer.Context, as_json: Json = False) -> None:
-    """How much is reviewed, by whom, and how fast."""
+    """Show how much is reviewed, by whom, and how fast."""
     from voxloop.steps.review import stats
 
     with opened(ctx) as ws:

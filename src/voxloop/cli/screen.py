@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 import sys
@@ -10,7 +9,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -22,7 +20,7 @@ if TYPE_CHECKING:
     from voxloop.workspace import Workspace
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-By = Annotated[str, typer.Option("--by", help="Who decides.", envvar="USER")]
+By = Annotated[str, typer.Option("--by", help="Name of the person who decides.", envvar="USER")]
 
 PLAIN_EVERY_S = 5.0  # where there is no terminal, a progress line at most this often
 
@@ -40,19 +38,9 @@ def opened(ctx: typer.Context, *, create: bool = False, **settings: Any) -> Iter
 
 def print_json(value: Any) -> None:
     """A record, or a list of records, as JSON."""
-    typer.echo(json.dumps(_plain(value), ensure_ascii=False, indent=2))
+    from voxloop.records import plain
 
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set):
-        return [_plain(item) for item in value]
-    if isinstance(value, Path):
-        return str(value)
-    return value
+    typer.echo(json.dumps(plain(value), ensure_ascii=False, indent=2))
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str | None = None, empty: str = "") -> None:

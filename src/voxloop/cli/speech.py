@@ -51,24 +51,28 @@ def ingest(
     metadata: Annotated[
         Path | None,
         typer.Option(
-            help="A manifest (JSONL, CSV, NeMo, Lhotse, Kaldi, Common Voice); what lies in a folder is found by itself."
+            help="A manifest (JSONL, CSV, NeMo, Lhotse, Kaldi, Common Voice); one inside a folder is found by itself."
         ),
     ] = None,
     speaker: Annotated[str | None, typer.Option(help="Who speaks, where the metadata does not say.")] = None,
     language: Annotated[
-        str | None, typer.Option(help="Language, where the metadata does not say (en, vi, ...).")
+        str | None, typer.Option(help="Language (ISO 639-1, such as en), where the metadata does not say.")
     ] = None,
     session: Annotated[str | None, typer.Option(help="Name of the recording session.")] = None,
     consent: Annotated[str | None, typer.Option(help="What the speaker agreed to; kept with the recording.")] = None,
     channels: Annotated[
-        Channels | None, typer.Option(help="Several channels: mix them, or split them, each a recording; as set.")
+        Channels | None,
+        typer.Option(
+            help="Files of several channels: mix them, or split them into a recording each.",
+            show_default="the setting channels",
+        ),
     ] = None,
     processes: Annotated[
-        int | None, typer.Option(help="Processes that decode; as many as there are cores, where not given.", min=1)
+        int | None, typer.Option(help="Processes that decode.", min=1, show_default="one for each core")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Take audio in: decoded, measured, stored once. What cannot be taken is named with its reason."""
+    """Ingest audio: decode it, measure it, store it once. What is refused is listed with its reason."""
     from voxloop.steps.recordings import ingest as take
 
     with opened(ctx, create=True) as ws, progress("ingest", "files") as told:
@@ -85,18 +89,7 @@ def ingest(
             progress=lambda p: told(p.done, p.total),
         )
     if as_json:
-        print_json(
-            {
-                "taken": len(report.taken),
-                "known": len(report.known),
-                "refused": len(report.refused),
-                "hours": report.seconds_of_audio / 3600,
-                "elapsed_s": report.elapsed,
-                "recordings": report.taken,
-                "refusals": report.refused,
-                "notes": report.notes,
-            }
-        )
+        print_json(report)
     else:
         _print_ingest(report)
     if report.refused and not report.taken and not report.known:
@@ -129,22 +122,30 @@ def _print_ingest(report: IngestReport) -> None:
 def transcribe(
     ctx: typer.Context,
     files: Annotated[list[Path], typer.Argument(help="Audio files.", metavar="FILE...", readable=False)],
-    format: Annotated[Format, typer.Option("--format", "-f", help="How the text is written.")] = Format.text,
-    model: Annotated[str | None, typer.Option(help="champion, a model's id, starter, a folder or a Hub id.")] = None,
-    language: Annotated[str | None, typer.Option(help="Language spoken; detected where the model can.")] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="A folder for one file each, instead of the screen.")
+    format: Annotated[Format, typer.Option("--format", "-f", help="Format of the text.")] = Format.text,
+    model: Annotated[
+        str | None,
+        typer.Option(help="champion, a model's id, starter, a folder or a Hub id.", show_default="the champion"),
     ] = None,
-    engine: Annotated[Engine | None, typer.Option(help="What runs the model; as set, where not given.")] = None,
+    language: Annotated[
+        str | None, typer.Option(help="Language spoken (ISO 639-1).", show_default="detected where the model can")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder to write one file for each input to, instead of the screen."),
+    ] = None,
+    engine: Annotated[
+        Engine | None, typer.Option(help="What runs the model.", show_default="the setting engine")
+    ] = None,
     audio_context: Annotated[
         Context,
         typer.Option(
-            help="auto: as the model was tuned. trimmed: a clip's own length, fast, and safe on models tuned so alone. "
-            "full: 30 s."
+            help="What the encoder is given. auto: as the model was tuned. trimmed: the clip's own length, fast, and "
+            "safe only for models tuned on it. full: 30 s."
         ),
     ] = Context.auto,
 ) -> None:
-    """The text of audio files, which are not taken into the workspace; with word times but in `text`."""
+    """Transcribe files without adding them to the workspace; every format but `text` has word times."""
     import tempfile
 
     from voxloop.errors import AudioError
@@ -189,11 +190,11 @@ def transcribe(
 def retranscribe(
     ctx: typer.Context,
     recordings: Annotated[
-        list[str] | None, typer.Argument(help="Only these recordings; all, where none is named.", metavar="[ID]...")
+        list[str] | None, typer.Argument(help="Only these recordings.", show_default="all", metavar="[ID]...")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Have what earlier models heard transcribed by the current one; all texts are kept, references untouched."""
+    """Queue what earlier models transcribed for the current model; all texts are kept, references untouched."""
     from voxloop.steps.transcripts import retranscribe as ask
 
     with opened(ctx) as ws:

@@ -26,7 +26,7 @@ def register(app: typer.Typer) -> None:
 
 
 def init(ctx: typer.Context) -> None:
-    """Make a workspace: a folder that holds everything, and its settings in voxloop.toml."""
+    """Create a workspace: a folder that holds everything, with its settings in voxloop.toml."""
     with opened(ctx, create=True) as ws:
         typer.echo(f"workspace: {ws.folder}")
         typer.echo(f"settings:  {ws.folder / 'voxloop.toml'}")
@@ -34,7 +34,7 @@ def init(ctx: typer.Context) -> None:
 
 
 def status(ctx: typer.Context, as_json: Json = False) -> None:
-    """What is where, waiting, running and failed, and what to do next."""
+    """Show what is there, waiting, running and failed, and what to do next."""
     from voxloop.status import status as look
 
     with opened(ctx) as ws:
@@ -103,14 +103,14 @@ def _dataset(found: Status) -> str:
 def worker(
     ctx: typer.Context,
     steps: Annotated[
-        list[str] | None, typer.Argument(help="Only these steps; all, where none is named.", metavar="[STEP]...")
+        list[str] | None, typer.Argument(help="Only these steps.", show_default="all", metavar="[STEP]...")
     ] = None,
-    until_idle: Annotated[bool, typer.Option("--until-idle", help="End when nothing is waiting.")] = False,
+    until_idle: Annotated[bool, typer.Option("--until-idle", help="Exit when nothing is waiting.")] = False,
     retry_dead: Annotated[
-        bool, typer.Option("--retry-dead", help="First wake the jobs whose attempts are spent.")
+        bool, typer.Option("--retry-dead", help="First retry the jobs whose attempts are spent.")
     ] = False,
 ) -> None:
-    """Do the waiting work: segment, transcribe, restore, index, train. Several workers share it."""
+    """Do the waiting work: segment, transcribe, restore, align, index, train. Several workers share it."""
     import signal
     import threading
     import time
@@ -183,7 +183,7 @@ def events(
 
 
 def doctor(ctx: typer.Context) -> None:
-    """Say what this machine has, and try the parts that are used."""
+    """Report what this machine has, and try the stores."""
     import os
     import platform
     import shutil
@@ -213,13 +213,13 @@ def doctor(ctx: typer.Context) -> None:
 
 
 def demo(
-    audio: Annotated[Path, typer.Argument(help="A folder of audio with metadata.jsonl.")],
-    speaker: Annotated[str | None, typer.Option(help="Only this speaker of the folder.")] = None,
-    clips: Annotated[int, typer.Option(help="Training clips at most.", min=5)] = 50,
+    audio: Annotated[Path, typer.Argument(help="Folder of audio with a metadata.jsonl.")],
+    speaker: Annotated[str | None, typer.Option(help="Only this speaker.")] = None,
+    clips: Annotated[int, typer.Option(help="Number of training clips at most.", min=5)] = 50,
     train_seconds: Annotated[float, typer.Option(help="Seconds of training.", min=5)] = 60.0,
-    out: Annotated[Path, typer.Option(help="Where the workspace and result.json go.")] = Path("build/demo"),
+    out: Annotated[Path, typer.Option(help="Folder for the workspace and result.json.")] = Path("build/demo"),
 ) -> None:
-    """The whole loop on one speaker: ingest, transcribe, freeze, train, evaluate, promote, compare."""
+    """Run the whole loop on one speaker: ingest, transcribe, freeze, train, evaluate, promote, compare."""
     from voxloop.demo import run_demo
 
     run_demo(audio, speaker=speaker, clips=clips, train_seconds=train_seconds, out=out, say=typer.echo)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from voxloop.maintenance.integrity import contents, leftovers
 from voxloop.maintenance.integrity.check import Check, Finding, Progress
@@ -34,6 +34,10 @@ class Verification:
     def sound(self) -> bool:
         """Nothing is wrong, or nothing is any more."""
         return all(finding.repaired for finding in self.findings)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The answer, and what it rests on."""
+        return {"sound": self.sound, "checked": self.checked, "findings": self.findings}
 
 
 def verify(

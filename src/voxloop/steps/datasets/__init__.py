@@ -8,7 +8,7 @@ from voxloop.steps.datasets.freezing import build
 from voxloop.steps.datasets.rows import (
     DatasetRow,
     Exclusion,
-    each_exclusion,
+    all_datasets,
     excluded_key,
     exclusions,
     find,
@@ -16,9 +16,10 @@ from voxloop.steps.datasets.rows import (
     rows,
 )
 from voxloop.steps.datasets.splits import assign_splits, position, split_at
-from voxloop.steps.datasets.summary import Summary, summarise
+from voxloop.steps.datasets.summary import DatasetDetails, Summary, details, summarise
 
 __all__ = [
+    "DatasetDetails",
     "DatasetRow",
     "Diff",
     "Difference",
@@ -26,10 +27,11 @@ __all__ = [
     "Exported",
     "Filters",
     "Summary",
+    "all_datasets",
     "assign_splits",
     "build",
+    "details",
     "diff",
-    "each_exclusion",
     "excluded_key",
     "exclusions",
     "export_dataset",

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from voxloop.errors import UsageError, nearest
 from voxloop.records import Split
-from voxloop.steps.datasets.rows import DatasetRow, rows
+from voxloop.steps.datasets.rows import DatasetRow, find, rows
 
 if TYPE_CHECKING:
     from voxloop.workspace import Workspace
@@ -37,10 +38,23 @@ class Diff:
     differences: tuple[Difference, ...]  # in the order of the utterances
 
 
-def diff(ws: Workspace, before: str, after: str) -> Diff:
-    """The rows that differ between two datasets. Raises BlobError where a manifest is lost."""
-    old = {row.utterance: row for row in rows(ws, before)}
-    new = {row.utterance: row for row in rows(ws, after)}
+def diff(ws: Workspace, before: str, after: str | None = None, *, change: str | None = None) -> Diff:
+    """The rows that differ between two datasets, each a name or an id; without `after`, from the parent of `before`.
+
+    `change` lists only differences of that kind; the counts are of all. Raises UsageError for an unknown kind or a
+    dataset without a parent, UnknownRecord, and BlobError where a manifest is lost.
+    """
+    if change is not None and change not in CHANGES:
+        raise UsageError(f"there is no change {change!r}{nearest(change, CHANGES)}")
+    first = find(ws, before)
+    if after is not None:
+        second = find(ws, after)
+    elif first.parent is not None:
+        first, second = find(ws, first.parent), first
+    else:
+        raise UsageError(f"{first.name} {first.id[7:19]} has no version before it: name two datasets")
+    old = {row.utterance: row for row in rows(ws, first.id)}
+    new = {row.utterance: row for row in rows(ws, second.id)}
     found: list[Difference] = []
     for id in sorted(old.keys() | new.keys()):
         found += _differences(id, old.get(id), new.get(id))
@@ -51,8 +65,14 @@ def diff(ws: Workspace, before: str, after: str) -> Diff:
             added[new[one.utterance].split] = added.get(new[one.utterance].split, 0) + 1
         elif one.change == "removed":
             removed[old[one.utterance].split] = removed.get(old[one.utterance].split, 0) + 1
-    counts = {change: sum(one.change == change for one in found) for change in CHANGES}
-    return Diff(before=before, after=after, counts=counts, added=added, removed=removed, differences=tuple(found))
+    return Diff(
+        before=first.id,
+        after=second.id,
+        counts={kind: sum(one.change == kind for one in found) for kind in CHANGES},
+        added=added,
+        removed=removed,
+        differences=tuple(one for one in found if change in (None, one.change)),
+    )
 
 
 def _differences(id: str, old: DatasetRow | None, new: DatasetRow | None) -> list[Difference]:

@@ -377,7 +377,7 @@ def freeze(
                     tx.change(Dataset, id, excluded=dataset.excluded, filters=filters)
             keep_splits(tx.connection, new_splits)
             _keep_rows(tx.connection, id, manifest)
-            tx.emit("dataset.ready", id, payload={"name": name, "clips": dataset.clips})
+            tx.emit("dataset.frozen", id, payload={"name": name, "clips": dataset.clips})
             return tx.get(Dataset, id)
 
 

@@ -105,17 +105,24 @@ def _rows(ws: Workspace, dataset: str) -> Iterator[DatasetRow]:
         yield DatasetRow(**json.loads(text))
 
 
-def exclusions(ws: Workspace, dataset: str, *, reason: str | None = None) -> list[Exclusion]:
-    """What was left out of a dataset, and why; `reason` is a part of the reasons that are wanted."""
-    return list(each_exclusion(ws, dataset, reason=reason))
+def all_datasets(ws: Workspace) -> list[Dataset]:
+    """All datasets, oldest first."""
+    with ws.read() as reader:
+        return reader.all(Dataset)
 
 
-def each_exclusion(ws: Workspace, dataset: str, *, reason: str | None = None) -> Iterator[Exclusion]:
-    """As `exclusions`, streaming."""
-    for text in _lines(ws, excluded_key(manifest_key(ws, dataset))):
-        one = Exclusion(**json.loads(text))
-        if reason is None or reason.casefold() in one.reason.casefold():
-            yield one
+def exclusions(ws: Workspace, dataset: str, *, reason: str | None = None, reviewed: bool = False) -> list[Exclusion]:
+    """What was left out of a dataset, and why.
+
+    `reason` is a part of the reasons that are wanted; with `reviewed`, only utterances whose text a person had written
+    or accepted.
+    """
+    listed = (Exclusion(**json.loads(text)) for text in _lines(ws, excluded_key(manifest_key(ws, dataset))))
+    return [
+        one
+        for one in listed
+        if (one.reviewed or not reviewed) and (reason is None or reason.casefold() in one.reason.casefold())
+    ]
 
 
 def _lines(ws: Workspace, key: str) -> Iterator[bytes]:

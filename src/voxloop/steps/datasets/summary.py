@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
 
-from voxloop.records import SPLITS, Split
+from voxloop.records import SPLITS, Dataset, Split
 from voxloop.speech import text as _text
-from voxloop.steps.datasets.rows import DatasetRow, rows
+from voxloop.steps.datasets.rows import DatasetRow, exclusions, find, rows
 
 if TYPE_CHECKING:
     from voxloop.workspace import Workspace
@@ -50,6 +50,26 @@ class Summary:
     @property
     def hours(self) -> float:
         return sum(split.hours for split in self.splits.values())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DatasetDetails:
+    """A frozen dataset with what it holds."""
+
+    dataset: Dataset
+    summary: Summary
+    reviewed: int  # utterances left out although a person had written or accepted their text
+
+    def as_dict(self) -> dict[str, Any]:
+        """The dataset's fields, and its summary."""
+        return {f.name: getattr(self.dataset, f.name) for f in fields(self.dataset)} | {"summary": self.summary}
+
+
+def details(ws: Workspace, name: str | None = None) -> DatasetDetails:
+    """The dataset of this id or the newest of this name (None: of all), with what it holds. Raises UnknownRecord."""
+    dataset = find(ws, name)
+    reviewed = len(exclusions(ws, dataset.id, reviewed=True))
+    return DatasetDetails(dataset=dataset, summary=summarise(ws, dataset.id), reviewed=reviewed)
 
 
 def summarise(ws: Workspace, dataset: str) -> Summary:

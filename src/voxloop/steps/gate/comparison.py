@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from voxloop.errors import ConflictError, UsageError
 from voxloop.records import Dataset, Evaluation, Split, Verdict
 from voxloop.steps.evaluation import Scored, scored_rows, significance, wer
+from voxloop.steps.evaluation.words import Change, SliceChange, changes, slice_changes
 from voxloop.steps.gate.guards import Guard, clusters, general_guard, joined_guard, paired, silence_guard, slice_guard
 from voxloop.stores import tables
 
@@ -82,6 +83,38 @@ class Comparison:
         """The comparison that `as_dict` made a dictionary of, also after a way through JSON."""
         guards = tuple(Guard(**guard) for guard in values["guards"])
         return cls(**values | {"guards": guards, "reasons": tuple(values["reasons"])})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SideBySide:
+    """Two models on the same references: the judgement, and where each of them hears better."""
+
+    evaluation: Evaluation
+    against: Evaluation
+    comparison: Comparison
+    slices: tuple[SliceChange, ...]
+    better: tuple[Change, ...]  # utterances that got better, the most changed first
+    worse: tuple[Change, ...]
+    same: int  # utterances with as many errors as before
+
+    def as_dict(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "same"}
+
+
+def side_by_side(ws: Workspace, evaluation: Evaluation, against: Evaluation) -> SideBySide:
+    """Compare an evaluation with another, down to the utterance. Raises as `compare`."""
+    comparison = compare(ws, evaluation, against)
+    before, after = scored_rows(ws, against), scored_rows(ws, evaluation)
+    better, worse = changes(before, after)
+    return SideBySide(
+        evaluation=evaluation,
+        against=against,
+        comparison=comparison,
+        slices=tuple(slice_changes(before, after)),
+        better=tuple(better),
+        worse=tuple(worse),
+        same=len(before) - len(better) - len(worse),
+    )
 
 
 def compare(

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from voxloop.errors import UsageError
 from voxloop.records import Recording
@@ -47,6 +47,19 @@ class IngestReport:
     def reasons(self) -> dict[str, int]:
         """Refused files by reason, the most frequent first."""
         return dict(Counter(refusal.reason for refusal in self.refused).most_common())
+
+    def as_dict(self) -> dict[str, Any]:
+        """Counts first, then ids, refusals and notes."""
+        return {
+            "taken": len(self.taken),
+            "known": len(self.known),
+            "refused": len(self.refused),
+            "hours": self.seconds_of_audio / 3600,
+            "elapsed_s": self.elapsed,
+            "recordings": self.taken,
+            "refusals": self.refused,
+            "notes": self.notes,
+        }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -52,6 +52,18 @@ class Decision:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ItemHistory:
+    """An utterance with its texts and every decision on it."""
+
+    item: Item
+    decisions: tuple[Decision, ...]  # oldest first
+
+    def as_dict(self) -> dict[str, Any]:
+        """The item as it is shown everywhere, and its decisions."""
+        return self.item.as_dict() | {"decisions": self.decisions}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class BulkAccepted:
     """What accepting everything above a confidence did, or with `dry_run` would do."""
 
@@ -177,6 +189,7 @@ def bulk_accept(
     by = reviewer(by)
     if not 0 < above <= 1:
         raise UsageError(f"above is {above}: needed is a confidence above 0, at most 1")
+    where.check_waiting()
     accepted = left = held = 0
     duration = 0.0
     after: str | None = None
@@ -213,6 +226,13 @@ def history(ws: Workspace, utterance: str) -> list[Decision]:
     """Every decision on an utterance, oldest first. Raises UnknownRecord."""
     with ws.read() as reader:
         return history_of(reader, reader.get(Utterance, utterance).id)
+
+
+def item_history(ws: Workspace, utterance: str) -> ItemHistory:
+    """One utterance with all its texts and every decision on it. Raises UnknownRecord."""
+    with ws.read() as reader:
+        item = item_of(reader, reader.get(Utterance, utterance))
+        return ItemHistory(item=item, decisions=tuple(history_of(reader, item.utterance.id)))
 
 
 # What the decisions share, also with the import of others' -----------------------------------------------------------

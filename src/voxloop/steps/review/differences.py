@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from voxloop.errors import UsageError
 from voxloop.records import Transcript, Utterance
@@ -24,6 +24,21 @@ class Difference:
     reference: Transcript  # what is taken as right: any version may be
     hypothesis: Transcript
     found: text.Differences
+
+    def as_dict(self) -> dict[str, Any]:
+        """Both texts, the pieces in which they differ, and the error rates."""
+        words, characters = self.found.words, self.found.characters
+        return {
+            "utterance": self.utterance.id,
+            "reference": self.reference,
+            "hypothesis": self.hypothesis,
+            "normaliser": self.found.normaliser,
+            "pieces": self.found.pieces,
+            "words": words,
+            "wer": words.rate,
+            "characters": characters,
+            "cer": characters.rate,
+        }
 
 
 def diff(

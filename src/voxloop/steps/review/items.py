@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
@@ -49,6 +49,19 @@ class Item:
         """Where this item stands in the listing: `page(after=…)` goes on behind it."""
         return f"{self.utterance.priority!r}@{self.utterance.id}"
 
+    def as_dict(self) -> dict[str, Any]:
+        """The fields, the text that counts, and what to give back when deciding or going on."""
+        return {
+            "utterance": self.utterance,
+            "text": self.text,
+            "reference": self.reference,
+            "hypothesis": self.hypothesis,
+            "versions": self.versions,
+            "warnings": self.warnings,
+            "version": self.version,
+            "cursor": self.cursor,
+        }
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Filters:
@@ -72,6 +85,11 @@ class Filters:
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise UsageError(f"{name} is {value}: a confidence is from 0 to 1")
+
+    def check_waiting(self) -> None:
+        """Raise UsageError where a status is asked for that nothing waiting for review has."""
+        if self.status not in (None, "transcribed"):
+            raise UsageError(f"status is {self.status}: only utterances that are `transcribed` wait for review")
 
     @property
     def sifts(self) -> bool:

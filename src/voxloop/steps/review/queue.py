@@ -38,6 +38,10 @@ class Turn:
     taken: float  # seconds since the epoch
     until: float
 
+    def as_dict(self) -> dict[str, Any]:
+        """The item as it is shown everywhere, and who has it until when."""
+        return self.item.as_dict() | {"by": self.by, "taken": self.taken, "until": self.until}
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ranking:
@@ -63,8 +67,10 @@ def next(ws: Workspace, *, by: str, where: Filters = EVERYTHING) -> Turn | None:
     clock, and given back by deciding, `release` or time. Skipped utterances are
     offered again after `review_skip_s`, or when nothing else is left. Two
     reviewers never hold the same one: the turn is taken by a compare-and-swap.
+    Raises UsageError for a status that nothing waiting has.
     """
     by = reviewer(by)
+    where.check_waiting()
     if _is_due(ws):
         prioritise(ws)
     lease_s = ws.settings.review_lease_s

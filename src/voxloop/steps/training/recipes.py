@@ -325,6 +325,26 @@ class Described:
     def differs(self) -> bool:
         return bool(self.value != self.default)
 
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"differs": self.differs}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RecipeDetails:
+    """A recipe with every setting explained."""
+
+    name: str
+    suits: str  # what it is for
+    why: str | None  # why it was chosen; None where it was named
+    settings: tuple[Described, ...]
+
+
+def details(recipe: Recipe) -> RecipeDetails:
+    """What a surface shows of a recipe."""
+    return RecipeDetails(
+        name=recipe.name, suits=SUITS[recipe.name], why=recipe.why or None, settings=tuple(described(recipe))
+    )
+
 
 def described(recipe: Recipe) -> list[Described]:
     """Every setting of a recipe with its default and its meaning, in the order of this module."""
