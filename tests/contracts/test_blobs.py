@@ -59,7 +59,7 @@ def test_what_is_missing_is_said(blobs: Blobs) -> None:
     with pytest.raises(BlobError):
         blobs.path("nothing-here")
     with pytest.raises(BlobError):
-        blobs.folder("no/such")
+        blobs.folder("no/such", ["config.json"])
     assert not blobs.exists("nothing-here")
     blobs.delete("nothing-here")
 
@@ -69,7 +69,8 @@ def test_prefixes_list_and_lie_together(blobs: Blobs) -> None:
     blobs.put("models/asr/r1/adapter/a.json", b"{}")
     blobs.put("models/asr/r2/config.json", b"{}")
     assert sorted(blobs.list("models/asr/r1")) == ["models/asr/r1/adapter/a.json", "models/asr/r1/config.json"]
-    assert (blobs.folder("models/asr/r1") / "adapter" / "a.json").read_bytes() == b"{}"
+    folder = blobs.folder("models/asr/r1", ["config.json", "adapter/a.json"])
+    assert (folder / "adapter" / "a.json").read_bytes() == (folder / "config.json").read_bytes() == b"{}"
     blobs.delete("models/asr/r2/config.json")
     assert not blobs.exists("models/asr/r2/config.json")
 

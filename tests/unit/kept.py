@@ -100,9 +100,10 @@ def learn(ws: Workspace, frozen: Dataset) -> None:
     ws.blobs.put("models/asr/run1/model.safetensors", b"weights")
     whole = {"family": "whisper", "kind": "full"}
     model = Model(id=model_id(files), base="starter", where="models/asr/run1", run="run1", files=files, **whole)  # type: ignore[arg-type]
-    ws.blobs.put("models/asr/run2/model.safetensors", b"more weights")
     files = {"model.safetensors": sha256_bytes(b"more weights")}
-    child = Model(id=model_id(files), base=model.id, where="models/asr/run2", run="run2", files=files, **whole)  # type: ignore[arg-type]
+    place = f"models/asr/run2/{model_id(files)}"  # the older one lies where earlier versions put it
+    ws.blobs.put(f"{place}/model.safetensors", b"more weights")
+    child = Model(id=model_id(files), base=model.id, where=place, run="run2", files=files, **whole)  # type: ignore[arg-type]
     runs = [
         Run(id="run1", dataset=frozen.id, base="starter", family="whisper", method="full", recipe={},
             status="completed", model=model.id),

@@ -346,14 +346,15 @@ class TestInAWorkspace:
         ours = evaluate(fast, "starter")
         assert ours.decoding["engine"] == "ctranslate2-int8"
         assert ours.id != by_torch.id
-        served = models.recogniser(fast, models.base_model(fast))
-        assert isinstance(served, CTranslateRecogniser)
-        assert served is models.recogniser(fast, models.base_model(fast), "ctranslate2-int8")
+        with models.loaded(fast, models.base_model(fast)) as served:
+            assert isinstance(served, CTranslateRecogniser)
+        with models.loaded(fast, models.base_model(fast), "ctranslate2-int8") as again:
+            assert again is served
 
     def test_what_cannot_be_converted_is_not_promoted(self, fast: Workspace, tmp_path: Path) -> None:
         folder = tiny_whisper.make(tmp_path / "model")
-        model = models.base_model(fast, str(folder))
         (folder / "model.safetensors").write_bytes(b"damaged")
+        model = models.base_model(fast, str(folder))
         with pytest.raises(ModelError, match="cannot be converted"):
             promotion.promote(fast, model.id, force=True)
         assert promotion.champion(fast) is None

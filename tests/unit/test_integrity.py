@@ -140,7 +140,7 @@ def model_file(ws: Workspace) -> None:
 
 
 def lost_model_file(ws: Workspace) -> None:
-    ws.blobs.delete("models/asr/run2/model.safetensors")
+    ws.blobs.delete(next(ws.blobs.list("models/asr/run2")))
 
 
 def heard_lost(ws: Workspace) -> None:

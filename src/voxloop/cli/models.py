@@ -44,7 +44,7 @@ def model_list(ctx: typer.Context, as_json: Json = False) -> None:
         names: dict[str, list[str]] = {}
         for alias, id in reader.connection.execute(sa.select(tables.alias.c.name, tables.alias.c.model)):
             names.setdefault(id, []).append(alias)
-        origins = {m.id: m.where for m in models if m.run is None}  # what has a name is shown by it
+        origins = {m.id: m.base for m in models if m.run is None}  # what has a name is shown by it
         measured = {e.model: e for e in reader.all(Evaluation, tables.evaluation.c.split == "test")}
         runs = {r.id: r for r in reader.all(Run)}
         datasets = {d.id: d for d in reader.all(Dataset)}
@@ -105,7 +105,7 @@ def model_show(ctx: typer.Context, name: str, as_json: Json = False) -> None:
         with ws.read() as reader:
             evaluations = reader.all(Evaluation, tables.evaluation.c.model == found.id)
         moves = [move for move in history(ws) if found.id in (move.model, move.previous)]
-        folder = model_folder(ws, found)
+        folder = model_folder(ws, found, checked=False)
     if as_json:
         print_json({"model": found, "folder": folder, "evaluations": evaluations, "promotions": moves})
         return
