@@ -17,7 +17,7 @@ import threading
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -321,11 +321,11 @@ class LoadedModel:
 
     recogniser: Recogniser | None = None  # None until it is loaded
     users: int = 0
-    loading: threading.Lock = field(default_factory=threading.Lock)
 
 
 _LOADED: dict[tuple[str, str, str], LoadedModel] = {}  # by model, device and engine; the last used at the end
 _COUNTING = threading.Lock()  # held while `_LOADED` or a count of users changes, never while a model is loaded
+_LOADING = threading.Lock()  # one at a time: transformers replaces functions of PyTorch while it loads a model
 
 
 @contextmanager
@@ -341,9 +341,10 @@ def loaded(ws: Workspace, model: Model, engine_name: str | None = None) -> Itera
         held.users += 1
         _free(KEPT)  # before loading: memory never holds one more than it must
     try:
-        with held.loading:
-            recogniser = held.recogniser = held.recogniser or _load(ws, model, *key[1:])
-        yield recogniser
+        if held.recogniser is None:
+            with _LOADING:
+                held.recogniser = held.recogniser or _load(ws, model, *key[1:])
+        yield held.recogniser
     finally:
         with _COUNTING:
             held.users -= 1
