@@ -338,6 +338,22 @@ def test_threads_that_ask_for_the_same_model_load_it_once(small: Workspace, monk
     assert loads.count() == 0
 
 
+def test_the_number_of_threads_is_set_when_a_model_is_loaded_and_not_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    told: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", told.append)
+    models.free()
+    with open_loop(tmp_path / "workspace", create=True, threads=2, device="cpu") as ws:
+        for _ in range(3):
+            with models.loaded(ws, models.base_model(ws)):
+                pass
+    assert told == [2]
+    models.free()
+
+
 def test_no_model_goes_while_it_is_used(
     small: Workspace, several: list[Model], monkeypatch: pytest.MonkeyPatch
 ) -> None:
