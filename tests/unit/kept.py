@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from voxloop.models import model_id
+from voxloop.models import embedding_model, model_id
 from voxloop.pipeline import open_loop
 from voxloop.records import Dataset, Evaluation, Model, Promotion, Recording, Run, Transcript, Utterance
 from voxloop.speech.audio import to_pcm16, wav_bytes
@@ -42,10 +42,11 @@ def fill(ws: Workspace, folder: Path, *, clips: int = 16) -> Dataset:
         )
         for number, utterance in enumerate(utterances)
     ]
+    space = embedding_model(ws).id
     with ws.transaction() as tx:
         tx.add(*heard)
         ids = [utterance.id for utterance in utterances]
-        ws.vectors.upsert(tx, "space", ids, np.eye(len(ids), 8, dtype=np.float32))
+        ws.vectors.upsert(tx, space, ids, np.eye(len(ids), 8, dtype=np.float32))
         tx.emit("utterance.reviewed", ids[0], key="x", payload={"by": "ann"})
     frozen = datasets.build(ws, name="frozen", ratios=(0.5, 0.2, 0.3))
     datasets.build(ws, name=f"{WHO}-only", ratios=(0.5, 0.2, 0.3), speakers=[WHO])

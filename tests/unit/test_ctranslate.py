@@ -358,9 +358,9 @@ class TestInAWorkspace:
         filler = small_disk / "filler"
         filler.write_bytes(bytes(7 << 19))  # half a megabyte is left
         model = models.base_model(fast)
-        with pytest.raises(ModelError, match=r"No space left|write|Input/output") as caught:
+        with pytest.raises(ModelError, match=r"cannot be (converted|kept).*No space left"):
             models.converted(fast, model, "int8")
-        assert str(model.id) in str(caught.value) or "cannot be converted" in str(caught.value)
+
         assert list((small_disk / "ctranslate2").iterdir()) == []
         filler.unlink()
         assert ctranslate.intact(models.converted(fast, model, "int8"))
