@@ -1,19 +1,30 @@
-"""Models: which one is meant, where its files are, its converted forms, and loading."""
+"""Models: which one is meant, where its files are, its converted forms, and loading.
+
+A name is turned into a row of the catalog once. What a row says of its files is held against them whenever they are
+to be used; a file is read for that once, and again only after it has changed.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib.util
 import json
+import os
 import shutil
+import sys
+import threading
 import uuid
-from functools import lru_cache
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
-from voxloop.errors import ModelError, UnknownRecord
+from voxloop import hub
+from voxloop.errors import BlobError, ModelError, UnknownRecord
 from voxloop.families.contract import Recogniser, family
 from voxloop.records import Model
 from voxloop.starter import STARTER_DIR
@@ -25,7 +36,12 @@ if TYPE_CHECKING:
 
 CHAMPION = "champion"
 STARTER = "starter"
+BASE = "base"  # as `embedding_model`: what the setting `base_model` names
 MODEL_FILES = (".safetensors", ".json", ".txt", ".model")  # what a model folder's identity covers
+KEPT = 2  # loaded models that stay in memory while nobody uses them: an evaluation needs champion and challenger
+
+
+# Which one is meant --------------------------------------------------------------------------------------------------
 
 
 def base_model(ws: Workspace, name: str | None = None) -> Model:
@@ -33,7 +49,8 @@ def base_model(ws: Workspace, name: str | None = None) -> Model:
 
     `name` is an alias (`champion`), a model's id, `starter`, a local folder or a
     Hub id such as `openai/whisper-small`; None means the champion or, before
-    there is one, the setting `base_model`. Raises ModelError or UnknownRecord.
+    there is one, the setting `base_model`. The Hub is asked about a name once in
+    a workspace. Raises ModelError or UnknownRecord.
     """
     with ws.read() as reader:
         aliased = reader.connection.execute(
@@ -41,52 +58,84 @@ def base_model(ws: Workspace, name: str | None = None) -> Model:
         ).scalar()
         if aliased:
             return reader.get(Model, aliased)
-        if name == CHAMPION:
-            raise UnknownRecord("no model is champion yet: `voxloop model promote MODEL` makes one, on evidence")
-        name = name or ws.settings.base_model
-        if name != STARTER and not Path(name).is_dir() and "/" not in name:
-            return reader.get(Model, name)
-    return _register(ws, name)
+    if name == CHAMPION:
+        raise UnknownRecord("no model is champion yet: `voxloop model promote MODEL` makes one, on evidence")
+    return _named(ws, name or ws.settings.base_model)
 
 
-def _register(ws: Workspace, name: str) -> Model:
-    """A model that did not come from a run: the starter, a folder or a Hub id."""
+def embedding_model(ws: Workspace) -> Model:
+    """The model that gives utterances their vectors, as the setting `embedding_model` names it.
+
+    Never an alias: vectors of different models do not compare, and an alias moves.
+    """
+    name = ws.settings.embedding_model
+    return _named(ws, ws.settings.base_model if name == BASE else name)
+
+
+def _named(ws: Workspace, name: str) -> Model:
+    """The model of a name that is no alias."""
     if name == STARTER:
-        folder = STARTER_DIR
-    elif Path(name).is_dir():
+        return _registered(ws, STARTER_DIR, _model_files(STARTER_DIR), base=STARTER, where=STARTER)
+    if Path(name).is_dir():
         folder = Path(name).absolute()
-    else:
-        folder = _hub_folder(name)
-    files = _hash_files(folder)
+        return _registered(ws, folder, _model_files(folder), base=str(folder), where=str(folder))
+    if "/" not in name:
+        with ws.read() as reader:
+            return reader.get(Model, name)
+    return _known_by(ws, name) or _from_hub(ws, name)
+
+
+_RESOLVING = threading.Lock()
+_ALSO: dict[tuple[str, str], str] = {}  # (catalog, name) -> id of a model whose row bears another name
+
+
+def _known_by(ws: Workspace, name: str) -> Model | None:
+    """The model that a Hub id or a folder, which may be gone by now, was registered as."""
+    with ws.read() as reader:
+        found = reader.all(Model, tables.model.c.base == name, tables.model.c.run.is_(None))
+        if found:
+            return found[-1]
+        other = _ALSO.get((str(ws.catalog.engine.url), name))
+        return reader.find(Model, other) if other else None
+
+
+def _from_hub(ws: Workspace, name: str) -> Model:
+    """Download a repository and register it under its name, pinned to the commit that it was at."""
+    with _RESOLVING:
+        known = _known_by(ws, name)  # another thread may have been first
+        if known:
+            return known
+        folder, commit = hub.download(name)
+        where = f"{hub.repository(name)}@{commit}"
+        model = _registered(ws, folder, hub.wanted(_model_files(folder)), base=name, where=where)
+        if model.base != name:
+            _ALSO[str(ws.catalog.engine.url), name] = model.id
+        return model
+
+
+def _registered(ws: Workspace, folder: Path, names: Iterable[str], *, base: str, where: str) -> Model:
+    """The row of a model that did not come from a run, written where there is none yet."""
+    files = {name: _hash(folder / name) for name in names}
+    id = model_id(files)
+    with ws.read() as reader:
+        known = reader.find(Model, id)
+    if known and not _moved(known):
+        return known
     if not any(file.endswith(".safetensors") for file in files):
         raise ModelError(
-            f"{folder} holds no .safetensors weights: needed is a folder with config.json, tokenizer and safetensors"
+            f"{folder} holds no .safetensors weights: a model is a folder with config.json, tokenizer and safetensors"
         )
-    where = name if folder != Path(name).absolute() else str(folder)
-    model = Model(id=model_id(files), family=_family_of(folder), base=where, kind="full", where=where, files=files)
-    with ws.read() as reader:
-        known = reader.find(Model, model.id)
-    if known:
-        return known
     with ws.catalog.write() as tx:  # true whatever becomes of the job in hand, so not fenced by its claim
-        tx.add(model)
-        return tx.get(Model, model.id)
+        if known:
+            tx.change(Model, id, base=base, where=where)
+        else:
+            tx.add(Model(id=id, family=_family_of(folder), base=base, kind="full", where=where, files=files))
+        return tx.get(Model, id)
 
 
-@lru_cache(maxsize=32)
-def _hash_files(folder: Path) -> dict[str, str]:
-    """Hashes of a model's files by name; a folder is not expected to change while it is used."""
-    return {
-        path.relative_to(folder).as_posix(): sha256_file(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.suffix in MODEL_FILES
-    }
-
-
-def model_id(files: dict[str, str]) -> str:
-    """`sha256-<hex>` over the files' names and hashes."""
-    lines = "".join(f"{name} {files[name]}\n" for name in sorted(files))
-    return f"sha256-{hashlib.sha256(lines.encode()).hexdigest()}"
+def _moved(model: Model) -> bool:
+    """Whether the folder that a model was registered from is gone."""
+    return model.run is None and Path(model.where).is_absolute() and not Path(model.where).is_dir()
 
 
 def _family_of(folder: Path) -> str:
@@ -99,28 +148,109 @@ def _family_of(folder: Path) -> str:
     return "whisper"
 
 
-def _hub_folder(name: str) -> Path:
-    """The local copy of a Hub repository, downloaded once; safetensors only."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        patterns = ["*.json", "*.txt", "*.safetensors", "*.model"]
-        return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=["*.fp32*", "flax*", "tf*"]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
-        raise ModelError(
-            f"model {name!r} is neither a folder here nor could it be had from the Hugging Face Hub "
-            f"({type(error).__name__}): check the name and the network, or give a local folder, or use `starter`"
-        ) from error
+# Its files -----------------------------------------------------------------------------------------------------------
 
 
-def model_folder(ws: Workspace, model: Model) -> str:
-    """The local folder that a model is loaded from."""
-    if model.where == STARTER:
-        return str(STARTER_DIR)
+def model_id(files: dict[str, str]) -> str:
+    """`sha256-<hex>` over the files' names and hashes."""
+    lines = "".join(f"{name} {files[name]}\n" for name in sorted(files))
+    return f"sha256-{hashlib.sha256(lines.encode()).hexdigest()}"
+
+
+def _model_files(folder: Path) -> list[str]:
+    """Names of the files that make up a model folder's identity."""
+    return [
+        path.relative_to(folder).as_posix()
+        for path in sorted(folder.rglob("*"))
+        if path.suffix in MODEL_FILES and path.is_file()
+    ]
+
+
+_HASHING = threading.Lock()
+_HASHES: dict[Path, tuple[tuple[int, ...], str]] = {}  # of a file: what stat(2) said of it when it was hashed
+
+
+def _hash(path: Path) -> str:
+    """`sha256-<hex>` of a file, read again only where it is another one or was written to."""
+    stat = path.stat()
+    seen = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    kept = _HASHES.get(path)
+    if kept is None or kept[0] != seen:
+        with _HASHING:  # threads that ask for the same gigabytes read them once
+            kept = _HASHES.get(path)
+            if kept is None or kept[0] != seen:
+                kept = _HASHES[path] = (seen, sha256_file(path))
+    return kept[1]
+
+
+def _fault(folder: Path, model: Model) -> str | None:
+    """What is wrong with a model's files in a folder, by its row; None: nothing."""
+    for name, needed in sorted(model.files.items()):
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        found = _hash(folder / name)
+        if found != needed:
+            return f"{name} has {found}, and its row needs {needed}"
+    return None
+
+
+def model_folder(ws: Workspace, model: Model, *, checked: bool = True) -> str:
+    """The local folder that a model is loaded from, brought here where it is elsewhere.
+
+    Its files are held against the row, each once as long as it does not change.
+    Raises ModelError where they differ; where not `checked`, only what cannot be
+    brought here does.
+    """
     if model.run is not None:
-        return str(ws.blobs.folder(model.where))
-    return model.where if Path(model.where).is_dir() else str(_hub_folder(model.where))
+        return str(_from_blobs(ws, model, checked))
+    if model.where != STARTER and not Path(model.where).is_absolute():
+        return str(_from_cache(model, checked))
+    folder = STARTER_DIR if model.where == STARTER else Path(model.where)
+    wrong = checked and _fault(folder, model)
+    if wrong:
+        raise ModelError(
+            f"model {model.id} is not in {folder} any more: {wrong}; put its files back there, "
+            f"or name what is there now as a model of its own (`{model.base}`)"
+        )
+    return str(folder)
+
+
+def _from_blobs(ws: Workspace, model: Model, checked: bool) -> Path:
+    try:
+        folder = ws.blobs.folder(model.where, model.files)
+        wrong = checked and _fault(folder, model)
+        if wrong and ws.blobs.root is None:  # the copy may be what is damaged
+            for name in model.files:
+                ws.blobs.forget(f"{model.where}/{name}")
+            wrong = _fault(ws.blobs.folder(model.where, model.files), model)
+    except BlobError as error:
+        raise ModelError(f"model {model.id} lacks a file: {error}; `voxloop verify --repair` looks for it") from error
+    if wrong:
+        raise ModelError(
+            f"model {model.id} is damaged: {wrong}, in {ws.blobs.url}/{model.where}; `voxloop verify --repair` takes "
+            "it from its run's folder where that is whole, else restore a backup"
+        )
+    return folder
+
+
+def _from_cache(model: Model, checked: bool) -> Path:
+    """The Hub's files, downloaded again where they are not on this machine any more, or are damaged."""
+    folder = hub.cached(model.where)
+    if folder and not (checked and _fault(folder, model)):
+        return folder
+    # Files that are only missing are fetched alone; one that is there and wrong would be taken as it is.
+    missing = folder is None or any(not (folder / name).is_file() for name in model.files)
+    folder, _ = hub.download(model.where, again=not missing)
+    wrong = _fault(folder, model)
+    if wrong:
+        raise ModelError(
+            f"model {model.id} is not what the Hugging Face Hub has as {model.where} now: {wrong}; its files were "
+            "changed there: put the old ones into a folder and name that, or another revision as OWNER/NAME@REVISION"
+        )
+    return folder
+
+
+# What runs it --------------------------------------------------------------------------------------------------------
 
 
 def device(ws: Workspace) -> str:
@@ -143,47 +273,110 @@ def engine(ws: Workspace) -> str:
 
 
 def converted(ws: Workspace, model: Model, compute_type: str) -> Path:
-    """The model's CTranslate2 form in the workspace's cache: made once, and anew where it is damaged."""
+    """The model's CTranslate2 form in the workspace's cache: made once, and anew where it is damaged.
+
+    Processes that want the same one wait for the first to make it. Raises ModelError.
+    """
     target = ws.folder / "cache" / "ctranslate2" / f"{model.id}-{compute_type}"
     kind = family(model.family)
     if kind.intact(target):
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
-        kind.convert(model_folder(ws, model), partial, compute_type)
-        if not kind.intact(target):  # meanwhile another process may have made it
+        with _alone(ws.folder / "locks" / f"{target.name}.lock"):
+            if kind.intact(target):
+                return target
+            target.parent.mkdir(parents=True, exist_ok=True)
+            kind.convert(model_folder(ws, model), partial, compute_type)
             shutil.rmtree(target, ignore_errors=True)
             partial.replace(target)
     except OSError as error:
-        if not kind.intact(target):
-            raise ModelError(f"the conversion of model {model.id} cannot be kept in {target}: {error}") from error
+        raise ModelError(
+            f"the conversion of model {model.id} cannot be kept in {target}: {error}; make room or free access there, "
+            "or set `engine` to torch"
+        ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return target
 
 
-_LOADED: dict[tuple[str, str, str], Recogniser] = {}
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Hold a lock that one thread of one process has at a time, and that is dropped with it (flock(2))."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
-def recogniser(ws: Workspace, model: Model, engine_name: str | None = None) -> Recogniser:
-    """The loaded model on an engine (None: the one set).
+# Loading -------------------------------------------------------------------------------------------------------------
 
-    The two last used stay in memory, as evaluation needs champion and challenger.
+
+@dataclass(eq=False, kw_only=True, slots=True)
+class LoadedModel:
+    """A model in memory, and how many use it right now. One that is in use is never freed."""
+
+    recogniser: Recogniser | None = None  # None until it is loaded
+    users: int = 0
+
+
+_LOADED: dict[tuple[str, str, str], LoadedModel] = {}  # by model, device and engine; the last used at the end
+_COUNTING = threading.Lock()  # held while `_LOADED` or a count of users changes, never while a model is loaded
+_LOADING = threading.Lock()  # one at a time: transformers replaces functions of PyTorch while it loads a model
+
+
+@contextmanager
+def loaded(ws: Workspace, model: Model, engine_name: str | None = None) -> Iterator[Recogniser]:
+    """The model on an engine (None: the one set), loaded and kept in memory at least until the block ends.
+
+    Threads that ask for the same one share it, and it is loaded once. The `KEPT` that
+    were used last stay loaded; those in use count, and are never among those that go.
     """
-    import torch
-
-    if ws.settings.threads:
-        torch.set_num_threads(ws.settings.threads)
     key = (model.id, device(ws), engine_name or engine(ws))
-    if key not in _LOADED:
-        while len(_LOADED) > 1:
-            _LOADED.pop(next(iter(_LOADED)))
-        kind = family(model.family)
-        name, _, compute_type = key[2].partition("-")
-        if name == "torch":
-            _LOADED[key] = kind.load(model_folder(ws, model), device=key[1])
-        else:
-            _LOADED[key] = kind.load_converted(converted(ws, model, compute_type), device=key[1])
-    _LOADED[key] = _LOADED.pop(key)
-    return _LOADED[key]
+    with _COUNTING:
+        held = _LOADED[key] = _LOADED.pop(key) if key in _LOADED else LoadedModel()
+        held.users += 1
+        _free(KEPT)  # before loading: memory never holds one more than it must
+    try:
+        if held.recogniser is None:
+            with _LOADING:
+                held.recogniser = held.recogniser or _load(ws, model, *key[1:])
+        yield held.recogniser
+    finally:
+        with _COUNTING:
+            held.users -= 1
+            if held.recogniser is None and not held.users:  # it could not be loaded
+                del _LOADED[key]
+            _free(KEPT)
+
+
+def free() -> None:
+    """Drop every loaded model that nobody uses."""
+    with _COUNTING:
+        _free(0)
+    torch = sys.modules.get("torch")
+    if torch and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()  # what PyTorch keeps of the memory, others may want
+
+
+def _free(stay: int) -> None:
+    """Drop models without users, the longest unused first, until so many are left in all."""
+    for key in [key for key, held in _LOADED.items() if not held.users]:
+        if len(_LOADED) <= stay:
+            return
+        del _LOADED[key]
+
+
+def _load(ws: Workspace, model: Model, on: str, engine_name: str) -> Recogniser:
+    if ws.settings.threads:
+        import torch
+
+        torch.set_num_threads(ws.settings.threads)  # also what CTranslate2 goes by
+    kind = family(model.family)
+    name, _, compute_type = engine_name.partition("-")
+    if name == "torch":
+        return kind.load(model_folder(ws, model), device=on)
+    return kind.load_converted(converted(ws, model, compute_type), device=on)

@@ -44,7 +44,13 @@ class Settings:
     bus: str = field(default="local", repr=False)
     """`local`: workers poll the job table."""
     base_model: str = "starter"
-    """What transcribes before there is a champion: `starter`, a Hub id such as openai/whisper-small, or a folder."""
+    """What transcribes before there is a champion: `starter`, a Hub id such as openai/whisper-small (with @REVISION,
+    where it is not to be the newest), or a folder. The Hub is asked about it once; then the workspace keeps to the
+    commit that it found."""
+    embedding_model: str = "starter"
+    """What gives utterances the vectors by which similar ones are found: `starter`, `base` (what `base_model` names),
+    a Hub id or a folder; never the champion, since vectors of different models do not compare. After a change,
+    utterances get new vectors as they are indexed again; `voxloop verify --repair` has that done for all."""
     language: str = ""
     """Language taken where a recording names none (ISO 639-1); empty: the model detects it."""
     device: str = ""
@@ -138,6 +144,11 @@ class Settings:
                 "and a probability; `guards = false` turns them off"
             )
         _text.check_changes(self.normaliser)
+        if self.embedding_model in ("", "champion"):
+            raise SettingError(
+                f"embedding_model is {self.embedding_model!r}: needed is a model that stays, since its vectors compare "
+                "with no other's: `starter`, `base`, a Hub id or a folder"
+            )
         if self.engine not in ENGINES:
             raise SettingError(f"engine is {self.engine!r}: it must be one of {', '.join(ENGINES)}")
         if self.compute_type and self.compute_type not in COMPUTE_TYPES:

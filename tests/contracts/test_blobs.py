@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import signal
+import subprocess
+import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -59,7 +64,7 @@ def test_what_is_missing_is_said(blobs: Blobs) -> None:
     with pytest.raises(BlobError):
         blobs.path("nothing-here")
     with pytest.raises(BlobError):
-        blobs.folder("no/such")
+        blobs.folder("no/such", ["config.json"])
     assert not blobs.exists("nothing-here")
     blobs.delete("nothing-here")
 
@@ -69,7 +74,8 @@ def test_prefixes_list_and_lie_together(blobs: Blobs) -> None:
     blobs.put("models/asr/r1/adapter/a.json", b"{}")
     blobs.put("models/asr/r2/config.json", b"{}")
     assert sorted(blobs.list("models/asr/r1")) == ["models/asr/r1/adapter/a.json", "models/asr/r1/config.json"]
-    assert (blobs.folder("models/asr/r1") / "adapter" / "a.json").read_bytes() == b"{}"
+    folder = blobs.folder("models/asr/r1", ["config.json", "adapter/a.json"])
+    assert (folder / "adapter" / "a.json").read_bytes() == (folder / "config.json").read_bytes() == b"{}"
     blobs.delete("models/asr/r2/config.json")
     assert not blobs.exists("models/asr/r2/config.json")
 
@@ -84,3 +90,86 @@ def test_a_wrong_key_is_said_in_a_line(s3: str, tmp_path: Path, monkeypatch: pyt
 def test_an_unknown_store_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BlobError, match="file://"):
         Blobs("ftp://somewhere", cache=tmp_path)
+
+
+def bounded(key: str) -> bytes:
+    """8 MB that no two keys share."""
+    return hashlib.sha256(key.encode()).digest() * 262_144
+
+
+def test_threads_never_see_a_part_of_a_copy(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each asks a store object of its own, as processes do; a copy is whole as soon as it is there."""
+    monkeypatch.setattr("voxloop.stores.blobs.COPIED", 512 << 10)
+    keys = [f"models/{number}" for number in range(3)]
+    stores = [Blobs(s3, cache=tmp_path / "cache") for _ in range(8)]
+    for key in keys:
+        stores[0].put(key, bounded(key))
+    seen: set[int] = set()
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.is_set():
+            seen.update(path.stat().st_size for path in map((tmp_path / "cache").joinpath, keys) if path.exists())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda store: [sha256_file(store.path(key)) for key in keys], stores))
+    ended.set()
+    watcher.join()
+    assert found == [[sha256_bytes(bounded(key)) for key in keys]] * 8
+    assert seen <= {8 << 20}
+    assert sorted(path.name for path in (tmp_path / "cache" / "models").iterdir()) == ["0", "1", "2"]
+
+
+def test_a_large_blob_is_copied_in_little_memory(s3: str, tmp_path: Path) -> None:
+    file = tmp_path / "weights"
+    file.write_bytes(bytes(range(256)) * (1 << 18))  # 64 MiB
+    Blobs(s3, cache=tmp_path / "cache").put("models/weights", file)
+    code = (
+        "import resource, sys\n"
+        "from pathlib import Path\n"
+        "from voxloop.stores.blobs import Blobs\n"
+        "blobs = Blobs(sys.argv[1], cache=Path(sys.argv[2]))\n"
+        "blobs.get('models/weights', 0, 1000)\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024\n"
+        "before = peak()\n"
+        "blobs.path('models/weights')\n"
+        "print(peak() - before)\n"
+    )
+    command = [sys.executable, "-c", code, s3, str(tmp_path / "cache")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert sha256_file(tmp_path / "cache" / "models" / "weights") == sha256_file(file)
+    assert int(done.stdout) < 48  # MiB
+
+
+def test_a_killed_writer_leaves_no_copy_that_is_taken_for_the_blob(s3: str, tmp_path: Path) -> None:
+    blobs = Blobs(s3, cache=tmp_path / "cache")
+    blobs.put("models/weights", bounded("x"))
+    code = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from voxloop.stores import blobs\n"
+        "blobs.COPIED = 1 << 20\n"
+        "class Dying(blobs.Blobs):\n"
+        "    def get(self, key, start=None, end=None):\n"
+        "        if start == 4 << 20:\n"
+        "            os.kill(os.getpid(), signal.SIGKILL)\n"
+        "        return super().get(key, start, end)\n"
+        "Dying(sys.argv[1], cache=Path(sys.argv[2])).path('models/weights')\n"
+    )
+    command = [sys.executable, "-c", code, s3, str(tmp_path / "cache")]
+    assert subprocess.run(command, timeout=120, check=False).returncode == -signal.SIGKILL
+    (left,) = (tmp_path / "cache" / "models").iterdir()
+    assert left.name.endswith(".partial")
+    assert blobs.path("models/weights").read_bytes() == bounded("x")
+    blobs.delete("models/weights")
+    assert list((tmp_path / "cache" / "models").iterdir()) == []
+
+
+def test_a_disk_without_room_for_a_copy_is_said(s3: str, small_disk: Path) -> None:
+    blobs = Blobs(s3, cache=small_disk / "cache")
+    blobs.put("models/weights", bounded("x"))
+    with pytest.raises(BlobError, match=r"cannot be copied to .*No space left"):
+        blobs.path("models/weights")
+    assert list((small_disk / "cache" / "models").iterdir()) == []

@@ -42,7 +42,8 @@ def _preload(workspace: Path) -> None:
     torch.set_num_threads(1)
     with open_loop(workspace.with_name("preload"), create=True) as ws:
         model = models.base_model(ws)
-        models.recogniser(ws, model).transcribe([np.zeros(1600, np.float32)], transcripts.decoding(ws))
+        with models.loaded(ws, model) as recogniser:
+            recogniser.transcribe([np.zeros(1600, np.float32)], transcripts.decoding(ws))
         utterances.speech_spans(np.zeros(16_000, np.float32), ws.settings)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from voxloop.models import model_id
+from voxloop.models import embedding_model, model_id
 from voxloop.pipeline import open_loop
 from voxloop.records import Dataset, Evaluation, Model, Promotion, Recording, Run, Transcript, Utterance
 from voxloop.speech.audio import to_pcm16, wav_bytes
@@ -42,10 +42,11 @@ def fill(ws: Workspace, folder: Path, *, clips: int = 16) -> Dataset:
         )
         for number, utterance in enumerate(utterances)
     ]
+    space = embedding_model(ws).id
     with ws.transaction() as tx:
         tx.add(*heard)
         ids = [utterance.id for utterance in utterances]
-        ws.vectors.upsert(tx, "space", ids, np.eye(len(ids), 8, dtype=np.float32))
+        ws.vectors.upsert(tx, space, ids, np.eye(len(ids), 8, dtype=np.float32))
         tx.emit("utterance.reviewed", ids[0], key="x", payload={"by": "ann"})
     frozen = datasets.build(ws, name="frozen", ratios=(0.5, 0.2, 0.3))
     datasets.build(ws, name=f"{WHO}-only", ratios=(0.5, 0.2, 0.3), speakers=[WHO])
@@ -100,9 +101,10 @@ def learn(ws: Workspace, frozen: Dataset) -> None:
     ws.blobs.put("models/asr/run1/model.safetensors", b"weights")
     whole = {"family": "whisper", "kind": "full"}
     model = Model(id=model_id(files), base="starter", where="models/asr/run1", run="run1", files=files, **whole)  # type: ignore[arg-type]
-    ws.blobs.put("models/asr/run2/model.safetensors", b"more weights")
     files = {"model.safetensors": sha256_bytes(b"more weights")}
-    child = Model(id=model_id(files), base=model.id, where="models/asr/run2", run="run2", files=files, **whole)  # type: ignore[arg-type]
+    place = f"models/asr/run2/{model_id(files)}"  # the older one lies where earlier versions put it
+    ws.blobs.put(f"{place}/model.safetensors", b"more weights")
+    child = Model(id=model_id(files), base=model.id, where=place, run="run2", files=files, **whole)  # type: ignore[arg-type]
     runs = [
         Run(id="run1", dataset=frozen.id, base="starter", family="whisper", method="full", recipe={},
             status="completed", model=model.id),

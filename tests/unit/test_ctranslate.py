@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -314,6 +315,56 @@ class TestInAWorkspace:
             assert (target / "model.bin").read_bytes() == whole
         assert [path.name for path in target.parent.iterdir()] == [target.name]
 
+    def test_processes_and_threads_that_want_the_same_conversion_make_it_once(self, fast: Workspace) -> None:
+        """The first one makes it, also where a damaged one is in its place; the others wait, and open what it made."""
+        model = models.base_model(fast)
+        target = models.converted(fast, model, "int8")
+        whole = (target / "model.bin").read_bytes()
+        (target / "model.bin").write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        code = (
+            "import os, sys\n"
+            "from concurrent.futures import ThreadPoolExecutor\n"
+            "from pathlib import Path\n"
+            "from voxloop import models\n"
+            "from voxloop.families.whisper import WHISPER\n"
+            "from voxloop.pipeline import open_loop\n"
+            "convert = type(WHISPER).convert\n"
+            "def told(self, *given):\n"
+            "    os.write(1, b'converted\\n')\n"
+            "    convert(self, *given)\n"
+            "type(WHISPER).convert = told\n"
+            "with open_loop(Path(sys.argv[1]), engine='ctranslate2', device='cpu', threads=1) as ws:\n"
+            "    model = models.base_model(ws)\n"
+            "    sys.stdin.readline()\n"
+            "    with ThreadPoolExecutor(3) as pool:\n"
+            "        for folder in pool.map(lambda _: models.converted(ws, model, 'int8'), range(3)):\n"
+            "            WHISPER.load_converted(folder)\n"
+        )
+        command = [sys.executable, "-c", code, str(fast.folder)]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        with ExitStack() as stack:
+            processes = [stack.enter_context(subprocess.Popen(command, **pipes)) for _ in range(2)]  # type: ignore[call-overload]
+            for process in processes:
+                process.stdin.write(b"\n")
+                process.stdin.flush()
+            told = [process.communicate(timeout=120) for process in processes]
+        assert [process.returncode for process in processes] == [0, 0], told
+        assert sorted(out for out, _ in told) == [b"", b"converted\n"]
+        assert (target / "model.bin").read_bytes() == whole
+        assert [path.name for path in target.parent.iterdir()] == [target.name]
+
+    def test_a_full_disk_is_said_and_leaves_nothing(self, fast: Workspace, small_disk: Path) -> None:
+        (fast.folder / "cache").symlink_to(small_disk)
+        filler = small_disk / "filler"
+        filler.write_bytes(bytes(7 << 19))  # half a megabyte is left
+        model = models.base_model(fast)
+        with pytest.raises(ModelError, match=r"cannot be (converted|kept).*No space left"):
+            models.converted(fast, model, "int8")
+
+        assert list((small_disk / "ctranslate2").iterdir()) == []
+        filler.unlink()
+        assert ctranslate.intact(models.converted(fast, model, "int8"))
+
     def test_files_are_transcribed_with_it(self, fast: Workspace, demo_speech: Path) -> None:
         file = demo_speech / "boil-the-kettle-01.ogg"
         found = transcripts.transcribe_file(fast, file, word_times=True)
@@ -346,14 +397,15 @@ class TestInAWorkspace:
         ours = evaluate(fast, "starter")
         assert ours.decoding["engine"] == "ctranslate2-int8"
         assert ours.id != by_torch.id
-        served = models.recogniser(fast, models.base_model(fast))
-        assert isinstance(served, CTranslateRecogniser)
-        assert served is models.recogniser(fast, models.base_model(fast), "ctranslate2-int8")
+        with models.loaded(fast, models.base_model(fast)) as served:
+            assert isinstance(served, CTranslateRecogniser)
+        with models.loaded(fast, models.base_model(fast), "ctranslate2-int8") as again:
+            assert again is served
 
     def test_what_cannot_be_converted_is_not_promoted(self, fast: Workspace, tmp_path: Path) -> None:
         folder = tiny_whisper.make(tmp_path / "model")
-        model = models.base_model(fast, str(folder))
         (folder / "model.safetensors").write_bytes(b"damaged")
+        model = models.base_model(fast, str(folder))
         with pytest.raises(ModelError, match="cannot be converted"):
             promotion.promote(fast, model.id, force=True)
         assert promotion.champion(fast) is None

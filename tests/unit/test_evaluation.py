@@ -221,9 +221,9 @@ def test_what_is_known_of_the_recording_is_kept_with_what_was_heard(ws: Workspac
 def test_word_times_are_compared_where_the_references_have_them(tmp_path: Path, demo_speech: Path) -> None:
     clips = sorted(demo_speech.glob("*.ogg"))[:3]
     with open_loop(tmp_path / "timed", create=True, base_model="starter", threads=1, device="cpu") as ws:
-        starter = models.recogniser(ws, models.base_model(ws))
         stored = [from_pcm16(to_pcm16(decode(clip))) for clip in clips]  # of two likely texts rounding may choose
-        heard = starter.transcribe(stored, transcripts.decoding(ws, "en"), word_times=True)
+        with models.loaded(ws, models.base_model(ws)) as starter:
+            heard = starter.transcribe(stored, transcripts.decoding(ws, "en"), word_times=True)
         assert all(one.words for one in heard)
         (tmp_path / "said").mkdir()
         lines = []

@@ -140,7 +140,7 @@ def model_file(ws: Workspace) -> None:
 
 
 def lost_model_file(ws: Workspace) -> None:
-    ws.blobs.delete("models/asr/run2/model.safetensors")
+    ws.blobs.delete(next(ws.blobs.list("models/asr/run2")))
 
 
 def heard_lost(ws: Workspace) -> None:
@@ -189,6 +189,8 @@ def leftovers(ws: Workspace) -> None:
     (ws.folder / "spool" / "ingest-x").mkdir(parents=True)
     (ws.runs / "run1" / "best.partial").mkdir()
     (ws.folder / "blobs" / "audio" / "sha256-x.wav#1").write_bytes(b"")
+    (ws.folder / "cache" / "audio").mkdir(parents=True)
+    (ws.folder / "cache" / "audio" / "sha256-x.wav.01234567.partial").write_bytes(b"")
 
 
 MENDED: list[tuple[Callable[[Workspace], None], set[str]]] = [

@@ -91,7 +91,7 @@ def test_a_kill_loses_no_more_than_a_block(
     ids = take(workspace, tmp_path / "speech", demo_speech)
     monkeypatch.setattr(transcripts, "blocks", lambda items, samples, limit_s=0.0: ([item] for item in items))
     heard: list[int] = []
-    inner = models.recogniser
+    inner = models.loaded
 
     def dying(ws: Workspace, model: Model) -> object:
         if len(heard) == 2:
@@ -99,7 +99,7 @@ def test_a_kill_loses_no_more_than_a_block(
         heard.append(1)
         return inner(ws, model)
 
-    monkeypatch.setattr(transcripts, "recogniser", dying)
+    monkeypatch.setattr(transcripts, "loaded", dying)
     with pytest.raises(KeyboardInterrupt):
         transcripts.transcribe(workspace, ids)
     assert len(texts(workspace, "hypothesis")) == 2
@@ -107,7 +107,7 @@ def test_a_kill_loses_no_more_than_a_block(
         assert not reader.connection.execute(
             tables.event.select().where(tables.event.c.type == "transcription.completed")
         ).all()
-    monkeypatch.setattr(transcripts, "recogniser", inner)
+    monkeypatch.setattr(transcripts, "loaded", inner)
     assert len(transcripts.transcribe(workspace, ids)) == len(texts(workspace, "hypothesis")) - 2
     assert transcripts.transcribe(workspace, ids) == []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -118,3 +119,38 @@ def test_the_threads_of_pytorch_stay_as_they_were() -> None:
     told += "; voice.chances_of([[0.0]]); print(torch.get_num_threads())"
     done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "3"
+
+
+def test_hearing_in_threads_leaves_every_thread_its_number() -> None:
+    """PyTorch counts for each thread apart, and gives one that first computes the number that was set last."""
+    code = (
+        "import threading, time, torch\n"
+        "torch.set_num_threads(3)\n"
+        "from voxloop.speech import voice\n"
+        "import numpy as np\n"
+        "clip = np.zeros(80_000, np.float32)\n"
+        "def number():\n"
+        "    torch.ones(2) + 1\n"
+        "    seen.add(torch.get_num_threads())\n"
+        "def hear():\n"
+        "    number()\n"
+        "    for _ in range(5):\n"
+        "        voice.silero()\n"
+        "        voice.chances_of([clip])\n"
+        "        number()\n"
+        "seen, inside = set(), set()\n"
+        "hearing = [threading.Thread(target=hear) for _ in range(8)]\n"
+        "for one in hearing: one.start()\n"
+        "while any(one.is_alive() for one in hearing):\n"
+        "    threading.Thread(target=number).start()\n"
+        "    time.sleep(0.001)\n"
+        "number()\n"
+        "voice._voice().lstm.register_forward_pre_hook(lambda *_: inside.add(torch.get_num_threads()))\n"
+        "voice.chances_of([clip])\n"
+        "print(sorted(seen), sorted(inside))\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout.strip() == "[3] [1]", done.stderr

@@ -47,7 +47,7 @@ def model_list(ctx: typer.Context, as_json: Json = False) -> None:
     for one in found:
         if one.model.forgotten:
             typer.echo(f"{short(one.model.id)} was trained on speech that was forgotten since: it cannot unlearn it")
-    names = {one.model.id: one.model.where for one in found if one.model.run is None}  # shown by name, not by id
+    names = {one.model.id: one.model.base for one in found if one.model.run is None}  # shown by name, not by id
     table(
         ["model", "alias", "base", "run", "dataset", "learnt from", "test WER", "utterances"],
         [_overview_row(one, names) for one in found],

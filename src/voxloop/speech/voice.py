@@ -10,8 +10,9 @@ Letters in shapes: `B` recordings side by side, `T` frames, `S` samples, `D` wid
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import sys
+import threading
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from voxloop.records import SAMPLE_RATE
 
 if TYPE_CHECKING:
     import torch
+    from threadpoolctl import ThreadpoolController
 
     from voxloop.speech.audio import Waveform
 
@@ -35,14 +37,32 @@ SHORT = 60 * SAMPLE_RATE  # samples: up to this length a recording is heard besi
 Frames = np.ndarray[tuple[int, int], np.dtype[np.float32]]
 
 
-def silero() -> Any:
-    """The package silero_vad, whose import would set PyTorch to one thread, for good and for all models."""
-    import torch
+_IMPORTING = threading.Lock()
 
-    threads = torch.get_num_threads()
+
+def silero() -> Any:
+    """The package silero_vad.
+
+    Importing it calls `torch.set_num_threads(1)`, which would hold for all models of the process, and for good in
+    every thread that first computes before it is taken back. So that call is kept from having an effect.
+    """
+    if "silero_vad" not in sys.modules:
+        import torch
+
+        with _IMPORTING:
+            importing, set_num_threads = threading.get_ident(), torch.set_num_threads
+
+            def by_others(nthreads: int) -> None:
+                if threading.get_ident() != importing:
+                    set_num_threads(nthreads)
+
+            torch.set_num_threads = by_others
+            try:
+                import silero_vad
+            finally:
+                torch.set_num_threads = set_num_threads
     import silero_vad
 
-    torch.set_num_threads(threads)
     return silero_vad
 
 
@@ -88,17 +108,17 @@ def _frames(waveform: Waveform, before: int = 0) -> Frames:
     return np.lib.stride_tricks.sliding_window_view(padded, BEFORE + FRAME)[::FRAME]
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """PyTorch on one thread: two wait for each other at every step of the LSTM, and take eight times as long."""
-    import torch
+@lru_cache(maxsize=1)
+def _openmp() -> ThreadpoolController:
+    """The OpenMP that PyTorch computes with.
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+    It is limited here and not by `torch.set_num_threads`, because OpenMP counts its threads for each calling thread
+    apart, while PyTorch also keeps one number for all threads that have not computed yet.
+    """
+    import torch  # noqa: F401 (the controller finds the libraries that are loaded)
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
 
 
 class _Voice:
@@ -121,7 +141,8 @@ class _Voice:
         import torch
 
         rows, count, _ = frames.shape
-        with _one_thread(), torch.inference_mode():
+        # Two threads would wait for each other at every step of the LSTM, and take ten times as long.
+        with _openmp().limit(limits=1, user_api="openmp"), torch.inference_mode():
             features = torch.cat(
                 [
                     self._see(torch.tensor(frames[row, first : first + AT_ONCE]))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from voxloop.models import STARTER, base_model, recogniser
+from voxloop.models import embedding_model, loaded
 from voxloop.records import Utterance
 from voxloop.steps import utterances as _utterances
 from voxloop.steps.transcripts import blocks
@@ -22,33 +23,52 @@ if TYPE_CHECKING:
 
 
 def index(ws: Workspace, recordings: str | Sequence[str]) -> int:
-    """Give every utterance of recordings its vector; the number of vectors.
+    """Give every utterance of recordings a vector where it has none yet; the number of vectors made.
 
-    The vectors are mean encoder states of the starter, whoever is champion: those
-    of different models do not compare, and the starter is small and always there.
+    The vectors are mean encoder states of the model that the setting `embedding_model` names, whoever is champion,
+    and their space is that model's id. Those of another model do not count: after the setting was changed, indexing
+    a recording again embeds it anew.
     """
     ids = [recordings] if isinstance(recordings, str) else list(recordings)
-    model = base_model(ws, STARTER)
+    model = embedding_model(ws)
     with ws.read() as reader:
         found = reader.all(Utterance, tables.utterance.c.recording.in_(ids))
+    known = set(ws.vectors.read(model.id, [utterance.id for utterance in found])[0])
+    found = [utterance for utterance in found if utterance.id not in known]
     made = []
     for block in blocks(found, [utterance.samples for utterance in found]):
         waveforms = [_utterances.utterance_audio(ws, utterance) for utterance in block]
-        made.append((block, recogniser(ws, model).embed(waveforms)))
+        with loaded(ws, model) as recogniser:
+            made.append((block, recogniser.embed(waveforms)))
     with ws.completion() as tx:
         for block, matrix in made:
             ws.vectors.upsert(tx, model.id, [utterance.id for utterance in block], matrix)
     return len(found)
 
 
-def nearest(ws: Workspace, utterance: str, *, limit: int = 10) -> list[tuple[str, float]]:
-    """Ids of the utterances that sound most alike, with their cosine similarity, the nearest first."""
-    model = base_model(ws, STARTER)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Neighbours:
+    """The utterances that sound most like another one."""
+
+    nearest: tuple[tuple[str, float], ...]  # id and cosine similarity, -1 to 1, the nearest first
+    space: str  # id of the model whose vectors were compared
+    without_vector: int  # utterances of the workspace that have none in this space, so that they were not looked at
+
+
+def nearest(ws: Workspace, utterance: str, *, limit: int = 10) -> Neighbours:
+    """Find the utterances that sound most alike, among those that have a vector."""
+    model = embedding_model(ws)
     with ws.read() as reader:
         found = reader.get(Utterance, utterance)
-    query = recogniser(ws, model).embed([_utterances.utterance_audio(ws, found)])[0]
+        utterances = reader.count(Utterance)
+    with loaded(ws, model) as recogniser:
+        query = recogniser.embed([_utterances.utterance_audio(ws, found)])[0]
     near = ws.vectors.search(model.id, np.asarray(query, dtype=np.float32), limit=limit + 1)
-    return [(id, similarity) for id, similarity in near if id != found.id][:limit]
+    return Neighbours(
+        nearest=tuple((id, similarity) for id, similarity in near if id != found.id)[:limit],
+        space=model.id,
+        without_vector=utterances - ws.vectors.count(model.id),
+    )
 
 
 def novelty(ws: Workspace, waiting: Sequence[str], known: Sequence[str]) -> dict[str, float]:
@@ -59,7 +79,7 @@ def novelty(ws: Workspace, waiting: Sequence[str], known: Sequence[str]) -> dict
     be alike. Only utterances that have a vector are in the answer; where no known
     one has, all are new (1).
     """
-    space = base_model(ws, STARTER).id
+    space = embedding_model(ws).id
     ids, vectors = ws.vectors.read(space, waiting)
     step = max(1, len(known) // COMPARED)
     _, reviewed = ws.vectors.read(space, known[::step][:COMPARED])

@@ -6,6 +6,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -14,7 +15,7 @@ import sqlalchemy as sa
 
 from voxloop.errors import UsageError
 from voxloop.families.contract import AudioContext, Decoding, Guards, Hypothesis
-from voxloop.models import base_model, engine, recogniser
+from voxloop.models import base_model, engine, loaded
 from voxloop.records import SAMPLE_RATE, Guard, Model, Recording, Transcript, Utterance, Word, seconds
 from voxloop.speech import subtitles
 from voxloop.speech import text as _text
@@ -65,9 +66,8 @@ def transcribe(ws: Workspace, recordings: str | Sequence[str]) -> list[Transcrip
     for language, group in _by_language(waiting):
         for block in blocks(group, [utterance.samples for utterance in group]):
             waveforms = [_utterances.utterance_audio(ws, utterance) for utterance in block]
-            heard = recogniser(ws, model).transcribe(
-                waveforms, decoding(ws, language), word_times=ws.settings.word_times
-            )
+            with loaded(ws, model) as recogniser:
+                heard = recogniser.transcribe(waveforms, decoding(ws, language), word_times=ws.settings.word_times)
             found = [_hypothesis(u, model, hypothesis) for u, hypothesis in zip(block, heard, strict=True)]
             with ws.transaction() as tx:
                 for transcript in found:
@@ -272,7 +272,7 @@ def transcribe_file(
 
     record = base_model(ws, model)
     max_seconds, max_bytes = ws.settings.max_recording_hours * 3600, ws.settings.max_file_mb << 20
-    with tempfile.TemporaryFile(prefix="voxloop-") as sound:
+    with tempfile.TemporaryFile(prefix="voxloop-") as sound, ExitStack() as using:
         for decoded in stream(file, max_seconds=max_seconds, max_bytes=max_bytes):
             sound.write(to_pcm16(decoded))
         samples = sound.tell() // SAMPLE_BYTES
@@ -284,7 +284,7 @@ def transcribe_file(
         if progress:
             progress(0.0, seconds(samples))
         asked = decoding(ws, language, audio_context)
-        speaker = recogniser(ws, record)
+        speaker = using.enter_context(loaded(ws, record))
         trimmed = speaker.context(audio_context) == "trimmed"
         joining = _utterances.PHRASES if trimmed else _utterances.WINDOWS
         spans = _utterances.spans_in(read, samples, ws.settings, joining)
@@ -309,7 +309,8 @@ def transcribe_file(
 
 def transcribe_waveforms(ws: Workspace, waveforms: Sequence[Waveform], model: Model) -> list[Hypothesis]:
     """Texts of waveforms of at most 30 s by a given model."""
-    return recogniser(ws, model).transcribe(waveforms, decoding(ws))
+    with loaded(ws, model) as recogniser:
+        return recogniser.transcribe(waveforms, decoding(ws))
 
 
 T = TypeVar("T")

@@ -7,8 +7,10 @@ read by byte range.
 
 from __future__ import annotations
 
+import glob
 import hashlib
-from collections.abc import Iterator
+import uuid
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlparse
@@ -20,6 +22,7 @@ from obstore.store import LocalStore, ObjectStore, from_url
 from voxloop.errors import BlobError
 
 CHUNK = 1 << 20  # bytes hashed or copied at a time
+COPIED = 8 << 20  # bytes of a remote blob held at a time while it is copied to a file: a request each
 MULTIPART = 64 << 20  # bytes: larger files are written in parts
 
 
@@ -152,19 +155,38 @@ class Blobs:
             return found
         cached = self._cache / key
         if not cached.exists():
-            cached.parent.mkdir(parents=True, exist_ok=True)
-            partial = cached.with_name(cached.name + ".partial")
-            partial.write_bytes(self.get(key))
-            partial.replace(cached)
+            self._lay(key, cached)
         return cached
 
-    def forget(self, key: str) -> None:
-        """Drop the cached copy that `path` made, if there is one."""
-        (self._cache / key).unlink(missing_ok=True)
+    def _lay(self, key: str, target: Path) -> None:
+        """Copy a blob to a file that others see only when it is whole.
 
-    def folder(self, prefix: str) -> Path:
-        """A local folder with every blob under a prefix, for libraries that load folders."""
-        keys = [self.path(key) for key in self.list(prefix)]
-        if not keys:
-            raise BlobError(f"nothing under {prefix} in {self.url}")
+        Each writer has a partial file of its own, so that several at once write the same content side by side and
+        the last one's stays. Those of killed writers are found by `verify`.
+        """
+        partial = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}.partial")
+        try:
+            partial.parent.mkdir(parents=True, exist_ok=True)
+            with partial.open("xb") as file:
+                for part in self.parts(key, COPIED):
+                    file.write(part)
+            partial.replace(target)
+        except OSError as error:
+            raise BlobError(
+                f"blob {key} cannot be copied to {target}: {error}; make room or free access there"
+            ) from error
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def forget(self, key: str) -> None:
+        """Drop the cached copy that `path` made, if there is one, and copies that were never finished."""
+        cached = self._cache / key
+        cached.unlink(missing_ok=True)
+        for partial in cached.parent.glob(f"{glob.escape(cached.name)}.*.partial"):
+            partial.unlink(missing_ok=True)
+
+    def folder(self, prefix: str, names: Iterable[str]) -> Path:
+        """A local folder with these blobs from under a prefix, for libraries that load folders. Raises BlobError."""
+        for name in names:
+            self.path(f"{prefix}/{name}")
         return (self._root or self._cache) / prefix

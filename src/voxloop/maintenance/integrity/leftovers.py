@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
+from voxloop.errors import ModelError, UnknownRecord
 from voxloop.maintenance import removal
 from voxloop.maintenance.integrity.check import Check
+from voxloop.models import embedding_model
 from voxloop.records import Dataset, Evaluation, Model, Recording, Run
 from voxloop.speech import audio
 from voxloop.steps import datasets, training
@@ -112,6 +114,7 @@ def check_jobs(check: Check) -> None:
 
 def check_vectors(check: Check) -> None:
     v, u, j = tables.vector.c, tables.utterance.c, tables.job.c
+    space = _space(check)
     with check.ws.read() as reader:
         lone = (
             reader.connection.execute(
@@ -130,7 +133,7 @@ def check_vectors(check: Check) -> None:
             reader.connection.execute(
                 sa.select(u.recording)
                 .distinct()
-                .join(tables.vector, v.id == u.id, isouter=True)
+                .join(tables.vector, sa.and_(v.id == u.id, v.space == space), isouter=True)
                 .where(v.id.is_(None), u.recording.in_(indexed))
             )
             .scalars()
@@ -153,13 +156,24 @@ def check_vectors(check: Check) -> None:
 
     if lone:
         check.report("vector-orphan", lone[0], f"{len(lone)} vectors are of no utterance", "removes them", remove)
-    if lacking:
-        message = f"{len(lacking)} recordings were indexed and have utterances without a vector"
+    if lacking and space:
+        message = f"{len(lacking)} recordings were indexed and have utterances without a vector of {space}"
         check.report("vector-missing", lacking[0], message, "wakes the step index; then `voxloop worker`", index)
     spaces = Counter(space for space, _, _ in widths)
     for space in (space for space, count in spaces.items() if count > 1):
         message = "its vectors have different widths, so they cannot be searched"
         check.report("vector-width", space, message, "index again: remove the vectors of this space")
+
+
+def _space(check: Check) -> str | None:
+    """The space that vectors are made in now."""
+    try:
+        return embedding_model(check.ws).id
+    except (ModelError, UnknownRecord) as error:
+        check.report(
+            "embedding-model", check.ws.settings.embedding_model, str(error), "set `embedding_model` to another"
+        )
+        return None
 
 
 # What no row names ---------------------------------------------------------------------------------------------------

@@ -256,7 +256,7 @@ def _label_tokens(ws: Workspace) -> Callable[[str], int | None]:
         from tokenizers import Tokenizer
 
         try:
-            file = Path(models.model_folder(ws, models.base_model(ws)), "tokenizer.json")
+            file = Path(models.model_folder(ws, models.base_model(ws), checked=False), "tokenizer.json")
         except (ModelError, UnknownRecord):
             return None  # training counts with its own model, and says what it leaves out
         return Tokenizer.from_file(str(file)) if file.is_file() else None

@@ -122,17 +122,17 @@ def _measure(
     dataset: str,
     normaliser: str,
 ) -> Evaluation:
-    recogniser = models.recogniser(ws, model, decoding.engine)
     key = f"evaluations/{id}.jsonl"
     took_s: float | None = None  # not known where the decoding was another process's
-    if not ws.blobs.exists(key):
-        scored, took_s = _decode(ws, recogniser, rows, decoding, progress)
-        lines = (json.dumps(asdict(row), ensure_ascii=False, sort_keys=True, allow_nan=False) for row in scored)
-        ws.blobs.put(key, "".join(f"{line}\n" for line in lines).encode())
-    # Scores are of what was kept, also where another process or one that died before its commit kept it first.
-    scores = scores_of(_read(ws, key))
-    scores |= {"decode_seconds": took_s, "real_time_factor": took_s / scores["seconds"] if took_s else None}
-    scores |= probe(ws, recogniser, rows, decoding)
+    with models.loaded(ws, model, decoding.engine) as recogniser:
+        if not ws.blobs.exists(key):
+            scored, took_s = _decode(ws, recogniser, rows, decoding, progress)
+            lines = (json.dumps(asdict(row), ensure_ascii=False, sort_keys=True, allow_nan=False) for row in scored)
+            ws.blobs.put(key, "".join(f"{line}\n" for line in lines).encode())
+        # Scores are of what was kept, also where another process or one that died before its commit kept it first.
+        scores = scores_of(_read(ws, key))
+        scores |= {"decode_seconds": took_s, "real_time_factor": took_s / scores["seconds"] if took_s else None}
+        scores |= probe(ws, recogniser, rows, decoding)
     return Evaluation(
         id=id,
         model=model.id,

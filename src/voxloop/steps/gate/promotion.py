@@ -81,7 +81,8 @@ def promote(
             )
     general = general or ws.settings.promote_general or None
     # Also by force nothing is promoted that cannot be served: converted, where CTranslate2 serves, and loaded.
-    models.recogniser(ws, challenger)
+    with models.loaded(ws, challenger):
+        pass
     comparison, missing = _evidence(
         ws, challenger, reigning, dataset=dataset, general=general, force=force, progress=progress
     )

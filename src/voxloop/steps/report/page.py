@@ -188,7 +188,7 @@ def _name(model: Model, aliases: dict[str, str]) -> str:
     alias = sorted(name for name, id in aliases.items() if id == model.id)
     if alias:
         return f"{alias[0]} ({short(model.id)})"
-    return Path(model.where).name if model.run is None else short(model.id)
+    return Path(model.base).name if model.run is None else short(model.id)
 
 
 def _render(ws: Workspace, subjects: Sequence[Subject], sounds: Sounds) -> str:

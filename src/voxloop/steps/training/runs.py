@@ -411,17 +411,20 @@ def _without_training(ws: Workspace, run: Run, wish: RunWish | None) -> Run:
 
 
 def _register(ws: Workspace, run: Run, state: dict[str, Any], *, status: RunStatus = "completed") -> Run:
-    """Put the best model's files into the blob store and tell of it; doing it again changes nothing."""
+    """Put the best model's files into the blob store and tell of it; doing it again changes nothing.
+
+    They lie under the model's id, which is a hash of them: what a worker puts there that has lost its lease, perhaps
+    other weights of the same run, gets in nobody's way.
+    """
     best = ws.runs / run.id / "best"
-    where = f"models/asr/{run.id}"
-    files = {}
-    for path in sorted(best.rglob("*")):
-        if path.is_file():
-            name = path.relative_to(best).as_posix()
-            files[name] = sha256_file(path)
-            ws.blobs.put(f"{where}/{name}", path)
+    paths = {path.relative_to(best).as_posix(): path for path in sorted(best.rglob("*")) if path.is_file()}
+    files = {name: sha256_file(path) for name, path in paths.items()}
+    id = models.model_id(files)
+    where = f"models/asr/{run.id}/{id}"
+    for name, path in paths.items():
+        ws.blobs.put(f"{where}/{name}", path)
     model = Model(
-        id=models.model_id(files),
+        id=id,
         family=run.family,
         base=run.base,
         kind="adapter" if run.method == "lora" else "full",
