@@ -19,6 +19,7 @@ from tests.unit import tiny_whisper
 from voxloop import models
 from voxloop.errors import SettingError, TrainingError, UsageError
 from voxloop.families.contract import Decoding, family
+from voxloop.families.whisper import Whisper
 from voxloop.records import Dataset, Event, Model, Recording, Run
 from voxloop.speech.audio import to_pcm16, wav_bytes
 from voxloop.steps import datasets, training
@@ -243,16 +244,16 @@ class TestRun:
         self, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str
     ) -> None:
         folder = lay_out(tmp_path / "run", base, "max_steps=4", "batch_seconds=16")
-        real = trainer.SpeechTrainer.training_step
+        real = Whisper.loss
 
-        def tight(self: Any, model: Any, inputs: dict[str, Any], items: Any = None) -> torch.Tensor:
+        def tight(self: Whisper, trainable: Any, model: Any, inputs: Any, **options: Any) -> Any:
             if inputs["labels"].shape[0] * inputs["input_features"].shape[-1] > 900:
                 if device == "GPU":
                     raise torch.OutOfMemoryError("CUDA out of memory")
                 torch.empty(1 << 55, dtype=torch.uint8)  # refused by the system: more than an address can reach
-            return real(self, model, inputs, items)
+            return real(self, trainable, model, inputs, **options)
 
-        monkeypatch.setattr(trainer.SpeechTrainer, "training_step", tight)
+        monkeypatch.setattr(Whisper, "loss", tight)
         outcome = trainer.run(folder, StopFlag())
         assert outcome.status == "completed"
         assert any("batches are now 8 s, 2 to a step" in note for note in outcome.notes)
