@@ -37,7 +37,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint; those cut off by a kill are removed."""
     whole = checkpoints(folder)
     for checkpoint in set(folder.glob("checkpoint-*")) - set(whole):
-        shutil.rmtree(checkpoint)
+        shutil.rmtree(checkpoint, ignore_errors=True)  # another process may do the same
     return whole[-1] if whole else None
 
 

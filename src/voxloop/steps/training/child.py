@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from voxloop.errors import VoxloopError
-from voxloop.steps.training.files import LOOP_STATE, STATUS, write_json
+from voxloop.steps.training.files import LOOP_STATE, STATUS, is_writer, write_json
 
 if TYPE_CHECKING:
     from voxloop.steps.training.trainer import Outcome
@@ -42,8 +42,7 @@ def main(arguments: list[str]) -> int:
         sys.stderr.write("usage: python -m voxloop.steps.training.child RUN_DIR\n")
         return 2
     folder = Path(arguments[0]).absolute()
-    main = os.environ.get("RANK", "0") == "0"  # else one of several, and not the first
-    level = logging.INFO if main else logging.ERROR
+    level = logging.INFO if is_writer() else logging.ERROR
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     for chatty in ("httpx", "accelerate", "transformers", "lhotse"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
@@ -54,7 +53,7 @@ def main(arguments: list[str]) -> int:
     status: dict[str, Any] = {"status": "running", "pid": os.getpid(), "started": time.time()}
 
     def tell(values: dict[str, Any]) -> None:
-        if main:
+        if is_writer():
             write_json(folder / STATUS, values)
 
     tell(status)
@@ -62,7 +61,7 @@ def main(arguments: list[str]) -> int:
         outcome = _train(folder, asked)
     except Exception as error:  # noqa: BLE001 - the process's last word: told to the parent and kept in the log
         reason = _reason(error, folder)
-        if main and _disk_full(error, folder):
+        if is_writer() and _disk_full(error, folder):
             _drop_halves(folder)
         with contextlib.suppress(OSError):  # no room for the log either
             traceback.print_exc()

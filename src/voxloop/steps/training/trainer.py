@@ -23,7 +23,7 @@ from accelerate.utils import set_seed
 from voxloop.errors import TrainingError
 from voxloop.steps.training import ctc, recipes
 from voxloop.steps.training.checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
-from voxloop.steps.training.files import BEST, write_json
+from voxloop.steps.training.files import BEST, is_writer, write_json
 from voxloop.steps.training.journal import Journal
 from voxloop.steps.training.session import Progress, Score, Session, StopFlag, TrainingConfig, kept_best, mend_folder
 
@@ -250,7 +250,8 @@ def run(folder: Path, stop: StopFlag) -> Outcome:
             recipe = _smaller(recipe, error)
             # Saved: a resumed run begins with what fitted.
             config = replace(config, recipe=recipe.as_dict())
-            config.save(folder)
+            if is_writer():
+                config.save(folder)
             notes.append(
                 f"memory ran out: batches are now {recipe.batch_seconds:g} s, {recipe.accumulation} to a step, "
                 "so that a step still hears as much"
