@@ -87,34 +87,28 @@ def run(folder: Path) -> dict[str, Any]:
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
-    from transformers import TrainerCallback
 
-    from voxloop.steps.training import recipes
+    from voxloop.steps.training import recipes, trainer
+    from voxloop.steps.training.journal import Journal
     from voxloop.steps.training.session import Progress, Session, StopFlag, TrainingConfig
-    from voxloop.steps.training.trainer import SpeechTrainer
 
     config = TrainingConfig.load(folder)
     torch.set_num_threads(config.threads)
     session = Session(folder, config, recipes.from_dict(config.recipe), StopFlag(), Progress())
-    trainer = SpeechTrainer(session)
+    optimizer, journal = trainer.adamw(session), Journal(session)
     clock, counting = Clock(), ExitStack()
     shapes: dict[str, int] = {}
 
-    class Marks(TrainerCallback):  # type: ignore[misc]
-        def on_train_begin(self, *_: Any, optimizer: Any, **__: Any) -> None:
-            inner = getattr(optimizer, "optimizer", optimizer)
-            inner.register_step_pre_hook(lambda *_: clock.mark("clipping of gradients"))
-            inner.register_step_post_hook(lambda *_: clock.mark("optimiser"))
-
-        def on_step_end(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
-            clock.end_step()
-            if state.global_step == WARM + TIMED:
-                counting.enter_context(sdpa_kernel(SDPBackend.MATH))
-                known = {torch.ops.aten.addmm_: _in_place_flops}
-                clock.counter = counting.enter_context(FlopCounterMode(display=False, custom_mapping=known))
-            elif state.global_step > WARM + TIMED:
-                clock.counter = None
-                counting.close()
+    def end_step(loss: Any, clips: int) -> None:
+        Journal.heard(journal, loss, clips)
+        clock.end_step()
+        if journal.step == WARM + TIMED:
+            counting.enter_context(sdpa_kernel(SDPBackend.MATH))
+            known = {torch.ops.aten.addmm_: _in_place_flops}
+            clock.counter = counting.enter_context(FlopCounterMode(display=False, custom_mapping=known))
+        elif journal.step > WARM + TIMED:
+            clock.counter = None
+            counting.close()
 
     def after(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def marked(*args: Any, **kwargs: Any) -> Any:
@@ -148,12 +142,14 @@ def run(folder: Path) -> dict[str, Any]:
     hook(whisper.model.encoder, "encoder", "embedding, backward")
     hook(whisper.model.decoder, "decoder", "scaling of those gradients")
     hook(whisper.model.decoder.embed_tokens, "embedding", "decoder, backward")
-    trainer.get_batch_samples = after("data", trainer.get_batch_samples)
-    trainer.accelerator.backward = before(ORDER[3], after("encoder, backward", trainer.accelerator.backward))
-    trainer.add_callback(Marks())
+    session.on_device = after("data", session.on_device)
+    session.accelerator.backward = before(ORDER[3], after("encoder, backward", session.accelerator.backward))
+    optimizer.optimizer.register_step_pre_hook(lambda *_: clock.mark("clipping of gradients"))
+    optimizer.optimizer.register_step_post_hook(lambda *_: clock.mark("optimiser"))
+    journal.heard = end_step
     kind = torch.bfloat16 if session.precision == "bf16" else torch.float32
     ceilings = matmuls(shapes, whisper.config, kind)
-    trainer.train()
+    trainer.train(session, optimizer, journal)
     again = matmuls(shapes, whisper.config, kind)
     ceilings = {name: max(rate, ceilings.get(name, 0.0)) for name, rate in again.items()}
     timed = clock.steps[WARM : WARM + TIMED]

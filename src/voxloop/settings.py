@@ -120,6 +120,9 @@ class Settings:
     """How long an utterance that a reviewer took is kept from the others."""
     review_skip_s: float = 3600.0
     """How long a skipped utterance is not offered again, as long as there are others."""
+    trackers: tuple[str, ...] = ()
+    """What shows training runs beside Voxloop: `tensorboard`, `trackio`, `wandb`, each the name of an extra; nothing is
+    sent to other machines."""
     poll_s: float = 0.5
     """How often an idle worker looks for jobs."""
     normaliser: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
@@ -232,6 +235,9 @@ def _convert(name: str, value: Any, like: Any, where: str) -> Any:
         if isinstance(like, dict):
             made = json.loads(value) if isinstance(value, str) else value
             return {str(key): item for key, item in made.items()}
+        if name == "trackers":
+            names = value.split(",") if isinstance(value, str) else value
+            return tuple(part.strip() for part in names if part.strip())
         if isinstance(like, tuple):
             return parse_ratios(value if isinstance(value, str) else "/".join(str(v) for v in value))
         if isinstance(like, bool):

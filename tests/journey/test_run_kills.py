@@ -21,8 +21,9 @@ from tests.unit.test_training import frozen, weights
 from voxloop.pipeline import open_loop
 from voxloop.records import Run
 from voxloop.steps import training
-from voxloop.steps.training import control, locks, recipes, trainer
+from voxloop.steps.training import control, locks, recipes
 from voxloop.steps.training.batches import SILENCE, Plan, read_rows
+from voxloop.steps.training.checkpoints import checkpoints
 from voxloop.steps.training.files import ATTENDED, CONFIG, TRAINING, read_json
 from voxloop.workspace import Workspace
 
@@ -159,7 +160,7 @@ def test_killed_again_and_again_a_run_ends_the_same(tmp_path: Path, base: Path, 
             assert who != "child" or "SIGKILL" in str(now.error)
             # Half of a checkpoint is never taken for one, and there are never more than are kept.
             (folder / "checkpoint-99999").mkdir(exist_ok=True)
-            assert len(trainer.checkpoints(folder)) <= int(run.recipe["keep_checkpoints"]) + 1
+            assert len(checkpoints(folder)) <= int(run.recipe["keep_checkpoints"]) + 1
         process = parent(ws, run.id)
         assert process.wait(DEADLINE_S) == 0, (ws.folder / "parent.log").read_text()[-2000:]
         ended = training.find(ws, run.id)

@@ -18,16 +18,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import WhisperForConditionalGeneration
 
 from voxloop.families.contract import family
+from voxloop.steps.training import trainer
 from voxloop.steps.training.batches import Plan, read_rows
 from voxloop.steps.training.recipes import Recipe
 from voxloop.steps.training.session import Progress, Session, StopFlag, TrainingConfig
-from voxloop.steps.training.trainer import SpeechTrainer
 
 STEPS = 4
 
 
 @pytest.fixture(scope="module")
-def trainers(tmp_path_factory: pytest.TempPathFactory) -> tuple[SpeechTrainer, Any]:
+def sides(tmp_path_factory: pytest.TempPathFactory) -> tuple[Session, Any]:
     """Ours, padding to 30 s like the peer, and the peer's, both as the benchmark's processes make them."""
     folder = tmp_path_factory.mktemp("sides")
     write_model(folder / "base", SHAPES["smallest"])
@@ -38,45 +38,43 @@ def trainers(tmp_path_factory: pytest.TempPathFactory) -> tuple[SpeechTrainer, A
     peer = training_sides.PeerConfig(
         base=str(folder / "base"), train=str(manifest), recipe=recipe.as_dict(), device="cpu", threads=1
     )
-    return SpeechTrainer(session), training_sides.peer_trainer(folder / "peer", peer)
+    return session, training_sides.peer_trainer(folder / "peer", peer)
 
 
-def test_both_sides_make_the_same_update_of_the_same_batch(trainers: tuple[SpeechTrainer, Any]) -> None:
-    ours, theirs = trainers
-    mine = next(iter(ours.get_train_dataloader()))
-    names = [row.id for row in ours.session.plan.rows]
-    same = theirs.data_collator(
-        [theirs.train_dataset[names.index(cut.id)] for cut in next(ours.session.plan.epoch(0)).cuts]
-    )
+def test_both_sides_make_the_same_update_of_the_same_batch(sides: tuple[Session, Any]) -> None:
+    ours, theirs = sides
+    mine = ours.on_device(next(ours.batches()))
+    names = [row.id for row in ours.plan.rows]
+    same = theirs.data_collator([theirs.train_dataset[names.index(cut.id)] for cut in next(ours.plan.epoch(0)).cuts])
     assert len(mine["labels"]) == BATCH
     assert mine["input_features"].shape[-1] == 3000
     assert torch.allclose(mine["input_features"], same["input_features"], atol=1e-4)
     assert torch.equal(mine["labels"], same["labels"])
 
-    losses = []
-    for trainer, batch in ((ours, mine), (theirs, same)):
-        trainer.create_optimizer_and_scheduler(num_training_steps=STEPS)
-        tokens = (batch["labels"] != -100).sum()
-        losses.append(float(trainer.training_step(trainer.model, batch, tokens)))
-        torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), trainer.args.max_grad_norm)
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    pairs = list(zip(ours.model.named_parameters(), theirs.model.named_parameters(), strict=True))
-    for (name, a), (_, b) in pairs:
+    optimizer = trainer.adamw(ours)
+    theirs.create_optimizer_and_scheduler(num_training_steps=STEPS)
+    tokens = (mine["labels"] != -100).sum()
+    loss = float(trainer.gradients(ours, [mine], tokens))
+    assert loss == pytest.approx(float(theirs.training_step(theirs.model, same, tokens)), rel=1e-5)
+    for model, norm in ((ours.model, PLAIN.clip_norm), (theirs.model, theirs.args.max_grad_norm)):
+        torch.nn.utils.clip_grad_norm_(model.parameters(), norm)
+    for (name, a), (_, b) in zip(ours.model.named_parameters(), theirs.model.named_parameters(), strict=True):
         if a.requires_grad:
             assert torch.allclose(a.grad, b.grad, atol=1e-4), name
 
-    rates: list[list[float]] = []
-    for trainer in (ours, theirs):
-        rates.append([])
-        for _ in range(STEPS):
-            rates[-1].append(trainer.lr_scheduler.get_last_lr()[0])
-            trainer.optimizer.step()
-            trainer.lr_scheduler.step()
+    rates: tuple[list[float], list[float]] = ([], [])
+    for step in range(STEPS):
+        rates[0].append(optimizer.param_groups[0]["initial_lr"] * ours.rate(step))
+        rates[1].append(theirs.lr_scheduler.get_last_lr()[0])
+        theirs.optimizer.step()
+        theirs.lr_scheduler.step()
     assert rates[0] == pytest.approx(rates[1])
     assert rates[0][0] == PLAIN.learning_rate
     for key in ("betas", "eps", "fused"):
-        assert ours.optimizer.defaults[key] == theirs.optimizer.defaults[key]
-    decays = [sorted((g["weight_decay"], len(g["params"])) for g in t.optimizer.param_groups) for t in trainers]
+        assert optimizer.defaults[key] == theirs.optimizer.defaults[key]
+    decays = [
+        sorted((g["weight_decay"], len(g["params"])) for g in o.param_groups) for o in (optimizer, theirs.optimizer)
+    ]
     assert decays[0] == decays[1]
 
 

@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import TrainerState
 
 from tests.unit import tiny_whisper
 from voxloop import models
 from voxloop.errors import SettingError, TrainingError, UsageError
 from voxloop.families.contract import Decoding, family
+from voxloop.families.whisper import Whisper
 from voxloop.records import Dataset, Event, Model, Recording, Run
 from voxloop.speech.audio import to_pcm16, wav_bytes
 from voxloop.steps import datasets, training
@@ -243,16 +245,16 @@ class TestRun:
         self, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str
     ) -> None:
         folder = lay_out(tmp_path / "run", base, "max_steps=4", "batch_seconds=16")
-        real = trainer.SpeechTrainer.training_step
+        real = Whisper.loss
 
-        def tight(self: Any, model: Any, inputs: dict[str, Any], items: Any = None) -> torch.Tensor:
+        def tight(self: Whisper, trainable: Any, model: Any, inputs: Any, **options: Any) -> Any:
             if inputs["labels"].shape[0] * inputs["input_features"].shape[-1] > 900:
                 if device == "GPU":
                     raise torch.OutOfMemoryError("CUDA out of memory")
                 torch.empty(1 << 55, dtype=torch.uint8)  # refused by the system: more than an address can reach
-            return real(self, model, inputs, items)
+            return real(self, trainable, model, inputs, **options)
 
-        monkeypatch.setattr(trainer.SpeechTrainer, "training_step", tight)
+        monkeypatch.setattr(Whisper, "loss", tight)
         outcome = trainer.run(folder, StopFlag())
         assert outcome.status == "completed"
         assert any("batches are now 8 s, 2 to a step" in note for note in outcome.notes)
@@ -272,6 +274,61 @@ class TestRun:
         trainer.run(two, StopFlag())
         losses = [next(line["loss"] for line in metrics(folder) if "loss" in line) for folder in (one, two)]
         assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+    def test_a_finished_run_keeps_the_state_that_transformers_writes(self, base: Path, tmp_path: Path) -> None:
+        folder = lay_out(tmp_path / "run", base, "max_steps=6", "eval_steps=2", "join_share=0")
+        stop = StopAt(folder, 3)
+        assert trainer.run(folder, stop).status == "stopped"
+        outcome = trainer.run(folder, StopFlag())
+        assert outcome.best is not None
+        state = TrainerState.load_from_json(str(folder / "trainer_state.json"))
+        assert (state.global_step, state.max_steps) == (6, 6)
+        assert state.best_global_step == outcome.best.step
+        assert state.best_metric == outcome.best.wer
+        assert state.best_model_checkpoint == str(folder / "best")
+        learnt = [line for line in state.log_history if "loss" in line]
+        measured = [line for line in state.log_history if "eval_wer" in line]
+        assert [line["step"] for line in learnt] == [1, 2, 4, 6]  # those before the stop as well
+        assert [line["step"] for line in measured] == [0, 2, 4, 6]
+        assert all({"epoch", "learning_rate", "grad_norm"} <= line.keys() for line in learnt)
+        told = {line["step"]: line["loss"] for line in metrics(folder) if "loss" in line}
+        assert {line["step"]: line["loss"] for line in learnt} == told
+        assert 0 < learnt[0]["epoch"] < learnt[-1]["epoch"] == pytest.approx(state.epoch)
+
+    @pytest.mark.parametrize("val", [6, 0])
+    def test_intermediate_models_stay_where_they_are_asked_for(self, base: Path, tmp_path: Path, val: int) -> None:
+        data = write_data(tmp_path / "data", val=val)
+        steps = ("max_steps=8", "eval_steps=2", "save_seconds=0.001", "keep_checkpoints_after=2")
+        folder = lay_out(tmp_path / "run", base, *steps, data=data)
+        trainer.run(folder, StopAt(folder, 5))
+        trainer.run(folder, StopFlag())
+        left = sorted(int(path.name.partition("-")[2]) for path in (folder / "intermediate").iterdir())
+        scores = {line["step"]: (line["val_wer"], line["val_cer"]) for line in metrics(folder) if "val_wer" in line}
+        if val:
+            order = sorted((2, 4, 6, 8), key=lambda step: (*scores[step], -step))
+            assert left == sorted(order[:2])
+        else:
+            assert left == [6, 7]  # the last step's is `final`
+        for step in left:
+            model = family("whisper").load(folder / "intermediate" / f"step-{step}")
+            assert model.transcribe([np.zeros(RATE, np.float32)], Decoding(language="en"))
+            assert not any(
+                torch.equal(weights(folder / "intermediate" / f"step-{step}")[name], weight)
+                for name, weight in weights(base).items()
+                if "fc1.weight" in name
+            )
+        plain = lay_out(tmp_path / "plain", base, "max_steps=2", "eval_steps=1", data=data)
+        trainer.run(plain, StopFlag())
+        assert not (plain / "intermediate").exists()
+
+    def test_a_checkpoint_of_an_earlier_version_is_refused_in_a_sentence(self, base: Path, tmp_path: Path) -> None:
+        folder = lay_out(tmp_path / "run", base, "max_steps=6")
+        trainer.run(folder, StopAt(folder, 3))
+        checkpoint = trainer.newest_checkpoint(folder)
+        assert checkpoint is not None
+        (checkpoint / "state.pt").rename(checkpoint / "optimizer.pt")  # as up to 0.5, beside model.safetensors
+        with pytest.raises(TrainingError, match=r"earlier version of Voxloop.*voxloop run retry r"):
+            trainer.run(folder, StopFlag())
 
     def test_fp16_on_the_cpu_is_refused(self, base: Path, tmp_path: Path) -> None:
         folder = lay_out(tmp_path / "run", base, "max_steps=1", "precision=fp16")

@@ -181,14 +181,23 @@ class Family(Protocol):
 
         For Whisper: input_features (B, F, T), attention_mask (B, T) where clips differ, decoder_input_ids (B, U).
         `full_length` pads to 30 s, without a mask. Raises TrainingError for a text longer than the model can write.
-        The forward takes the labels as `answers` and label smoothing as `smoothing`, and gives their summed `loss`.
+        """
+        ...
+
+    def loss(
+        self, trainable: Trainable, model: torch.nn.Module, inputs: Mapping[str, Any], *, smoothing: float = 0.0
+    ) -> tuple[torch.Tensor, Any]:
+        """The summed loss of a batch that `collate` or `encode` made, and the model's outputs.
+
+        `model` is the trainable's, with adapters where it has any; `smoothing` is the share of the probability that
+        is spread over all tokens. The outputs hold `encoder_last_hidden_state` (B, E, D).
         """
         ...
 
     def encode(self, trainable: Trainable, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """The batch with what the encoder, which is not trained, makes of its sound in the place of the sound.
 
-        The forward takes it instead. Without dropout: what is heard again is the same.
+        `loss` takes it instead. Without dropout: what is heard again is the same.
         """
         ...
 

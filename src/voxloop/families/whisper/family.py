@@ -133,6 +133,15 @@ class Whisper:
         batch = {"input_features": features, "decoder_input_ids": given, "labels": padded}
         return batch if mask is None else batch | {"attention_mask": mask}
 
+    def loss(
+        self, trainable: Trainable, model: torch.nn.Module, inputs: Mapping[str, Any], *, smoothing: float = 0.0
+    ) -> tuple[torch.Tensor, Any]:
+        """The summed loss of a batch that `collate` or `encode` made, and the model's outputs."""
+        given = {name: value for name, value in inputs.items() if name != "labels"}
+        # Nothing is generated here, and gradient checkpointing could keep no cache.
+        outputs = model(**given, answers=inputs["labels"], smoothing=smoothing, use_cache=False)
+        return outputs.loss, outputs
+
     @torch.no_grad()
     def encode(self, trainable: Trainable, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """A batch of `collate` with the encoder's states (B, E, D) as `encoder_outputs` in the place of its sound."""
@@ -200,7 +209,7 @@ class Whisper:
             whole.save_pretrained(folder / "adapter")
             # A copy is merged, since un-merging leaves rounding in the weights that go on training.
             whole = copy.deepcopy(whole).merge_and_unload()
-        whole.config.use_cache = True  # transformers' Trainer turns it off; who opens this folder wants to generate
+        whole.config.use_cache = True  # gradient checkpointing turns it off; who opens this folder wants to generate
         whole.save_pretrained(folder)
         trainable.processor.save_pretrained(folder)
 

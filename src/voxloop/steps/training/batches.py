@@ -15,7 +15,7 @@ import warnings
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -399,19 +399,24 @@ def _seed(seed: int, epoch: int, name: str) -> list[int]:
     return [seed, epoch, *name.encode()]
 
 
-def loader(plan: Plan, collator: Collator, *, epoch: int, index: int, workers: int) -> DataLoader[Any]:
-    """A DataLoader over the plan's batches, from that one on. Of those heard before it brings the place alone."""
+def loader(
+    plan: Plan, collator: Collator, *, epoch: int, index: int, workers: int, process: int = 0, processes: int = 1
+) -> DataLoader[Any]:
+    """A DataLoader over the plan's batches, from that one on. Of those heard before it brings the place alone.
+
+    Of several processes that train together each gets every so-manieth batch.
+    """
     import torch
     from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
     class Stream(IterableDataset[Any]):
         def __iter__(self) -> Iterator[dict[str, Any]]:
-            mine = get_worker_info()
-            share, of = (mine.id, mine.num_workers) if mine else (0, 1)
+            worker = get_worker_info()
+            share, of = (worker.id, worker.num_workers) if worker else (0, 1)
             drawn: set[tuple[int, int]] = set()
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", module="lhotse")
-                for number, batch in enumerate(plan.batches(epoch, index)):
+                for number, batch in enumerate(islice(plan.batches(epoch, index), process, None, processes)):
                     # The loader asks its workers in turn, so the order is that of the plan.
                     if number % of == share:
                         yield collator.place(batch) if batch.drawn in drawn else collator(batch)

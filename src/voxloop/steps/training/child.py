@@ -4,6 +4,9 @@ It reads `training_config.json` in that folder and nothing else, and tells how i
 stands in `status.json`: running -> completed | stopped | failed. SIGTERM and
 SIGINT end it at the next step, with a checkpoint to go on from; SIGUSR1 as if that
 step were the last: measured, the best kept.
+
+Several processes train together where `torchrun --nproc-per-node N -m voxloop.steps.training.child RUN_DIR` or
+`accelerate launch` starts them; the first of them is the one that tells, and that hears signals.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from voxloop.errors import VoxloopError
-from voxloop.steps.training.files import LOOP_STATE, STATUS, write_json
+from voxloop.steps.training.files import LOOP_STATE, STATUS, is_writer, write_json
 
 if TYPE_CHECKING:
     from voxloop.steps.training.trainer import Outcome
@@ -39,7 +42,8 @@ def main(arguments: list[str]) -> int:
         sys.stderr.write("usage: python -m voxloop.steps.training.child RUN_DIR\n")
         return 2
     folder = Path(arguments[0]).absolute()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    level = logging.INFO if is_writer() else logging.ERROR
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     for chatty in ("httpx", "accelerate", "transformers", "lhotse"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     # Heard from the first moment on: importing the libraries takes seconds.
@@ -47,18 +51,23 @@ def main(arguments: list[str]) -> int:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, lambda received, _: asked.append(received))
     status: dict[str, Any] = {"status": "running", "pid": os.getpid(), "started": time.time()}
-    write_json(folder / STATUS, status)
+
+    def tell(values: dict[str, Any]) -> None:
+        if is_writer():
+            write_json(folder / STATUS, values)
+
+    tell(status)
     try:
         outcome = _train(folder, asked)
     except Exception as error:  # noqa: BLE001 - the process's last word: told to the parent and kept in the log
         reason = _reason(error, folder)
-        if _disk_full(error, folder):
+        if is_writer() and _disk_full(error, folder):
             _drop_halves(folder)
         with contextlib.suppress(OSError):  # no room for the log either
             traceback.print_exc()
-        write_json(folder / STATUS, status | _usage() | {"status": "failed", **reason})
+        tell(status | _usage() | {"status": "failed", **reason})
         return 1
-    write_json(folder / STATUS, status | _usage() | _result(outcome))
+    tell(status | _usage() | _result(outcome))
     return 0
 
 

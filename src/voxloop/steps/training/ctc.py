@@ -11,7 +11,6 @@ Letters in shapes: `B` batch, `E` encoder positions, `D` width, `C` classes, `U`
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -52,13 +51,3 @@ class Head:
         # zero_infinity: a text that has more tokens than its sound has positions teaches nothing here.
         total = functional.ctc_loss(scores, targets, positions, lengths, BLANK, reduction="sum", zero_infinity=True)
         return self.weight * total
-
-    def save(self, path: Path) -> None:
-        from safetensors.torch import save_file
-
-        save_file({name: tensor.contiguous() for name, tensor in self.linear.state_dict().items()}, path)
-
-    def load(self, path: Path) -> None:
-        from safetensors.torch import load_file
-
-        self.linear.load_state_dict(load_file(path))

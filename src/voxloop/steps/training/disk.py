@@ -53,7 +53,8 @@ def needed_bytes(weights: int, recipe: Recipe) -> int:
     trained = weights if recipe.method == "full" else round(ADAPTER_SHARE * weights)
     checkpoint = trained * (1 + OPTIMISER + (1 if recipe.average else 0))
     # One checkpoint more than are kept, while the newest is written.
-    return WEIGHT_BYTES * (MODELS * weights + (recipe.keep_checkpoints + 1) * checkpoint) + LOGS_BYTES
+    models = MODELS + recipe.keep_checkpoints_after
+    return WEIGHT_BYTES * (models * weights + (recipe.keep_checkpoints + 1) * checkpoint) + LOGS_BYTES
 
 
 def check(place: Path, base: Path, recipe: Recipe, *, clips: int = 0, speech_s: float = 0.0) -> None:

@@ -17,6 +17,11 @@ BEST = "best.json"  # the score of the model in best/
 LOOP_STATE = "loop_state.json"  # in a checkpoint: written last
 
 
+def is_writer() -> bool:
+    """Whether this process writes the run's files: of several that train together, the first does."""
+    return os.environ.get("RANK", "0") == "0"  # as torchrun and `accelerate launch` set it
+
+
 def write_json(path: Path, values: dict[str, Any]) -> None:
     """Replace a file in one move."""
     partial = path.with_name(f"{path.name}.partial")

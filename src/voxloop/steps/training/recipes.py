@@ -131,6 +131,9 @@ class Recipe:
     """A checkpoint to resume from, every so many seconds."""
     keep_checkpoints: int = 2
     """Checkpoints kept, the newest."""
+    keep_checkpoints_after: int = 0
+    """Intermediate models that stay after the run, in its folder `intermediate`: the best on val, or the newest where
+    there is no val. `voxloop evaluate` takes each of them."""
     log_steps: int = 10
     """A line of metrics every so many steps."""
     max_val_clips: int = 200
@@ -154,6 +157,7 @@ class Recipe:
         for name in (
             "warmup_steps",
             "weight_decay",
+            "keep_checkpoints_after",
             "ctc_weight",
             "volume_db",
             "mask_bands",

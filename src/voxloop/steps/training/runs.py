@@ -453,7 +453,7 @@ def _register(ws: Workspace, run: Run, state: dict[str, Any], *, status: RunStat
 
 def _discard(ws: Workspace, run: Run, state: dict[str, Any]) -> Run:
     ended = _end(ws, run, "stopped", "what it learnt was discarded", state)
-    for pattern in ("checkpoint-*", "best", "best.*", "final", "final.*"):
+    for pattern in ("checkpoint-*", "best", "best.*", "final", "final.*", "intermediate"):
         _remove(ws, run, pattern)
     return ended
 
@@ -464,7 +464,7 @@ def unlearn(ws: Workspace, id: str) -> None:
         run = reader.find(Run, id)
     if run is None or _as_it_stands(ws, run).status not in ("queued", *GOES_ON):
         return
-    for pattern in ("checkpoint-*", "best", "best.*", "final", "final.*", METRICS):
+    for pattern in ("checkpoint-*", "best", "best.*", "final", "final.*", "intermediate", METRICS):
         _remove(ws, run, pattern)
     with ws.transaction() as tx:
         tx.change(Run, id, progress={})

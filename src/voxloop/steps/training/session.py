@@ -8,25 +8,30 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.state import AcceleratorState
+from accelerate.utils import broadcast, send_to_device
 
 from voxloop.errors import SettingError
 from voxloop.families.contract import Decoding, Family, Trainable, family
 from voxloop.speech import text as _text
-from voxloop.steps.training.batches import Plan, Row, Speech, read_noises, read_rows, spoken
+from voxloop.steps.training.batches import Collator, Plan, Row, Speech, loader, read_noises, read_rows, spoken
 from voxloop.steps.training.ctc import Head
 from voxloop.steps.training.ctc import classes as ctc_classes
 from voxloop.steps.training.encoded import EncodedBatches
-from voxloop.steps.training.files import BEST, CONFIG, read_json, sync, write_json
+from voxloop.steps.training.files import BEST, CONFIG, LOOP_STATE, read_json, sync, write_json
 from voxloop.steps.training.recipes import SMALL_MODEL, Precision, Recipe
 
 if TYPE_CHECKING:
@@ -34,10 +39,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+INTERMEDIATE = "intermediate"  # folder of the models that stay beside the best and the last one
 ENDLESS = 10_000_000  # steps: where only the clock ends a run
 LISTENED = 8  # clips in which the base model hears which language it is
 MOST_STRINGS = 20  # of val's clips, which are heard joined as well
 SPARE_S = 0.5  # kept back of the time budget for what was not measured
+MOST_WORKERS = 4  # where the recipe names no number
+OTHERS_WAIT = timedelta(hours=6)  # of several processes, while the main one evaluates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +72,8 @@ class TrainingConfig:
     """cpu, cuda, cuda:N, or auto: the first GPU, or the CPU where there is none."""
     threads: int = 0
     """CPU threads; 0: all cores."""
+    trackers: tuple[str, ...] = ()
+    """The setting `trackers`."""
     normaliser: dict[str, dict[str, str]] = field(default_factory=dict)
     """The setting `normaliser` when the run began: what it measures is comparable from first to last."""
 
@@ -108,7 +118,19 @@ class Progress:
     stale: int = 0  # evaluations since the last better one
     base: Score | None = None
     best: Score | None = None
+    intermediate: list[Score] = field(default_factory=list)  # of the models in intermediate/
     notes: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, checkpoint: Path | None) -> Progress:
+        """Where a checkpoint stood, or the beginning."""
+        if checkpoint is None:
+            return cls()
+        values = read_json(checkpoint / LOOP_STATE)
+        for name in ("base", "best"):
+            values[name] = Score(**values[name]) if values[name] else None
+        values["intermediate"] = [Score(**score) for score in values.get("intermediate", ())]
+        return cls(**values)
 
 
 class StopFlag:
@@ -134,19 +156,13 @@ class Average:
         with torch.no_grad():
             torch._foreach_lerp_(self.kept, self.weights, 1 - decay)
 
-    def save(self, path: Path) -> None:
-        from safetensors.torch import save_file
+    def state_dict(self) -> dict[str, Any]:
+        return {"updates": self.updates, "kept": self.kept}
 
-        weights = {str(index): kept.contiguous() for index, kept in enumerate(self.kept)}
-        save_file(weights | {"updates": torch.tensor(self.updates)}, path)
-
-    def load(self, path: Path) -> None:
-        from safetensors.torch import load_file
-
-        saved = load_file(path)
-        self.updates = int(saved["updates"])
-        for index, kept in enumerate(self.kept):
-            kept.copy_(saved[str(index)])
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.updates = state["updates"]
+        for kept, saved in zip(self.kept, state["kept"], strict=True):
+            kept.copy_(saved)
 
     def swap(self) -> None:
         """Exchange the average and the model's weights."""
@@ -171,6 +187,12 @@ class Session:
         self.trainable: Trainable = self.family.open_for_training(config.base, audio_context=recipe.audio_context)
         self.on_gpu = _on_gpu(config.device)
         self.precision = _precision(recipe.precision, self.on_gpu, self.trainable.model)
+        AcceleratorState._reset_state()  # or the number format of an earlier run of this process would stay
+        self.accelerator = Accelerator(
+            cpu=not self.on_gpu,
+            mixed_precision="no" if self.precision == "fp32" else self.precision,
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=OTHERS_WAIT)],
+        )
         self.started = time.monotonic()
         self.progress = progress
         self.before_s = progress.elapsed_s
@@ -190,6 +212,7 @@ class Session:
         _prepare_weights(self.trainable, recipe)
         if recipe.method == "lora":
             self.model = _with_adapters(self.trainable, recipe)
+        self.model.to(self.accelerator.device)
         self.average = Average(self.model, recipe.average) if recipe.average else None
         self.ctc_classes = self._ctc_classes() if recipe.ctc_weight else None
         self.ctc = (
@@ -197,11 +220,14 @@ class Session:
             if self.ctc_classes is not None
             else None
         )
+        if self.ctc:
+            self.ctc.linear.to(self.accelerator.device)
         self.encoded = EncodedBatches(folder) if recipe.encoder_copies else None
         if self.encoded:
             log.info("the encoder computes until every batch of %d epochs was heard once", recipe.encoder_copies)
         self.eval_s = 0.0  # the last evaluation
         self.save_s = 0.0  # the last saved model
+        self.batches_in_epoch = self.plan.batches_in_epoch()
         self.steps = self._steps()
 
     def _plan(self, rows: Sequence[Row], recipe: Recipe, earlier: Sequence[Row] = ()) -> Plan:
@@ -249,9 +275,68 @@ class Session:
         recipe = self.recipe
         steps = recipe.max_steps or ENDLESS
         if recipe.max_epochs is not None:
-            batches = recipe.max_epochs * self.plan.batches_in_epoch()
-            steps = min(steps, max(1, math.ceil(batches / recipe.accumulation)))
+            of_a_step = recipe.accumulation * self.accelerator.num_processes
+            steps = min(steps, max(1, math.ceil(recipe.max_epochs * self.batches_in_epoch / of_a_step)))
         return steps
+
+    def trained(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        """The weights of the model that learn, by name."""
+        for name, weight in self.model.named_parameters():
+            if weight.requires_grad:
+                yield name, weight
+
+    def batches(self) -> Iterator[dict[str, Any]]:
+        """Batches for ever, from where the run stands; of several processes, each has its own."""
+        recipe, progress = self.recipe, self.progress
+        same = progress.batch_seconds in (0.0, recipe.batch_seconds)
+        progress.batch_seconds = recipe.batch_seconds
+        collator = Collator(
+            self.train_speech,
+            recipe,
+            self.family,
+            self.trainable,
+            ctc_classes=self.ctc_classes,
+            noises=self.noises,
+        )
+        # On a CPU, processes that prepare batches would take from the training what they give.
+        workers = min(MOST_WORKERS, (os.cpu_count() or 1) // 2) if self.on_gpu else 0
+        return iter(
+            loader(
+                self.plan,
+                collator,
+                epoch=progress.epoch,
+                # Batches of another size are other batches: the epoch is begun anew.
+                index=progress.batch if same else 0,
+                workers=workers if recipe.workers is None else recipe.workers,
+                process=self.accelerator.process_index,
+                processes=self.accelerator.num_processes,
+            )
+        )
+
+    def on_device(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The batch's tensors where the model is; where the encoder's outputs are kept, with those for the sound."""
+        tensors = {name: value for name, value in batch.items() if name not in ("place", "drawn")}
+        if self.encoded is None:
+            return send_to_device(tensors, self.accelerator.device)  # type: ignore[no-any-return]
+        if not tensors:  # heard before: the loader brings nothing but its place
+            return send_to_device(self.encoded.read(batch["drawn"]), self.accelerator.device)  # type: ignore[no-any-return]
+        with self.accelerator.autocast():
+            tensors = self.family.encode(self.trainable, send_to_device(tensors, self.accelerator.device))
+        self.encoded.write(batch["drawn"], tensors)
+        return tensors
+
+    def agreed(self, *values: float, process: int = 0) -> list[float]:
+        """The values that one process has, on all of them: each has a clock of its own, and one must decide."""
+        if self.accelerator.num_processes == 1:
+            return list(values)
+        told = torch.tensor(values, dtype=torch.float64, device=self.accelerator.device)
+        found: list[float] = broadcast(told, from_process=process).tolist()
+        return found
+
+    @property
+    def epochs(self) -> float:
+        """Passes over the training speech so far."""
+        return self.progress.epoch + min(1.0, self.progress.batch / self.batches_in_epoch)
 
     @property
     def elapsed_s(self) -> float:
@@ -347,6 +432,20 @@ class Session:
             if kept is None or score.at_least_as_good_as(kept):
                 self.save("best")
                 write_json(self.folder / BEST, asdict(score))
+
+    def keep(self, score: Score) -> None:
+        """Keep the model as one of the intermediate ones, where it is one of the best; of equals, of the newest."""
+        place, progress = self.folder / INTERMEDIATE, self.progress
+        known = [one for one in progress.intermediate if (place / f"step-{one.step}").is_dir()]
+        ranked = sorted([*known, score], key=lambda one: (one.rate, one.cer, -one.step))
+        progress.intermediate = ranked[: self.recipe.keep_checkpoints_after]
+        if score in progress.intermediate:
+            place.mkdir(exist_ok=True)
+            self.save(f"{INTERMEDIATE}/step-{score.step}")
+        names = {f"step-{one.step}" for one in progress.intermediate}
+        for path in place.glob("*"):
+            if path.name not in names:
+                shutil.rmtree(path)
 
     def save(self, name: str) -> None:
         """Write a complete model folder; the earlier one stays until the new one is whole."""

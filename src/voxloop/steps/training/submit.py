@@ -10,7 +10,7 @@ from voxloop import models
 from voxloop.errors import SettingError, UsageError
 from voxloop.records import Dataset, Model, Run
 from voxloop.steps import datasets
-from voxloop.steps.training import disk, material, recipes
+from voxloop.steps.training import disk, material, recipes, trackers
 from voxloop.steps.training.files import CONFIG, read_json, write_json
 from voxloop.steps.training.recipes import Recipe
 
@@ -58,6 +58,7 @@ def _queue(ws: Workspace, dataset: Dataset, model: Model, recipe: Recipe, retry_
             f"dataset {dataset.name!r} has no clips in its train split ({_counts(dataset)}): "
             "correct more utterances, or give train a larger share with `voxloop dataset build --ratios`"
         )
+    trackers.check(ws.settings.trackers)
     recipe = material.resolved(ws, recipe, dataset, model)
     check_disk(ws, dataset, model, recipe)
     run = Run(
@@ -125,6 +126,7 @@ def lay_out(ws: Workspace, run: Run) -> Path:
         "base": models.model_folder(ws, model),
         "device": ws.settings.device or "auto",
         "threads": ws.settings.threads,
+        "trackers": list(ws.settings.trackers),
     }
     if (folder / CONFIG).exists():
         write_json(folder / CONFIG, read_json(folder / CONFIG) | values)
