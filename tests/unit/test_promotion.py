@@ -30,13 +30,16 @@ from voxloop.workspace import Workspace
 
 
 class Pair:
-    """A workspace whose base model errs in three of four clips, and a challenger that errs in `after`."""
+    """A workspace whose base model errs in three of four clips, and a challenger that errs in `after`.
 
-    def __init__(self, folder: Path, *, after: float = 0.0, clips: int = 24) -> None:
+    Without `guards`, as most tests have it, silence and noise are decoded once. Else what these models babble
+    is decoded again at five temperatures to the last token that fits, most of the time that a promotion takes.
+    """
+
+    def __init__(self, folder: Path, *, after: float = 0.0, clips: int = 24, guards: bool = False) -> None:
         old, new = frozen_speech.models(folder)
-        self.ws: Workspace = open_loop(
-            folder / "workspace", create=True, threads=1, device="cpu", min_snr_db=-99.0, base_model=str(old)
-        )
+        settings = {"threads": 1, "device": "cpu", "min_snr_db": -99.0, "base_model": str(old), "guards": guards}
+        self.ws: Workspace = open_loop(folder / "workspace", create=True, **settings)
         self.frozen = frozen_speech.freeze(self.ws, folder / "speech", clips=clips)
         self.old, self.new = (self.register(folder) for folder in (old, new))
         frozen_speech.remember(self.ws, self.old, self.frozen, frozen_speech.wrong_in(0.75))
@@ -61,7 +64,7 @@ class Pair:
 
 
 def test_a_better_model_becomes_champion_with_its_evidence(tmp_path: Path) -> None:
-    pair = Pair(tmp_path)
+    pair = Pair(tmp_path, guards=True)
     assert champion(pair.ws) is None
     outcome = pair.promote(by="ann")
     assert outcome.verdict == "promote"
@@ -310,7 +313,11 @@ def test_killed_within_a_promotion_it_has_not_happened_and_can_be_done(tmp_path:
     before = standing(pair)
     command = [sys.executable, "-c", KILLED_AT_A_STATEMENT, str(pair.ws.folder), pair.new.id, statement]
     killed = subprocess.run(
-        command, env=os.environ | {"VOXLOOP_BASE_MODEL": pair.old.where}, capture_output=True, timeout=120, check=False
+        command,
+        env=os.environ | {"VOXLOOP_BASE_MODEL": pair.old.where, "VOXLOOP_GUARDS": "false"},
+        capture_output=True,
+        timeout=120,
+        check=False,
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert standing(pair) == before
@@ -384,7 +391,9 @@ def test_the_gate_hears_with_the_very_model_that_transcribes(tmp_path: Path) -> 
 def test_other_decoding_settings_are_measured_anew(tmp_path: Path) -> None:
     pair = Pair(tmp_path, clips=6)
     first = promotion.evaluation.evaluate(pair.ws, pair.new.id)
-    with open_loop(pair.ws.folder, base_model=pair.old.where, language="de", threads=1, device="cpu") as ws:
+    with open_loop(
+        pair.ws.folder, base_model=pair.old.where, language="de", threads=1, device="cpu", guards=False
+    ) as ws:
         assert promotion.evaluation.evaluate(ws, pair.new.id).id != first.id
 
 
