@@ -334,6 +334,8 @@ def loaded(ws: Workspace, model: Model, engine_name: str | None = None) -> Itera
 
     Threads that ask for the same one share it, and it is loaded once. The `KEPT` that
     were used last stay loaded; those in use count, and are never among those that go.
+    This makes loading safe for threads, not the recogniser: whether two may transcribe
+    with it at the same moment is for its family to say.
     """
     key = (model.id, device(ws), engine_name or engine(ws))
     with _COUNTING:
