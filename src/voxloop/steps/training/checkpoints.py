@@ -60,7 +60,8 @@ def save_checkpoint(session: Session, optimizer: Any, journal: Journal) -> None:
         "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
         "random": random,
     }
-    torch.save(state, folder / STATE)
+    with (folder / STATE).open("wb") as file:  # an open file would hold a full disk's room
+        torch.save(state, file)
     journal.save(folder)
     sync(folder)
     session.progress.elapsed_s = session.elapsed_s
