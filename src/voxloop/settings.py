@@ -110,6 +110,9 @@ class Settings:
     """How long a worker's claim on a job lasts without renewal."""
     max_attempts: int = 5
     """Claims of one job before it is `dead`."""
+    checkpoints_to_blobs: str = "auto"
+    """Copy each checkpoint of a run to the blob store, so that the run can go on on another machine: `on`, `off`, or
+    `auto`: where the blobs are not in a folder or the catalog is not SQLite."""
     review_lease_s: float = 600.0
     """How long an utterance that a reviewer took is kept from the others."""
     review_skip_s: float = 3600.0
@@ -144,6 +147,8 @@ class Settings:
             raise SettingError(
                 f"compute_type is {self.compute_type!r}: it must be empty or one of {', '.join(COMPUTE_TYPES)}"
             )
+        if self.checkpoints_to_blobs not in ("auto", "on", "off"):
+            raise SettingError(f"checkpoints_to_blobs is {self.checkpoints_to_blobs!r}: it must be auto, on or off")
         if self.channels not in ("mix", "split"):
             raise SettingError(f"channels is {self.channels!r}: it must be mix or split")
         if self.max_attempts < 1:
