@@ -234,28 +234,31 @@ class CheckpointCopier:
         self._failed = False  # the last copy
 
     def look(self) -> CopiedCheckpoint | None:
-        """Begin to copy where there is something new; what has been copied since the last look."""
-        copied = None
+        """What has been copied since the last look, to be named before the next one; else begin where there is news.
+
+        One at a time: what the last copy superseded is deleted before another might find it there and need it.
+        """
         if self._copying is not None:
             if not self._copying.done():
                 return None
             copied, self._copying = self._result(self._copying), None
+            return copied
         state = _state(self._folder)
         if state != self._seen and any(state) and _link(self._folder):
             self._seen = state
             self._copying = self._thread.submit(self._copy)
-        return copied
+        return None
 
-    def rest(self) -> CopiedCheckpoint | None:
-        """Wait until all there is has been copied, once the training process has ended; what the last copy holds."""
-        copied = None
-        if self._copying is None and self._failed:
-            self._seen = None  # once more
-        while True:
-            copied = self.look() or copied
-            if self._copying is None:
-                return copied
-            self._copying.exception()  # waits
+    def wait(self) -> CopiedCheckpoint | None:
+        """As `look`, once the training process has ended, and waiting for the copy; None where there is no more."""
+        if self._copying is None:
+            if self._failed:
+                self._seen, self._failed = None, False  # once more
+            self.look()
+        if self._copying is None:
+            return None
+        self._copying.exception()
+        return self.look()
 
     def close(self) -> None:
         """Give up what is being copied."""

@@ -340,8 +340,9 @@ class _Telling:
     def rest(self, state: dict[str, Any], *, checkpoint: bool = True) -> None:
         """Write all there is, once the child has ended."""
         try:
-            copied = self._copier.rest() if self._copier and checkpoint else None
-            self._write(state, self._journal.gained(to_the_end=True), copied)
+            self._write(state, None, None)
+            while self._copier and checkpoint and (copied := self._copier.wait()):
+                self._write(None, None, copied)
             while entries := self._journal.gained(to_the_end=True):
                 self._write(None, entries, None)
         finally:
