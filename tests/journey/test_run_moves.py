@@ -146,7 +146,6 @@ def test_paused_from_elsewhere_it_goes_on_there_and_comes_back(machines: Machine
     assert text.count(b"going on from checkpoint-") >= 2
     assert (a.runs / run.id / "train.log").read_bytes().startswith(text)
     assert not list(b.blobs.list("runs/"))  # it will not go on any more
-    assert integrity.verify(b, min_age_s=0).sound
 
 
 def test_killed_with_its_machine_it_is_interrupted_and_goes_on_elsewhere(

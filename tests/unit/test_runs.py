@@ -27,7 +27,8 @@ from voxloop.errors import SettingError, TrainingError, UsageError
 from voxloop.records import Model, Run
 from voxloop.steps import training
 from voxloop.steps.training import child, control, disk, locks, recipes, runs, trainer
-from voxloop.steps.training.files import CONFIG, LOG, METRICS, append_line, read_json
+from voxloop.steps.training.files import ATTENDED, CONFIG, LOG, METRICS, append_line, read_json
+from voxloop.steps.training.session import StopFlag
 from voxloop.stores import tables
 from voxloop.workspace import Workspace
 
@@ -314,6 +315,22 @@ def test_a_child_killed_from_outside_is_said_with_what_to_set(ws: Workspace, bas
     assert f"voxloop run retry {run.id} --set batch_seconds=6" in str(failed.error)
     assert str(failed.error) in str(errors[0])
     assert read_json(ws.runs / run.id / CONFIG)["recipe"]["batch_seconds"] == 12
+
+
+def test_a_process_that_nobody_attends_to_any_more_ends(tmp_path: Path) -> None:
+    stop = StopFlag()
+    child._end_when_alone(tmp_path, stop, patience_s=0.3)  # started by itself
+    assert not stop.set
+    attending = locks.take(tmp_path / ATTENDED)
+    assert attending is not None
+    watching = threading.Thread(target=child._end_when_alone, args=(tmp_path, stop), kwargs={"patience_s": 0.3})
+    watching.start()
+    watching.join(1.0)
+    assert watching.is_alive()
+    assert not stop.set
+    attending.release()
+    watching.join(WAIT_S)
+    assert stop.set
 
 
 def test_a_curve_is_drawn() -> None:

@@ -3,8 +3,8 @@
     submit.py ──► queue ──► runs.py ──► run folder: data/, training_config.json ──► child.py ──► trainer.py
                               ▲                                                         │
                               ├── control.py follows metrics.jsonl and status.json ◄────┘
-                              ├── journal.py ──► catalog: progress, metrics, log      ──► whoever looks, anywhere
-                              └── moving.py  ◄─► blob store: the newest checkpoint    ──► another machine that goes on
+                              ├── telemetry.py ──► catalog: metrics, log ──► whoever looks, from anywhere
+                              └── moving.py ◄──► blob store: the newest checkpoint ◄──► another machine
 
 `runs.py` has the states of a run and who may change them, `recipes.py` says how it is trained, `material.py`,
 `batches.py` and `augment.py` what is heard. Importing this package loads no torch.
@@ -13,7 +13,6 @@
 from __future__ import annotations
 
 from voxloop.steps.training.disk import parameters
-from voxloop.steps.training.journal import log_after, metrics
 from voxloop.steps.training.moving import give_up_copy, named_blobs, names_blob, place
 from voxloop.steps.training.runs import (
     QueuePosition,
@@ -33,6 +32,7 @@ from voxloop.steps.training.runs import (
     work,
 )
 from voxloop.steps.training.submit import submit, suggest
+from voxloop.steps.training.telemetry import log_after, metrics
 
 __all__ = [
     "QueuePosition",

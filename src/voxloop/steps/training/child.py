@@ -3,7 +3,8 @@
 It reads `training_config.json` in that folder and nothing else, and tells how it
 stands in `status.json`: running -> completed | stopped | failed. SIGTERM and
 SIGINT end it at the next step, with a checkpoint to go on from; SIGUSR1 as if that
-step were the last: measured, the best kept.
+step were the last: measured, the best kept. Where nobody attends to the run any more,
+it ends after a while as on SIGTERM: the run may have gone on elsewhere.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import resource
 import shutil
 import signal
 import sys
+import threading
 import time
 import traceback
 from dataclasses import asdict
@@ -23,11 +25,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from voxloop.errors import VoxloopError
-from voxloop.steps.training.files import LOOP_STATE, STATUS, write_json
+from voxloop.steps.training import locks
+from voxloop.steps.training.files import ATTENDED, LOOP_STATE, STATUS, write_json
 
 if TYPE_CHECKING:
+    from voxloop.steps.training.session import StopFlag
     from voxloop.steps.training.trainer import Outcome
 
+ALONE_S = 300.0  # without anybody who attends to the run
 NO_ROOM_BYTES = 64 << 10  # with less than that, whatever went wrong was the disk
 
 log = logging.getLogger("voxloop.steps.training")
@@ -82,7 +87,23 @@ def _train(folder: Path, asked: list[int]) -> Outcome:
         signal.signal(number, end)
     for early in asked:
         end(early)
+    threading.Thread(target=_end_when_alone, args=(folder, stop), name="attended", daemon=True).start()
     return trainer.run(folder, stop)
+
+
+def _end_when_alone(folder: Path, stop: StopFlag, *, patience_s: float = ALONE_S) -> None:
+    """Have the run end at its next step once nobody has held its folder's lock for a while.
+
+    Without such a lock there is nobody to wait for: the process was started by itself.
+    """
+    seen = time.monotonic()
+    while (folder / ATTENDED).exists() and time.monotonic() - seen < patience_s:
+        time.sleep(patience_s / 60)
+        if locks.held(folder / ATTENDED):
+            seen = time.monotonic()
+    if (folder / ATTENDED).exists():
+        log.warning("nobody attends to this run any more: it ends with a checkpoint")
+        stop.set = True
 
 
 def _result(outcome: Outcome) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from voxloop.errors import BlobError, TrainingError
-from voxloop.steps.training import control, journal
+from voxloop.steps.training import control, telemetry
 from voxloop.steps.training.files import (
     ATTENDED,
     BEST,
@@ -145,7 +145,7 @@ def _settle(ws: Workspace, run: str, row: sa.Row[Any], folder: Path) -> dict[str
             (folder / CONFIG).unlink()  # so that its speech is laid out again
         if not whole_checkpoints(folder):
             log.warning("run %s: no checkpoint of it is in the blob store, so it begins anew here", run)
-    journal.lay_out(ws, run)
+    telemetry.lay_out(ws, run)
     return began
 
 

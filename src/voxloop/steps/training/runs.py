@@ -9,13 +9,13 @@
 
 A run that is to be trained has an open job of the step `train`: its place in the queue. Whoever sees a run through
 (`voxloop train`, `voxloop run resume`, a worker) attends to it, and renews the lease of that job: the lease alone says,
-on every machine, whether anybody does. The run's state, metrics and log are in the catalog (`journal.py`), and what it
-would go on from elsewhere is in the blob store (`moving.py`). What people ask for (`pause`, `stop`) is written to the
-run's row, and whoever attends to the run does it; where nobody does, the one who asks.
+on every machine, whether anybody does. The run's state, metrics and log are in the catalog (`telemetry.py`), and what
+it would go on from elsewhere is in the blob store (`moving.py`). What people ask for (`pause`, `stop`) is written to
+the run's row, and whoever attends to the run does it; where nobody does, the one who asks.
 
 Locks are for what is truly local: one device, one child and one attendant in a folder. The child holds `training.lock`
-and its device's lock; it lives on when its parent dies, and whoever resumes the run in that folder follows it to its
-end.
+and its device's lock. It lives on when its parent dies, and whoever resumes the run in that folder follows it to its
+end; where nobody does for some minutes, it ends with a checkpoint.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 from voxloop import models
 from voxloop.errors import ConflictError, LeaseLost, TrainingError, UsageError
 from voxloop.records import Model, Run, RunStatus, RunWish
-from voxloop.steps.training import control, journal, locks, moving
+from voxloop.steps.training import control, locks, moving, telemetry
 from voxloop.steps.training.control import Child
 from voxloop.steps.training.files import ATTENDED, BEST, CONFIG, LOG, METRICS, read_json
 from voxloop.steps.training.submit import enqueue, lay_out, submit, submit_again
@@ -49,7 +49,7 @@ LOOK_S = 1.0  # the run's row is read and written at most this often
 TURN_S = 0.5  # between two looks at whether it is this run's turn
 OBEY_S = 60.0  # how long `pause` and `stop` wait until whoever attends to the run has done it
 LET_GO_S = control.STOP_S + 5.0  # who lost the lease has stopped its child, and left the folder, by then
-LEARNT = ("checkpoint-*", "best", "best.*", "final", "final.*")
+LEARNT = ("checkpoint-*", "best", "best.*", "final", "final.*", "intermediate")
 
 GOES_ON: tuple[RunStatus, ...] = ("paused", "interrupted", "failed")  # what can be resumed
 ENDED: tuple[RunStatus, ...] = ("completed", "stopped", "failed", "paused", "interrupted")
@@ -324,13 +324,13 @@ class _Telling:
     def __init__(self, ws: Workspace, run: Run) -> None:
         self._ws = ws
         self._run = run
-        self._journal = journal.JournalWriter(ws, run.id)
+        self._telemetry = telemetry.TelemetryCopier(ws, run.id)
         self._copier = moving.CheckpointCopier(ws, run.id) if moving.copies_checkpoints(ws) else None
         self._fenced = time.monotonic()
 
     def tell(self, state: dict[str, Any] | None) -> None:
         """Write what there is to say; `state` is the run's progress where that changed. Raises LeaseLost."""
-        entries = self._journal.gained()
+        entries = self._telemetry.gained()
         copied = self._copier.look() if self._copier else None
         quiet = state is None and entries is None and copied is None
         if quiet and time.monotonic() - self._fenced < self._ws.jobs.lease_s / 3:
@@ -343,7 +343,7 @@ class _Telling:
             self._write(state, None, None)
             while self._copier and checkpoint and (copied := self._copier.wait()):
                 self._write(None, None, copied)
-            while entries := self._journal.gained(to_the_end=True):
+            while entries := self._telemetry.gained(to_the_end=True):
                 self._write(None, entries, None)
         finally:
             self.close()
@@ -355,7 +355,7 @@ class _Telling:
     def _write(
         self,
         state: dict[str, Any] | None,
-        entries: journal.JournalEntries | None,
+        entries: telemetry.TelemetryRows | None,
         copied: moving.CopiedCheckpoint | None,
     ) -> None:
         id = self._run.id
@@ -367,12 +367,12 @@ class _Telling:
                 if "step" in state:
                     tx.emit("training.progress", id, key=f"{id}:{state['step']}", payload=state)
             if entries:
-                self._journal.write(tx, entries)
+                self._telemetry.write(tx, entries)
             if copied:
                 moving.name_checkpoint(tx, id, copied)
         self._fenced = time.monotonic()
         if entries:
-            self._journal.until = entries.until
+            self._telemetry.until = entries.until
         if copied:
             moving.remove_superseded(self._ws, id, copied)
 
@@ -547,7 +547,7 @@ def begin_anew(tx: Transaction, run: Run) -> list[str]:
     Keys of its blobs, which nothing names any more. What it learnt goes from the
     folders of other machines when they attend to it next.
     """
-    journal.forget_metrics(tx, run.id)
+    telemetry.forget_metrics(tx, run.id)
     tx.change(Run, run.id, progress={})
     return moving.leave_home(tx, run.id)
 

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from voxloop.cli import app
 from voxloop.records import Run
 from voxloop.steps import training
-from voxloop.steps.training import control, journal
+from voxloop.steps.training import control, telemetry
 from voxloop.steps.training.files import LOG, METRICS, append_line
 from voxloop.stores import tables
 from voxloop.workspace import Workspace
@@ -27,7 +27,7 @@ def ws(workspace: Workspace) -> Workspace:
     return workspace
 
 
-def copy(ws: Workspace, writer: journal.JournalWriter, *, to_the_end: bool = False) -> int:
+def copy(ws: Workspace, writer: telemetry.TelemetryCopier, *, to_the_end: bool = False) -> int:
     """Copy all that a folder gained; the number of copies."""
     copies = 0
     while entries := writer.gained(to_the_end=to_the_end):
@@ -45,7 +45,7 @@ def lines(ws: Workspace) -> list[int]:
 
 def test_metrics_are_copied_once_past_cut_lines_and_steps_done_again(ws: Workspace) -> None:
     folder = ws.runs / RUN
-    writer = journal.JournalWriter(ws, RUN)
+    writer = telemetry.TelemetryCopier(ws, RUN)
     assert copy(ws, writer) == 0
     for step in (1, 2, 3):
         append_line(folder / METRICS, {"step": step, "loss": 1.0})
@@ -56,7 +56,7 @@ def test_metrics_are_copied_once_past_cut_lines_and_steps_done_again(ws: Workspa
     with (folder / METRICS).open("a") as file:
         file.write('{"step": 3, "val')  # being written
     # A writer that knows nothing of the first one begins where that ended.
-    assert copy(ws, journal.JournalWriter(ws, RUN)) == 1
+    assert copy(ws, telemetry.TelemetryCopier(ws, RUN)) == 1
     assert lines(ws) == [1, 2, 3, 5]
     # So does the first, whose last copy another has made: nothing is there twice.
     assert copy(ws, writer) == 1
@@ -77,7 +77,7 @@ def test_of_very_many_lines_every_evaluation_is_returned_and_some_of_the_others(
     for step in range(1, 101):
         line = {"step": step, "loss": 1.0} if step % 10 else {"step": step, "val_wer": 0.5}
         append_line(ws.runs / RUN / METRICS, line)
-    copy(ws, journal.JournalWriter(ws, RUN))
+    copy(ws, telemetry.TelemetryCopier(ws, RUN))
     assert len(training.metrics(ws, RUN)) == 100
     found = training.metrics(ws, RUN, most=30)
     assert [line["step"] for line in found if "val_wer" in line] == list(range(10, 101, 10))
@@ -89,9 +89,9 @@ def test_lines_that_a_power_failure_took_from_the_file_come_back_from_the_catalo
     path = ws.runs / RUN / METRICS
     for step in (1, 2, 3):
         append_line(path, {"step": step})
-    copy(ws, journal.JournalWriter(ws, RUN))
+    copy(ws, telemetry.TelemetryCopier(ws, RUN))
     path.write_text('{"step": 1}\n')
-    writer = journal.JournalWriter(ws, RUN)
+    writer = telemetry.TelemetryCopier(ws, RUN)
     append_line(path, {"step": 4})
     copy(ws, writer)
     assert lines(ws) == [1, 2, 3, 4]
@@ -100,7 +100,7 @@ def test_lines_that_a_power_failure_took_from_the_file_come_back_from_the_catalo
 
 def test_a_log_is_copied_by_lines_and_its_end_is_kept(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     path = ws.runs / RUN / LOG
-    writer = journal.JournalWriter(ws, RUN)
+    writer = telemetry.TelemetryCopier(ws, RUN)
     path.write_bytes("première\nnext".encode())
     copy(ws, writer)
     text, place = training.log_after(ws, RUN)
@@ -109,12 +109,12 @@ def test_a_log_is_copied_by_lines_and_its_end_is_kept(ws: Workspace, monkeypatch
     copy(ws, writer, to_the_end=True)
     more, place = training.log_after(ws, RUN, place)
     assert more == b"next"
-    monkeypatch.setattr(journal, "PIECE_BYTES", 1000)
-    monkeypatch.setattr(journal, "MOST_LOG_BYTES", 5000)
+    monkeypatch.setattr(telemetry, "PIECE_BYTES", 1000)
+    monkeypatch.setattr(telemetry, "MOST_LOG_BYTES", 5000)
     with path.open("ab") as file:
         for number in range(2000):
             file.write(b"%07d\n" % number)
-    copy(ws, journal.JournalWriter(ws, RUN), to_the_end=True)
+    copy(ws, telemetry.TelemetryCopier(ws, RUN), to_the_end=True)
     kept, end = training.log_after(ws, RUN)
     assert kept == path.read_bytes()[-len(kept) :]
     assert 4000 <= len(kept) <= 6000
@@ -126,7 +126,7 @@ def test_both_are_shown_without_the_run_folder(ws: Workspace) -> None:
     append_line(folder / METRICS, {"step": 1, "loss": 2.0, "val_wer": 0.5})
     append_line(folder / METRICS, {"step": 2, "loss": 1.0, "val_wer": 0.25})
     (folder / LOG).write_text("what the process said\n")
-    copy(ws, journal.JournalWriter(ws, RUN))
+    copy(ws, telemetry.TelemetryCopier(ws, RUN))
     for name in (METRICS, LOG):
         (folder / name).unlink()
 
@@ -138,6 +138,6 @@ def test_both_are_shown_without_the_run_folder(ws: Workspace) -> None:
     assert voxloop("run", "logs", RUN) == "what the process said\n"
     shown = json.loads(voxloop("run", "show", RUN, "--json"))
     assert [line["loss"] for line in shown["metrics"]] == [2.0, 1.0]
-    journal.lay_out(ws, RUN)
+    telemetry.lay_out(ws, RUN)
     assert control.metrics(folder) == shown["metrics"]
     assert (folder / LOG).read_text() == "what the process said\n"

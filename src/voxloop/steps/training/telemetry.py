@@ -41,7 +41,7 @@ class CopiedUntil:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class JournalEntries:
+class TelemetryRows:
     """What a folder gained since the last copy, as rows."""
 
     lines: list[dict[str, Any]]
@@ -49,7 +49,7 @@ class JournalEntries:
     until: CopiedUntil
 
 
-class JournalWriter:
+class TelemetryCopier:
     """Copies a run's metrics and log into the catalog as its folder gains them."""
 
     def __init__(self, ws: Workspace, run: str) -> None:
@@ -65,15 +65,15 @@ class JournalWriter:
                 place = _append_lines(reader, run, self._folder / METRICS, after=there)
         self.until = CopiedUntil(line=copied or 0, metrics=place, log=log_end)
 
-    def gained(self, *, to_the_end: bool = False) -> JournalEntries | None:
+    def gained(self, *, to_the_end: bool = False) -> TelemetryRows | None:
         """What came since, a piece at a time; None where nothing did. A log's last line may be half `to_the_end`."""
         lines, line, metrics = self._lines()
         log, log_place = self._log(to_the_end=to_the_end)
         if metrics == self.until.metrics and log_place == self.until.log:
             return None
-        return JournalEntries(lines=lines, log=log, until=CopiedUntil(line=line, metrics=metrics, log=log_place))
+        return TelemetryRows(lines=lines, log=log, until=CopiedUntil(line=line, metrics=metrics, log=log_place))
 
-    def write(self, tx: Writer, entries: JournalEntries) -> None:
+    def write(self, tx: Writer, entries: TelemetryRows) -> None:
         """Write the entries inside `tx`; once that is committed, set `until` to theirs."""
         insert_new(tx.connection, tables.run_metric, entries.lines)
         if entries.log:
