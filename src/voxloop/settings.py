@@ -106,13 +106,13 @@ class Settings:
     """Dataset on whose test split a challenger must not be worse, too: name or id; empty: none."""
     promote_general_margin: float = 0.02
     """Word error rate that the general dataset may lose."""
+    checkpoints_to_blobs: str = "auto"
+    """Copy each checkpoint of a run to the blob store, so that the run can go on on another machine: `on`, `off`, or
+    `auto`: where the blobs are not in a folder or the catalog is not SQLite."""
     lease_s: float = 30.0
     """How long a worker's claim on a job lasts without renewal."""
     max_attempts: int = 5
     """Claims of one job before it is `dead`."""
-    checkpoints_to_blobs: str = "auto"
-    """Copy each checkpoint of a run to the blob store, so that the run can go on on another machine: `on`, `off`, or
-    `auto`: where the blobs are not in a folder or the catalog is not SQLite."""
     review_lease_s: float = 600.0
     """How long an utterance that a reviewer took is kept from the others."""
     review_skip_s: float = 3600.0

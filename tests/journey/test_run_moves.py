@@ -27,7 +27,8 @@ from voxloop.pipeline import open_loop
 from voxloop.records import Model, Run
 from voxloop.steps import training
 from voxloop.steps.training import control, moving
-from voxloop.steps.training.files import BEST, CONFIG, HOME, read_json, whole_checkpoints
+from voxloop.steps.training.files import BEST, CONFIG, HOME, read_json
+from voxloop.steps.training.moving import whole_checkpoints
 from voxloop.stores import tables
 from voxloop.workspace import Workspace
 

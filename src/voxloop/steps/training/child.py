@@ -3,8 +3,7 @@
 It reads `training_config.json` in that folder and nothing else, and tells how it
 stands in `status.json`: running -> completed | stopped | failed. SIGTERM and
 SIGINT end it at the next step, with a checkpoint to go on from; SIGUSR1 as if that
-step were the last: measured, the best kept. Where nobody attends to the run any more,
-it ends after a while as on SIGTERM: the run may have gone on elsewhere.
+step were the last: measured, the best kept.
 """
 
 from __future__ import annotations
@@ -92,7 +91,7 @@ def _train(folder: Path, asked: list[int]) -> Outcome:
 
 
 def _end_when_alone(folder: Path, stop: StopFlag, *, patience_s: float = ALONE_S) -> None:
-    """Have the run end at its next step once nobody has held its folder's lock for a while.
+    """Have the run end at its next step once nobody has attended to it for a while: it may have gone on elsewhere.
 
     Without such a lock there is nobody to wait for: the process was started by itself.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from voxloop.errors import TrainingError
@@ -48,26 +49,24 @@ def encoded_bytes(base: Path, recipe: Recipe, *, clips: int, seconds: float) -> 
     return round(recipe.encoder_copies * heard_s * POSITIONS_PER_S * width * WEIGHT_BYTES)
 
 
-def needed_bytes(weights: int, recipe: Recipe, *, copied: bool = False) -> int:
-    """The most that a run on so many weights holds at once, its speech aside.
-
-    Where checkpoints are `copied` to the blob store, the one under way stays until it is there, whatever is kept.
-    """
+def needed_bytes(weights: int, recipe: Recipe) -> int:
+    """The most that a run on so many weights holds at once, its speech aside."""
     trained = weights if recipe.method == "full" else round(ADAPTER_SHARE * weights)
     checkpoint = trained * (1 + OPTIMISER + (1 if recipe.average else 0))
     # One checkpoint more than are kept, while the newest is written.
-    models, checkpoints = (MODELS + 1, recipe.keep_checkpoints + 2) if copied else (MODELS, recipe.keep_checkpoints + 1)
-    return WEIGHT_BYTES * (models * weights + checkpoints * checkpoint) + LOGS_BYTES
+    return WEIGHT_BYTES * (MODELS * weights + (recipe.keep_checkpoints + 1) * checkpoint) + LOGS_BYTES
 
 
 def check(
     place: Path, base: Path, recipe: Recipe, *, clips: int = 0, speech_s: float = 0.0, copied: bool = False
 ) -> None:
-    """Raises TrainingError where the disk of `place` has too little room for the run and its speech."""
+    """Raises TrainingError where the disk of `place` has too little room for the run and its speech.
+
+    Where its checkpoints are `copied` to the blob store, the one that is on its way stays, whatever is kept.
+    """
+    recipe = replace(recipe, keep_checkpoints=recipe.keep_checkpoints + copied)
     encoded = encoded_bytes(base, recipe, clips=clips, seconds=speech_s)
-    needed = (
-        needed_bytes(parameters(base), recipe, copied=copied) + round(speech_s * SAMPLE_RATE * SAMPLE_BYTES) + encoded
-    )
+    needed = needed_bytes(parameters(base), recipe) + round(speech_s * SAMPLE_RATE * SAMPLE_BYTES) + encoded
     while not place.exists():
         place = place.parent
     free = shutil.disk_usage(place).free

@@ -18,12 +18,6 @@ BEST = "best.json"  # the score of the model in best/
 LOOP_STATE = "loop_state.json"  # in a checkpoint: written last
 
 
-def whole_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints that were not cut off by a kill, oldest first."""
-    found = [path.parent for path in folder.glob(f"checkpoint-*/{LOOP_STATE}")]
-    return sorted(found, key=lambda checkpoint: int(checkpoint.name.partition("-")[2]))
-
-
 def write_json(path: Path, values: dict[str, Any]) -> None:
     """Replace a file in one move."""
     partial = path.with_name(f"{path.name}.partial")

@@ -38,7 +38,6 @@ from voxloop.steps.training.files import (
     TRAINING,
     read_json,
     sync,
-    whole_checkpoints,
 )
 from voxloop.stores import tables
 from voxloop.stores.blobs import CHUNK, sha256_file
@@ -346,6 +345,12 @@ def named_blobs(reader: Reader) -> Iterator[tuple[str, str, dict[str, Any]]]:
 def names_blob(reader: Reader, key: str) -> bool:
     """Whether a run can go on from this blob."""
     return any(key == named for _, named, _ in named_blobs(reader))
+
+
+def whole_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints that were not cut off by a kill, oldest first."""
+    found = [path.parent for path in folder.glob(f"checkpoint-*/{LOOP_STATE}")]
+    return sorted(found, key=lambda checkpoint: int(checkpoint.name.partition("-")[2]))
 
 
 def _state(folder: Path) -> tuple[Any, Any]:
