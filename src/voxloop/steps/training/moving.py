@@ -312,11 +312,12 @@ def give_up_copy(tx: Writer, run: str) -> None:
 
 
 def remove_blobs(ws: Workspace, run: str) -> None:
-    """Delete all that the blob store holds for going on with a run: it has ended for good."""
+    """Delete all that there is for going on with a run elsewhere: it has ended for good."""
     with ws.catalog.write() as tx:
         if _row(tx, run) is not None:
             give_up_copy(tx, run)
     _delete(ws, run, kept=frozenset())
+    shutil.rmtree(ws.runs / run / LEAVING, ignore_errors=True)  # of a copy that a kill cut off
 
 
 def _delete(ws: Workspace, run: str, *, kept: AbstractSet[str]) -> None:

@@ -49,7 +49,7 @@ LOOK_S = 1.0  # the run's row is read and written at most this often
 TURN_S = 0.5  # between two looks at whether it is this run's turn
 OBEY_S = 60.0  # how long `pause` and `stop` wait until whoever attends to the run has done it
 LET_GO_S = control.STOP_S + 5.0  # who lost the lease has stopped its child, and left the folder, by then
-LEARNT = ("checkpoint-*", "best", "best.*", "final", "final.*", "intermediate")
+LEARNT = ("checkpoint-*", "best", "best.*", "final", "final.*", "intermediate", moving.LEAVING)
 
 GOES_ON: tuple[RunStatus, ...] = ("paused", "interrupted", "failed")  # what can be resumed
 ENDED: tuple[RunStatus, ...] = ("completed", "stopped", "failed", "paused", "interrupted")
