@@ -112,6 +112,9 @@ class Settings:
     """Dataset on whose test split a challenger must not be worse, too: name or id; empty: none."""
     promote_general_margin: float = 0.02
     """Word error rate that the general dataset may lose."""
+    checkpoints_to_blobs: str = "auto"
+    """Copy each checkpoint of a run to the blob store, so that the run can go on on another machine: `on`, `off`, or
+    `auto`: where the blobs are not in a folder or the catalog is not SQLite."""
     lease_s: float = 30.0
     """How long a worker's claim on a job lasts without renewal."""
     max_attempts: int = 5
@@ -158,6 +161,8 @@ class Settings:
             raise SettingError(
                 f"compute_type is {self.compute_type!r}: it must be empty or one of {', '.join(COMPUTE_TYPES)}"
             )
+        if self.checkpoints_to_blobs not in ("auto", "on", "off"):
+            raise SettingError(f"checkpoints_to_blobs is {self.checkpoints_to_blobs!r}: it must be auto, on or off")
         if self.channels not in ("mix", "split"):
             raise SettingError(f"channels is {self.channels!r}: it must be mix or split")
         if self.max_attempts < 1:

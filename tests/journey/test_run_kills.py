@@ -23,8 +23,7 @@ from voxloop.records import Run
 from voxloop.steps import training
 from voxloop.steps.training import control, locks, recipes
 from voxloop.steps.training.batches import SILENCE, Plan, read_rows
-from voxloop.steps.training.checkpoints import checkpoints
-from voxloop.steps.training.files import ATTENDED, CONFIG, TRAINING, read_json
+from voxloop.steps.training.files import CONFIG, TRAINING, read_json, whole_checkpoints
 from voxloop.workspace import Workspace
 
 KILLS = 10
@@ -44,6 +43,7 @@ SETTINGS = (
     "learning_rate=1e-3",
 )
 DEADLINE_S = 200
+LEASE_S = 2.0  # after which a dead parent is known to be dead
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,10 @@ def parent(ws: Workspace, run: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-c", "from voxloop.cli import main; main()", "-C", str(ws.folder)]
     with (ws.folder / "parent.log").open("ab") as log:
         return subprocess.Popen(
-            [*command, "run", "resume", run], stdout=log, stderr=log, env=os.environ | {"VOXLOOP_THREADS": "1"}
+            [*command, "run", "resume", run],
+            stdout=log,
+            stderr=log,
+            env=os.environ | {"VOXLOOP_THREADS": "1", "VOXLOOP_LEASE_S": str(LEASE_S)},
         )
 
 
@@ -119,7 +122,7 @@ def _padded(seconds: float) -> float:
 @pytest.mark.parametrize("seed", seeds(3))
 def test_killed_again_and_again_a_run_ends_the_same(tmp_path: Path, base: Path, seed: int) -> None:
     chance = random.Random(seed)
-    with open_loop(tmp_path / "workspace", create=True, threads=1, device="cpu") as ws:
+    with open_loop(tmp_path / "workspace", create=True, threads=1, device="cpu", lease_s=LEASE_S) as ws:
         frozen(ws, tmp_path / "speech")
         undisturbed = training.train(ws, base=str(base), recipe="quick", overrides=SETTINGS)
         run = training.submit(ws, base=str(base), recipe="quick", overrides=SETTINGS)
@@ -129,7 +132,7 @@ def test_killed_again_and_again_a_run_ends_the_same(tmp_path: Path, base: Path, 
         for number in range(KILLS):
             who = ("child", "parent", "both")[number % 3]
             process = parent(ws, run.id)
-            until(lambda: locks.held(folder / ATTENDED), process, folder)
+            until(lambda: training.attended(ws, run), process, folder)
             if orphan:
                 os.kill(orphan, signal.SIGCONT)
             # The status may be that of the last child still.
@@ -151,19 +154,22 @@ def test_killed_again_and_again_a_run_ends_the_same(tmp_path: Path, base: Path, 
             process.wait(60)
             with ws.read() as reader:
                 left = reader.get(Run, run.id).status
+            while training.attended(ws, run):
+                time.sleep(0.05)
             now = training.find(ws, run.id)
             assert (left, now.status) == {
                 "child": ("failed", "failed"),
-                "parent": ("running", "running"),
+                "parent": ("running", "interrupted"),
                 "both": ("running", "interrupted"),
             }[who]
             assert who != "child" or "SIGKILL" in str(now.error)
             # Half of a checkpoint is never taken for one, and there are never more than are kept.
             (folder / "checkpoint-99999").mkdir(exist_ok=True)
-            assert len(checkpoints(folder)) <= int(run.recipe["keep_checkpoints"]) + 1
+            assert len(whole_checkpoints(folder)) <= int(run.recipe["keep_checkpoints"]) + 1
         process = parent(ws, run.id)
         assert process.wait(DEADLINE_S) == 0, (ws.folder / "parent.log").read_text()[-2000:]
         ended = training.find(ws, run.id)
+        metrics = training.metrics(ws, run.id)
     assert ended.status == "completed"
     assert ended.model is not None
     whole = ws.runs / undisturbed.id
@@ -172,6 +178,7 @@ def test_killed_again_and_again_a_run_ends_the_same(tmp_path: Path, base: Path, 
         for key, weight in weights(folder / name).items():
             torch.testing.assert_close(weight, expected[key], atol=1e-5, rtol=1e-4)
     assert batches(folder) == batches(whole)
+    assert control.metrics(folder) == metrics
     heard = clips(folder)
     all_clips = sorted(row.id for row in read_rows(folder / "data" / "train.jsonl"))
     for epoch in range(3):

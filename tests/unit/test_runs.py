@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from voxloop.records import Model, Run
 from voxloop.steps import training
 from voxloop.steps.training import child, control, disk, locks, recipes, runs, trainer
 from voxloop.steps.training.files import ATTENDED, CONFIG, LOG, METRICS, append_line, read_json
+from voxloop.steps.training.session import StopFlag
 from voxloop.stores import tables
 from voxloop.workspace import Workspace
 
@@ -53,7 +55,7 @@ class Terminal(threading.Thread):
         super().__init__(daemon=True)
         self.ws, self.run_ = ws, run
         self.told: list[dict[str, Any]] = []
-        self.turns: list[training.Turn] = []
+        self.turns: list[training.QueuePosition] = []
         self.changed = threading.Condition()
         self.ended: Run | None = None
         self.start()
@@ -83,6 +85,13 @@ class Terminal(threading.Thread):
 
 def submitted(ws: Workspace, base: Path, *overrides: str) -> Run:
     return training.submit(ws, base=str(base), recipe="quick", overrides=overrides or ENDLESS)
+
+
+def wait_until(seen: Callable[[], bool]) -> None:
+    ends = time.monotonic() + WAIT_S
+    while not seen():
+        assert time.monotonic() < ends
+        time.sleep(0.05)
 
 
 def device(ws: Workspace) -> locks.Lock:
@@ -170,7 +179,7 @@ def test_whom_a_run_waits_for_is_told_and_waiting_can_be_paused(ws: Workspace, b
         terminal = Terminal(ws, run)
         terminal.until(lambda: bool(terminal.turns))
         assert terminal.turns == [
-            training.Turn(ahead=0, device="cpu", holder={"run": "other", "workspace": "/elsewhere", "pid": 1})
+            training.QueuePosition(ahead=0, device="cpu", holder={"run": "other", "workspace": "/elsewhere", "pid": 1})
         ]
         second = submitted(ws, base)
         behind = Terminal(ws, second)
@@ -202,20 +211,23 @@ def test_places_of_the_dead_and_of_those_that_wait_for_a_worker_are_free(ws: Wor
         assert lock
 
 
-def test_a_run_without_processes_is_interrupted(ws: Workspace, base: Path) -> None:
+def test_a_run_whose_lease_has_run_out_is_interrupted(ws: Workspace, base: Path) -> None:
     run = submitted(ws, base)
-    (ws.runs / run.id).mkdir(parents=True)
-    attending = locks.take(ws.runs / run.id / ATTENDED)
-    assert attending is not None
+    ws.jobs.lease_s = 1.0
+    claim = ws.jobs.claim(["train"], subject=run.id)
+    assert claim is not None
     with ws.transaction() as tx:
         tx.change(Run, run.id, status="running", progress={"step": 7})
+    assert training.attended(ws, run)
     assert training.find(ws, run.id).status == "running"
-    attending.release()
+    with pytest.raises(UsageError, match="wait until its lease has run out"):
+        training.resume(ws, run.id)
+    wait_until(lambda: not training.attended(ws, run))
     training.reconcile(ws)
     with ws.read() as reader:
         found = reader.get(Run, run.id)
     assert found.status == "interrupted"
-    assert "died at step 7" in str(found.error)
+    assert "nobody attends to it any more, at step 7" in str(found.error)
     assert training.stop(ws, run.id).status == "stopped"
 
 
@@ -305,6 +317,22 @@ def test_a_child_killed_from_outside_is_said_with_what_to_set(ws: Workspace, bas
     assert read_json(ws.runs / run.id / CONFIG)["recipe"]["batch_seconds"] == 12
 
 
+def test_a_process_that_nobody_attends_to_any_more_ends(tmp_path: Path) -> None:
+    stop = StopFlag()
+    child._end_when_alone(tmp_path, stop, patience_s=0.3)  # started by itself
+    assert not stop.set
+    attending = locks.take(tmp_path / ATTENDED)
+    assert attending is not None
+    watching = threading.Thread(target=child._end_when_alone, args=(tmp_path, stop), kwargs={"patience_s": 0.3})
+    watching.start()
+    watching.join(1.0)
+    assert watching.is_alive()
+    assert not stop.set
+    attending.release()
+    watching.join(WAIT_S)
+    assert stop.set
+
+
 def test_a_curve_is_drawn() -> None:
     drawn = curve([(0, 1.0), (50, 0.5), (100, 0.0)], as_percent=True, width=21).splitlines()
     assert drawn[0].startswith("100.0 % │•")
@@ -322,7 +350,7 @@ def test_the_commands_tell_how_a_run_stands(ws: Workspace, base: Path) -> None:
     queued = json.loads(voxloop("train", "--base", str(base), "--set", "max_steps=3", "--no-wait", "--json"))
     id = queued["id"]
     assert queued["status"] == "queued"
-    assert "has no log on this machine" in voxloop("run", "logs", id, status=2)
+    assert "has no log yet" in voxloop("run", "logs", id, status=2)
     folder = ws.runs / id
     folder.mkdir(parents=True)
     (folder / LOG).write_text("the log\n")

@@ -14,7 +14,7 @@ from voxloop.cli.screen import PLAIN_EVERY_S, Json, opened, percent, print_json,
 
 if TYPE_CHECKING:
     from voxloop.records import Run
-    from voxloop.steps.training import Turn
+    from voxloop.steps.training import QueuePosition
     from voxloop.workspace import Workspace
 
 run = typer.Typer(
@@ -64,7 +64,7 @@ def _clock(seconds: float) -> str:
 
 
 @contextmanager
-def live(id: str) -> Iterator[tuple[Callable[[dict[str, Any]], None], Callable[[Turn], None]]]:
+def live(id: str) -> Iterator[tuple[Callable[[dict[str, Any]], None], Callable[[QueuePosition], None]]]:
     """Tell how a run stands: one block that changes on a terminal, plain lines elsewhere.
 
     Yields a function of a line of metrics, and one of what the run waits for.
@@ -114,7 +114,7 @@ def live(id: str) -> Iterator[tuple[Callable[[dict[str, Any]], None], Callable[[
     yield say, lambda turn: typer.echo(f"  waits {turn_text(turn)}", err=True)
 
 
-def turn_text(turn: Turn) -> str:
+def turn_text(turn: QueuePosition) -> str:
     """Whom a queued run waits for, and its place."""
     holder = turn.holder
     who = f"for run {holder['run']} on {turn.device} (workspace {holder['workspace']})" if holder else "for its turn"
@@ -268,17 +268,14 @@ def run_show(ctx: typer.Context, id: str, as_json: Json = False) -> None:
 
     with opened(ctx) as ws:
         found = training.find(ws, id)
-        folder = ws.runs / found.id
-        lines = training.metrics(folder)
-        orphan = found.status == "running" and not training.attended(ws, found)
+        folder = training.place(ws, found.id)
+        lines = training.metrics(ws, found.id)
     if as_json:
         print_json(dataclasses.asdict(found) | {"folder": folder, "metrics": lines})
         return
     _print_run(found, as_json)
     if found.status == "running":
         typer.echo("now      " + ", ".join(f"{name} {value}" for name, value in status_parts(found.progress)))
-    if orphan:
-        typer.echo(f"its command died and its process trains on: `voxloop run resume {found.id}` follows it")
     pace = [line for line in lines if line.get("wait_share") is not None]
     if pace:
         rate, waited = (sum(line[key] for line in pace) / len(pace) for key in ("samples_per_second", "wait_share"))
@@ -318,29 +315,27 @@ def run_logs(
     id: str,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait for more until the run has ended.")] = False,
 ) -> None:
-    """A run's whole log."""
+    """A run's log, whichever machine it runs on."""
     from voxloop.errors import UnknownRecord
     from voxloop.steps import training
 
     with opened(ctx) as ws:
         found = training.find(ws, id)
-        log = ws.runs / found.id / "train.log"
-        if not log.exists() and not follow:
-            raise UnknownRecord(f"run {found.id} is {found.status} and has no log on this machine: {log} is not there")
         place = 0
         while True:
             # Asked before reading, so that what is written until the end is read.
             going = follow and found.status in ("queued", "running")
-            if log.exists():
-                with log.open("rb") as file:
-                    file.seek(place)
-                    text = file.read()
-                place += len(text)
+            while True:
+                text, place = training.log_after(ws, found.id, place)
+                if not text:
+                    break
                 typer.echo(text.decode(errors="replace"), nl=False)
             if not going:
-                return
+                break
             time.sleep(FOLLOW_S)
             found = training.find(ws, found.id)
+        if not place and not follow:
+            raise UnknownRecord(f"run {found.id} is {found.status} and has no log yet")
 
 
 @run.command("pause")

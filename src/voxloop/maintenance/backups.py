@@ -176,7 +176,8 @@ def _blob_files(catalog: Path) -> Iterator[tuple[str, str]]:
     try:
         with engine.connect() as connection:
             for key in sorted(set(named_blobs(Reader(connection)))):
-                yield key, f"blobs/{key}"
+                if not key.startswith("runs/"):  # checkpoints: a run that goes on replaces them while they are copied
+                    yield key, f"blobs/{key}"
     finally:
         engine.dispose()
 

@@ -189,6 +189,38 @@ run = sa.Table(
     sa.Column("retry_of", sa.String),
 )
 
+# The lines of a run's metrics.jsonl, for whoever looks at the run from anywhere.
+run_metric = sa.Table(
+    "run_metric",
+    metadata,
+    sa.Column("run", sa.ForeignKey("run.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("line", sa.Integer, primary_key=True, autoincrement=False),  # 1: the first
+    sa.Column("step", sa.Integer, nullable=False),
+    sa.Column("measured", sa.Boolean, nullable=False),  # whether it holds an evaluation: these are never thinned out
+    sa.Column("values", sa.JSON, nullable=False),
+)
+
+# The end of a run's train.log, in pieces of whole lines.
+run_log = sa.Table(
+    "run_log",
+    metadata,
+    sa.Column("run", sa.ForeignKey("run.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("start", sa.BigInteger, primary_key=True, autoincrement=False),  # its first byte's place in the log
+    sa.Column("data", sa.LargeBinary, nullable=False),
+)
+
+# Which folder of a run is the newest, and what of it lies in the blob store: the manifest of its newest checkpoint.
+run_folder = sa.Table(
+    "run_folder",
+    metadata,
+    sa.Column("run", sa.ForeignKey("run.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("home", sa.String, nullable=False),  # host:path#token of that folder, empty: none may be gone on from
+    sa.Column("step", sa.Integer),  # of the checkpoint
+    sa.Column("files", sa.JSON, nullable=False),  # name in the folder -> {"sha256": "sha256-<hex>", "size": bytes}
+    sa.Column("config", sa.JSON, nullable=False),  # of training_config.json, what holds on every machine
+    sa.Column("changed", sa.Double, nullable=False),
+)
+
 model = sa.Table(
     "model",
     metadata,

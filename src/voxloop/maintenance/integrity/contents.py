@@ -19,7 +19,7 @@ from voxloop.maintenance.integrity.check import READ, Check, still
 from voxloop.models import model_id
 from voxloop.records import MAX_UTTERANCE_SAMPLES, Dataset, Evaluation, Model, Recording, utterance_id
 from voxloop.speech import audio
-from voxloop.steps import datasets
+from voxloop.steps import datasets, training
 from voxloop.steps.evaluation import Scored
 from voxloop.steps.recordings import audio_key
 from voxloop.stores import tables
@@ -267,6 +267,31 @@ def check_models(check: Check) -> None:
                     f"takes it from the run's folder where it is still whole; else {remedy}",
                     partial(_put_back, check.ws, model, name),
                 )
+
+
+def check_checkpoints(check: Check) -> None:
+    """What runs go on from on another machine."""
+    with check.ws.read() as reader:
+        named = list(training.named_blobs(reader))
+    for run, key, file in named:
+        check.tick("checkpoints")
+        fault = _file_fault(check.ws, key, file["sha256"])
+        with check.ws.read() as reader:
+            superseded = not training.names_blob(reader, key)  # by a newer one, meanwhile
+        if fault and not superseded:
+            check.report(
+                "checkpoint-file",
+                run,
+                f"{key} {fault}: the run cannot go on from it on another machine",
+                "gives the copy up: the run goes on from its own folder, and begins anew elsewhere",
+                partial(_without_checkpoint, check.ws, run),
+            )
+
+
+def _without_checkpoint(ws: Workspace, run: str) -> bool:
+    with ws.transaction() as tx:
+        training.give_up_copy(tx, run)
+    return True
 
 
 def _file_fault(ws: Workspace, key: str, expected: str) -> str | None:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from voxloop.stores.catalog import Reader
     from voxloop.workspace import Workspace
 
-REMOVABLE = ("datasets/", "evaluations/", "models/")  # blobs that can be made again
+REMOVABLE = ("datasets/", "evaluations/", "models/", "runs/")  # blobs that can be made again
 
 
 # The catalog itself --------------------------------------------------------------------------------------------------
@@ -192,6 +192,8 @@ def named_blobs(reader: Reader) -> Iterator[str]:
     for model in reader.iterate(Model, tables.model.c.run.is_not(None)):
         for name in model.files:
             yield f"{model.where}/{name}"
+    for _, key, _ in training.named_blobs(reader):
+        yield key
 
 
 def check_orphans(check: Check) -> None:
@@ -199,9 +201,7 @@ def check_orphans(check: Check) -> None:
     entries = [entry for entry in check.ws.blobs.entries("") if entry.modified < old]
     with check.ws.read() as reader:
         named = set(named_blobs(reader))
-        running = {
-            run.id for run in reader.all(Run, tables.run.c.status == "running") if removal.alive(check.ws.runs / run.id)
-        }
+        running = {id for id, held in check.ws.jobs.held(reader, "train").items() if held}
         rows = reader.connection.execute(sa.select(tables.removal.c.pending)).scalars()
         pending = {key for row in rows if row for key in row.get("blobs", ())}
     check.checked["blobs"] += len(entries)
@@ -259,11 +259,11 @@ def check_runs(check: Check) -> None:
     old = now - check.min_age_s
     for run in runs:
         check.checked["runs"] += 1
-        if run.status == "running" and run.created < old and not removal.alive(check.ws.runs / run.id):
+        if run.status == "running" and run.created < old and not training.attended(check.ws, run):
             check.report(
                 "run-dead",
                 run.id,
-                "it is said to run, and its process does not live",
+                "it is said to run, and nobody attends to it: its lease has run out",
                 "marks it as interrupted: `voxloop run resume` goes on from its newest checkpoint",
                 partial(_interrupted, check.ws, run),
             )

@@ -49,8 +49,8 @@ def verify(
     still decodes to the same samples; audio that no row names, taken back as a
     recording; other blobs that no row names, removed; jobs that an event lacks;
     the catalog's list of a dataset's rows; vectors; rows of forgotten speech in
-    manifests; removals cut off; leftovers of killed processes; runs whose process
-    died. `min_age_s`: younger leftovers are left alone.
+    manifests; removals cut off; leftovers of killed processes; runs that nobody
+    attends to any more; damaged copies of checkpoints, given up. `min_age_s`: younger leftovers are left alone.
     """
     began = time.monotonic()
     check = Check(ws=ws, repair=repair, min_age_s=min_age_s, progress=progress)
@@ -63,6 +63,7 @@ def verify(
     contents.check_utterances(check)
     contents.check_datasets(check)
     contents.check_models(check)
+    contents.check_checkpoints(check)
     contents.check_evaluations(check)
     contents.check_aliases(check)
     leftovers.check_jobs(check)

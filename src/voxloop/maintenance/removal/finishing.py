@@ -146,7 +146,7 @@ def named(reader: Reader, key: str) -> bool:
     if folder == "evaluations":
         evaluation = reader.find(Evaluation, id)
         return evaluation is not None and evaluation.hypotheses == key
-    return False
+    return folder == "runs" and training.names_blob(reader, key)
 
 
 def clean_run_data(ws: Workspace, gone: Callable[[str], bool], *, names: Iterable[str] = ()) -> int:

@@ -32,7 +32,7 @@ from voxloop.maintenance.removal.finishing import (
     resume,
 )
 from voxloop.records import SAMPLE_RATE, Dataset, Evaluation, Model, Recording, Run
-from voxloop.steps import datasets
+from voxloop.steps import datasets, training
 from voxloop.steps.evaluation import Scored, scores_of
 from voxloop.steps.recordings import audio_key
 from voxloop.steps.training import locks
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 FORGOTTEN = "(forgotten)"  # stands where a name or an id was
 ATTEMPTS = 5  # plans made anew because the catalog changed between plan and transaction
 CHUNK = 500  # ids in one statement
+CLIP_ID = 24  # digits of a recording's id in the name of a clip's file
 ID = re.compile(r"sha256-[0-9A-Za-z]+")
 
 Kind = Literal["speaker", "recording"]
@@ -260,7 +261,7 @@ def _models_that_learnt(runs: Sequence[Run], models: Sequence[Model], learnt: Ma
         before = len(found)
         for model in models:
             run = by_run.get(model.run or "")
-            heard = {run.dataset, *run.recipe.get("replay_from", ())} if run else set()
+            heard = _heard(run) if run else set()
             rows = sum(learnt.get(dataset, 0) for dataset in heard)
             if rows or model.base in found or (run and run.base in found):
                 found.setdefault(model.id, Marked(id=model.id, name=model.run or model.where, utterances=rows))
@@ -337,14 +338,20 @@ def _refuse_live_runs(ws: Workspace, dataset_ids: set[str]) -> None:
     with ws.read() as reader:
         running = reader.all(Run, tables.run.c.status.in_(("queued", "running")))
     for run in running:
-        if dataset_ids & {run.dataset, *run.recipe.get("replay_from", ())} and alive(ws.runs / run.id):
+        live = training.attended(ws, run) or alive(ws.runs / run.id)
+        if live and dataset_ids & _heard(run):
             raise ConflictError(
                 f"run {run.id} is learning from it now: stop that run (`voxloop run stop`), then forget"
             )
 
 
+def _heard(run: Run) -> set[str]:
+    """Datasets that a run learns from."""
+    return {run.dataset, *run.recipe.get("replay_from", ())}
+
+
 def alive(run_folder: Path) -> bool:
-    """Whether a process trains in this folder, or sees to it that one will."""
+    """Whether a process of this machine trains in this folder, or sees to it that one will."""
     return any(locks.held(run_folder / name) for name in (TRAINING, ATTENDED))
 
 
@@ -366,7 +373,8 @@ def _commit(ws: Workspace, scope: _Scope, plan: _Plan, speaker: str | None, reco
             "datasets": [marked.id for marked in report.datasets],
             "models": [marked.id for marked in report.models],
         }
-        pending = {"blobs": sorted(plan.pending), "recordings": sorted(scope.recordings)}
+        learnt = _clean_runs(tx, scope, plan)
+        pending = {"blobs": sorted({*plan.pending, *learnt}), "recordings": sorted(scope.recordings)}
         row = {"id": id, "created": tx.now(), "kind": report.kind, "by": by, "counts": counts, **marks}
         tx.connection.execute(sa.insert(tables.removal).values(**row, pending=pending))
         tx.emit(f"{report.kind}.forgotten", id, payload={"by": by, **counts, **marks})
@@ -389,6 +397,26 @@ def _change_records(tx: Writer, plan: _Plan) -> dict[str, str]:
         # One that was made from such a model has at least a trace of it: marked as well.
         tx.change(Model, marked.id, forgotten=tables.model.c.forgotten + max(marked.utterances, 1))
     return renamed
+
+
+def _clean_runs(tx: Transaction, scope: _Scope, plan: _Plan) -> list[str]:
+    """Have unfinished runs on what goes begin anew, and take its ids out of logs; keys of the runs' blobs."""
+    went = {id for id, values in plan.datasets.items() if "manifest" in values}
+    # A log tells of no texts; what goes wrong with a clip may name its recording.
+    gone = [id.removeprefix("sha256-")[:CLIP_ID].encode() for id in sorted(scope.recordings)]
+    keys: list[str] = []
+    for run in tx.all(Run):
+        if not went & _heard(run):
+            continue
+        if run.status not in ("completed", "stopped"):
+            keys += training.begin_anew(tx, run)
+        log = tables.run_log
+        for piece in tx.connection.execute(sa.select(log).where(log.c.run == run.id)).all():
+            data = re.sub(b"|".join(gone), b"-" * CLIP_ID, piece.data)
+            if data != piece.data:
+                where = (log.c.run == run.id, log.c.start == piece.start)
+                tx.connection.execute(sa.update(log).where(*where).values(data=data))
+    return keys
 
 
 def _clean_events(tx: Transaction, scope: _Scope, renamed: Mapping[str, str]) -> None:

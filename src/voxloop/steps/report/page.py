@@ -308,7 +308,7 @@ def _slice_bars(subjects: Sequence[Subject]) -> dict[str, list[SliceBars]]:
 
 
 def _learnt(ws: Workspace, subject: Subject, run: Run, dataset: Dataset | None) -> Learnt:
-    lines = training.metrics(ws.runs / run.id)
+    lines = training.metrics(ws, run.id)
 
     def curve(name: str) -> list[Point]:
         return [Point(x=line.get("step", 0), y=line[name]) for line in lines if line.get(name) is not None]

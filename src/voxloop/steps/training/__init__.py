@@ -2,7 +2,9 @@
 
     submit.py ──► queue ──► runs.py ──► run folder: data/, training_config.json ──► child.py ──► trainer.py
                               ▲                                                         │
-                              └── control.py follows metrics.jsonl and status.json ◄────┘
+                              ├── control.py follows metrics.jsonl and status.json ◄────┘
+                              ├── telemetry.py ──► catalog: metrics, log ──► whoever looks, from anywhere
+                              └── moving.py ◄──► blob store: the newest checkpoint ◄──► another machine
 
 `runs.py` has the states of a run and who may change them, `recipes.py` says how it is trained, `material.py`,
 `batches.py` and `augment.py` what is heard. Importing this package loads no torch.
@@ -10,11 +12,12 @@
 
 from __future__ import annotations
 
-from voxloop.steps.training.control import metrics
 from voxloop.steps.training.disk import parameters
+from voxloop.steps.training.moving import give_up_copy, named_blobs, names_blob, place
 from voxloop.steps.training.runs import (
-    Turn,
+    QueuePosition,
     attended,
+    begin_anew,
     device_free,
     device_lock,
     find,
@@ -29,16 +32,23 @@ from voxloop.steps.training.runs import (
     work,
 )
 from voxloop.steps.training.submit import submit, suggest
+from voxloop.steps.training.telemetry import log_after, metrics
 
 __all__ = [
-    "Turn",
+    "QueuePosition",
     "attended",
+    "begin_anew",
     "device_free",
     "device_lock",
     "find",
+    "give_up_copy",
+    "log_after",
     "metrics",
+    "named_blobs",
+    "names_blob",
     "parameters",
     "pause",
+    "place",
     "reconcile",
     "resume",
     "retry",

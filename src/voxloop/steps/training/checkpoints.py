@@ -18,7 +18,7 @@ import torch
 from accelerate.utils import gather_object
 
 from voxloop.errors import TrainingError
-from voxloop.steps.training.files import LOOP_STATE, sync, write_json
+from voxloop.steps.training.files import LOOP_STATE, sync, whole_checkpoints, write_json
 
 if TYPE_CHECKING:
     from voxloop.steps.training.journal import Journal
@@ -27,15 +27,9 @@ if TYPE_CHECKING:
 STATE = "state.pt"
 
 
-def checkpoints(folder: Path) -> list[Path]:
-    """The whole checkpoints, oldest first."""
-    found = [path.parent for path in folder.glob(f"checkpoint-*/{LOOP_STATE}")]
-    return sorted(found, key=lambda checkpoint: int(checkpoint.name.partition("-")[2]))
-
-
 def newest_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint; those cut off by a kill are removed."""
-    whole = checkpoints(folder)
+    whole = whole_checkpoints(folder)
     for checkpoint in set(folder.glob("checkpoint-*")) - set(whole):
         shutil.rmtree(checkpoint, ignore_errors=True)  # another process may do the same
     return whole[-1] if whole else None
@@ -67,7 +61,7 @@ def save_checkpoint(session: Session, optimizer: Any, journal: Journal) -> None:
     session.progress.elapsed_s = session.elapsed_s
     write_json(folder / LOOP_STATE, asdict(session.progress))
     # Only now: with the new one whole there is always one to go on from.
-    for old in checkpoints(session.folder)[: -session.recipe.keep_checkpoints]:
+    for old in whole_checkpoints(session.folder)[: -session.recipe.keep_checkpoints]:
         (old / LOOP_STATE).unlink()
         shutil.rmtree(old)
 

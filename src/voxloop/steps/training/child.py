@@ -19,6 +19,7 @@ import resource
 import shutil
 import signal
 import sys
+import threading
 import time
 import traceback
 from dataclasses import asdict
@@ -26,11 +27,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from voxloop.errors import VoxloopError
-from voxloop.steps.training.files import LOOP_STATE, STATUS, is_writer, write_json
+from voxloop.steps.training import locks
+from voxloop.steps.training.files import ATTENDED, LOOP_STATE, STATUS, is_writer, write_json
 
 if TYPE_CHECKING:
+    from voxloop.steps.training.session import StopFlag
     from voxloop.steps.training.trainer import Outcome
 
+ALONE_S = 300.0  # without anybody who attends to the run
 NO_ROOM_BYTES = 64 << 10  # with less than that, whatever went wrong was the disk
 
 log = logging.getLogger("voxloop.steps.training")
@@ -91,7 +95,23 @@ def _train(folder: Path, asked: list[int]) -> Outcome:
         signal.signal(number, end)
     for early in asked:
         end(early)
+    threading.Thread(target=_end_when_alone, args=(folder, stop), name="attended", daemon=True).start()
     return trainer.run(folder, stop)
+
+
+def _end_when_alone(folder: Path, stop: StopFlag, *, patience_s: float = ALONE_S) -> None:
+    """Have the run end at its next step once nobody has attended to it for a while: it may have gone on elsewhere.
+
+    Without such a lock there is nobody to wait for: the process was started by itself.
+    """
+    seen = time.monotonic()
+    while (folder / ATTENDED).exists() and time.monotonic() - seen < patience_s:
+        time.sleep(patience_s / 60)
+        if locks.held(folder / ATTENDED):
+            seen = time.monotonic()
+    if (folder / ATTENDED).exists():
+        log.warning("nobody attends to this run any more: it ends with a checkpoint")
+        stop.set = True
 
 
 def _result(outcome: Outcome) -> dict[str, Any]:

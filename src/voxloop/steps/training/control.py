@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -163,9 +163,14 @@ def _new_lines(path: Path, place: int) -> tuple[list[dict[str, Any]], int]:
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
-    """All lines of metrics; of steps that were done again after a kill, the later ones."""
+    """All lines of metrics in a folder; of steps that were done again after a kill, the later ones."""
+    return without_repeated_steps(_new_lines(folder / METRICS, 0)[0])
+
+
+def without_repeated_steps(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of steps that were done again after a kill, the later lines alone."""
     kept: list[dict[str, Any]] = []
-    for line in _new_lines(folder / METRICS, 0)[0]:
+    for line in lines:
         while kept and kept[-1].get("step", 0) > line.get("step", 0):
             kept.pop()
         kept.append(line)

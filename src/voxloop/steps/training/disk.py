@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from voxloop.errors import TrainingError
@@ -57,8 +58,14 @@ def needed_bytes(weights: int, recipe: Recipe) -> int:
     return WEIGHT_BYTES * (models * weights + (recipe.keep_checkpoints + 1) * checkpoint) + LOGS_BYTES
 
 
-def check(place: Path, base: Path, recipe: Recipe, *, clips: int = 0, speech_s: float = 0.0) -> None:
-    """Raises TrainingError where the disk of `place` has too little room for the run and its speech."""
+def check(
+    place: Path, base: Path, recipe: Recipe, *, clips: int = 0, speech_s: float = 0.0, copied: bool = False
+) -> None:
+    """Raises TrainingError where the disk of `place` has too little room for the run and its speech.
+
+    Where its checkpoints are `copied` to the blob store, the one that is on its way stays, whatever is kept.
+    """
+    recipe = replace(recipe, keep_checkpoints=recipe.keep_checkpoints + copied)
     encoded = encoded_bytes(base, recipe, clips=clips, seconds=speech_s)
     needed = needed_bytes(parameters(base), recipe) + round(speech_s * SAMPLE_RATE * SAMPLE_BYTES) + encoded
     while not place.exists():

@@ -12,7 +12,8 @@ METRICS = "metrics.jsonl"
 STATUS = "status.json"
 LOG = "train.log"
 TRAINING = "training.lock"  # held by the child as long as it lives
-ATTENDED = "attended.lock"  # held by whoever sees the run through
+ATTENDED = "attended.lock"  # held by whoever sees the run through in this folder
+HOME = "home"  # a name that no other folder has: which of a run's folders this is
 BEST = "best.json"  # the score of the model in best/
 LOOP_STATE = "loop_state.json"  # in a checkpoint: written last
 
@@ -20,6 +21,12 @@ LOOP_STATE = "loop_state.json"  # in a checkpoint: written last
 def is_writer() -> bool:
     """Whether this process writes the run's files: of several that train together, the first does."""
     return os.environ.get("RANK", "0") == "0"  # as torchrun and `accelerate launch` set it
+
+
+def whole_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a run's folder that were not cut off by a kill, oldest first."""
+    found = [path.parent for path in folder.glob(f"checkpoint-*/{LOOP_STATE}")]
+    return sorted(found, key=lambda checkpoint: int(checkpoint.name.partition("-")[2]))
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

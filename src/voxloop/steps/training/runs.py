@@ -7,12 +7,15 @@
       paused | interrupted | failed ──► queued        resume: goes on from the newest checkpoint
       paused | interrupted | failed ──► stopped       stop
 
-A run that is to be trained has an open job of the step `train`: its place in the queue. Who sees a run through
-(`voxloop train`, `voxloop run resume`, a worker) holds that job's lease, which every machine sees, and the lock
-`attended.lock` in the run's folder, by which this machine sees at once that it died. The child holds `training.lock`
-and its device's lock; it lives on when its parent dies, and whoever resumes the run follows it to its end. What people
-ask for (`pause`, `stop`) is written to the run's row, and whoever attends to the run does it; where nobody does, the
-one who asks.
+A run that is to be trained has an open job of the step `train`: its place in the queue. Whoever sees a run through
+(`voxloop train`, `voxloop run resume`, a worker) attends to it, and renews the lease of that job: the lease alone says,
+on every machine, whether anybody does. The run's state, metrics and log are in the catalog (`telemetry.py`), and what
+it would go on from elsewhere is in the blob store (`moving.py`). What people ask for (`pause`, `stop`) is written to
+the run's row, and whoever attends to the run does it; where nobody does, the one who asks.
+
+Locks are for what is truly local: one device, one child and one attendant in a folder. The child holds `training.lock`
+and its device's lock. It lives on when its parent dies, and whoever resumes the run in that folder follows it to its
+end; where nobody does for some minutes, it ends with a checkpoint.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 from voxloop import models
 from voxloop.errors import ConflictError, LeaseLost, TrainingError, UsageError
 from voxloop.records import Model, Run, RunStatus, RunWish
-from voxloop.steps.training import control, locks
+from voxloop.steps.training import control, locks, moving, telemetry
 from voxloop.steps.training.control import Child
 from voxloop.steps.training.files import ATTENDED, BEST, CONFIG, LOG, METRICS, read_json
 from voxloop.steps.training.submit import enqueue, lay_out, submit, submit_again
@@ -38,21 +41,25 @@ from voxloop.stores import tables
 from voxloop.stores.blobs import sha256_file
 
 if TYPE_CHECKING:
-    from voxloop.workspace import Workspace
+    from voxloop.stores.catalog import Reader
+    from voxloop.workspace import Transaction, Workspace
 
 STEP = "train"
 LOOK_S = 1.0  # the run's row is read and written at most this often
 TURN_S = 0.5  # between two looks at whether it is this run's turn
 OBEY_S = 60.0  # how long `pause` and `stop` wait until whoever attends to the run has done it
+LET_GO_S = control.STOP_S + 5.0  # who lost the lease has stopped its child, and left the folder, by then
+LEARNT = ("checkpoint-*", "best", "best.*", "final", "final.*", "intermediate", moving.LEAVING)
 
 GOES_ON: tuple[RunStatus, ...] = ("paused", "interrupted", "failed")  # what can be resumed
 ENDED: tuple[RunStatus, ...] = ("completed", "stopped", "failed", "paused", "interrupted")
 
-Progress = Callable[[dict[str, Any]], None]
+OnMetrics = Callable[[dict[str, Any]], None]
+"""Told each line of metrics."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Turn:
+class QueuePosition:
     """What a queued run waits for."""
 
     ahead: int  # runs before it in this workspace's queue
@@ -69,8 +76,8 @@ def train(
     recipe: str | None = None,
     overrides: Sequence[str] = (),
     max_seconds: float | None = None,
-    progress: Progress | None = None,
-    waiting: Callable[[Turn], None] | None = None,
+    progress: OnMetrics | None = None,
+    waiting: Callable[[QueuePosition], None] | None = None,
 ) -> Run:
     """Fine-tune a base model on a dataset's train split, and register the best model found.
 
@@ -102,7 +109,7 @@ def find(ws: Workspace, id: str) -> Run:
 
 
 def reconcile(ws: Workspace) -> None:
-    """Mark the runs `interrupted` that are said to run and whose processes are all dead."""
+    """Mark the runs `interrupted` that are said to run and whose leases have run out."""
     with ws.read() as reader:
         running = reader.all(Run, tables.run.c.status == "running")
     for run in running:
@@ -122,9 +129,15 @@ def stop(ws: Workspace, id: str, *, discard: bool = False) -> Run:
 def resume(ws: Workspace, id: str) -> Run:
     """Queue the run again, to go on from its newest checkpoint; or to follow its process, where that still lives."""
     run = find(ws, id)
-    orphan = run.status in ("queued", "running") and not attended(ws, run)
-    if run.status not in GOES_ON and not orphan:
-        raise UsageError(_cannot(run, "resume", "one that is paused, interrupted or failed"))
+    if run.status not in GOES_ON and (run.status != "queued" or attended(ws, run)):
+        raise UsageError(
+            _cannot(run, "resume", "one that is paused, interrupted or failed")
+            + (
+                f". If its process died, wait until its lease has run out ({ws.settings.lease_s:g} s)"
+                if run.status == "running"
+                else ""
+            )
+        )
     return _requeue(ws, run)
 
 
@@ -172,27 +185,29 @@ def _requeue(ws: Workspace, run: Run, *, wanted: RunWish | None = None) -> Run:
 
 
 def attended(ws: Workspace, run: Run) -> bool:
-    """Whether a living process sees this run through, or waits for its turn."""
-    lock = ws.runs / run.id / ATTENDED
-    if lock.exists():
-        return locks.held(lock)
-    with ws.read() as reader:  # on another machine, or nowhere yet: its lease says
-        return ws.jobs.held(reader, STEP).get(run.id, False)
+    """Whether somebody sees this run through, or waits for its turn: holds the lease of its job."""
+    with ws.read() as reader:
+        return _attended(ws, reader, run.id)
+
+
+def _attended(ws: Workspace, reader: Reader, id: str) -> bool:
+    return ws.jobs.held(reader, STEP).get(id, False)
 
 
 def _as_it_stands(ws: Workspace, run: Run) -> Run:
-    if run.status != "running" or attended(ws, run) or control.find(ws.runs / run.id):
+    if run.status != "running" or attended(ws, run):
         return run
-    why = (
-        f"its processes died at step {run.progress.get('step', 0)} (killed, or the machine went down); "
-        f"`voxloop run resume {run.id}` goes on from the newest checkpoint"
-    )
     with ws.transaction() as tx:
         now = tx.get(Run, run.id)
-        if now.status != "running" or attended(ws, run):
+        if now.status != "running" or _attended(ws, tx, run.id):
             return now
+        step = now.progress.get("step", 0)
+        why = (
+            f"nobody attends to it any more, at step {step} (its process was killed, or the machine went down); "
+            f"`voxloop run resume {run.id}` goes on from the newest checkpoint"
+        )
         tx.change(Run, run.id, status="interrupted", error=why)
-        tx.emit("training.interrupted", run.id, key=f"{run.id}:{tx.now()}", payload={"step": run.progress.get("step")})
+        tx.emit("training.interrupted", run.id, key=f"{run.id}:{tx.now()}", payload={"step": step})
         return tx.get(Run, run.id)
 
 
@@ -211,7 +226,7 @@ def device_free(ws: Workspace) -> bool:
 
 
 def see_through(
-    ws: Workspace, id: str, *, progress: Progress | None = None, waiting: Callable[[Turn], None] | None = None
+    ws: Workspace, id: str, *, progress: OnMetrics | None = None, waiting: Callable[[QueuePosition], None] | None = None
 ) -> Run:
     """Wait for a queued run's turn, train, and take over what came of it.
 
@@ -230,8 +245,8 @@ def _attend(
     ws: Workspace,
     id: str,
     *,
-    progress: Progress | None = None,
-    waiting: Callable[[Turn], None] | None = None,
+    progress: OnMetrics | None = None,
+    waiting: Callable[[QueuePosition], None] | None = None,
     worker: bool = False,
 ) -> Run:
     with ws.read() as reader:
@@ -239,12 +254,15 @@ def _attend(
     if run.status in ("completed", "stopped", "paused"):
         with ws.completion() as tx:  # a job that was left over
             return tx.get(Run, id)
-    lock = locks.take(ws.runs / id / ATTENDED)
+    lock = locks.take(ws.runs / id / ATTENDED, patience_s=LET_GO_S)
     if lock is None:
-        raise ConflictError(f"run {id} is attended to by another process of this machine")
+        raise ConflictError(f"another process of this machine, which lost its lease, is still in run {id}'s folder")
     with lock:
         try:
-            return _train(ws, run, progress, waiting)
+            ended = _train(ws, run, progress, waiting)
+            if ended.status in ("completed", "stopped"):
+                moving.remove_blobs(ws, id)
+            return ended
         except KeyboardInterrupt:
             if worker:
                 with ws.transaction() as tx:  # the worker gives the job back, and another may go on
@@ -259,8 +277,12 @@ def _attend(
             raise
 
 
-def _train(ws: Workspace, run: Run, progress: Progress | None, waiting: Callable[[Turn], None] | None) -> Run:
+def _train(ws: Workspace, run: Run, progress: OnMetrics | None, waiting: Callable[[QueuePosition], None] | None) -> Run:
     folder = ws.runs / run.id
+    wish = _wish(ws, run)
+    if wish in ("pause", "discard") and not moving.at_home(ws, run.id):
+        return _without_training(ws, run, wish)  # nothing need be fetched for that
+    began = moving.move_in(ws, run)
     child = control.find(folder)
     if child is None:
         if (folder / CONFIG).exists() and control.last_words(folder)["status"] == "completed":
@@ -270,30 +292,95 @@ def _train(ws: Workspace, run: Run, progress: Progress | None, waiting: Callable
         if device is None:
             return _without_training(ws, run, _wish(ws, run))
         with device:
-            lay_out(ws, run)
+            lay_out(ws, run, began)
             child = control.start(folder, device=ws.settings.device, threads=ws.settings.threads, device_lock=device)
     with ws.transaction() as tx:
         tx.change(Run, run.id, status="running", error=None, finished=None)
         tx.emit("training.started", run.id, payload={"dataset": run.dataset, "base": run.base})
     state = dict(run.progress)
+    told = _Telling(ws, run)
     try:
-        wish = _follow(ws, run, child, state, progress)
+        wish = _follow(ws, run, child, state, progress, told)
+    except LeaseLost:
+        told.close()
+        child.stop()  # the run goes on elsewhere
+        raise
     except BaseException:
         # Ctrl-C, a broken terminal, a lost database: the child must not go on alone.
         try:
             child.stop()
         except KeyboardInterrupt:  # in a hurry: the newest checkpoint will do
             child.kill()
-        with ws.transaction() as tx:
-            tx.change(Run, run.id, progress=state | (control.metrics(folder) or [{}])[-1])
+        told.rest(state | (control.metrics(folder) or [{}])[-1])
         raise
+    over = wish == "discard" or control.last_words(folder)["status"] == "completed"
+    told.rest(state, checkpoint=not over)
     return _take_over(ws, run, child, state, wish)
 
 
-def _turn(ws: Workspace, run: Run, waiting: Callable[[Turn], None] | None) -> locks.Lock | None:
+class _Telling:
+    """Has everyone know how a run stands: its row and event, its metrics and log, its checkpoint."""
+
+    def __init__(self, ws: Workspace, run: Run) -> None:
+        self._ws = ws
+        self._run = run
+        self._telemetry = telemetry.TelemetryCopier(ws, run.id)
+        self._copier = moving.CheckpointCopier(ws, run.id) if moving.copies_checkpoints(ws) else None
+        self._fenced = time.monotonic()
+
+    def tell(self, state: dict[str, Any] | None) -> None:
+        """Write what there is to say; `state` is the run's progress where that changed. Raises LeaseLost."""
+        entries = self._telemetry.gained()
+        copied = self._copier.look() if self._copier else None
+        quiet = state is None and entries is None and copied is None
+        if quiet and time.monotonic() - self._fenced < self._ws.jobs.lease_s / 3:
+            return
+        self._write(state, entries, copied)
+
+    def rest(self, state: dict[str, Any], *, checkpoint: bool = True) -> None:
+        """Write all there is, once the child has ended."""
+        try:
+            self._write(state, None, None)
+            while self._copier and checkpoint and (copied := self._copier.wait()):
+                self._write(None, None, copied)
+            while entries := self._telemetry.gained(to_the_end=True):
+                self._write(None, entries, None)
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        if self._copier:
+            self._copier.close()
+
+    def _write(
+        self,
+        state: dict[str, Any] | None,
+        entries: telemetry.TelemetryRows | None,
+        copied: moving.CopiedCheckpoint | None,
+    ) -> None:
+        id = self._run.id
+        with self._ws.transaction() as tx:
+            # Somebody may have taken it for interrupted, where this machine slept longer than the lease.
+            tx.change(Run, id, status="running", error=None)
+            if state is not None:
+                tx.change(Run, id, progress=state)
+                if "step" in state:
+                    tx.emit("training.progress", id, key=f"{id}:{state['step']}", payload=state)
+            if entries:
+                self._telemetry.write(tx, entries)
+            if copied:
+                moving.name_checkpoint(tx, id, copied)
+        self._fenced = time.monotonic()
+        if entries:
+            self._telemetry.until = entries.until
+        if copied:
+            moving.remove_superseded(self._ws, id, copied)
+
+
+def _turn(ws: Workspace, run: Run, waiting: Callable[[QueuePosition], None] | None) -> locks.Lock | None:
     """The device's lock, once it is this run's turn; None where the run is asked to end before."""
     device, path = device_lock(ws)
-    told: Turn | None = None
+    told: QueuePosition | None = None
     while True:
         if _wish(ws, run) or _worker_ends(ws):
             return None
@@ -308,7 +395,7 @@ def _turn(ws: Workspace, run: Run, waiting: Callable[[Turn], None] | None) -> lo
             if lock:
                 lock.write({"run": run.id, "workspace": str(ws.folder), "pid": os.getpid()})
                 return lock
-        turn = Turn(ahead=len(ahead), device=device, holder=locks.note(path) if locks.held(path) else {})
+        turn = QueuePosition(ahead=len(ahead), device=device, holder=locks.note(path) if locks.held(path) else {})
         if waiting and turn != told:
             waiting(turn)
             told = turn
@@ -337,8 +424,10 @@ def _worker_ends(ws: Workspace) -> bool:
     return ws.stop is not None and ws.stop.is_set()
 
 
-def _follow(ws: Workspace, run: Run, child: Child, state: dict[str, Any], progress: Progress | None) -> RunWish | None:
-    """Tell of each line of metrics, keep the run's row up to date, do what is asked; the last thing that was asked."""
+def _follow(
+    ws: Workspace, run: Run, child: Child, state: dict[str, Any], progress: OnMetrics | None, telling: _Telling
+) -> RunWish | None:
+    """Tell of each line of metrics, keep the catalog up to date, do what is asked; the last thing that was asked."""
     looked = 0.0
     changed = False
     wish: RunWish | None = None
@@ -354,11 +443,8 @@ def _follow(ws: Workspace, run: Run, child: Child, state: dict[str, Any], progre
         if time.monotonic() - looked < LOOK_S:
             continue
         looked = time.monotonic()
-        if changed:
-            with ws.transaction() as tx:
-                tx.change(Run, run.id, progress=state)
-                tx.emit("training.progress", run.id, key=f"{run.id}:{state.get('step')}", payload=state)
-            changed = False
+        telling.tell(state if changed else None)
+        changed = False
         wanted = _wish(ws, run) or ("pause" if _worker_ends(ws) else None)
         if wanted != wish:
             wish, told = wanted, False
@@ -453,9 +539,20 @@ def _register(ws: Workspace, run: Run, state: dict[str, Any], *, status: RunStat
 
 def _discard(ws: Workspace, run: Run, state: dict[str, Any]) -> Run:
     ended = _end(ws, run, "stopped", "what it learnt was discarded", state)
-    for pattern in ("checkpoint-*", "best", "best.*", "final", "final.*", "intermediate"):
+    for pattern in LEARNT:
         _remove(ws, run, pattern)
     return ended
+
+
+def begin_anew(tx: Transaction, run: Run) -> list[str]:
+    """Have an unfinished run begin anew from its base, since speech that it learnt from is gone.
+
+    Keys of its blobs, which nothing names any more. What it learnt goes from the
+    folders of other machines when they attend to it next.
+    """
+    telemetry.forget_metrics(tx, run.id)
+    tx.change(Run, run.id, progress={})
+    return moving.leave_home(tx, run.id)
 
 
 def unlearn(ws: Workspace, id: str) -> None:
@@ -464,10 +561,12 @@ def unlearn(ws: Workspace, id: str) -> None:
         run = reader.find(Run, id)
     if run is None or _as_it_stands(ws, run).status not in ("queued", *GOES_ON):
         return
-    for pattern in ("checkpoint-*", "best", "best.*", "final", "final.*", "intermediate", METRICS):
-        _remove(ws, run, pattern)
     with ws.transaction() as tx:
-        tx.change(Run, id, progress={})
+        keys = begin_anew(tx, run)
+    for key in keys:
+        ws.blobs.delete(key)
+    for pattern in (*LEARNT, METRICS):
+        _remove(ws, run, pattern)
 
 
 def _remove(ws: Workspace, run: Run, pattern: str) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from voxloop import models
 from voxloop.errors import SettingError, UsageError
 from voxloop.records import Dataset, Model, Run
 from voxloop.steps import datasets
-from voxloop.steps.training import disk, material, recipes, trackers
+from voxloop.steps.training import disk, material, moving, recipes, trackers
 from voxloop.steps.training.files import CONFIG, read_json, write_json
 from voxloop.steps.training.recipes import Recipe
 
@@ -85,7 +85,8 @@ def check_disk(ws: Workspace, dataset: Dataset, model: Model, recipe: Recipe) ->
     heard = ("train", "val")
     clips = sum(dataset.clips.get(split, 0) for split in heard)
     speech_s = 3600 * sum(dataset.hours.get(split, 0.0) for split in heard)
-    disk.check(ws.runs, Path(models.model_folder(ws, model)), recipe, clips=clips, speech_s=speech_s)
+    base, copied = Path(models.model_folder(ws, model)), moving.copies_checkpoints(ws)
+    disk.check(ws.runs, base, recipe, clips=clips, speech_s=speech_s, copied=copied)
 
 
 def _counts(dataset: Dataset) -> str:
@@ -116,8 +117,11 @@ def _recipe(
     return recipes.override(recipe, given)
 
 
-def lay_out(ws: Workspace, run: Run) -> Path:
-    """The run's folder with data, audio and the complete settings; what is there already stays."""
+def lay_out(ws: Workspace, run: Run, began: Mapping[str, Any]) -> Path:
+    """The run's folder with data, audio and the complete settings; what is there already stays.
+
+    `began` are settings of `training_config.json` with which the run began on another machine.
+    """
     folder = ws.runs / run.id
     with ws.read() as reader:
         model = reader.get(Model, run.base)
@@ -133,7 +137,7 @@ def lay_out(ws: Workspace, run: Run) -> Path:
         return folder
     with ws.read() as reader:
         dataset = reader.get(Dataset, run.dataset)
-    recipe = recipes.from_dict(run.recipe)
+    recipe = recipes.from_dict(began.get("recipe", run.recipe))
     check_disk(ws, dataset, model, recipe)
     manifests = {split: datasets.write_split(ws, run.dataset, split, folder / "data") for split in ("train", "val")}
     # Written last: a folder that has it is whole.
@@ -144,8 +148,9 @@ def lay_out(ws: Workspace, run: Run) -> Path:
             "family": run.family,
             "train": str(manifests["train"].relative_to(folder)),
             "val": str(manifests["val"].relative_to(folder)),
-            "recipe": run.recipe,
-            "normaliser": ws.settings.normaliser,  # of the beginning, so that all it measures is comparable
+            "recipe": recipe.as_dict(),
+            # Of the beginning, so that all it measures is comparable.
+            "normaliser": began.get("normaliser", ws.settings.normaliser),
         }
         | material.write_material(ws, recipe, dataset, folder)
         | values,
