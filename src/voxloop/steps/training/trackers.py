@@ -1,8 +1,8 @@
 """Trackers: the lines of a run's metrics as TensorBoard, Trackio and Weights & Biases show them.
 
-They are Accelerate's trackers. Nothing is sent anywhere: TensorBoard writes into the run's folder, Trackio into a
-folder beside the runs unless TRACKIO_DIR names one, and Weights & Biases works offline unless WANDB_MODE says
-otherwise. A tracker that fails is dropped with a warning; the run goes on.
+They are Accelerate's trackers. Nothing is sent anywhere: TensorBoard writes into the run's folder, Trackio into the
+workspace's `trackio` unless TRACKIO_DIR names another folder, and Weights & Biases works offline unless WANDB_MODE
+says otherwise. A tracker that fails is dropped with a warning; the run goes on.
 """
 
 from __future__ import annotations
