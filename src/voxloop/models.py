@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import os
 import shutil
 import uuid
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 CHAMPION = "champion"
 STARTER = "starter"
+CONVERSIONS = "cache/ctranslate2"  # folder of a workspace
 MODEL_FILES = (".safetensors", ".json", ".txt", ".model")  # what a model folder's identity covers
 
 
@@ -144,9 +147,10 @@ def engine(ws: Workspace) -> str:
 
 def converted(ws: Workspace, model: Model, compute_type: str) -> Path:
     """The model's CTranslate2 form in the workspace's cache: made once, and anew where it is damaged."""
-    target = ws.folder / "cache" / "ctranslate2" / f"{model.id}-{compute_type}"
+    target = ws.folder / CONVERSIONS / f"{model.id}-{compute_type}"
     kind = family(model.family)
     if kind.intact(target):
+        os.utime(target)  # when it was used last: what is not used goes one day
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}.partial")
@@ -161,6 +165,21 @@ def converted(ws: Workspace, model: Model, compute_type: str) -> Path:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return target
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """A converted form of a model in the workspace's cache."""
+
+    model: str
+    folder: Path
+
+
+def conversions(ws: Workspace) -> list[Conversion]:
+    """The converted forms in the cache, the one used last first."""
+    folders = [path for path in (ws.folder / CONVERSIONS).glob("sha256-*") if not path.name.endswith(".partial")]
+    folders.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    return [Conversion("-".join(path.name.split("-")[:2]), path) for path in folders]
 
 
 _LOADED: dict[tuple[str, str, str], Recogniser] = {}

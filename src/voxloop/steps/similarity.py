@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -27,18 +28,36 @@ def index(ws: Workspace, recordings: str | Sequence[str]) -> int:
     The vectors are mean encoder states of the starter, whoever is champion: those
     of different models do not compare, and the starter is small and always there.
     """
-    ids = [recordings] if isinstance(recordings, str) else list(recordings)
+    ids = list(dict.fromkeys([recordings] if isinstance(recordings, str) else recordings))
     model = base_model(ws, STARTER)
     with ws.read() as reader:
         found = reader.all(Utterance, tables.utterance.c.recording.in_(ids))
-    made = []
+    left = Counter(utterance.recording for utterance in found)
+    for id in ids:
+        if not left[id]:
+            _complete(ws, id)
     for block in blocks(found, [utterance.samples for utterance in found]):
         waveforms = [_utterances.utterance_audio(ws, utterance) for utterance in block]
-        made.append((block, recogniser(ws, model).embed(waveforms)))
-    with ws.completion() as tx:
-        for block, matrix in made:
-            ws.vectors.upsert(tx, model.id, [utterance.id for utterance in block], matrix)
+        ws.vectors.upsert(model.id, [one.id for one in block], recogniser(ws, model).embed(waveforms))
+        _forget_gone(ws, [one.id for one in block])
+        left.subtract(utterance.recording for utterance in block)
+        for id in dict.fromkeys(utterance.recording for utterance in block):
+            if not left[id]:
+                _complete(ws, id)
     return len(found)
+
+
+def _complete(ws: Workspace, recording: str) -> None:
+    with ws.completion(recording):
+        pass
+
+
+def _forget_gone(ws: Workspace, ids: Sequence[str]) -> None:
+    """Delete the vectors of utterances that were removed while theirs were made: forgetting may have come before."""
+    with ws.read() as reader:
+        there = set(reader.numbers(ids))
+    if gone := [id for id in ids if id not in there]:
+        ws.vectors.delete(gone)
 
 
 def nearest(ws: Workspace, utterance: str, *, limit: int = 10) -> list[tuple[str, float]]:

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from voxloop.stores.catalog import Reader
     from voxloop.workspace import Transaction, Workspace
 
-BLOCK_S = 600.0  # seconds of audio read, transcribed and committed at a time
+BLOCK_S = 600.0  # seconds of audio put in order of length at a time, as much as a claim holds
+COMMITTED = 2  # batches transcribed between two commits: a kill costs no more
 
 
 # In the pipeline -----------------------------------------------------------------------------------------------------
@@ -53,31 +54,66 @@ def decoding(ws: Workspace, language: str | None = None, audio_context: AudioCon
 def transcribe(ws: Workspace, recordings: str | Sequence[str]) -> list[Transcript]:
     """Transcribe the utterances of recordings that the current model has not heard yet; the transcripts made.
 
-    Utterances of all the recordings are decoded together, batched by length, and
-    written every ten minutes of audio, so that a kill loses no more than that. An
+    Utterances of all the recordings are decoded together, batched by length, and written as they are heard; a
+    recording is done when the last of its own is, so that a kill costs the batches in hand and no more. An
     earlier model's hypotheses stay, and nobody's reference is touched.
     """
-    ids = [recordings] if isinstance(recordings, str) else list(recordings)
+    ids = list(dict.fromkeys([recordings] if isinstance(recordings, str) else recordings))
     model = base_model(ws)
     with ws.read() as reader:
-        waiting = [utterance for id in ids for utterance in _unheard(reader, id, model)]
+        waiting = {id: _unheard(reader, id, model) for id in ids}
+        spoken = {id: _seconds_spoken(reader, id) for id in ids}
+
+    def complete(id: str, found: Sequence[Transcript]) -> None:
+        with ws.completion(id) as tx:
+            _write(tx, found)
+            payload = {"model": model.id}
+            tx.emit("transcription.completed", id, key=f"{id}:{model.id}", payload=payload, seconds=spoken[id])
+
     made: list[Transcript] = []
-    for language, group in _by_language(waiting):
-        for block in blocks(group, [utterance.samples for utterance in group]):
-            waveforms = [_utterances.utterance_audio(ws, utterance) for utterance in block]
+    left = {id: len(utterances) for id, utterances in waiting.items()}
+    for id in ids:
+        if not left[id]:
+            complete(id, [])
+    for language, group in _by_language([utterance for utterances in waiting.values() for utterance in utterances]):
+        for part in _parts(group, ws.settings.batch_seconds):
+            waveforms = [_utterances.utterance_audio(ws, utterance) for utterance in part]
             heard = recogniser(ws, model).transcribe(
                 waveforms, decoding(ws, language), word_times=ws.settings.word_times
             )
-            found = [_hypothesis(u, model, hypothesis) for u, hypothesis in zip(block, heard, strict=True)]
-            with ws.transaction() as tx:
-                for transcript in found:
-                    _heard(tx, transcript)
-                tx.add(*found)
-            made += found
-    with ws.completion() as tx:
-        for id in ids:
-            tx.emit("transcription.completed", id, key=f"{id}:{model.id}", payload={"model": model.id})
+            found: dict[str, list[Transcript]] = {}
+            for utterance, hypothesis in zip(part, heard, strict=True):
+                found.setdefault(utterance.recording, []).append(_hypothesis(utterance, model, hypothesis))
+            for id, transcripts in found.items():
+                left[id] -= len(transcripts)
+                made += transcripts
+            ended = {id for id in found if not left[id]}
+            if more := [one for id, transcripts in found.items() if id not in ended for one in transcripts]:
+                with ws.transaction() as tx:
+                    _write(tx, more)
+            for id in ended:
+                complete(id, found[id])
     return made
+
+
+def _parts(utterances: Sequence[Utterance], batch_s: float) -> Iterator[list[Utterance]]:
+    """Utterances in the order of their length within `BLOCK_S`, in parts of some batches."""
+    for block in blocks(utterances, [utterance.samples for utterance in utterances]):
+        by_length = sorted(block, key=lambda utterance: -utterance.samples)
+        yield from blocks(by_length, [utterance.samples for utterance in by_length], COMMITTED * batch_s)
+
+
+def _write(tx: Transaction, transcripts: Sequence[Transcript]) -> None:
+    for transcript in transcripts:
+        _heard(tx, transcript)
+    tx.add(*transcripts)
+
+
+def _seconds_spoken(reader: Reader, recording: str) -> float:
+    """Seconds of audio in a recording's utterances."""
+    table = tables.utterance
+    samples = sa.select(sa.func.sum(table.c.end - table.c.start)).where(table.c.recording == recording)
+    return seconds(int(reader.connection.execute(samples).scalar() or 0))
 
 
 def _unheard(reader: Reader, recording: str, model: Model) -> list[Utterance]:
@@ -158,7 +194,10 @@ def retranscribe(ws: Workspace, recordings: Sequence[str] = ()) -> Asked:
             if id in named or not named
         }
     with ws.completion() as tx:
-        news = [News(id, f"{id}:{model.id}", {"model": model.id, "utterances": n}) for id, (n, _) in found.items()]
+        news = [
+            News(id, f"{id}:{model.id}", {"model": model.id, "utterances": n}, seconds(samples))
+            for id, (n, samples) in found.items()
+        ]
         new = tx.emit_all("transcription.asked", news)
     return Asked(
         model=model.id,
@@ -171,31 +210,30 @@ def retranscribe(ws: Workspace, recordings: Sequence[str] = ()) -> Asked:
 
 def restore(ws: Workspace, recordings: str | Sequence[str]) -> list[Transcript]:
     """Make clean texts of the newest hypotheses; both are kept."""
-    ids = [recordings] if isinstance(recordings, str) else list(recordings)
-    made = []
+    ids = dict.fromkeys([recordings] if isinstance(recordings, str) else recordings)
+    return [transcript for id in ids for transcript in _restore(ws, id)]
+
+
+def _restore(ws: Workspace, recording: str) -> list[Transcript]:
+    heard: dict[str, list[Transcript]] = {}
     with ws.read() as reader:
-        for id in ids:
-            for utterance in reader.all(Utterance, tables.utterance.c.recording == id):
-                newest = latest(reader.all(Transcript, tables.transcript.c.utterance == utterance.id), "hypothesis")
-                if newest is None:
-                    continue
-                language = utterance.language or newest.language
-                made.append(
-                    replace(
-                        newest,
-                        id=newest.id.replace("hypothesis", "clean", 1),
-                        kind="clean",
-                        text=_text.clean(newest.text, language),
-                        created=0.0,
-                    )
-                )
-    with ws.completion() as tx:
+        utterances = reader.all(Utterance, tables.utterance.c.recording == recording)
+        table = tables.transcript
+        own = sa.select(tables.utterance.c.id).where(tables.utterance.c.recording == recording)
+        for transcript in reader.all(Transcript, table.c.utterance.in_(own), table.c.kind == "hypothesis"):
+            heard.setdefault(transcript.utterance, []).append(transcript)
+    made = []
+    for utterance in utterances:
+        newest = latest(heard.get(utterance.id, ()), "hypothesis")
+        if newest is not None:
+            clean = _text.clean(newest.text, utterance.language or newest.language)
+            id = newest.id.replace("hypothesis", "clean", 1)
+            made.append(replace(newest, id=id, kind="clean", text=clean, created=0.0))
+    spoken_s = seconds(sum(utterance.samples for utterance in utterances))
+    with ws.completion(recording) as tx:
         tx.add(*made)
-        made_by: dict[str, list[str]] = {id: [] for id in ids}
-        for transcript in made:
-            made_by[transcript.utterance.partition(":")[0]].append(transcript.by)
-        for id, models in made_by.items():
-            tx.emit("nlp.postprocessed", id, key=f"{id}:{models[0] if models else 'none'}")
+        by = made[0].by if made else "none"
+        tx.emit("nlp.postprocessed", recording, key=f"{recording}:{by}", seconds=spoken_s)
     return made
 
 

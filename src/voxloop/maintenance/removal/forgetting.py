@@ -356,7 +356,7 @@ def _commit(ws: Workspace, scope: _Scope, plan: _Plan, speaker: str | None, reco
         report = _report(ws, tx, scope, plan, id=id)
         renamed = _change_records(tx, plan)
         _clean_events(tx, scope, renamed)
-        _delete_rows(ws, tx, scope)
+        _delete_rows(tx, scope)
         counts = {
             name: value
             for name, value in asdict(report).items()
@@ -366,7 +366,11 @@ def _commit(ws: Workspace, scope: _Scope, plan: _Plan, speaker: str | None, reco
             "datasets": [marked.id for marked in report.datasets],
             "models": [marked.id for marked in report.models],
         }
-        pending = {"blobs": sorted(plan.pending), "recordings": sorted(scope.recordings)}
+        pending = {
+            "blobs": sorted(plan.pending),
+            "recordings": sorted(scope.recordings),
+            "vectors": sorted(scope.utterances),  # after the commit: a step at work on them looks again after its own
+        }
         row = {"id": id, "created": tx.now(), "kind": report.kind, "by": by, "counts": counts, **marks}
         tx.connection.execute(sa.insert(tables.removal).values(**row, pending=pending))
         tx.emit(f"{report.kind}.forgotten", id, payload={"by": by, **counts, **marks})
@@ -430,10 +434,8 @@ def _clean_events(tx: Transaction, scope: _Scope, renamed: Mapping[str, str]) ->
                 tx.connection.execute(sa.update(table).where(table.c.id == id).values({column: cleaned}))
 
 
-def _delete_rows(ws: Workspace, tx: Writer, scope: _Scope) -> None:
+def _delete_rows(tx: Writer, scope: _Scope) -> None:
     """Rows that name an utterance or a recording, those that point at others first; tables to come are covered."""
-    for chunk in _chunks(scope.utterances):
-        ws.vectors.delete(tx, chunk)
     for subjects in (scope.recordings, scope.utterances):
         for chunk in _chunks(subjects):
             tx.connection.execute(sa.delete(tables.job).where(tables.job.c.subject.in_(chunk)))
@@ -456,7 +458,7 @@ def _chunks(ids: Iterable[str]) -> Iterator[list[str]]:
 
 
 def _report(ws: Workspace, reader: Reader, scope: _Scope, plan: _Plan, *, id: str | None) -> Removal:
-    r, t, v = tables.recording.c, tables.transcript.c, tables.vector.c
+    r, t = tables.recording.c, tables.transcript.c
 
     def count(column: sa.Column[Any], ids: Iterable[str], what: Any = None) -> int:
         what = sa.func.count() if what is None else what
@@ -470,7 +472,7 @@ def _report(ws: Workspace, reader: Reader, scope: _Scope, plan: _Plan, *, id: st
         seconds_of_audio=count(r.id, scope.recordings, sa.func.sum(r.samples)) / SAMPLE_RATE,
         utterances=len(scope.utterances),
         transcripts=count(t.utterance, scope.utterances),
-        vectors=count(v.id, scope.utterances),
+        vectors=sum(ws.vectors.count(space, sorted(scope.utterances)) for space in ws.vectors.spaces()),
         evaluations=len(plan.evaluations),
         datasets=tuple(plan.marked_datasets),
         models=tuple(plan.marked_models),
