@@ -34,7 +34,7 @@ def state(workspace: Path) -> dict[str, Any]:
             "utterance": rows(tables.utterance, "priority", "ingested", "confidence"),
             "transcript": rows(tables.transcript, "created", "number", "confidence", "words"),
             "events": rows(tables.event, "seq", "created"),
-            "jobs": rows(tables.job, "created", "token", "run_at", "attempts", "finished", "error"),
+            "jobs": rows(tables.job, "created", "token", "not_before", "lease_until", "attempts", "finished", "error"),
             "vectors": rows(tables.vector, "values"),
             "blobs": sorted(ws.blobs.list("")),
         }

@@ -110,7 +110,7 @@ def worker(
         bool, typer.Option("--retry-dead", help="First wake the jobs whose attempts are spent.")
     ] = False,
 ) -> None:
-    """Do the waiting work: segment, transcribe, restore, index, train. Several workers share it."""
+    """Do the waiting work: segment, transcribe, restore, align, index, rank, train. Several workers share it."""
     import signal
     import threading
     import time
