@@ -17,6 +17,8 @@ from voxloop.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
+COUNTED = 10_000  # waiting jobs told of at most: counting a million after each batch would slow the work down
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:
@@ -25,7 +27,7 @@ class Progress:
     step: str
     jobs: int
     seconds: float
-    waiting: int  # jobs of this worker's steps still to do
+    waiting: int  # jobs of this worker's steps still to do, no more than `COUNTED`
     error: str | None = None
 
 
@@ -67,7 +69,7 @@ def work(
             pruned = time.monotonic()
             pruning.prune_in_turn(ws)
         with ws.read() as reader:
-            if until_idle and not ws.jobs.open(reader, chosen):
+            if until_idle and not ws.jobs.open(reader, chosen, limit=1):
                 return done
         ws.bus.wait(chosen, ws.settings.poll_s)
     return done
@@ -103,6 +105,6 @@ def _run(ws: Workspace, claim: Claim, chosen: Sequence[str], progress: Callable[
         raise
     if progress:
         with ws.read() as reader:
-            waiting = ws.jobs.open(reader, chosen)
+            waiting = min(COUNTED, ws.jobs.open(reader, chosen, limit=COUNTED))
         progress(Progress(claim.step, len(claim.jobs), time.monotonic() - began, waiting, error))
     return 0 if error else len(claim.jobs)

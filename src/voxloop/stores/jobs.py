@@ -420,9 +420,10 @@ class Jobs:
         statement = sa.select(job).where(job.c.state == DEAD).order_by(job.c.finished.desc()).limit(limit)
         return list(reader.connection.execute(statement))
 
-    def open(self, reader: Reader, steps: Sequence[str]) -> int:
-        """Jobs of these steps that are waiting or being worked on."""
-        counts = [sa.select(sa.func.count()).where(part).scalar_subquery() for part in _open(steps)]
+    def open(self, reader: Reader, steps: Sequence[str], *, limit: int | None = None) -> int:
+        """Jobs of these steps that are waiting or being worked on; of each no more than `limit` are counted."""
+        found = [sa.select(job.c.step).where(part).limit(limit).subquery() for part in _open(steps)]
+        counts = [sa.select(sa.func.count()).select_from(one).scalar_subquery() for one in found]
         return sum(reader.connection.execute(sa.select(*counts)).one())
 
 

@@ -299,7 +299,8 @@ job = sa.Table(
     *(
         sa.Index(f"ix_job_{state}", *columns, sqlite_where=where, postgresql_where=where)
         for state, columns, where in (
-            ("ready", ("step", sa.text("priority DESC"), "not_before", "id"), sa.text("state = 'ready'")),
+            # `state` at its end, so that counting reads the index alone.
+            ("ready", ("step", sa.text("priority DESC"), "not_before", "id", "state"), sa.text("state = 'ready'")),
             ("leased", ("lease_until", "step"), sa.text("state = 'leased'")),
             ("done", ("finished",), sa.text("state = 'done'")),
             ("dead", ("finished", "step"), sa.text("state = 'dead'")),

@@ -11,7 +11,7 @@ branch_labels = None
 depends_on = None
 
 INDEXES: dict[str, list[Any]] = {
-    "ready": ["step", sa.text("priority DESC"), "not_before", "id"],
+    "ready": ["step", sa.text("priority DESC"), "not_before", "id", "state"],
     "leased": ["lease_until", "step"],
     "done": ["finished"],
     "dead": ["finished", "step"],
