@@ -144,3 +144,15 @@ def test_vectors_go_with_what_is_forgotten(workspace: Workspace, demo_speech: Pa
     assert removal.forget(workspace, recording=gone).vectors == 1
     assert {id.partition(":")[0] for id in workspace.vectors.ids(base_model(workspace, STARTER).id)} == {kept}
     assert removal.unfinished(workspace) == []
+
+
+def test_a_number_is_not_given_twice(workspace: Workspace, demo_speech: Path) -> None:
+    files = sorted(demo_speech.glob("*.ogg"))[:3]
+    taken = [ingest(workspace, file, processes=1).taken[0] for file in files[:2]]
+    made = [one for id in taken for one in segment(workspace, id)]
+    with workspace.read() as reader:
+        assert reader.numbers([one.id for one in made]) == {made[0].id: 1, made[1].id: 2}
+    removal.forget(workspace, recording=taken[1])
+    (more,) = segment(workspace, ingest(workspace, files[2], processes=1).taken[0])
+    with workspace.read() as reader:
+        assert reader.numbers([more.id]) == {more.id: 3}

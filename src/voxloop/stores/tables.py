@@ -34,8 +34,11 @@ def _now_postgresql(element: Any, compiler: Any, **_: Any) -> str:
     return "extract(epoch from clock_timestamp())::double precision"
 
 
+NUMBERED = "utterance number"  # in `upkeep`: the highest that an utterance had which is gone
+
+
 class next_number(FunctionElement[int]):
-    """The number of an utterance that is being inserted: they count up in the order of insertion."""
+    """The number of an utterance that is being inserted: they count up, and none is given twice."""
 
     type = sa.BigInteger()
     inherit_cache = True
@@ -43,7 +46,9 @@ class next_number(FunctionElement[int]):
 
 @compiles(next_number, "sqlite")
 def _next_number_sqlite(element: Any, compiler: Any, **_: Any) -> str:
-    return "(SELECT coalesce(max(number), 0) + 1 FROM utterance)"  # SQLite has one writer at a time
+    # SQLite has one writer at a time, so that nobody else finds the same number.
+    gone = f"(SELECT until FROM upkeep WHERE name = '{NUMBERED}')"
+    return f"(SELECT max(coalesce(max(number), 0), coalesce({gone}, 0)) + 1 FROM utterance)"
 
 
 @compiles(next_number, "postgresql")
@@ -308,7 +313,7 @@ job = sa.Table(
     ),
 )
 
-# Work that recurs and that one of all processes does: when it was done last, and up to when it covers what there is.
+# What recurs and one of all processes does, by name: when it was done last, and up to where what was there is gone.
 upkeep = sa.Table(
     "upkeep",
     metadata,

@@ -39,6 +39,7 @@ from voxloop.steps.training import locks
 from voxloop.steps.training.files import ATTENDED, TRAINING
 from voxloop.stores import tables
 from voxloop.stores.blobs import sha256_bytes
+from voxloop.stores.catalog import insert_new
 
 if TYPE_CHECKING:
     from voxloop.stores.catalog import Reader, Writer
@@ -436,6 +437,11 @@ def _clean_events(tx: Transaction, scope: _Scope, renamed: Mapping[str, str]) ->
 
 def _delete_rows(tx: Writer, scope: _Scope) -> None:
     """Rows that name an utterance or a recording, those that point at others first; tables to come are covered."""
+    # Other programs know utterances by their numbers: none may come to mean another utterance.
+    upkeep, highest = tables.upkeep.c, sa.select(sa.func.max(tables.utterance.c.number)).scalar_subquery()
+    insert_new(tx.connection, tables.upkeep, [{"name": tables.NUMBERED}])
+    mark = sa.update(tables.upkeep).where(upkeep.name == tables.NUMBERED, upkeep.until < highest)
+    tx.connection.execute(mark.values(until=highest))
     for subjects in (scope.recordings, scope.utterances):
         for chunk in _chunks(subjects):
             tx.connection.execute(sa.delete(tables.job).where(tables.job.c.subject.in_(chunk)))
