@@ -110,7 +110,7 @@ class Worker:
     def finish_each(self, claim: Claim) -> None:
         for subject in claim.subjects:
             with self.catalog.write() as tx:
-                self.jobs.finish(tx, claim, subject)
+                self.jobs.finish(tx, claim, [subject])
 
     def emit(self, count: int) -> None:
         self.number += count

@@ -93,17 +93,18 @@ class Workspace:
         self._wake(tx)
 
     @contextmanager
-    def completion(self, subject: str | None = None) -> Iterator[Transaction]:
+    def completion(self, *subjects: str) -> Iterator[Transaction]:
         """The write that carries a step's result: it, its events and the job's done mark commit together.
 
-        A step that takes many subjects completes each by itself, so that a kill costs only the one in hand; without
-        `subject` all that is left of the claim is done. Refused where the worker's lease was lost.
+        A step that takes many subjects completes each as soon as its own work is done, so that a kill costs only what
+        is in hand; without `subjects` all that is left of the claim is done. Raises LeaseLost where another worker
+        took over.
         """
         with self.catalog.write() as writer:
             tx = Transaction(writer, self.jobs, self.claim)
             yield tx
             if self.claim:
-                self.jobs.finish(writer, self.claim, subject)
+                self.jobs.finish(writer, self.claim, subjects)
         self._wake(tx)
 
     def _wake(self, tx: Transaction) -> None:

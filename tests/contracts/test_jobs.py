@@ -203,27 +203,27 @@ def test_each_subject_of_a_claim_is_finished_by_itself(jobs: Jobs, catalog: Cata
     emit(jobs, catalog, "r1", "r2", "r3")
     claim = claimed(jobs, limit=3)
     with catalog.write() as tx:
-        jobs.finish(tx, claim, "r2")
+        jobs.finish(tx, claim, ["r2"])
     assert states(catalog) == {"done": 1, "leased": 2}
     assert jobs.renew(claim)
     with catalog.write() as tx:
         jobs.fence(tx, claim)
     with pytest.raises(LeaseLost), catalog.write() as tx:
-        jobs.finish(tx, claim, "r2")  # once
+        jobs.finish(tx, claim, ["r2"])  # once
     time.sleep(0.35)
     heirs = [claimed(jobs, limit=3).subjects for _ in range(2)]
     assert heirs == [("r1",), ("r3",)]  # one by one, since one of them may have been the cause
     assert not jobs.renew(claim)
-    for subject in ("r1", "r3", None):
+    for subjects in (["r1"], ["r1", "r3"], []):
         with pytest.raises(LeaseLost), catalog.write() as tx:
-            jobs.finish(tx, claim, subject)
+            jobs.finish(tx, claim, subjects)
 
 
 def test_what_is_left_of_a_claim_is_finished_released_or_failed(jobs: Jobs, catalog: Catalog) -> None:
     emit(jobs, catalog, "r1", "r2")
     claim = claimed(jobs, limit=2)
     with catalog.write() as tx:
-        jobs.finish(tx, claim, "r1")
+        jobs.finish(tx, claim, ["r1"])
     jobs.release(claim)
     assert states(catalog) == {"done": 1, "ready": 1}
     claim = claimed(jobs, limit=2)
@@ -231,7 +231,7 @@ def test_what_is_left_of_a_claim_is_finished_released_or_failed(jobs: Jobs, cata
     emit(jobs, catalog, "r3", "r4")
     claim = claimed(jobs, limit=9)
     with catalog.write() as tx:
-        jobs.finish(tx, claim, "r3")
+        jobs.finish(tx, claim, ["r3"])
     with catalog.write() as tx:
         jobs.finish(tx, claim)
     assert states(catalog) == {"done": 3, "ready": 1}

@@ -56,24 +56,28 @@ def align(ws: Workspace, recordings: str | Sequence[str]) -> list[Transcript]:
     was heard, and at both ends, become the reference; from `SUGGESTED` on they are a clean text
     with that confidence, first in line for review.
     """
-    ids = dict.fromkeys([recordings] if isinstance(recordings, str) else recordings)
-    return [transcript for id in ids for transcript in _align(ws, id)]
+    ids = list(dict.fromkeys([recordings] if isinstance(recordings, str) else recordings))
+    table = tables.recording
+    with ws.read() as reader:
+        long = reader.all(Recording, table.c.id.in_(ids), table.c.samples > MAX_UTTERANCE_SAMPLES)
+    given = {one.id for one in long}
+    if others := [id for id in ids if id not in given]:
+        with ws.completion(*others):
+            pass  # their texts have their places
+    return [transcript for recording in long for transcript in _align(ws, recording)]
 
 
-def _align(ws: Workspace, id: str) -> list[Transcript]:
+def _align(ws: Workspace, recording: Recording) -> list[Transcript]:
     references: list[Transcript] = []
     suggestions: list[Transcript] = []
     with ws.read() as reader:
-        recording = reader.find(Recording, id)
-        long = recording is not None and recording.samples > MAX_UTTERANCE_SAMPLES
-        language = recording.language if recording else None
-        for given in _given(reader, recording) if recording and long else ():
-            found = parts(given.text, given.heard, language)
+        for given in _given(reader, recording):
+            found = parts(given.text, given.heard, recording.language)
             for utterance, heard, part in zip(given.utterances, given.heard, found, strict=True):
                 transcript = _transcript(utterance, heard, part)
                 if transcript:
                     (references if transcript.kind == "reference" else suggestions).append(transcript)
-    with ws.completion(id) as tx:
+    with ws.completion(recording.id) as tx:
         tx.add(*references, *suggestions)
         tx.change(Utterance, [one.utterance for one in references], status="reviewed")
         for one in suggestions:

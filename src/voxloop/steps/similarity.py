@@ -33,23 +33,20 @@ def index(ws: Workspace, recordings: str | Sequence[str]) -> int:
     with ws.read() as reader:
         found = reader.all(Utterance, tables.utterance.c.recording.in_(ids))
     left = Counter(utterance.recording for utterance in found)
-    for id in ids:
-        if not left[id]:
-            _complete(ws, id)
+    _complete(ws, [id for id in ids if not left[id]])
     for block in blocks(found, [utterance.samples for utterance in found]):
         waveforms = [_utterances.utterance_audio(ws, utterance) for utterance in block]
         ws.vectors.upsert(model.id, [one.id for one in block], recogniser(ws, model).embed(waveforms))
         _forget_gone(ws, [one.id for one in block])
         left.subtract(utterance.recording for utterance in block)
-        for id in dict.fromkeys(utterance.recording for utterance in block):
-            if not left[id]:
-                _complete(ws, id)
+        _complete(ws, [id for id in dict.fromkeys(utterance.recording for utterance in block) if not left[id]])
     return len(found)
 
 
-def _complete(ws: Workspace, recording: str) -> None:
-    with ws.completion(recording):
-        pass
+def _complete(ws: Workspace, recordings: Sequence[str]) -> None:
+    if recordings:
+        with ws.completion(*recordings):
+            pass
 
 
 def _forget_gone(ws: Workspace, ids: Sequence[str]) -> None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from voxloop.workspace import Transaction, Workspace
 
 BLOCK_S = 600.0  # seconds of audio put in order of length at a time, as much as a claim holds
+RESTORED = 16  # recordings whose texts are made clean between two commits, which takes milliseconds
 COMMITTED = 2  # batches transcribed between two commits: a kill costs no more
 
 
@@ -64,17 +65,16 @@ def transcribe(ws: Workspace, recordings: str | Sequence[str]) -> list[Transcrip
         waiting = {id: _unheard(reader, id, model) for id in ids}
         spoken = {id: _seconds_spoken(reader, id) for id in ids}
 
-    def complete(id: str, found: Sequence[Transcript]) -> None:
-        with ws.completion(id) as tx:
+    def complete(ended: Sequence[str], found: Sequence[Transcript]) -> None:
+        with ws.completion(*ended) as tx:
             _write(tx, found)
-            payload = {"model": model.id}
-            tx.emit("transcription.completed", id, key=f"{id}:{model.id}", payload=payload, seconds=spoken[id])
+            news = [News(id, f"{id}:{model.id}", {"model": model.id}, spoken[id]) for id in ended]
+            tx.emit_all("transcription.completed", news)
 
     made: list[Transcript] = []
     left = {id: len(utterances) for id, utterances in waiting.items()}
-    for id in ids:
-        if not left[id]:
-            complete(id, [])
+    if heard_before := [id for id in ids if not left[id]]:
+        complete(heard_before, [])
     for language, group in _by_language([utterance for utterances in waiting.values() for utterance in utterances]):
         for part in _parts(group, ws.settings.batch_seconds):
             waveforms = [_utterances.utterance_audio(ws, utterance) for utterance in part]
@@ -87,12 +87,11 @@ def transcribe(ws: Workspace, recordings: str | Sequence[str]) -> list[Transcrip
             for id, transcripts in found.items():
                 left[id] -= len(transcripts)
                 made += transcripts
-            ended = {id for id in found if not left[id]}
-            if more := [one for id, transcripts in found.items() if id not in ended for one in transcripts]:
+            if more := [one for id, transcripts in found.items() if left[id] for one in transcripts]:
                 with ws.transaction() as tx:
                     _write(tx, more)
-            for id in ended:
-                complete(id, found[id])
+            if ended := [id for id in found if not left[id]]:
+                complete(ended, [one for id in ended for one in found[id]])
     return made
 
 
@@ -210,11 +209,24 @@ def retranscribe(ws: Workspace, recordings: Sequence[str] = ()) -> Asked:
 
 def restore(ws: Workspace, recordings: str | Sequence[str]) -> list[Transcript]:
     """Make clean texts of the newest hypotheses; both are kept."""
-    ids = dict.fromkeys([recordings] if isinstance(recordings, str) else recordings)
-    return [transcript for id in ids for transcript in _restore(ws, id)]
+    ids = list(dict.fromkeys([recordings] if isinstance(recordings, str) else recordings))
+    made: list[Transcript] = []
+    for start in range(0, len(ids), RESTORED):
+        part = ids[start : start + RESTORED]
+        clean = {id: _restored(ws, id) for id in part}
+        with ws.completion(*part) as tx:
+            tx.add(*(transcript for texts, _ in clean.values() for transcript in texts))
+            news = [
+                News(id, f"{id}:{texts[0].by if texts else 'none'}", None, spoken_s)
+                for id, (texts, spoken_s) in clean.items()
+            ]
+            tx.emit_all("nlp.postprocessed", news)
+        made += [transcript for texts, _ in clean.values() for transcript in texts]
+    return made
 
 
-def _restore(ws: Workspace, recording: str) -> list[Transcript]:
+def _restored(ws: Workspace, recording: str) -> tuple[list[Transcript], float]:
+    """The clean texts of a recording, and the seconds of audio in its utterances."""
     heard: dict[str, list[Transcript]] = {}
     with ws.read() as reader:
         utterances = reader.all(Utterance, tables.utterance.c.recording == recording)
@@ -229,12 +241,7 @@ def _restore(ws: Workspace, recording: str) -> list[Transcript]:
             clean = _text.clean(newest.text, utterance.language or newest.language)
             id = newest.id.replace("hypothesis", "clean", 1)
             made.append(replace(newest, id=id, kind="clean", text=clean, created=0.0))
-    spoken_s = seconds(sum(utterance.samples for utterance in utterances))
-    with ws.completion(recording) as tx:
-        tx.add(*made)
-        by = made[0].by if made else "none"
-        tx.emit("nlp.postprocessed", recording, key=f"{recording}:{by}", seconds=spoken_s)
-    return made
+    return made, seconds(sum(utterance.samples for utterance in utterances))
 
 
 def latest(transcripts: Sequence[Transcript], kind: str) -> Transcript | None:

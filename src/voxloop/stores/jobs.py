@@ -279,12 +279,14 @@ class Jobs:
 
     # Ending ----------------------------------------------------------------------------------------------------------
 
-    def finish(self, tx: Writer, claim: Claim, subject: str | None = None) -> None:
-        """Mark the claim's jobs (of one subject) done inside `tx`.
+    def finish(self, tx: Writer, claim: Claim, subjects: Collection[str] = ()) -> None:
+        """Mark the claim's jobs done inside `tx`: those of some subjects, or all that are left.
 
         Raises LeaseLost where another worker holds one.
         """
-        ids = [id for id, of in zip(claim.jobs, claim.subjects, strict=True) if subject is None or of == subject]
+        ids = [
+            id for id, subject in zip(claim.jobs, claim.subjects, strict=True) if not subjects or subject in subjects
+        ]
         done = tx.connection.execute(
             sa.update(job)
             .where(_held(claim), job.c.id.in_(ids))
@@ -292,7 +294,7 @@ class Jobs:
         ).rowcount
         if done != len(ids):
             kept = self._kept(tx, claim)
-            if subject is not None or kept != len(claim.jobs):
+            if subjects or kept != len(claim.jobs):
                 raise _lost(claim, min(kept, int(done)), len(ids))
 
     def fail(self, claim: Claim, error: BaseException) -> bool:
