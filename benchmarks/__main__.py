@@ -11,13 +11,14 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks import growth, ingest, learning, training, transcription
+from benchmarks import claims, growth, ingest, learning, training, transcription
 
 COMPARED: dict[str, Callable[[Sequence[str]], None]] = {
     "training": training.main,
     "transcription": transcription.main,
     "ingest": ingest.main,
     "growth": growth.main,
+    "claims": claims.main,
 }
 
 

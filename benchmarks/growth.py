@@ -141,7 +141,7 @@ def _told(type: str, subject: str, steps: tuple[str, ...], now: float) -> Iterat
                 "event": event["id"],
                 "subject": subject,
                 "state": "done",
-                "run_at": now,
+                "not_before": now,
                 "attempts": 1,
                 "finished": now,
             },

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 CHAMPION = "champion"
 STARTER = "starter"
 BASE = "base"  # as `embedding_model`: what the setting `base_model` names
+CONVERSIONS = "cache/ctranslate2"  # folder of a workspace
 MODEL_FILES = (".safetensors", ".json", ".txt", ".model")  # what a model folder's identity covers
 KEPT = 2  # loaded models that stay in memory while nobody uses them: an evaluation needs champion and challenger
 
@@ -277,9 +278,10 @@ def converted(ws: Workspace, model: Model, compute_type: str) -> Path:
 
     Processes that want the same one wait for the first to make it. Raises ModelError.
     """
-    target = ws.folder / "cache" / "ctranslate2" / f"{model.id}-{compute_type}"
+    target = ws.folder / CONVERSIONS / f"{model.id}-{compute_type}"
     kind = family(model.family)
     if kind.intact(target):
+        os.utime(target)  # when it was used last: what is not used goes one day
         return target
     partial = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
@@ -298,6 +300,21 @@ def converted(ws: Workspace, model: Model, compute_type: str) -> Path:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return target
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """A converted form of a model in the workspace's cache."""
+
+    model: str
+    folder: Path
+
+
+def conversions(ws: Workspace) -> list[Conversion]:
+    """The converted forms in the cache, the one used last first."""
+    folders = [path for path in (ws.folder / CONVERSIONS).glob("sha256-*") if not path.name.endswith(".partial")]
+    folders.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    return [Conversion("-".join(path.name.split("-")[:2]), path) for path in folders]
 
 
 @contextmanager

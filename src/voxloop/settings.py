@@ -119,6 +119,8 @@ class Settings:
     """How long a worker's claim on a job lasts without renewal."""
     max_attempts: int = 5
     """Claims of one job before it is `dead`."""
+    keep_jobs_days: float = 30.0
+    """How long done jobs are kept."""
     review_lease_s: float = 600.0
     """How long an utterance that a reviewer took is kept from the others."""
     review_skip_s: float = 3600.0
@@ -140,7 +142,7 @@ class Settings:
                 f"ratios are {self.ratios}: needed are three shares (train, val, test) of 0 or more that sum to 1; "
                 "for example 0.8/0.1/0.1"
             )
-        for name in ("lease_s", "review_lease_s", "poll_s", "batch_seconds", "max_recording_hours"):
+        for name in ("lease_s", "review_lease_s", "poll_s", "batch_seconds", "max_recording_hours", "keep_jobs_days"):
             if getattr(self, name) <= 0:
                 raise SettingError(f"{name} is {getattr(self, name)}: it must be above 0")
         if self.guard_compression <= 0 or self.guard_logprob >= 0 or not 0 <= self.guard_no_speech <= 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,19 +20,46 @@ from voxloop.stores.vectors import CatalogVectors, Vectors
 
 
 class Transaction(Writer):
-    """A write to the catalog that can tell of events."""
+    """A write to the catalog that can tell of events. `woken` are the steps that have jobs once it is committed."""
 
-    def __init__(self, writer: Writer, jobs: Jobs) -> None:
+    def __init__(self, writer: Writer, jobs: Jobs, claim: Claim | None) -> None:
         super().__init__(writer.connection)
         self._jobs = jobs
+        self._claim = claim
+        self.woken: set[str] = set()
 
-    def emit(self, type: str, subject: str, *, key: str | None = None, payload: dict[str, Any] | None = None) -> bool:
-        """Tell of an event: it and the jobs it causes are committed with this transaction. True where it is new."""
-        return self._jobs.emit(self, type, subject, key=key, payload=payload)
+    def emit(
+        self,
+        type: str,
+        subject: str,
+        *,
+        key: str | None = None,
+        payload: dict[str, Any] | None = None,
+        seconds: float = 0.0,
+        priority: int | None = None,
+    ) -> bool:
+        """Tell of an event: it and the jobs it causes are committed with this transaction. True where it is new.
 
-    def emit_all(self, type: str, news: Sequence[News]) -> int:
+        `seconds` of audio is what each of these jobs stands for. Unless `priority` is given, what follows from a job
+        is as urgent as the job, and else as events of this type are.
+        """
+        return bool(self.emit_all(type, [News(subject, key, payload, seconds)], priority=priority))
+
+    def emit_all(self, type: str, news: Sequence[News], *, priority: int | None = None) -> int:
         """As `emit`, for many subjects at once; the number of events that were new."""
-        return self._jobs.emit_all(self, type, news)
+        if priority is None and self._claim:
+            priority = self._claim.priority
+        new = self._jobs.emit_all(self, type, news, priority=priority)
+        if new:
+            self.woken.update(self._jobs.listeners.get(type, ()))
+        return new
+
+    def redo(self, step: str, subjects: Iterable[str]) -> int:
+        """Have a step done once more of subjects of which it was done; the number of jobs."""
+        again = self._jobs.redo(self, step, subjects)
+        if again:
+            self.woken.add(step)
+        return again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,17 +88,28 @@ class Workspace:
         with self.catalog.write() as writer:
             if self.claim:
                 self.jobs.fence(writer, self.claim)
-            yield Transaction(writer, self.jobs)
-        self.bus.wake()
+            tx = Transaction(writer, self.jobs, self.claim)
+            yield tx
+        self._wake(tx)
 
     @contextmanager
-    def completion(self) -> Iterator[Transaction]:
-        """The write that carries a step's result: it, its events and the job's done mark commit together."""
+    def completion(self, *subjects: str) -> Iterator[Transaction]:
+        """The write that carries a step's result: it, its events and the job's done mark commit together.
+
+        A step that takes many subjects completes each as soon as its own work is done, so that a kill costs only what
+        is in hand; without `subjects` all that is left of the claim is done. Raises LeaseLost where another worker
+        took over.
+        """
         with self.catalog.write() as writer:
-            yield Transaction(writer, self.jobs)
+            tx = Transaction(writer, self.jobs, self.claim)
+            yield tx
             if self.claim:
-                self.jobs.finish(writer, self.claim)
-        self.bus.wake()
+                self.jobs.finish(writer, self.claim, subjects)
+        self._wake(tx)
+
+    def _wake(self, tx: Transaction) -> None:
+        if tx.woken:
+            self.bus.wake(tx.woken)
 
     def under(self, claim: Claim) -> Workspace:
         """This workspace, as the worker that holds `claim` uses it."""
@@ -96,13 +134,15 @@ def open_workspace(
     folder: Path,
     *,
     listeners: Listeners,
+    priorities: Mapping[str, int] | None = None,
+    coalesced: Collection[str] = (),
     create: bool = False,
     environ: Mapping[str, str] | None = None,
     **overrides: Any,
 ) -> Workspace:
     """Open the workspace in `folder`, bringing its schema up to date.
 
-    `listeners` is `pipeline.LISTENERS`; `overrides` are settings by name. Raises
+    `listeners`, `priorities` and `coalesced` are those of `pipeline`; `overrides` are settings by name. Raises
     WorkspaceError where there is none and `create` is false.
     """
     folder = folder.absolute()
@@ -128,6 +168,13 @@ def open_workspace(
         catalog=catalog,
         blobs=Blobs(settings.blobs or (folder / "blobs").as_uri(), cache=folder / "cache"),
         vectors=CatalogVectors(catalog),
-        jobs=Jobs(catalog, listeners, lease_s=settings.lease_s, max_attempts=settings.max_attempts),
+        jobs=Jobs(
+            catalog,
+            listeners,
+            lease_s=settings.lease_s,
+            max_attempts=settings.max_attempts,
+            priorities=priorities,
+            coalesced=coalesced,
+        ),
         bus=LocalBus(),
     )

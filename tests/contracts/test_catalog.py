@@ -165,7 +165,7 @@ def test_migrations_equal_the_schema(catalog: Catalog) -> None:
         made = {name: sql for name, sql in rows if _listed(name)}
         meant = {
             str(index.name): str(CreateIndex(index).compile(connection))
-            for index in tables.utterance.indexes
+            for index in (*tables.utterance.indexes, *tables.job.indexes)
             if sqlite and _listed(index.name)
         }
     assert differences == []
@@ -173,7 +173,7 @@ def test_migrations_equal_the_schema(catalog: Catalog) -> None:
 
 
 def _listed(name: object) -> bool:
-    return str(name).endswith("_listed")
+    return str(name).endswith("_listed") or str(name).startswith("ix_job_")
 
 
 def test_migrating_twice_changes_nothing(catalog: Catalog) -> None:
@@ -206,3 +206,44 @@ def test_processes_that_start_together_migrate_once(tmp_path: Path) -> None:
     for process in processes:
         process.join(60)
     assert [process.exitcode for process in processes] == [0, 0, 0, 0]
+
+
+def test_utterances_are_numbered_in_the_order_in_which_they_come(catalog: Catalog) -> None:
+    made = [
+        Utterance(id=utterance_id("sha256-aa", start, start + 10), recording="sha256-aa", start=start, end=start + 10)
+        for start in (50, 10, 30, 20)
+    ]
+    with catalog.write() as tx:
+        tx.add(recording(), *made[:2])
+    with catalog.write() as tx:
+        assert tx.add(made[0], *made[2:], made[1]) == 2
+    with catalog.read() as reader:
+        numbers = reader.numbers([one.id for one in made] + ["none"])
+        assert sorted(numbers, key=numbers.__getitem__) == [one.id for one in made]
+        assert numbers[made[0].id] == 1
+        for one in made:
+            assert reader.numbered(numbers[one.id]) == one.id
+            assert reader.get(Utterance, str(numbers[one.id])) == one
+        assert reader.numbered(1_000_000) is None
+        with pytest.raises(UnknownRecord):
+            reader.get(Utterance, "1000000")
+
+
+def test_many_that_add_utterances_get_numbers_of_their_own(catalog: Catalog) -> None:
+    with catalog.write() as tx:
+        tx.add(recording())
+
+    def add(first: int) -> None:
+        for start in range(first, first + 20):
+            with catalog.write() as tx:
+                tx.add(Utterance(id=utterance_id("sha256-aa", start, 999), recording="sha256-aa", start=start, end=999))
+
+    threads = [threading.Thread(target=add, args=(first,)) for first in range(0, 120, 20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    with catalog.read() as reader:
+        ids = [utterance.id for utterance in reader.all(Utterance)]
+        assert len(ids) == 120
+        assert len(set(reader.numbers(ids).values())) == 120

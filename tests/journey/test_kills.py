@@ -33,10 +33,17 @@ def state(workspace: Path) -> dict[str, Any]:
 
         return {
             "recording": rows(tables.recording, "created", "source"),
-            "utterance": rows(tables.utterance, "priority", "ingested", "confidence"),
+            "utterance": rows(tables.utterance, "priority", "ingested", "confidence", "number"),
             "transcript": rows(tables.transcript, "created", "number", "confidence", "words"),
-            "events": rows(tables.event, "seq", "created"),
-            "jobs": rows(tables.job, "created", "token", "run_at", "attempts", "finished", "error"),
+            # How often the order of review is found depends on how much has come in when a worker looks.
+            "events": [row for row in rows(tables.event, "seq", "created") if "review.prioritised" not in row],
+            "jobs": [
+                row
+                for row in rows(
+                    tables.job, "created", "token", "not_before", "lease_until", "attempts", "finished", "error"
+                )
+                if "rank" not in row
+            ],
             "vectors": rows(tables.vector, "values"),
             "blobs": sorted(ws.blobs.list("")),
         }
@@ -72,6 +79,6 @@ def test_killed_again_and_again_the_chain_ends_the_same(tmp_path: Path, demo_spe
     expected, found = state(tmp_path / "undisturbed"), state(tmp_path / "killed")
     assert len(expected["recording"]) == CLIPS
     assert len(expected["transcript"]) >= 2 * CLIPS
-    assert {row[-1] for row in expected["jobs"]} == {"done"}
+    assert all("done" in row for row in expected["jobs"])
     for kind in expected:
         assert found[kind] == expected[kind], kind

@@ -58,7 +58,7 @@ def test_audio_comes_in_while_a_worker_runs(tmp_path: Path, demo_speech: Path) -
             time.sleep(0.5)
         with open_loop(workspace) as ws, ws.read() as reader:
             assert {step: set(states) for step, states in ws.jobs.counts(reader).items()} == {
-                step: {"done"} for step in ("segment", "transcribe", "restore", "align", "index")
+                step: {"done"} for step in ("segment", "transcribe", "restore", "align", "index", "rank")
             }
             assert ws.jobs.counts(reader)["index"]["done"] == CLIPS
         worker.send_signal(signal.SIGTERM)

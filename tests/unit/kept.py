@@ -46,8 +46,8 @@ def fill(ws: Workspace, folder: Path, *, clips: int = 16) -> Dataset:
     with ws.transaction() as tx:
         tx.add(*heard)
         ids = [utterance.id for utterance in utterances]
-        ws.vectors.upsert(tx, space, ids, np.eye(len(ids), 8, dtype=np.float32))
         tx.emit("utterance.reviewed", ids[0], key="x", payload={"by": "ann"})
+    ws.vectors.upsert(space, ids, np.eye(len(ids), 8, dtype=np.float32))
     frozen = datasets.build(ws, name="frozen", ratios=(0.5, 0.2, 0.3))
     datasets.build(ws, name=f"{WHO}-only", ratios=(0.5, 0.2, 0.3), speakers=[WHO])
     learn(ws, frozen)

@@ -157,12 +157,12 @@ def alias_astray(ws: Workspace) -> None:
 
 
 def job_missing(ws: Workspace) -> None:
-    some = sa.select(t.job.c.id).limit(1).scalar_subquery()
+    some = sa.select(t.job.c.id).where(t.job.c.step == "segment").limit(1).scalar_subquery()
     execute(ws, sa.delete(t.job).where(t.job.c.id == some))
 
 
 def job_lone(ws: Workspace) -> None:
-    some = sa.select(t.job.c.id).limit(1).scalar_subquery()
+    some = sa.select(t.job.c.id).where(t.job.c.step == "segment").limit(1).scalar_subquery()
     execute(ws, sa.update(t.job).where(t.job.c.id == some).values(event="none", id="segment:none"))
 
 
@@ -220,6 +220,35 @@ LISTED: list[tuple[Callable[[Workspace], None], set[str]]] = [
     (lost_model_file, {"model-file"}),
     (alias_astray, {"alias"}),
 ]
+
+
+def test_vectors_that_were_made_are_made_again(filled: Workspace) -> None:
+    """Whether the job that made them is still there or was pruned."""
+    with filled.read() as reader:
+        lost, kept, failed = reader.all(Recording, limit=3)
+    for recording in (lost, kept, failed):
+        with filled.transaction() as tx:
+            tx.emit("nlp.postprocessed", recording.id)
+    claims = {claim.subjects[0]: claim for _ in range(3) if (claim := filled.jobs.claim(["index"]))}
+    for id, claim in claims.items():
+        if id == failed.id:
+            filled.jobs.fail(claim, ValueError("no vectors"))
+        else:
+            with filled.under(claim).completion():
+                pass
+    execute(filled, sa.delete(t.vector).where(t.vector.c.id.startswith(lost.id)))
+    execute(filled, sa.delete(t.vector).where(t.vector.c.id.startswith(failed.id)))
+    for pruned in (False, True):
+        if pruned:
+            assert filled.jobs.prune(0.0, 100) > 0
+        found = verify(filled, min_age_s=0)
+        assert [(finding.kind, finding.subject) for finding in found.findings] == [("vector-missing", lost.id)]
+        assert verify(filled, repair=True, min_age_s=0).sound
+        again = filled.jobs.claim(["index"])
+        assert again is not None
+        assert again.subjects == (lost.id,)
+        with filled.under(again).completion():
+            pass
 
 
 def test_a_sound_workspace_is_found_sound(filled: Workspace) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import time
 from dataclasses import replace
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from tests.unit.speech import add_utterance
+from voxloop.automation.worker import work
 from voxloop.errors import ConflictError, UnknownRecord, UsageError
 from voxloop.models import STARTER, base_model
 from voxloop.pipeline import open_loop
@@ -355,10 +357,11 @@ def test_a_skipped_utterance_comes_back_later(tmp_path: Path) -> None:
         assert take() == first
 
 
-def _take_all(folder: Path, by: str, results: multiprocessing.Queue[list[tuple[str, str]]]) -> None:
+def _take_all(folder: Path, by: str, results: multiprocessing.Queue[list[tuple[str, str]]], ready: Barrier) -> None:
     """Take utterances until there are none; every third is decided, so that leases and saves mix."""
     taken = []
     with open_loop(folder) as ws:
+        ready.wait(60)
         while True:
             turn = review.next(ws, by=by)
             if turn is None:
@@ -375,7 +378,8 @@ def test_two_processes_on_one_queue_never_get_the_same_item(tmp_path: Path) -> N
             add_utterance(ws, f"r{part}", heard="hello", parts=50)
     context = multiprocessing.get_context("spawn")
     results: multiprocessing.Queue[list[tuple[str, str]]] = context.Queue()
-    processes = [context.Process(target=_take_all, args=(tmp_path / "w", by, results)) for by in ("ann", "bo")]
+    ready = context.Barrier(2)
+    processes = [context.Process(target=_take_all, args=(tmp_path / "w", by, results, ready)) for by in ("ann", "bo")]
     for process in processes:
         process.start()
     taken = [pair for _ in processes for pair in results.get(timeout=120)]
@@ -401,8 +405,7 @@ def test_the_order_prefers_what_is_unlike_the_reviewed(workspace: Workspace) -> 
     matrix = np.array(list(rows.values()), dtype=np.float32)
     matrix /= np.linalg.norm(matrix, axis=1, keepdims=True)
     space = base_model(workspace, STARTER).id
-    with workspace.transaction() as tx:
-        workspace.vectors.upsert(tx, space, list(rows), matrix)
+    workspace.vectors.upsert(space, list(rows), matrix)
     ranking = review.prioritise(workspace)
     assert (ranking.waiting, ranking.reviewed, ranking.without_vector) == (14, 2, 1)
     order = ids(review.page(workspace, where=Filters(status="transcribed")))
@@ -416,10 +419,39 @@ def test_the_order_is_found_anew_as_reviews_are_made_but_seldom(workspace: Works
     for number in range(30):
         add_utterance(workspace, f"{number:02}", heard="hello")
     for _ in range(20):
-        turn = review.next(workspace, by="ann")
-        assert turn
-        review.accept(workspace, turn.item.utterance.id, by="ann")
-    assert events(workspace, "review.prioritised") == 3  # after 5, 10 and 15
+        accept_next(workspace)
+        work(workspace, ["rank"], until_idle=True)
+    assert events(workspace, "review.prioritised") == 4  # after 1, 6, 11 and 16
+    for number in range(5):  # many that wait are put in order, too
+        (id,) = add_utterance(workspace, f"new{number}", heard="hello")
+        with workspace.transaction() as tx:
+            tx.emit("nlp.postprocessed", id)
+        work(workspace, ["rank"], until_idle=True)
+    assert events(workspace, "review.prioritised") == 4  # none are known to be few
+    for number in range(15):
+        add_utterance(workspace, f"more{number}", heard="hello")
+    with workspace.transaction() as tx:
+        tx.emit("nlp.postprocessed", "many")
+    work(workspace, ["rank"], until_idle=True)
+    assert events(workspace, "review.prioritised") == 5
+
+
+def test_the_order_is_found_by_one_job_and_not_on_request(workspace: Workspace) -> None:
+    for number in range(12):
+        add_utterance(workspace, f"{number:02}", heard="hello")
+    for _ in range(10):
+        accept_next(workspace)
+    assert events(workspace, "review.prioritised") == 0
+    with workspace.read() as reader:
+        assert workspace.jobs.counts(reader)["rank"] == {"ready": 1}
+    assert work(workspace, ["rank"], until_idle=True) == 1
+    assert events(workspace, "review.prioritised") == 1
+
+
+def accept_next(ws: Workspace) -> None:
+    turn = review.next(ws, by="ann")
+    assert turn
+    review.accept(ws, turn.item.utterance.id, by="ann")
 
 
 # Warnings ------------------------------------------------------------------------------------------------------------

@@ -203,7 +203,7 @@ def test_places_of_the_dead_and_of_those_that_wait_for_a_worker_are_free(ws: Wor
         assert terminal.turns[0].ahead == 1
         # Its lease runs out.
         with ws.transaction() as tx:
-            tx.connection.execute(tables.job.update().where(tables.job.c.token == claim.token).values(run_at=1.0))
+            tx.connection.execute(tables.job.update().where(tables.job.c.token == claim.token).values(lease_until=1.0))
         terminal.until(lambda: len(terminal.turns) > 1)
         assert terminal.turns[1].ahead == 0
         training.stop(ws, later.id, discard=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import sqlalchemy as sa
 from typer.testing import CliRunner
 
 from tests.unit import tiny_whisper
@@ -85,7 +86,7 @@ def test_word_times_and_guards_are_off_by_a_setting(tmp_path: Path, demo_speech:
         assert transcripts.decoding(ws).guards is None
 
 
-def test_a_kill_loses_no_more_than_a_block(
+def test_a_kill_loses_the_batch_in_hand_and_not_the_claim(
     workspace: Workspace, tmp_path: Path, demo_speech: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids = take(workspace, tmp_path / "speech", demo_speech)
@@ -100,15 +101,21 @@ def test_a_kill_loses_no_more_than_a_block(
         return inner(ws, model)
 
     monkeypatch.setattr(transcripts, "loaded", dying)
+    claim = workspace.jobs.claim(["transcribe"], limit=64)
+    assert claim is not None
+    assert len(claim.subjects) == len(ids)
     with pytest.raises(KeyboardInterrupt):
-        transcripts.transcribe(workspace, ids)
+        transcripts.transcribe(workspace.under(claim), claim.subjects)
     assert len(texts(workspace, "hypothesis")) == 2
     with workspace.read() as reader:
-        assert not reader.connection.execute(
-            tables.event.select().where(tables.event.c.type == "transcription.completed")
-        ).all()
+        done = sa.select(tables.job.c.subject).where(tables.job.c.step == "transcribe", tables.job.c.state == "done")
+        finished = set(reader.connection.execute(done).scalars())
+        assert finished == {text.utterance.partition(":")[0] for text in texts(workspace, "hypothesis")}
+        assert workspace.jobs.counts(reader)["restore"] == {"ready": 2}
     monkeypatch.setattr(transcripts, "loaded", inner)
-    assert len(transcripts.transcribe(workspace, ids)) == len(texts(workspace, "hypothesis")) - 2
+    workspace.jobs.release(claim)
+    work(workspace, ["transcribe"], until_idle=True)
+    assert len(texts(workspace, "hypothesis")) == len(ids)
     assert transcripts.transcribe(workspace, ids) == []
 
 

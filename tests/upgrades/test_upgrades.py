@@ -15,6 +15,7 @@ speaker of the span forgotten.
 from __future__ import annotations
 
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ from voxloop.workspace import Workspace
 
 HERE = Path(__file__).parent
 DUMPS = sorted(HERE.glob("*.sql"))
+RENAMED = {"run_at": "not_before"}  # columns that have another name since
 
 
 def opened(dump: Path, folder: Path) -> Workspace:
@@ -48,11 +50,47 @@ def test_every_row_of_an_earlier_catalog_is_there(dump: Path, tmp_path: Path) ->
     names = [row[0] for row in old.execute("select name from sqlite_master where type = 'table'")]
     with opened(dump, tmp_path / "w") as ws, ws.read() as reader:
         for name in set(names) - {"alembic_version"}:
-            columns = [f'"{row[1]}"' for row in old.execute(f'pragma table_info("{name}")')]
-            select = f'select {", ".join(columns)} from "{name}"'
-            expected = sorted(old.execute(select), key=repr)
-            found = reader.connection.exec_driver_sql(select).all()
+            columns = [row[1] for row in old.execute(f'pragma table_info("{name}")')]
+            expected = sorted(old.execute(selected(name, columns)), key=repr)
+            found = reader.connection.exec_driver_sql(selected(name, [RENAMED.get(one, one) for one in columns])).all()
             assert sorted(map(tuple, found), key=repr) == expected, name
+
+
+def selected(table: str, columns: list[str]) -> str:
+    named = ", ".join(f'"{column}"' for column in columns)
+    return f'select {named} from "{table}"'
+
+
+@pytest.mark.parametrize("dump", DUMPS, ids=lambda dump: dump.stem)
+def test_when_a_job_may_run_and_when_its_lease_ends_are_parted(dump: Path, tmp_path: Path) -> None:
+    changed = tmp_path / "changed.sql"
+    when = "WHERE id = (SELECT min(id) FROM job WHERE state = 'done')"
+    changed.write_text(
+        f"{dump.read_text()}\nUPDATE job SET state = 'leased', token = 't', run_at = 4e9 {when};"
+        f"UPDATE job SET state = 'ready', token = NULL, run_at = 5e9 {when};"
+    )
+    with opened(changed, tmp_path / "w") as ws, ws.read() as reader:
+        job = tables.job.c
+        rows = reader.connection.execute(sa.select(job).where(job.state != "done")).all()
+        found = {row.state: row for row in rows}
+        assert (found["leased"].not_before, found["leased"].lease_until) == (found["leased"].created, 4e9)
+        assert (found["ready"].not_before, found["ready"].lease_until) == (5e9, None)
+        assert {(row.priority, row.cost_s) for row in rows} == {(0, 0.0)}
+
+
+@pytest.mark.parametrize("dump", DUMPS, ids=lambda dump: dump.stem)
+def test_utterances_of_an_earlier_catalog_are_numbered_as_they_came(dump: Path, tmp_path: Path) -> None:
+    with opened(dump, tmp_path / "w") as ws:
+        with ws.read() as reader:
+            table = tables.utterance.c
+            rows = reader.connection.execute(sa.select(table.id, table.number).order_by(sa.text("rowid"))).all()
+            assert [row.number for row in rows] == sorted({row.number for row in rows if row.number > 0})
+        with ws.transaction() as tx:
+            last = tx.get(Utterance, rows[-1].id)
+            end = last.end + 1
+            more = replace(last, id=f"{last.recording}:{last.start}-{end}", end=end)
+            tx.add(more)
+            assert tx.numbers([more.id]) == {more.id: rows[-1].number + 1}
 
 
 @pytest.mark.parametrize("dump", DUMPS, ids=lambda dump: dump.stem)

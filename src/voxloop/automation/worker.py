@@ -1,19 +1,23 @@
-"""A process that runs steps as their jobs come: claim, work, commit; and lets go on Ctrl-C."""
+"""A process that runs steps as their jobs come: look, claim, work, commit; and lets go on Ctrl-C."""
 
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from voxloop.errors import LeaseLost, UsageError, nearest
+from voxloop.maintenance import pruning
 from voxloop.pipeline import STEPS
 from voxloop.stores.jobs import Claim
 from voxloop.workspace import Workspace
 
 log = logging.getLogger(__name__)
+
+COUNTED = 10_000  # waiting jobs told of at most: counting a million after each batch would slow the work down
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +27,7 @@ class Progress:
     step: str
     jobs: int
     seconds: float
-    waiting: int  # jobs of this worker's steps still to do
+    waiting: int  # jobs of this worker's steps still to do, no more than `COUNTED`
     error: str | None = None
 
 
@@ -38,7 +42,8 @@ def work(
     """Run the jobs of `steps` (all, where none is named); the number done.
 
     With `until_idle` it returns when no job of these steps is waiting or held by
-    anybody, buried ones aside; else when `stop` is set.
+    anybody, buried ones aside; else when `stop` is set. What nothing needs any more is pruned when there is nothing
+    to do, at most once an hour.
     """
     chosen = tuple(steps) or tuple(STEPS)
     for step in chosen:
@@ -46,23 +51,27 @@ def work(
             raise UsageError(f"there is no step {step!r}{nearest(step, STEPS)}")
     stop = stop or threading.Event()
     done = 0
+    pruned = -math.inf
     while not stop.is_set():
+        # Looked at before anything is written: an idle worker leaves the catalog to the others.
+        with ws.read() as reader:
+            ready = ws.jobs.ready(reader, chosen)
         claim = None
-        for step in chosen:
-            # In the order of the loop, so that a batch fills before the next step starts on its head.
-            if not STEPS[step].free(ws):
-                continue
-            claim = ws.jobs.claim([step], limit=STEPS[step].batch)
+        for step in ready:  # of equally urgent ones in the order of the loop, so that a batch fills before the next
+            if STEPS[step].free(ws):
+                claim = ws.jobs.claim([step], limit=STEPS[step].batch)
             if claim:
                 break
-        if claim is None:
-            with ws.read() as reader:
-                waiting = ws.jobs.open(reader, chosen)
-            if until_idle and not waiting:
-                return done
-            ws.bus.wait(chosen, ws.settings.poll_s)
+        if claim:
+            done += _run(replace(ws, stop=stop), claim, chosen, progress)
             continue
-        done += _run(replace(ws, stop=stop), claim, chosen, progress)
+        if time.monotonic() - pruned > pruning.EVERY_S:
+            pruned = time.monotonic()
+            pruning.prune_in_turn(ws)
+        with ws.read() as reader:
+            if until_idle and not ws.jobs.open(reader, chosen, limit=1):
+                return done
+        ws.bus.wait(chosen, ws.settings.poll_s)
     return done
 
 
@@ -96,6 +105,6 @@ def _run(ws: Workspace, claim: Claim, chosen: Sequence[str], progress: Callable[
         raise
     if progress:
         with ws.read() as reader:
-            waiting = ws.jobs.open(reader, chosen)
+            waiting = min(COUNTED, ws.jobs.open(reader, chosen, limit=COUNTED))
         progress(Progress(claim.step, len(claim.jobs), time.monotonic() - began, waiting, error))
     return 0 if error else len(claim.jobs)

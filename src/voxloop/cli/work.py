@@ -110,12 +110,12 @@ def worker(
         bool, typer.Option("--retry-dead", help="First retry the jobs whose attempts are spent.")
     ] = False,
 ) -> None:
-    """Do the waiting work: segment, transcribe, restore, index, train. Several workers share it."""
+    """Do the waiting work: segment, transcribe, restore, align, index, rank, train. Several workers share it."""
     import signal
     import threading
     import time
 
-    from voxloop.automation.worker import work
+    from voxloop.automation.worker import COUNTED, work
 
     stop = threading.Event()
     began = time.monotonic()
@@ -126,8 +126,9 @@ def worker(
         rate = batch.jobs / max(batch.seconds, 1e-6)
         tail = f"failed: {batch.error}" if batch.error else f"{rate:.1f} a second"
         failed += bool(batch.error)
+        waiting = batch.waiting if batch.waiting < COUNTED else f"{COUNTED} or more"
         typer.echo(
-            f"{batch.step:<10} {batch.jobs:>4} jobs in {batch.seconds:.1f} s, {tail}; {batch.waiting} waiting", err=True
+            f"{batch.step:<10} {batch.jobs:>4} jobs in {batch.seconds:.1f} s, {tail}; {waiting} waiting", err=True
         )
 
     # A service manager says SIGTERM: finish the batch in hand, then end.

@@ -56,22 +56,28 @@ def align(ws: Workspace, recordings: str | Sequence[str]) -> list[Transcript]:
     was heard, and at both ends, become the reference; from `SUGGESTED` on they are a clean text
     with that confidence, first in line for review.
     """
-    ids = [recordings] if isinstance(recordings, str) else list(recordings)
+    ids = list(dict.fromkeys([recordings] if isinstance(recordings, str) else recordings))
+    table = tables.recording
+    with ws.read() as reader:
+        long = reader.all(Recording, table.c.id.in_(ids), table.c.samples > MAX_UTTERANCE_SAMPLES)
+    given = {one.id for one in long}
+    if others := [id for id in ids if id not in given]:
+        with ws.completion(*others):
+            pass  # their texts have their places
+    return [transcript for recording in long for transcript in _align(ws, recording)]
+
+
+def _align(ws: Workspace, recording: Recording) -> list[Transcript]:
     references: list[Transcript] = []
     suggestions: list[Transcript] = []
     with ws.read() as reader:
-        table = tables.recording
-        long = reader.all(Recording, table.c.id.in_(ids), table.c.samples > MAX_UTTERANCE_SAMPLES)
-        for recording in long:
-            if recording.text is None and not recording.segments:
-                continue
-            for given in _given(reader, recording):
-                found = parts(given.text, given.heard, recording.language)
-                for utterance, heard, part in zip(given.utterances, given.heard, found, strict=True):
-                    transcript = _transcript(utterance, heard, part)
-                    if transcript:
-                        (references if transcript.kind == "reference" else suggestions).append(transcript)
-    with ws.completion() as tx:
+        for given in _given(reader, recording):
+            found = parts(given.text, given.heard, recording.language)
+            for utterance, heard, part in zip(given.utterances, given.heard, found, strict=True):
+                transcript = _transcript(utterance, heard, part)
+                if transcript:
+                    (references if transcript.kind == "reference" else suggestions).append(transcript)
+    with ws.completion(recording.id) as tx:
         tx.add(*references, *suggestions)
         tx.change(Utterance, [one.utterance for one in references], status="reviewed")
         for one in suggestions:

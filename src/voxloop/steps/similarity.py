@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -29,21 +30,37 @@ def index(ws: Workspace, recordings: str | Sequence[str]) -> int:
     and their space is that model's id. Those of another model do not count: after the setting was changed, indexing
     a recording again embeds it anew.
     """
-    ids = [recordings] if isinstance(recordings, str) else list(recordings)
+    ids = list(dict.fromkeys([recordings] if isinstance(recordings, str) else recordings))
     model = embedding_model(ws)
     with ws.read() as reader:
         found = reader.all(Utterance, tables.utterance.c.recording.in_(ids))
     known = set(ws.vectors.read(model.id, [utterance.id for utterance in found])[0])
     found = [utterance for utterance in found if utterance.id not in known]
-    made = []
+    left = Counter(utterance.recording for utterance in found)
+    _complete(ws, [id for id in ids if not left[id]])
     for block in blocks(found, [utterance.samples for utterance in found]):
         waveforms = [_utterances.utterance_audio(ws, utterance) for utterance in block]
         with loaded(ws, model) as recogniser:
-            made.append((block, recogniser.embed(waveforms)))
-    with ws.completion() as tx:
-        for block, matrix in made:
-            ws.vectors.upsert(tx, model.id, [utterance.id for utterance in block], matrix)
+            matrix = recogniser.embed(waveforms)
+        ws.vectors.upsert(model.id, [one.id for one in block], matrix)
+        _forget_gone(ws, [one.id for one in block])
+        left.subtract(utterance.recording for utterance in block)
+        _complete(ws, [id for id in dict.fromkeys(utterance.recording for utterance in block) if not left[id]])
     return len(found)
+
+
+def _complete(ws: Workspace, recordings: Sequence[str]) -> None:
+    if recordings:
+        with ws.completion(*recordings):
+            pass
+
+
+def _forget_gone(ws: Workspace, ids: Sequence[str]) -> None:
+    """Delete the vectors of utterances that were removed while theirs were made: forgetting may have come before."""
+    with ws.read() as reader:
+        there = set(reader.numbers(ids))
+    if gone := [id for id in ids if id not in there]:
+        ws.vectors.delete(gone)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from voxloop.stores.catalog import Reader
     from voxloop.workspace import Transaction, Workspace
 
-BLOCK_S = 600.0  # seconds of audio read, transcribed and committed at a time
+BLOCK_S = 600.0  # seconds of audio put in order of length at a time, as much as a claim holds
+RESTORED = 16  # recordings whose texts are made clean between two commits, which takes milliseconds
+COMMITTED = 2  # batches transcribed between two commits: a kill costs no more
 
 
 # In the pipeline -----------------------------------------------------------------------------------------------------
@@ -54,30 +56,63 @@ def decoding(ws: Workspace, language: str | None = None, audio_context: AudioCon
 def transcribe(ws: Workspace, recordings: str | Sequence[str]) -> list[Transcript]:
     """Transcribe the utterances of recordings that the current model has not heard yet; the transcripts made.
 
-    Utterances of all the recordings are decoded together, batched by length, and
-    written every ten minutes of audio, so that a kill loses no more than that. An
+    Utterances of all the recordings are decoded together, batched by length, and written as they are heard; a
+    recording is done when the last of its own is, so that a kill costs the batches in hand and no more. An
     earlier model's hypotheses stay, and nobody's reference is touched.
     """
-    ids = [recordings] if isinstance(recordings, str) else list(recordings)
+    ids = list(dict.fromkeys([recordings] if isinstance(recordings, str) else recordings))
     model = base_model(ws)
     with ws.read() as reader:
-        waiting = [utterance for id in ids for utterance in _unheard(reader, id, model)]
+        waiting = {id: _unheard(reader, id, model) for id in ids}
+        spoken = {id: _seconds_spoken(reader, id) for id in ids}
+
+    def complete(ended: Sequence[str], found: Sequence[Transcript]) -> None:
+        with ws.completion(*ended) as tx:
+            _write(tx, found)
+            news = [News(id, f"{id}:{model.id}", {"model": model.id}, spoken[id]) for id in ended]
+            tx.emit_all("transcription.completed", news)
+
     made: list[Transcript] = []
-    for language, group in _by_language(waiting):
-        for block in blocks(group, [utterance.samples for utterance in group]):
-            waveforms = [_utterances.utterance_audio(ws, utterance) for utterance in block]
+    left = {id: len(utterances) for id, utterances in waiting.items()}
+    if heard_before := [id for id in ids if not left[id]]:
+        complete(heard_before, [])
+    for language, group in _by_language([utterance for utterances in waiting.values() for utterance in utterances]):
+        for part in _parts(group, ws.settings.batch_seconds):
+            waveforms = [_utterances.utterance_audio(ws, utterance) for utterance in part]
             with loaded(ws, model) as recogniser:
                 heard = recogniser.transcribe(waveforms, decoding(ws, language), word_times=ws.settings.word_times)
-            found = [_hypothesis(u, model, hypothesis) for u, hypothesis in zip(block, heard, strict=True)]
-            with ws.transaction() as tx:
-                for transcript in found:
-                    _heard(tx, transcript)
-                tx.add(*found)
-            made += found
-    with ws.completion() as tx:
-        for id in ids:
-            tx.emit("transcription.completed", id, key=f"{id}:{model.id}", payload={"model": model.id})
+            found: dict[str, list[Transcript]] = {}
+            for utterance, hypothesis in zip(part, heard, strict=True):
+                found.setdefault(utterance.recording, []).append(_hypothesis(utterance, model, hypothesis))
+            for id, transcripts in found.items():
+                left[id] -= len(transcripts)
+                made += transcripts
+            if more := [one for id, transcripts in found.items() if left[id] for one in transcripts]:
+                with ws.transaction() as tx:
+                    _write(tx, more)
+            if ended := [id for id in found if not left[id]]:
+                complete(ended, [one for id in ended for one in found[id]])
     return made
+
+
+def _parts(utterances: Sequence[Utterance], batch_s: float) -> Iterator[list[Utterance]]:
+    """Utterances in the order of their length within `BLOCK_S`, in parts of some batches."""
+    for block in blocks(utterances, [utterance.samples for utterance in utterances]):
+        by_length = sorted(block, key=lambda utterance: -utterance.samples)
+        yield from blocks(by_length, [utterance.samples for utterance in by_length], COMMITTED * batch_s)
+
+
+def _write(tx: Transaction, transcripts: Sequence[Transcript]) -> None:
+    for transcript in transcripts:
+        _heard(tx, transcript)
+    tx.add(*transcripts)
+
+
+def _seconds_spoken(reader: Reader, recording: str) -> float:
+    """Seconds of audio in a recording's utterances."""
+    table = tables.utterance
+    samples = sa.select(sa.func.sum(table.c.end - table.c.start)).where(table.c.recording == recording)
+    return seconds(int(reader.connection.execute(samples).scalar() or 0))
 
 
 def _unheard(reader: Reader, recording: str, model: Model) -> list[Utterance]:
@@ -158,7 +193,10 @@ def retranscribe(ws: Workspace, recordings: Sequence[str] = ()) -> Asked:
             if id in named or not named
         }
     with ws.completion() as tx:
-        news = [News(id, f"{id}:{model.id}", {"model": model.id, "utterances": n}) for id, (n, _) in found.items()]
+        news = [
+            News(id, f"{id}:{model.id}", {"model": model.id, "utterances": n}, seconds(samples))
+            for id, (n, samples) in found.items()
+        ]
         new = tx.emit_all("transcription.asked", news)
     return Asked(
         model=model.id,
@@ -171,32 +209,39 @@ def retranscribe(ws: Workspace, recordings: Sequence[str] = ()) -> Asked:
 
 def restore(ws: Workspace, recordings: str | Sequence[str]) -> list[Transcript]:
     """Make clean texts of the newest hypotheses; both are kept."""
-    ids = [recordings] if isinstance(recordings, str) else list(recordings)
-    made = []
-    with ws.read() as reader:
-        for id in ids:
-            for utterance in reader.all(Utterance, tables.utterance.c.recording == id):
-                newest = latest(reader.all(Transcript, tables.transcript.c.utterance == utterance.id), "hypothesis")
-                if newest is None:
-                    continue
-                language = utterance.language or newest.language
-                made.append(
-                    replace(
-                        newest,
-                        id=newest.id.replace("hypothesis", "clean", 1),
-                        kind="clean",
-                        text=_text.clean(newest.text, language),
-                        created=0.0,
-                    )
-                )
-    with ws.completion() as tx:
-        tx.add(*made)
-        made_by: dict[str, list[str]] = {id: [] for id in ids}
-        for transcript in made:
-            made_by[transcript.utterance.partition(":")[0]].append(transcript.by)
-        for id, models in made_by.items():
-            tx.emit("nlp.postprocessed", id, key=f"{id}:{models[0] if models else 'none'}")
+    ids = list(dict.fromkeys([recordings] if isinstance(recordings, str) else recordings))
+    made: list[Transcript] = []
+    for start in range(0, len(ids), RESTORED):
+        part = ids[start : start + RESTORED]
+        clean = {id: _restored(ws, id) for id in part}
+        with ws.completion(*part) as tx:
+            tx.add(*(transcript for texts, _ in clean.values() for transcript in texts))
+            news = [
+                News(id, f"{id}:{texts[0].by if texts else 'none'}", None, spoken_s)
+                for id, (texts, spoken_s) in clean.items()
+            ]
+            tx.emit_all("nlp.postprocessed", news)
+        made += [transcript for texts, _ in clean.values() for transcript in texts]
     return made
+
+
+def _restored(ws: Workspace, recording: str) -> tuple[list[Transcript], float]:
+    """The clean texts of a recording, and the seconds of audio in its utterances."""
+    heard: dict[str, list[Transcript]] = {}
+    with ws.read() as reader:
+        utterances = reader.all(Utterance, tables.utterance.c.recording == recording)
+        table = tables.transcript
+        own = sa.select(tables.utterance.c.id).where(tables.utterance.c.recording == recording)
+        for transcript in reader.all(Transcript, table.c.utterance.in_(own), table.c.kind == "hypothesis"):
+            heard.setdefault(transcript.utterance, []).append(transcript)
+    made = []
+    for utterance in utterances:
+        newest = latest(heard.get(utterance.id, ()), "hypothesis")
+        if newest is not None:
+            clean = _text.clean(newest.text, utterance.language or newest.language)
+            id = newest.id.replace("hypothesis", "clean", 1)
+            made.append(replace(newest, id=id, kind="clean", text=clean, created=0.0))
+    return made, seconds(sum(utterance.samples for utterance in utterances))
 
 
 def latest(transcripts: Sequence[Transcript], kind: str) -> Transcript | None:

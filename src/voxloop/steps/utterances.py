@@ -78,7 +78,7 @@ def segment(ws: Workspace, recording_ids: str | Sequence[str]) -> list[Utterance
     references; so is a recording of at most 30 s with its text. Longer ones are cut at
     pauses and their text belongs to no span yet: `alignment.align` gives it to the utterances once
     they are transcribed. A recording that was cut before is left as it is, but for a text or
-    segments that it was given since. Raises UnknownRecord.
+    segments that it was given since. Each is written by itself, as soon as it is cut. Raises UnknownRecord.
     """
     ids = [recording_ids] if isinstance(recording_ids, str) else list(recording_ids)
     with ws.read() as reader:
@@ -89,29 +89,36 @@ def segment(ws: Workspace, recording_ids: str | Sequence[str]) -> list[Utterance
         made = {first[id] for id in reader.connection.execute(sa.select(event).where(event.in_(first))).scalars()}
     fresh = [recording for recording in recordings if not cut[recording.id] and recording.id not in made]
     heard = [recording for recording in fresh if not recording.segments and not _is_whole(recording)]
-    spans = dict(zip([recording.id for recording in heard], _recorded_spans(ws, heard), strict=True))
-    cuts: list[_Cut] = []
+    found: dict[str, list[Utterance]] = {}
     for recording in recordings:
-        if recording.id in spans:
-            cuts.append(_spanned(ws, recording, spans[recording.id]))
-        elif recording.segments:
-            cuts += _given(ws, recording, cut[recording.id], first=recording in fresh)
+        if recording in heard:
+            continue
+        cuts: list[_Cut] = []
+        if recording.segments:
+            cuts = _given(ws, recording, cut[recording.id], first=recording in fresh)
         elif _is_whole(recording) and not cut[recording.id]:
-            cuts.append(_whole(recording))
+            cuts = [_whole(recording)]
         elif _is_whole(recording):
-            cuts += _late_text(ws, recording, cut[recording.id])
-    with ws.completion() as tx:
+            cuts = _late_text(ws, recording, cut[recording.id])
+        found[recording.id] = _complete(ws, recording, cuts, first=recording in fresh)
+    for recording, spans in _recorded_spans(ws, heard):
+        found[recording.id] = _complete(ws, recording, [_spanned(ws, recording, spans)], first=True)
+    return [utterance for recording in recordings for utterance in found[recording.id]]
+
+
+def _complete(ws: Workspace, recording: Recording, cuts: Sequence[_Cut], *, first: bool) -> list[Utterance]:
+    """Write what a recording was cut into and tell of it; all its utterances, new and old."""
+    with ws.completion(recording.id) as tx:
         tx.add(*(utterance for one in cuts for utterance in one.utterances))
         tx.add(*(reference for one in cuts for reference in one.references))
         tx.change(Utterance, [id for one in cuts for id in one.replaced], status="rejected")
         tx.change(Utterance, [one.utterance for cut in cuts for one in cut.references], status="reviewed")
-        told = {one.recording.id for one in cuts}
-        news = [_news(one, again=one.recording not in fresh) for one in cuts]
-        # A described recording to which nothing could be given is told of too: the next step waits for the word.
-        news += [News(recording.id, None, {"utterances": 0}) for recording in fresh if recording.id not in told]
+        news = [_news(one, again=not first) for one in cuts]
+        if first and not cuts:
+            # A described recording to which nothing could be given is told of too: the next step waits for the word.
+            news = [News(recording.id, None, {"utterances": 0})]
         tx.emit_all("recording.segmented", news)
-        cut |= {id: _cut_before(tx, id) for id in told}
-    return [utterance for recording in recordings for utterance in cut[recording.id]]
+        return _cut_before(tx, recording.id)
 
 
 def _cut_before(reader: Reader, recording: str) -> list[Utterance]:
@@ -119,20 +126,17 @@ def _cut_before(reader: Reader, recording: str) -> list[Utterance]:
 
 
 def _news(cut: _Cut, *, again: bool) -> News:
-    payload: dict[str, Any] = {
-        "utterances": len(cut.utterances),
-        "speech_seconds": round(seconds(sum(u.samples for u in cut.utterances)), 3),
-    }
+    speech_s = seconds(sum(u.samples for u in cut.utterances))
+    payload: dict[str, Any] = {"utterances": len(cut.utterances), "speech_seconds": round(speech_s, 3)}
     if cut.detector:
         payload["detector"] = cut.detector
     if cut.notes:
         payload["note"] = "; ".join(cut.notes)
     if not again:
-        return News(cut.recording.id, None, payload)
+        return News(cut.recording.id, None, payload, speech_s)
     made = [*(u.id for u in cut.utterances), *(t.id for t in cut.references), *cut.replaced, *cut.notes]
-    return News(
-        cut.recording.id, f"{cut.recording.id}:{hashlib.sha256(' '.join(made).encode()).hexdigest()[:16]}", payload
-    )
+    key = f"{cut.recording.id}:{hashlib.sha256(' '.join(made).encode()).hexdigest()[:16]}"
+    return News(cut.recording.id, key, payload, speech_s)
 
 
 def utterance_audio(ws: Workspace, utterance: Utterance) -> Waveform:
@@ -349,16 +353,14 @@ def _spanned(ws: Workspace, recording: Recording, spans: Sequence[Span]) -> _Cut
     return _Cut(recording=recording, utterances=utterances, notes=tuple(notes), detector=voice.detector())
 
 
-def _recorded_spans(ws: Workspace, recordings: Sequence[Recording]) -> Iterator[list[Span]]:
-    """The spans of each recording, in the order given. Short ones are heard side by side."""
+def _recorded_spans(ws: Workspace, recordings: Sequence[Recording]) -> Iterator[tuple[Recording, list[Span]]]:
+    """The spans of each recording as they are found: first those of short ones, which are heard side by side."""
     short = sorted((r for r in recordings if r.samples <= voice.SHORT), key=lambda r: r.samples)
-    found: dict[str, list[Span]] = {}
     for first in range(0, len(short), voice.TOGETHER):
         group = short[first : first + voice.TOGETHER]
         waveforms = [read_audio(ws, recording.id) for recording in group]
         for recording, chances in zip(group, voice.chances_of(waveforms), strict=True):
-            found[recording.id] = spans_of(chances, recording.samples, ws.settings)
+            yield recording, spans_of(chances, recording.samples, ws.settings)
     for recording in recordings:
-        if recording.id not in found:
-            found[recording.id] = spans_in(partial(read_audio, ws, recording.id), recording.samples, ws.settings)
-        yield found[recording.id]
+        if recording.samples > voice.SHORT:
+            yield recording, spans_in(partial(read_audio, ws, recording.id), recording.samples, ws.settings)

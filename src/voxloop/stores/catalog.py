@@ -52,6 +52,7 @@ from voxloop.stores.tables import (
 )
 
 MANY = 500  # keys asked for in one statement, below every database's limit
+NUMBER_DIGITS = 10  # of an utterance's number: what is longer can only be the head of a hash
 
 Record = Recording | Utterance | Transcript | Dataset | Run | Model | Evaluation | Promotion
 R = TypeVar("R", Recording, Utterance, Transcript, Dataset, Run, Model, Evaluation, Promotion)
@@ -159,8 +160,14 @@ class Reader:
         return None if row is None else to_record(kind, row)
 
     def get(self, kind: type[R], id: str) -> R:
-        """The record with this id or with this unique beginning of an id. Raises UnknownRecord."""
+        """The record with this id or with this unique beginning of an id; an utterance also by its number.
+
+        Raises UnknownRecord.
+        """
         found = self.find(kind, id)
+        if found is None and kind is Utterance and id.isdecimal() and len(id) <= NUMBER_DIGITS:
+            numbered = self.numbered(int(id))
+            found = None if numbered is None else self.find(kind, numbered)
         if found is not None:
             return found
         table = TABLES[kind]
@@ -180,6 +187,22 @@ class Reader:
         if rows:
             raise UnknownRecord(f"{name} {id!r} is not unique: give more of its id")
         raise UnknownRecord(f"no {name} {id!r} in this workspace; `voxloop {_LISTING[kind]}` lists them")
+
+    def numbered(self, number: int) -> str | None:
+        """The id of the utterance with this number, a small id that it has beside ours."""
+        found: str | None = self.connection.execute(
+            sa.select(utterance.c.id).where(utterance.c.number == number)
+        ).scalar()
+        return found
+
+    def numbers(self, ids: Sequence[str]) -> dict[str, int]:
+        """The numbers of utterances, by id."""
+        found: dict[str, int] = {}
+        for start in range(0, len(ids), MANY):
+            part = utterance.c.id.in_(ids[start : start + MANY])
+            rows = self.connection.execute(sa.select(utterance.c.id, utterance.c.number).where(part))
+            found.update((row.id, row.number) for row in rows)
+        return found
 
     def all(
         self, kind: type[R], *where: sa.ColumnElement[bool], order: Any = None, limit: int | None = None

@@ -12,7 +12,7 @@ from __future__ import annotations
 import secrets
 import threading
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,22 +22,31 @@ import sqlalchemy as sa
 from voxloop.errors import LeaseLost, UnknownRecord
 from voxloop.stores import tables
 from voxloop.stores.catalog import Catalog, Reader, Writer, insert_keys, insert_new
-from voxloop.stores.tables import now_s
+from voxloop.stores.tables import DEAD, DONE, LEASED, READY, now_s
+
+CLAIM_S = 600.0
+"""Seconds of audio that one claim holds at most; a single job may hold more."""
 
 Listeners = Mapping[str, Sequence[str]]
 """Event type -> names of the steps that it wakes."""
 
+PRUNED = "jobs of "  # begins the names, in the table `upkeep`, of steps whose old jobs were pruned
+DIED = "the worker died or lost its lease on every attempt"
+
 job = tables.job
+_NOW = sa.select(now_s()).scalar_subquery()  # asked once in a statement, so that an index can be searched by it
+_ORDER = (job.c.priority.desc(), job.c.not_before, job.c.id)  # in which jobs of a step are claimed
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Jobs of one step held by this worker until the lease runs out."""
+    """Jobs of one step and one priority, held by this worker until the lease runs out."""
 
     step: str
     token: str
     jobs: tuple[str, ...]
     subjects: tuple[str, ...]  # of the jobs, in the same order
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,24 +56,50 @@ class News:
     subject: str
     key: str | None = None
     payload: dict[str, Any] | None = None
+    seconds: float = 0.0  # of audio that the jobs it causes stand for, where that is known
 
 
 class Jobs:
-    """The job table of one catalog."""
+    """The job table of one catalog.
 
-    def __init__(self, catalog: Catalog, listeners: Listeners, *, lease_s: float, max_attempts: int) -> None:
+    `priorities` are those of the jobs that an event causes, by its type (0 where it has none). Steps in `coalesced`
+    have one waiting job at most, however many events ask for it.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        listeners: Listeners,
+        *,
+        lease_s: float,
+        max_attempts: int,
+        priorities: Mapping[str, int] | None = None,
+        coalesced: Collection[str] = (),
+    ) -> None:
         self.catalog = catalog
         self.listeners = listeners
         self.lease_s = lease_s
         self.max_attempts = max_attempts
+        self.priorities = priorities or {}
+        self.coalesced = frozenset(coalesced)
+
+    # Telling ---------------------------------------------------------------------------------------------------------
 
     def emit(
-        self, tx: Writer, type: str, subject: str, *, key: str | None = None, payload: dict[str, Any] | None = None
+        self,
+        tx: Writer,
+        type: str,
+        subject: str,
+        *,
+        key: str | None = None,
+        payload: dict[str, Any] | None = None,
+        seconds: float = 0.0,
+        priority: int | None = None,
     ) -> bool:
         """Tell of an event inside `tx`. `key` is its natural id, by default the subject; True where it is new."""
-        return bool(self.emit_all(tx, type, [News(subject, key, payload)]))
+        return bool(self.emit_all(tx, type, [News(subject, key, payload, seconds)], priority=priority))
 
-    def emit_all(self, tx: Writer, type: str, news: Sequence[News]) -> int:
+    def emit_all(self, tx: Writer, type: str, news: Sequence[News], *, priority: int | None = None) -> int:
         """As `emit`, for many subjects at once; the number that was new."""
         if not news:
             return 0
@@ -86,72 +121,137 @@ class Jobs:
             ],
             tables.event.c.id,
         )
-        insert_new(
-            tx.connection,
-            job,
-            [
-                {
-                    "id": f"{step}:{id}",
-                    "created": now,
-                    "step": step,
-                    "event": id,
-                    "subject": subjects[id].subject,
-                    "state": "ready",
-                    "run_at": now,
-                    "attempts": 0,
-                }
-                for id in new
-                for step in self.listeners.get(type, ())
-            ],
-        )
+        if not new:
+            return 0
+        urgency = self.priorities.get(type, 0) if priority is None else priority
+        rows = []
+        for step in self.listeners.get(type, ()):
+            told: Iterable[str] = new
+            if step in self.coalesced:
+                told = () if self._is_waiting(tx, step, urgency) else new[:1]
+            rows += [
+                waiting_row(step, id, step if step in self.coalesced else subjects[id].subject, now)
+                | {"priority": urgency, "cost_s": subjects[id].seconds}
+                for id in told
+            ]
+        insert_new(tx.connection, job, rows)
         return len(new)
 
-    def claim(self, steps: Sequence[str], *, limit: int = 1, subject: str | None = None) -> Claim | None:
-        """Lease the oldest waiting jobs of one of `steps` (of one subject), at most `limit`; None where nothing waits.
+    def _is_waiting(self, tx: Writer, step: str, priority: int) -> bool:
+        """Whether a job of the step waits, which is made as urgent as `priority`."""
+        waiting = sa.and_(job.c.state == READY, job.c.step == step)
+        if tx.connection.execute(sa.select(job.c.id).where(waiting).limit(1)).first() is None:
+            return False
+        more = sa.update(job).where(waiting, job.c.priority < priority).values(priority=priority)
+        tx.connection.execute(more)
+        return True
 
-        A job that was tried before is claimed alone, so that one that cannot be
-        done does not spend the attempts of its neighbours.
+    # Claiming --------------------------------------------------------------------------------------------------------
+
+    def ready(self, reader: Reader, steps: Sequence[str]) -> list[str]:
+        """Those of `steps` that have a job to claim now: the most urgent first, else in the order given.
+
+        One query, whatever the number of jobs. Jobs of workers that are gone count as well.
         """
-        free = sa.and_(job.c.state.in_(("ready", "leased")), job.c.run_at <= now_s(), job.c.step.in_(steps))
-        if subject is not None:
-            free = sa.and_(free, job.c.subject == subject)
+        firsts = [
+            sa.select(sa.literal(step).label("step"), job.c.priority)
+            .where(_is_free(step))
+            .order_by(*_ORDER)
+            .limit(1)
+            .subquery()
+            for step in steps
+        ]
+        if not firsts:
+            return []
+        gone = sa.select(job.c.step, job.c.priority).where(_is_expired(), job.c.step.in_(steps))
+        urgency: dict[str, int] = {}
+        for step, priority in reader.connection.execute(sa.union_all(*(sa.select(one) for one in firsts), gone)):
+            urgency[step] = max(priority, urgency.get(step, priority))
+        return sorted(urgency, key=lambda step: (-urgency[step], steps.index(step)))
+
+    def claim(
+        self, steps: Sequence[str], *, limit: int = 1, cost_s: float = CLAIM_S, subject: str | None = None
+    ) -> Claim | None:
+        """Lease the most urgent and oldest jobs of one of `steps` (of one subject); None where nothing waits.
+
+        At most `limit` of one priority, and of `cost_s` seconds of audio; one that is larger is claimed alone. So is
+        a job that was tried before: one that cannot be done does not spend the attempts of its neighbours.
+        """
         token = secrets.token_hex(8)
         with self.catalog.write() as tx:
-            first = tx.connection.execute(
-                sa.select(job).where(free).order_by(job.c.run_at, job.c.id).limit(1).with_for_update(skip_locked=True)
-            ).first()
-            if first is None:
+            self._give_back(tx)
+            found: Sequence[Any] = ()
+            for step in steps if len(steps) == 1 else self.ready(tx, steps):
+                free = sa.and_(_is_free(step), *([job.c.subject == subject] if subject is not None else ()))
+                found = tx.connection.execute(
+                    sa.select(job.c.id, job.c.subject, job.c.step, job.c.attempts, job.c.priority, job.c.cost_s)
+                    .where(free)
+                    .order_by(*_ORDER)
+                    .limit(limit)
+                    .with_for_update(skip_locked=True)
+                ).all()
+                if found:
+                    break
+            if not found:
                 return None
-            rows = [first]
-            if first.attempts == 0 and limit > 1:
-                rows = list(
-                    tx.connection.execute(
-                        sa.select(job)
-                        .where(free, job.c.step == first.step, job.c.attempts == 0)
-                        .order_by(job.c.run_at, job.c.id)
-                        .limit(limit)
-                        .with_for_update(skip_locked=True)
-                    )
-                )
-            if first.attempts >= self.max_attempts:
-                # Its last worker died without a word: the attempts are spent.
-                self._bury(tx, first.id, first.error or "the worker died or lost its lease on every attempt")
-                return None
+            rows = _within(found, cost_s)
             ids = [row.id for row in rows]
             tx.connection.execute(
                 sa.update(job)
                 .where(job.c.id.in_(ids))
-                .values(state="leased", token=token, run_at=now_s() + self.lease_s, attempts=job.c.attempts + 1)
+                .values(state="leased", token=token, lease_until=now_s() + self.lease_s, attempts=job.c.attempts + 1)
             )
-        return Claim(first.step, token, tuple(ids), tuple(row.subject for row in rows))
+        first = rows[0]
+        return Claim(first.step, token, tuple(ids), tuple(row.subject for row in rows), first.priority)
+
+    def sweep(self) -> dict[str, int]:
+        """Give back the jobs of workers that are gone, or bury them after the last attempt; those given back, by step.
+
+        Claiming does the same first. A bus that hands jobs out has to offer these again.
+        """
+        with self.catalog.write() as tx:
+            return self._give_back(tx)
+
+    def _give_back(self, tx: Writer) -> dict[str, int]:
+        lost = sa.select(job.c.id).where(_is_expired()).with_for_update(skip_locked=True)
+        spent = job.c.attempts >= self.max_attempts
+        rows = tx.connection.execute(
+            sa.update(job)
+            .where(job.c.id.in_(lost))
+            .values(
+                state=sa.case((spent, "dead"), else_="ready"),
+                token=None,
+                lease_until=None,
+                not_before=now_s(),
+                finished=sa.case((spent, now_s())),
+                error=sa.case((spent, sa.func.coalesce(job.c.error, DIED)), else_=job.c.error),
+            )
+            .returning(job.c.step, job.c.state)
+        )
+        given: dict[str, int] = {}
+        for step, state in rows.all():
+            if state == "ready":
+                given[step] = given.get(step, 0) + 1
+        return given
+
+    # Holding ---------------------------------------------------------------------------------------------------------
 
     def renew(self, claim: Claim) -> bool:
-        """Prolong the lease; False where it was lost."""
+        """Prolong the lease on what is not finished; False where any of it was lost."""
         with self.catalog.write() as tx:
-            held = tx.connection.execute(
-                sa.update(job).where(self._held(claim)).values(run_at=now_s() + self.lease_s)
-            ).rowcount
-        return held == len(claim.jobs)
+            return self._prolong(tx, claim) == len(claim.jobs)
+
+    def _prolong(self, tx: Writer, claim: Claim) -> int:
+        """Prolong the lease; the number of jobs that are this claim's: held, or finished by it."""
+        held = tx.connection.execute(
+            sa.update(job).where(_held(claim)).values(lease_until=now_s() + self.lease_s)
+        ).rowcount
+        return int(held) if held == len(claim.jobs) else self._kept(tx, claim)
+
+    def _kept(self, tx: Writer, claim: Claim) -> int:
+        """The number of the claim's jobs that nobody took from it: a finished job keeps the token."""
+        kept = sa.select(sa.func.count()).where(job.c.id.in_(claim.jobs), job.c.token == claim.token)
+        return int(tx.connection.execute(kept).scalar_one())
 
     @contextmanager
     def renewing(self, claim: Claim) -> Iterator[None]:
@@ -173,111 +273,214 @@ class Jobs:
 
     def fence(self, tx: Writer, claim: Claim) -> None:
         """Make sure, inside `tx`, that the claim still holds. Raises LeaseLost."""
-        held = tx.connection.execute(
-            sa.update(job).where(self._held(claim)).values(run_at=now_s() + self.lease_s)
-        ).rowcount
-        if held != len(claim.jobs):
-            raise LeaseLost(f"{held} of {len(claim.jobs)} {claim.step} jobs are still held: another worker took over")
+        kept = self._prolong(tx, claim)
+        if kept != len(claim.jobs):
+            raise _lost(claim, kept, len(claim.jobs))
 
-    def finish(self, tx: Writer, claim: Claim) -> None:
-        """Mark the claim's jobs done inside `tx`. Raises LeaseLost where another worker holds one."""
+    # Ending ----------------------------------------------------------------------------------------------------------
+
+    def finish(self, tx: Writer, claim: Claim, subjects: Collection[str] = ()) -> None:
+        """Mark the claim's jobs done inside `tx`: those of some subjects, or all that are left.
+
+        Raises LeaseLost where another worker holds one.
+        """
+        ids = [
+            id for id, subject in zip(claim.jobs, claim.subjects, strict=True) if not subjects or subject in subjects
+        ]
         done = tx.connection.execute(
-            sa.update(job).where(self._held(claim)).values(state="done", finished=now_s(), error=None)
+            sa.update(job)
+            .where(_held(claim), job.c.id.in_(ids))
+            .values(state="done", finished=now_s(), error=None, lease_until=None)
         ).rowcount
-        if done != len(claim.jobs):
-            raise LeaseLost(f"{done} of {len(claim.jobs)} {claim.step} jobs are still held: another worker took over")
+        if done != len(ids):
+            kept = self._kept(tx, claim)
+            if subjects or kept != len(claim.jobs):
+                raise _lost(claim, min(kept, int(done)), len(ids))
 
     def fail(self, claim: Claim, error: BaseException) -> bool:
-        """Give failed jobs back to be tried again, or bury them after the last attempt; True where buried."""
+        """Give what is not finished back to be tried again, or bury it after the last attempt; True where buried."""
         text = "".join(traceback.format_exception_only(error)).strip()
         buried = False
         with self.catalog.write() as tx:
-            rows = tx.connection.execute(sa.select(job).where(self._held(claim))).all()
+            rows = tx.connection.execute(sa.select(job.c.id, job.c.attempts).where(_held(claim))).all()
             for row in rows:
-                if row.attempts >= self.max_attempts and len(claim.jobs) == 1:
-                    self._bury(tx, row.id, text)
+                one = sa.update(job).where(job.c.id == row.id).values(token=None, lease_until=None, error=text)
+                if row.attempts >= self.max_attempts:
+                    tx.connection.execute(one.values(state="dead", finished=now_s()))
                     buried = True
                 else:
                     # Doubling waits, so that a store that is away for a moment does not use up the attempts.
                     delay = 0.0 if len(claim.jobs) > 1 else min(0.5 * 2**row.attempts, 60.0)
-                    tx.connection.execute(
-                        sa.update(job)
-                        .where(job.c.id == row.id)
-                        .values(state="ready", token=None, run_at=now_s() + delay, error=text)
-                    )
+                    tx.connection.execute(one.values(state="ready", not_before=now_s() + delay))
         return buried
 
     def release(self, claim: Claim) -> None:
-        """Give jobs back untried, as on Ctrl-C."""
+        """Give back untried what is not finished, as on Ctrl-C."""
         with self.catalog.write() as tx:
             tx.connection.execute(
                 sa.update(job)
-                .where(self._held(claim))
-                .values(state="ready", token=None, run_at=now_s(), attempts=job.c.attempts - 1)
+                .where(_held(claim))
+                .values(state="ready", token=None, lease_until=None, not_before=now_s(), attempts=job.c.attempts - 1)
             )
 
     def withdraw(self, tx: Writer, step: str, subject: str) -> int:
         """End a subject's open and dead jobs of a step inside `tx`, whoever holds them; the number ended."""
+        ids = [
+            sa.select(job.c.id).where(job.c.state == state, job.c.step == step, job.c.subject == subject)
+            for state in (READY, LEASED, DEAD)
+        ]
         return int(
             tx.connection.execute(
                 sa.update(job)
-                .where(job.c.step == step, job.c.subject == subject, job.c.state != "done")
-                .values(state="done", token=None, finished=now_s())
+                .where(job.c.id.in_(sa.union_all(*ids)))
+                .values(state="done", token=None, lease_until=None, finished=now_s())
             ).rowcount
         )
-
-    def held(self, reader: Reader, step: str) -> dict[str, bool]:
-        """Subjects with an open job of this step, oldest first, and whether somebody holds a lease on it now."""
-        alive = sa.and_(job.c.state == "leased", job.c.run_at > now_s())
-        rows = reader.connection.execute(
-            sa.select(job.c.subject, alive)
-            .where(job.c.step == step, job.c.state.in_(("ready", "leased")))
-            .order_by(job.c.created, job.c.id)
-        )
-        return {subject: bool(now) for subject, now in rows}
 
     def retry(self, id: str | None = None) -> int:
         """Wake dead jobs (all, or the one with this id); the number woken."""
-        where = [job.c.state == "dead"] + ([job.c.id == id] if id else [])
+        where = [job.c.state == DEAD] + ([job.c.id == id] if id else [])
         with self.catalog.write() as tx:
-            woken = tx.connection.execute(
-                sa.update(job).where(*where).values(state="ready", token=None, run_at=now_s(), attempts=0)
-            ).rowcount
+            woken = tx.connection.execute(sa.update(job).where(*where).values(**_anew())).rowcount
         if id and not woken:
             raise UnknownRecord(f"no dead job {id!r}; `voxloop status` lists them")
         return int(woken)
 
+    def redo(self, tx: Writer, step: str, subjects: Iterable[str]) -> int:
+        """Have a step done once more, inside `tx`, of subjects of which it was done; the number of jobs.
+
+        Each subject's newest event that wakes the step has its job again, be that done or pruned.
+        """
+        types = [type for type, steps in self.listeners.items() if step in steps]
+        event = tables.event
+        again = 0
+        for subject in subjects:
+            newest = sa.select(event.c.id).where(event.c.type.in_(types), event.c.subject == subject)
+            id = tx.connection.execute(newest.order_by(event.c.seq.desc()).limit(1)).scalar()
+            if id is None:
+                continue
+            again += insert_new(tx.connection, job, [waiting_row(step, id, subject, tx.now())])
+            done = sa.and_(job.c.id == f"{step}:{id}", job.c.state == DONE)
+            again += int(tx.connection.execute(sa.update(job).where(done).values(**_anew())).rowcount)
+        return again
+
+    def prune(self, older_s: float, limit: int) -> int:
+        """Remove done jobs that ended so many seconds ago, at most `limit`; the number removed.
+
+        Their events stay, so that emitting one again makes no new job. A job without its event is left to `verify`.
+        """
+        event = sa.exists().where(tables.event.c.id == job.c.event)
+        with self.catalog.read() as reader:  # mostly there are none: nothing is written then
+            until = reader.now() - older_s
+            old = sa.select(job.c.id).where(job.c.state == DONE, job.c.finished < until, event).limit(limit)
+            if reader.connection.execute(old.limit(1)).first() is None:
+                return 0
+        with self.catalog.write() as tx:
+            gone = sa.delete(job).where(job.c.id.in_(old)).returning(job.c.step)
+            steps = list(tx.connection.execute(gone).scalars())
+            for step in set(steps):
+                name = f"{PRUNED}{step}"
+                insert_new(tx.connection, tables.upkeep, [{"name": name}])
+                mark = sa.update(tables.upkeep).where(tables.upkeep.c.name == name, tables.upkeep.c.until < until)
+                tx.connection.execute(mark.values(until=until))
+        return len(steps)
+
+    def pruned(self, reader: Reader) -> dict[str, float]:
+        """For steps of which jobs were pruned: the time before which an event may have had a job that is gone."""
+        name, until = tables.upkeep.c.name, tables.upkeep.c.until
+        rows = reader.connection.execute(sa.select(name, until).where(name.startswith(PRUNED)))
+        return {row.name.removeprefix(PRUNED): row.until for row in rows}
+
+    # Looking ---------------------------------------------------------------------------------------------------------
+
+    def held(self, reader: Reader, step: str) -> dict[str, bool]:
+        """Subjects with an open job of this step, oldest first, and whether somebody holds a lease on it now."""
+        parts = [
+            sa.select(job.c.subject, (job.c.lease_until > _NOW).label("alive"), job.c.created, job.c.id).where(part)
+            for part in _open([step])
+        ]
+        found = sa.union_all(*parts).subquery()
+        rows = reader.connection.execute(sa.select(found).order_by(found.c.created, found.c.id))
+        return {row.subject: bool(row.alive) for row in rows}
+
     def counts(self, reader: Reader, *, done: bool = True) -> dict[str, dict[str, int]]:
-        """Jobs by step and state. Without the `done` ones, which are all that ever was, it is quick at any size."""
-        states = ("ready", "leased", "dead", *(("done",) if done else ()))
-        rows = reader.connection.execute(
-            sa.select(job.c.step, job.c.state, sa.func.count())
-            .where(job.c.state.in_(states))
-            .group_by(job.c.step, job.c.state)
-        )
+        """Jobs by step and state. Without the `done` ones, which are the most, it is read off small indexes."""
+        states = (READY, LEASED, DEAD, *((DONE,) if done else ()))
+        parts = [
+            sa.select(job.c.step, state.label("state"), sa.func.count())
+            .where(job.c.state == state)
+            .group_by(job.c.step)
+            for state in states
+        ]
         counts: dict[str, dict[str, int]] = {}
-        for step, state, count in rows:
+        for step, state, count in reader.connection.execute(sa.union_all(*parts)):
             counts.setdefault(step, {})[state] = count
         return counts
 
     def dead(self, reader: Reader, *, limit: int = 20) -> list[sa.Row[Any]]:
         """Buried jobs with their errors, newest first."""
-        statement = sa.select(job).where(job.c.state == "dead").order_by(job.c.finished.desc()).limit(limit)
+        statement = sa.select(job).where(job.c.state == DEAD).order_by(job.c.finished.desc()).limit(limit)
         return list(reader.connection.execute(statement))
 
-    def open(self, reader: Reader, steps: Sequence[str]) -> int:
-        """Jobs of these steps that are waiting or being worked on."""
-        statement = (
-            sa.select(sa.func.count())
-            .select_from(job)
-            .where(job.c.state.in_(("ready", "leased")), job.c.step.in_(steps))
-        )
-        return int(reader.connection.execute(statement).scalar_one())
+    def open(self, reader: Reader, steps: Sequence[str], *, limit: int | None = None) -> int:
+        """Jobs of these steps that are waiting or being worked on; of each no more than `limit` are counted."""
+        found = [sa.select(job.c.step).where(part).limit(limit).subquery() for part in _open(steps)]
+        counts = [sa.select(sa.func.count()).select_from(one).scalar_subquery() for one in found]
+        return sum(reader.connection.execute(sa.select(*counts)).one())
 
-    def _held(self, claim: Claim) -> sa.ColumnElement[bool]:
-        return sa.and_(job.c.id.in_(claim.jobs), job.c.token == claim.token, job.c.state == "leased")
 
-    def _bury(self, tx: Writer, id: str, error: str) -> None:
-        tx.connection.execute(
-            sa.update(job).where(job.c.id == id).values(state="dead", token=None, finished=now_s(), error=error)
-        )
+def waiting_row(step: str, event: str, subject: str, now: float) -> dict[str, Any]:
+    """A job that waits, for the table."""
+    return {
+        "id": f"{step}:{event}",
+        "created": now,
+        "step": step,
+        "event": event,
+        "subject": subject,
+        "state": "ready",
+        "not_before": now,
+        "attempts": 0,
+    }
+
+
+def _anew() -> dict[str, Any]:
+    """What an ended job becomes when it is to be done once more."""
+    return {"state": "ready", "token": None, "not_before": now_s(), "attempts": 0, "finished": None}
+
+
+def _within(found: Sequence[sa.Row[Any]], cost_s: float) -> list[sa.Row[Any]]:
+    """The first jobs that may be claimed together: untried, of one priority, of so many seconds of audio."""
+    first = found[0]
+    if first.attempts:
+        return [first]
+    rows: list[sa.Row[Any]] = []
+    total = 0.0
+    for row in found:
+        total += row.cost_s
+        if row.priority != first.priority or (rows and total > cost_s):
+            break
+        if not row.attempts:
+            rows.append(row)
+    return rows
+
+
+def _is_free(step: str) -> sa.ColumnElement[bool]:
+    return sa.and_(job.c.state == READY, job.c.step == step, job.c.not_before <= _NOW)
+
+
+def _is_expired() -> sa.ColumnElement[bool]:
+    return sa.and_(job.c.state == LEASED, job.c.lease_until <= _NOW)
+
+
+def _open(steps: Sequence[str]) -> tuple[sa.ColumnElement[bool], sa.ColumnElement[bool]]:
+    """Conditions for jobs that wait and for those at work; one by one, since no index answers both."""
+    ready, leased = (sa.and_(job.c.state == state, job.c.step.in_(steps)) for state in (READY, LEASED))
+    return ready, leased
+
+
+def _held(claim: Claim) -> sa.ColumnElement[bool]:
+    return sa.and_(job.c.id.in_(claim.jobs), job.c.token == claim.token, job.c.state == "leased")
+
+
+def _lost(claim: Claim, held: int, of: int) -> LeaseLost:
+    return LeaseLost(f"{held} of {of} {claim.step} jobs are still held: another worker took over")

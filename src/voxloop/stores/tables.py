@@ -34,6 +34,28 @@ def _now_postgresql(element: Any, compiler: Any, **_: Any) -> str:
     return "extract(epoch from clock_timestamp())::double precision"
 
 
+NUMBERED = "utterance number"  # in `upkeep`: the highest that an utterance had which is gone
+
+
+class next_number(FunctionElement[int]):
+    """The number of an utterance that is being inserted: they count up, and none is given twice."""
+
+    type = sa.BigInteger()
+    inherit_cache = True
+
+
+@compiles(next_number, "sqlite")
+def _next_number_sqlite(element: Any, compiler: Any, **_: Any) -> str:
+    # SQLite has one writer at a time, so that nobody else finds the same number.
+    gone = f"(SELECT until FROM upkeep WHERE name = '{NUMBERED}')"
+    return f"(SELECT max(coalesce(max(number), 0), coalesce({gone}, 0)) + 1 FROM utterance)"
+
+
+@compiles(next_number, "postgresql")
+def _next_number_postgresql(element: Any, compiler: Any, **_: Any) -> str:
+    return "nextval('utterance_number')"
+
+
 def _created() -> sa.Column[float]:
     return sa.Column("created", sa.Double, nullable=False)
 
@@ -88,6 +110,9 @@ utterance = sa.Table(
     sa.Column("ingested", sa.Double, nullable=False, server_default="0"),
     # How sure the machine is of its text (`machine_confidence`), here for the same reason and written there, too.
     sa.Column("confidence", sa.Double),
+    # A small id beside ours, which other programs' APIs expect; no part of the record. Its index grows at its end.
+    sa.Column("number", sa.BigInteger, default=next_number()),
+    sa.Index("ix_utterance_number", "number", unique=True),
     # Each page of a listing is read off one of these in order, whatever the number of utterances; what is judged on
     # the way, dates and confidence, stands in them.
     sa.Index("ix_utterance_listed", *_LISTED),
@@ -284,7 +309,13 @@ event = sa.Table(
     sa.Column("published", sa.Boolean, nullable=False, default=False),
 )
 
-# ready -> leased -> done; leased -> ready (failed, or the lease ran out); leased -> dead (last attempt); dead -> ready
+# Written out in statements, not sent beside them: only then does a planner see that a partial index answers.
+READY, LEASED, DONE, DEAD = (
+    sa.literal_column(f"'{state}'", sa.String) for state in ("ready", "leased", "done", "dead")
+)
+
+# ready -> leased -> done; leased -> ready (failed, given back, or the lease ran out); leased -> dead (last attempt);
+# dead -> ready (retried)
 job = sa.Table(
     "job",
     metadata,
@@ -294,12 +325,34 @@ job = sa.Table(
     sa.Column("event", sa.String, nullable=False),
     sa.Column("subject", sa.String, nullable=False),
     sa.Column("state", sa.String, nullable=False),
-    sa.Column("token", sa.String),
-    sa.Column("run_at", sa.Double, nullable=False),  # ready: not before; leased: the lease's end
+    sa.Column("priority", sa.Integer, nullable=False, server_default="0"),  # higher is claimed sooner
+    sa.Column("cost_s", sa.Double, nullable=False, server_default="0"),  # seconds of audio that it stands for
+    sa.Column("token", sa.String),  # of the claim that holds it, or that finished it
+    sa.Column("not_before", sa.Double, nullable=False),  # ready: not claimed earlier
+    sa.Column("lease_until", sa.Double),  # leased: when it may be given to another worker
     sa.Column("attempts", sa.Integer, nullable=False, default=0),
     sa.Column("error", sa.Text),
     sa.Column("finished", sa.Double),
-    sa.Index("ix_job_state_step_run_at", "state", "step", "run_at"),
+    # One small index for each question that is asked of jobs in one state. Every row is in one of them at a time.
+    *(
+        sa.Index(f"ix_job_{state}", *columns, sqlite_where=where, postgresql_where=where)
+        for state, columns, where in (
+            # `state` at its end, so that counting reads the index alone.
+            ("ready", ("step", sa.text("priority DESC"), "not_before", "id", "state"), sa.text("state = 'ready'")),
+            ("leased", ("lease_until", "step"), sa.text("state = 'leased'")),
+            ("done", ("finished",), sa.text("state = 'done'")),
+            ("dead", ("finished", "step"), sa.text("state = 'dead'")),
+        )
+    ),
+)
+
+# What recurs and one of all processes does, by name: when it was done last, and up to where what was there is gone.
+upkeep = sa.Table(
+    "upkeep",
+    metadata,
+    sa.Column("name", sa.String, primary_key=True),
+    sa.Column("done", sa.Double, nullable=False, server_default="0"),
+    sa.Column("until", sa.Double, nullable=False, server_default="0"),
 )
 
 vector = sa.Table(

@@ -6,7 +6,7 @@ scan of 100,000 256-d vectors takes about 20 ms, which needs no index.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -14,23 +14,27 @@ import sqlalchemy as sa
 
 from voxloop.errors import UsageError
 from voxloop.stores import tables
-from voxloop.stores.catalog import Catalog, Writer, insert_new
+from voxloop.stores.catalog import MANY, Catalog, insert_new
 
 Matrix = np.ndarray[tuple[int, int], np.dtype[np.float32]]
 Vector = np.ndarray[tuple[int], np.dtype[np.float32]]
 
 vector = tables.vector
-_AT_ONCE = 500  # ids asked for at once: SQLite takes a bounded number of parameters
 
 
 class Vectors(Protocol):
-    """Unit vectors by utterance id, kept apart by `space` (what made them)."""
+    """Unit vectors by utterance id, kept apart by `space` (what made them); all of one space have one width.
 
-    def upsert(self, tx: Writer, space: str, ids: Sequence[str], matrix: Matrix) -> None:
-        """Keep rows of (B, D) under their ids, replacing what was there."""
+    They are derived and may be written again at any time, so that no call belongs to a transaction of the catalog:
+    make them before the commit that says so, delete them after the commit that removes their utterances. What a kill
+    leaves between the two is mended by `verify`.
+    """
+
+    def upsert(self, space: str, ids: Sequence[str], matrix: Matrix) -> None:
+        """Keep rows of (B, D) under their ids, replacing what was there. Raises UsageError for another width."""
         ...
 
-    def delete(self, tx: Writer, ids: Sequence[str]) -> int:
+    def delete(self, ids: Sequence[str]) -> int:
         """Forget ids in every space; the number of vectors removed."""
         ...
 
@@ -42,27 +46,52 @@ class Vectors(Protocol):
         """Those of `ids` that have a vector, with their vectors in the same order, (B, D); (0, 0) where none has."""
         ...
 
-    def count(self, space: str) -> int: ...
+    def count(self, space: str, ids: Sequence[str] | None = None) -> int:
+        """Vectors of a space, all or those of some ids."""
+        ...
+
+    def spaces(self) -> list[str]:
+        """The spaces that hold vectors."""
+        ...
+
+    def ids(self, space: str) -> Iterator[str]:
+        """Every id that has a vector, each once, in no order."""
+        ...
 
 
 class CatalogVectors:
-    """Vectors as rows of the catalog, scanned in memory."""
+    """Vectors as rows of the catalog, scanned in memory. Writes are transactions of their own: not inside another."""
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
+        self._widths: dict[str, int] = {}  # of spaces written to, so that each is looked up once
 
-    def upsert(self, tx: Writer, space: str, ids: Sequence[str], matrix: Matrix) -> None:
+    def upsert(self, space: str, ids: Sequence[str], matrix: Matrix) -> None:
         if matrix.ndim != 2 or len(ids) != len(matrix):
             raise UsageError(f"vectors: {len(ids)} ids with a matrix of shape {matrix.shape}; needed is (ids, width)")
-        tx.connection.execute(sa.delete(vector).where(vector.c.space == space, vector.c.id.in_(ids)))
-        rows = [
-            {"id": id, "space": space, "values": np.ascontiguousarray(row, dtype="<f4").tobytes()}
+        rows = {
+            id: {"id": id, "space": space, "values": np.ascontiguousarray(row, dtype="<f4").tobytes()}
             for id, row in zip(ids, matrix, strict=True)
-        ]
-        insert_new(tx.connection, vector, rows)
+        }
+        if not rows:
+            return
+        with self._catalog.write() as tx:
+            if space not in self._widths:
+                one = sa.select(sa.func.length(vector.c["values"])).where(vector.c.space == space).limit(1)
+                self._widths[space] = (tx.connection.execute(one).scalar() or 4 * matrix.shape[1]) // 4
+            if matrix.shape[1] != self._widths[space]:
+                raise UsageError(f"vectors of {space!r} have width {self._widths[space]}; these have {matrix.shape[1]}")
+            for part in batched(sorted(rows), MANY):
+                tx.connection.execute(sa.delete(vector).where(vector.c.space == space, vector.c.id.in_(part)))
+                insert_new(tx.connection, vector, [rows[id] for id in part])
 
-    def delete(self, tx: Writer, ids: Sequence[str]) -> int:
-        return int(tx.connection.execute(sa.delete(vector).where(vector.c.id.in_(ids))).rowcount)
+    def delete(self, ids: Sequence[str]) -> int:
+        gone = 0
+        if ids:
+            with self._catalog.write() as tx:
+                for part in batched(ids, MANY):
+                    gone += tx.connection.execute(sa.delete(vector).where(vector.c.id.in_(part))).rowcount
+        return gone
 
     def search(self, space: str, query: Vector, *, limit: int = 10) -> list[tuple[str, float]]:
         with self._catalog.read() as reader:
@@ -81,10 +110,9 @@ class CatalogVectors:
     def read(self, space: str, ids: Sequence[str]) -> tuple[list[str], Matrix]:
         values: dict[str, bytes] = {}
         with self._catalog.read() as reader:
-            for begin in range(0, len(ids), _AT_ONCE):
-                wanted = vector.c.id.in_(ids[begin : begin + _AT_ONCE])
+            for part in batched(ids, MANY):
                 rows = reader.connection.execute(
-                    sa.select(vector.c.id, vector.c["values"]).where(vector.c.space == space, wanted)
+                    sa.select(vector.c.id, vector.c["values"]).where(vector.c.space == space, vector.c.id.in_(part))
                 )
                 values.update((row[0], row[1]) for row in rows)
         found = [id for id in ids if id in values]
@@ -93,7 +121,22 @@ class CatalogVectors:
         matrix = np.frombuffer(b"".join(values[id] for id in found), dtype="<f4").reshape(len(found), -1)
         return found, matrix.astype(np.float32, copy=False)
 
-    def count(self, space: str) -> int:
+    def count(self, space: str, ids: Sequence[str] | None = None) -> int:
+        of_space = sa.select(sa.func.count()).select_from(vector).where(vector.c.space == space)
+        parts = [of_space] if ids is None else [of_space.where(vector.c.id.in_(part)) for part in batched(ids, MANY)]
         with self._catalog.read() as reader:
-            statement = sa.select(sa.func.count()).select_from(vector).where(vector.c.space == space)
-            return int(reader.connection.execute(statement).scalar_one())
+            return sum(int(reader.connection.execute(part).scalar_one()) for part in parts)
+
+    def spaces(self) -> list[str]:
+        with self._catalog.read() as reader:
+            return list(reader.connection.execute(sa.select(vector.c.space).distinct()).scalars())
+
+    def ids(self, space: str) -> Iterator[str]:
+        with self._catalog.read() as reader:
+            yield from reader.connection.execute(sa.select(vector.c.id).where(vector.c.space == space)).scalars()
+
+
+def batched(ids: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    """`itertools.batched`, which Python 3.11 has not."""
+    for start in range(0, len(ids), size):
+        yield ids[start : start + size]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 import time
-from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -24,6 +23,7 @@ from voxloop.steps.recordings import audio_key
 from voxloop.stores import tables
 from voxloop.stores.blobs import sha256_bytes
 from voxloop.stores.catalog import insert_new
+from voxloop.stores.jobs import waiting_row
 
 if TYPE_CHECKING:
     from voxloop.stores.catalog import Reader
@@ -67,19 +67,20 @@ def check_database(check: Check) -> None:
 
 def check_jobs(check: Check) -> None:
     e, j = tables.event.c, tables.job.c
+    jobs = check.ws.jobs
     missing: list[dict[str, Any]] = []
     with check.ws.read() as reader:
-        for type, steps in check.ws.jobs.listeners.items():
-            for step in steps:
+        now = reader.now()
+        pruned = jobs.pruned(reader)
+        for type, steps in jobs.listeners.items():
+            for step in (step for step in steps if step not in jobs.coalesced):
                 wanted = sa.literal(f"{step}:") + e.id
                 rows = reader.connection.execute(
                     sa.select(e.id, e.subject)
                     .join(tables.job, j.id == wanted, isouter=True)
-                    .where(e.type == type, j.id.is_(None))
+                    .where(e.type == type, e.created >= pruned.get(step, 0.0), j.id.is_(None))
                 )
-                missing += [
-                    {"id": f"{step}:{row.id}", "step": step, "event": row.id, "subject": row.subject} for row in rows
-                ]
+                missing += [waiting_row(step, row.id, row.subject, now) for row in rows]
         check.checked["events"] += int(
             reader.connection.execute(sa.select(sa.func.count()).select_from(tables.event)).scalar_one()
         )
@@ -93,9 +94,8 @@ def check_jobs(check: Check) -> None:
 
     def emit() -> bool:
         with check.ws.transaction() as tx:
-            now = tx.now()
-            rows = [{**row, "created": now, "state": "ready", "run_at": now, "attempts": 0} for row in missing]
-            insert_new(tx.connection, tables.job, rows)
+            insert_new(tx.connection, tables.job, missing)
+            tx.woken.update(row["step"] for row in missing)
         return True
 
     def remove() -> bool:
@@ -113,56 +113,45 @@ def check_jobs(check: Check) -> None:
 
 
 def check_vectors(check: Check) -> None:
-    v, u, j = tables.vector.c, tables.utterance.c, tables.job.c
-    space = _space(check)
+    vectors, u = check.ws.vectors, tables.utterance.c
+    current = _space(check)
     with check.ws.read() as reader:
-        lone = (
-            reader.connection.execute(
-                sa.select(v.id).distinct().join(tables.utterance, u.id == v.id, isouter=True).where(u.id.is_(None))
-            )
-            .scalars()
-            .all()
-        )
-        widths = reader.connection.execute(
-            sa.select(v.space, sa.func.length(v["values"]), sa.func.count()).group_by(
-                v.space, sa.func.length(v["values"])
-            )
-        ).all()
-        indexed = sa.select(j.subject).where(j.step == "index", j.state == "done")
-        lacking = (
-            reader.connection.execute(
-                sa.select(u.recording)
-                .distinct()
-                .join(tables.vector, sa.and_(v.id == u.id, v.space == space), isouter=True)
-                .where(v.id.is_(None), u.recording.in_(indexed))
-            )
-            .scalars()
-            .all()
-        )
-    check.checked["vectors"] += sum(count for _, _, count in widths)
+        owners = {row.id: row.recording for row in reader.connection.execute(sa.select(u.id, u.recording))}
+        indexed = _indexed(check.ws, reader)
+    held: set[str] = set()
+    for space in vectors.spaces():
+        of_space = set(vectors.ids(space))
+        check.checked["vectors"] += len(of_space)
+        held |= of_space
+    lone = sorted(held - owners.keys())
+    with check.ws.read() as reader:  # utterances that came in since are no strangers
+        there = reader.numbers(lone)
+    lone = [id for id in lone if id not in there]
+    made = set(vectors.ids(current)) if current else set()
+    lacking = sorted({recording for id, recording in owners.items() if id not in made} & indexed)
 
     def remove() -> bool:
-        with check.ws.transaction() as tx:
-            check.ws.vectors.delete(tx, lone)
+        vectors.delete(lone)
         return True
 
     def index() -> bool:
         with check.ws.transaction() as tx:
-            again = {"state": "ready", "token": None, "attempts": 0, "run_at": tx.now()}
-            for recording in lacking:
-                done = (j.step == "index", j.subject == recording, j.state == "done")
-                tx.connection.execute(sa.update(tables.job).where(*done).values(again))
-        return True
+            return tx.redo("index", lacking) > 0
 
     if lone:
         check.report("vector-orphan", lone[0], f"{len(lone)} vectors are of no utterance", "removes them", remove)
-    if lacking and space:
-        message = f"{len(lacking)} recordings were indexed and have utterances without a vector of {space}"
+    if lacking and current:
+        message = f"{len(lacking)} recordings were indexed and have utterances without a vector of {current}"
         check.report("vector-missing", lacking[0], message, "wakes the step index; then `voxloop worker`", index)
-    spaces = Counter(space for space, _, _ in widths)
-    for space in (space for space, count in spaces.items() if count > 1):
-        message = "its vectors have different widths, so they cannot be searched"
-        check.report("vector-width", space, message, "index again: remove the vectors of this space")
+
+
+def _indexed(ws: Workspace, reader: Reader) -> set[str]:
+    """Recordings whose vectors were made: an event asked for them, and no job is left to be done or has failed."""
+    e, j = tables.event.c, tables.job.c
+    types = [type for type, steps in ws.jobs.listeners.items() if "index" in steps]
+    asked = set(reader.connection.execute(sa.select(e.subject).where(e.type.in_(types))).scalars())
+    undone = sa.select(j.subject).where(j.step == "index", j.state != "done")
+    return asked - set(reader.connection.execute(undone).scalars())
 
 
 def _space(check: Check) -> str | None:

@@ -120,6 +120,10 @@ def finish(ws: Workspace, id: str, progress: Progress | None) -> bool:
                     ws.blobs.delete(key)
         if progress:
             progress(min(start + BLOBS_AT_ONCE, len(keys)), len(keys))
+    utterances: list[str] = pending.get("vectors", [])
+    with ws.read() as reader:
+        back = reader.numbers(utterances)  # the same audio was taken in again meanwhile
+    ws.vectors.delete([id for id in utterances if id not in back])
     recordings = set(pending.get("recordings", ()))
     clean_run_data(ws, lambda recording: recording in recordings, names=recordings)
     with ws.catalog.write() as tx:

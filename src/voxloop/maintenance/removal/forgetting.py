@@ -39,6 +39,7 @@ from voxloop.steps.training import locks
 from voxloop.steps.training.files import ATTENDED, TRAINING
 from voxloop.stores import tables
 from voxloop.stores.blobs import sha256_bytes
+from voxloop.stores.catalog import insert_new
 
 if TYPE_CHECKING:
     from voxloop.stores.catalog import Reader, Writer
@@ -363,7 +364,7 @@ def _commit(ws: Workspace, scope: _Scope, plan: _Plan, speaker: str | None, reco
         report = _report(ws, tx, scope, plan, id=id)
         renamed = _change_records(tx, plan)
         _clean_events(tx, scope, renamed)
-        _delete_rows(ws, tx, scope)
+        _delete_rows(tx, scope)
         counts = {
             name: value
             for name, value in asdict(report).items()
@@ -374,7 +375,11 @@ def _commit(ws: Workspace, scope: _Scope, plan: _Plan, speaker: str | None, reco
             "models": [marked.id for marked in report.models],
         }
         learnt = _clean_runs(tx, scope, plan)
-        pending = {"blobs": sorted({*plan.pending, *learnt}), "recordings": sorted(scope.recordings)}
+        pending = {
+            "blobs": sorted({*plan.pending, *learnt}),
+            "recordings": sorted(scope.recordings),
+            "vectors": sorted(scope.utterances),  # after the commit: a step at work on them looks again after its own
+        }
         row = {"id": id, "created": tx.now(), "kind": report.kind, "by": by, "counts": counts, **marks}
         tx.connection.execute(sa.insert(tables.removal).values(**row, pending=pending))
         tx.emit(f"{report.kind}.forgotten", id, payload={"by": by, **counts, **marks})
@@ -458,10 +463,13 @@ def _clean_events(tx: Transaction, scope: _Scope, renamed: Mapping[str, str]) ->
                 tx.connection.execute(sa.update(table).where(table.c.id == id).values({column: cleaned}))
 
 
-def _delete_rows(ws: Workspace, tx: Writer, scope: _Scope) -> None:
+def _delete_rows(tx: Writer, scope: _Scope) -> None:
     """Rows that name an utterance or a recording, those that point at others first; tables to come are covered."""
-    for chunk in _chunks(scope.utterances):
-        ws.vectors.delete(tx, chunk)
+    # Other programs know utterances by their numbers: none may come to mean another utterance.
+    upkeep, highest = tables.upkeep.c, sa.select(sa.func.max(tables.utterance.c.number)).scalar_subquery()
+    insert_new(tx.connection, tables.upkeep, [{"name": tables.NUMBERED}])
+    mark = sa.update(tables.upkeep).where(upkeep.name == tables.NUMBERED, upkeep.until < highest)
+    tx.connection.execute(mark.values(until=highest))
     for subjects in (scope.recordings, scope.utterances):
         for chunk in _chunks(subjects):
             tx.connection.execute(sa.delete(tables.job).where(tables.job.c.subject.in_(chunk)))
@@ -484,7 +492,7 @@ def _chunks(ids: Iterable[str]) -> Iterator[list[str]]:
 
 
 def _report(ws: Workspace, reader: Reader, scope: _Scope, plan: _Plan, *, id: str | None) -> Removal:
-    r, t, v = tables.recording.c, tables.transcript.c, tables.vector.c
+    r, t = tables.recording.c, tables.transcript.c
 
     def count(column: sa.Column[Any], ids: Iterable[str], what: Any = None) -> int:
         what = sa.func.count() if what is None else what
@@ -498,7 +506,7 @@ def _report(ws: Workspace, reader: Reader, scope: _Scope, plan: _Plan, *, id: st
         seconds_of_audio=count(r.id, scope.recordings, sa.func.sum(r.samples)) / SAMPLE_RATE,
         utterances=len(scope.utterances),
         transcripts=count(t.utterance, scope.utterances),
-        vectors=count(v.id, scope.utterances),
+        vectors=sum(ws.vectors.count(space, sorted(scope.utterances)) for space in ws.vectors.spaces()),
         evaluations=len(plan.evaluations),
         datasets=tuple(plan.marked_datasets),
         models=tuple(plan.marked_models),

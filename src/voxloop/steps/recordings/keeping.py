@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import sqlalchemy as sa
 
 from voxloop.errors import BlobError
-from voxloop.records import SAMPLE_RATE, GivenSegment, Recording
+from voxloop.records import SAMPLE_RATE, GivenSegment, Recording, seconds
 from voxloop.steps.recordings.conversion import Converted, Outcome, Stamp, Waiting, audio_key
 from voxloop.steps.recordings.sources import Item, Refusal, Said
 from voxloop.stores import tables
@@ -245,7 +245,9 @@ class _Writing:
             if isinstance(read.outcome, tuple) and read.stamp:
                 sources += [_source_row(read, read.stamp, channel, id, split=self._split) for channel, id in held]
         self._tx.add(*(self.there[id] for id in self.new))
-        self._tx.emit_all("recording.ingested", [News(id, None, {"source": self.there[id].source}) for id in self.new])
+        new = [self.there[id] for id in self.new]
+        told = [News(one.id, None, {"source": one.source}, seconds(one.samples)) for one in new]
+        self._tx.emit_all("recording.ingested", told)
         self._describe()
         _remember(self._tx, sources)
         _keep_refusals(self._tx, self.refused, accepted)
@@ -285,7 +287,8 @@ class _Writing:
             self._tx.change(Recording, id, **changed)
             if "text" in changed or "segments" in changed:
                 said = json.dumps([after.text, [asdict(one) for one in after.segments]])
-                news.append(News(id, f"{id}:{hashlib.sha256(said.encode()).hexdigest()[:16]}"))
+                key = f"{id}:{hashlib.sha256(said.encode()).hexdigest()[:16]}"
+                news.append(News(id, key, seconds=seconds(after.samples)))
         self._tx.emit_all("recording.described", news)
 
 

@@ -25,7 +25,7 @@ from voxloop.steps.review.decisions import (
 from voxloop.steps.review.differences import Difference, diff, worst
 from voxloop.steps.review.exchange import Exported, Imported, Notice, export, import_reviews
 from voxloop.steps.review.items import Filters, Item, Page, page, show
-from voxloop.steps.review.queue import Ranking, Turn, held, next, prioritise, release, renew
+from voxloop.steps.review.queue import Ranking, Turn, held, next, prioritise, rank, release, renew
 from voxloop.steps.review.statistics import ReviewerStats, ReviewStats, stats
 from voxloop.steps.review.warnings import WARNINGS, ReviewWarning, warnings_of
 
@@ -57,6 +57,7 @@ __all__ = [
     "next",
     "page",
     "prioritise",
+    "rank",
     "reject",
     "release",
     "renew",

@@ -18,6 +18,8 @@ from voxloop.stores import tables
 from voxloop.stores.tables import now_s
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from voxloop.stores.catalog import Reader, Writer
     from voxloop.workspace import Workspace
 
@@ -25,7 +27,7 @@ turn = tables.review_turn
 
 CANDIDATES = 8  # utterances looked at before asking again, as other reviewers take some of them meanwhile
 PRIORITISED = "review.prioritised"
-ANEW_AFTER = 5  # the order is found anew after so many more reviewed utterances,
+ANEW_AFTER = 5  # the order is found anew after so many more reviewed utterances, or so many new ones that wait,
 ANEW_SHARE = 0.1  # or after this share of them, whichever is more: seldom where there are many
 
 
@@ -71,8 +73,6 @@ def next(ws: Workspace, *, by: str, where: Filters = EVERYTHING) -> Turn | None:
     """
     by = reviewer(by)
     where.check_waiting()
-    if _is_due(ws):
-        prioritise(ws)
     lease_s = ws.settings.review_lease_s
     while True:
         with ws.read() as reader:
@@ -204,16 +204,26 @@ def prioritise(ws: Workspace) -> Ranking:
     return ranking
 
 
+def rank(ws: Workspace, subjects: Sequence[str] = ()) -> Ranking | None:
+    """The step `rank` of a worker: find the order anew where enough was reviewed or came in; None where not."""
+    if _is_due(ws):
+        return prioritise(ws)
+    with ws.completion():
+        return None
+
+
 def _is_due(ws: Workspace) -> bool:
-    """Whether enough was reviewed since the order was last found."""
     event = tables.event
     with ws.read() as reader:
         reviewed = _reviewed(reader)
+        waiting = reader.count(Utterance, tables.utterance.c.status == "transcribed")
         last = reader.connection.execute(
             sa.select(event.c.payload).where(event.c.type == PRIORITISED).order_by(event.c.seq.desc()).limit(1)
-        ).scalar()
-    before = int(last["reviewed"]) if last else 0
-    return abs(reviewed - before) >= max(ANEW_AFTER, ANEW_SHARE * before)
+        ).scalar() or {"reviewed": 0, "waiting": 0}
+    if abs(reviewed - last["reviewed"]) >= max(ANEW_AFTER, ANEW_SHARE * last["reviewed"]):
+        return True
+    # With nothing reviewed all sounds new, and the order is that of confidence, which every utterance begins with.
+    return reviewed > 0 and waiting - last["waiting"] >= max(ANEW_AFTER, ANEW_SHARE * last["waiting"])
 
 
 def _reviewed(reader: Reader) -> int:

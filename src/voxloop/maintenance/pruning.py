@@ -1,0 +1,117 @@
+"""Prune: remove what only said how work went, and copies that nothing needs any more.
+
+What goes, and when:
+
+- done jobs, `keep_jobs_days` after they ended; their events stay, so that telling of one again makes no new job;
+- `training.progress` events of a run that has ended, but for its newest;
+- converted forms of models, unless an alias names the model, it is the newest one trained, or the form is among the
+  `FORMS_KEPT` used last; a form that is needed again is made again;
+- the copy of its data in the folder of a run that is completed or was stopped: it will not go on, and a retry makes
+  its own.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import sqlalchemy as sa
+
+from voxloop.maintenance import removal
+from voxloop.models import conversions
+from voxloop.records import Model, Run
+from voxloop.stores import tables
+from voxloop.stores.catalog import insert_new
+
+if TYPE_CHECKING:
+    from voxloop.workspace import Workspace
+
+EVERY_S = 3600.0  # between two prunings of a workspace, whoever does them
+AT_ONCE = 5_000  # jobs removed in one transaction, so that others need not wait for long
+FORMS_KEPT = 3
+SETTLED_S = 3600.0  # a run that ended so long ago is not looked at by its own processes any more
+
+TURN = "prune"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pruned:
+    """What was removed."""
+
+    jobs: int
+    events: int
+    conversions: int
+    run_folders: int  # of which the copied data was removed
+
+
+def prune_in_turn(ws: Workspace) -> Pruned | None:
+    """`prune`, or None where that was done within the hour, by this process or another."""
+    upkeep = tables.upkeep
+    with ws.read() as reader:
+        done = reader.connection.execute(sa.select(upkeep.c.done).where(upkeep.c.name == TURN)).scalar()
+        if done is not None and done > reader.now() - EVERY_S:
+            return None
+    with ws.catalog.write() as tx:
+        now = tx.now()
+        insert_new(tx.connection, upkeep, [{"name": TURN}])
+        due = sa.and_(upkeep.c.name == TURN, upkeep.c.done <= now - EVERY_S)
+        if not tx.connection.execute(sa.update(upkeep).where(due).values(done=now)).rowcount:
+            return None
+    return prune(ws)
+
+
+def prune(ws: Workspace) -> Pruned:
+    """Remove what nothing needs any more. May be interrupted and done again."""
+    return Pruned(jobs=_jobs(ws), events=_progress(ws), conversions=_conversions(ws), run_folders=_copied_data(ws))
+
+
+def _jobs(ws: Workspace) -> int:
+    removed = 0
+    while part := ws.jobs.prune(ws.settings.keep_jobs_days * 86_400, AT_ONCE):
+        removed += part
+    return removed
+
+
+def _progress(ws: Workspace) -> int:
+    event, newer = tables.event, tables.event.alias()
+    run = tables.run.c
+    ended = sa.select(run.id).where(run.status.in_(("completed", "stopped", "failed")))
+    kind = "training.progress"
+    last = (
+        sa.select(sa.func.max(newer.c.seq))
+        .where(newer.c.type == kind, newer.c.subject.in_(ended))
+        .group_by(newer.c.subject)
+    )
+    old = sa.and_(event.c.type == kind, event.c.subject.in_(ended), event.c.seq.not_in(last))
+    with ws.read() as reader:
+        if reader.connection.execute(sa.select(event.c.seq).where(old).limit(1)).first() is None:
+            return 0
+    with ws.catalog.write() as tx:
+        return int(tx.connection.execute(sa.delete(event).where(old)).rowcount)
+
+
+def _conversions(ws: Workspace) -> int:
+    with ws.read() as reader:
+        needed = set(reader.connection.execute(sa.select(tables.alias.c.model)).scalars())
+        trained = reader.all(Model, tables.model.c.run.is_not(None), order=tables.model.c.created.desc(), limit=1)
+        needed |= {model.id for model in trained}
+    unneeded = [form for form in conversions(ws)[FORMS_KEPT:] if form.model not in needed]
+    for form in unneeded:
+        shutil.rmtree(form.folder, ignore_errors=True)
+    return len(unneeded)
+
+
+def _copied_data(ws: Workspace) -> int:
+    with ws.read() as reader:
+        runs = reader.all(Run, tables.run.c.status.in_(("completed", "stopped")))
+    found = 0
+    for run in runs:
+        folder = ws.runs / run.id
+        data = folder / "data"
+        settled = run.finished is not None and run.finished < time.time() - SETTLED_S
+        if settled and data.exists() and not removal.alive(folder):
+            shutil.rmtree(data, ignore_errors=True)
+            found += 1
+    return found
