@@ -37,7 +37,7 @@ THREADS_WAIT = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "4000"}
 class Settings:
     """Resolved settings of one workspace. Empty URLs mean the embedded store inside the workspace."""
 
-    catalog: str = ""
+    catalog: str = field(default="", repr=False)  # may hold a password
     """SQLAlchemy URL of the catalog; empty: SQLite in the workspace."""
     blobs: str = ""
     """URL of the object store; empty: the folder `blobs` in the workspace."""
