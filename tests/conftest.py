@@ -18,6 +18,7 @@ import pytest
 import sqlalchemy as sa
 
 from tests import postgresql as _postgresql
+from voxloop import settings as _settings
 from voxloop.errors import BlobError
 from voxloop.pipeline import open_loop
 from voxloop.stores.blobs import Blobs
@@ -26,7 +27,8 @@ from voxloop.workspace import Workspace
 
 ROOT = Path(__file__).parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
-# The catalog of the fixture `workspace`: VOXLOOP_TEST_CATALOG=postgresql runs any test that takes it on PostgreSQL.
+# What new workspaces keep their catalog in: VOXLOOP_TEST_CATALOG=postgresql runs any test on PostgreSQL. Those that
+# look into SQLite's files fail then.
 CATALOG = os.environ.get("VOXLOOP_TEST_CATALOG", "sqlite")
 CATALOGS = ("sqlite", "postgresql")
 
@@ -39,10 +41,31 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
+@pytest.fixture(autouse=True)
+def _catalogs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Where it is asked for, the settings of every workspace that this process makes name a database of its own."""
+    if CATALOG != "postgresql":
+        yield
+        return
+    server, template = (request.getfixturevalue(name) for name in ("postgresql_server", "postgresql_template"))
+    urls: list[str] = []
+    settings = _settings.template()
+
+    def with_catalog() -> str:
+        urls.append(server.create(template))
+        return f"{settings}\ncatalog = {json.dumps(urls[-1])}\n"
+
+    monkeypatch.setattr(_settings, "template", with_catalog)
+    yield
+    for url in urls:
+        server.drop(url)
+
+
 @pytest.fixture
-def workspace(request: pytest.FixtureRequest) -> Workspace:
+def workspace(tmp_path: Path) -> Iterator[Workspace]:
     """A new workspace with the embedded stores."""
-    return request.getfixturevalue(f"{CATALOG}_workspace")
+    with open_loop(tmp_path / "workspace", create=True) as ws:
+        yield ws
 
 
 @pytest.fixture(params=CATALOGS)
@@ -54,7 +77,8 @@ def each_workspace(request: pytest.FixtureRequest) -> Workspace:
 @pytest.fixture
 def sqlite_workspace(tmp_path: Path) -> Iterator[Workspace]:
     """A new workspace, for what only SQLite does."""
-    with open_loop(tmp_path / "workspace", create=True) as ws:
+    name_catalog(tmp_path / "workspace", "")
+    with open_loop(tmp_path / "workspace") as ws:
         yield ws
 
 

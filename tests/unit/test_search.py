@@ -197,15 +197,15 @@ def test_postgresql_finds_texts_by_its_index(postgresql_workspace: Workspace) ->
     ws = postgresql_workspace
     noise = tuple(f"câu nói số {number} trong {number * 7919 % 1009} câu" for number in range(3000))
     add(ws, (*noise, "mở CỬA sổ ra", "請打開窗戶"))
-    with ws.catalog.write() as tx:
-        tx.connection.exec_driver_sql("ANALYZE transcript")
+    with ws.catalog.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql("VACUUM ANALYZE transcript")  # puts what waits into the index, as autovacuum does
     t = tables.transcript.c
     for part, expected in (("cửa sổ", ["mở CỬA sổ ra"]), ("打開窗", ["請打開窗戶"]), ("xyz", [])):
         with ws.read() as reader:
             statement = sa.select(t.text).where(search.holds(t.text, part))
             assert list(reader.connection.execute(statement).scalars()) == expected
             text = statement.compile(reader.connection, compile_kwargs={"literal_binds": True})
-            plan = "\n".join(reader.connection.exec_driver_sql(f"EXPLAIN {text}".replace("%", "%%")).scalars())
+            plan = "\n".join(reader.connection.exec_driver_sql(f"EXPLAIN {text}").scalars())
             keys = search.few(reader.connection, part)
         assert "ix_transcript_text_trigrams" in plan, plan
         assert keys is not None

@@ -20,6 +20,7 @@ from voxloop.speech import subtitles
 from voxloop.speech import text as _text
 from voxloop.steps import utterances as _utterances
 from voxloop.stores import tables
+from voxloop.stores.catalog import chunks
 from voxloop.stores.jobs import News
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def transcribe(ws: Workspace, recordings: str | Sequence[str]) -> list[Transcrip
     ids = [recordings] if isinstance(recordings, str) else list(recordings)
     model = base_model(ws)
     with ws.read() as reader:
-        waiting = [utterance for id in ids for utterance in _unheard(reader, id, model)]
+        waiting = _unheard(reader, ids, model)
     made: list[Transcript] = []
     for language, group in _by_language(waiting):
         for block in blocks(group, [utterance.samples for utterance in group]):
@@ -70,8 +71,7 @@ def transcribe(ws: Workspace, recordings: str | Sequence[str]) -> list[Transcrip
             )
             found = [_hypothesis(u, model, hypothesis) for u, hypothesis in zip(block, heard, strict=True)]
             with ws.transaction() as tx:
-                for transcript in found:
-                    _heard(tx, transcript)
+                _heard(tx, found)
                 tx.add(*found)
             made += found
     with ws.completion() as tx:
@@ -80,17 +80,23 @@ def transcribe(ws: Workspace, recordings: str | Sequence[str]) -> list[Transcrip
     return made
 
 
-def _unheard(reader: Reader, recording: str, model: Model) -> list[Utterance]:
-    """The utterances of a recording that a model has not heard yet, in order."""
-    utterances = reader.all(Utterance, tables.utterance.c.recording == recording, order=tables.utterance.c.start)
+def _unheard(reader: Reader, recordings: Sequence[str], model: Model) -> list[Utterance]:
+    """The utterances of recordings that a model has not heard yet, recording by recording and each in order."""
     table = tables.transcript
-    heard = (
-        sa.select(table.c.utterance)
-        .join(tables.utterance)
-        .where(tables.utterance.c.recording == recording, table.c.kind == "hypothesis", table.c.by == model.id)
-    )
-    known = set(reader.connection.execute(heard).scalars())
-    return [utterance for utterance in utterances if utterance.id not in known]
+    found: list[Utterance] = []
+    for part in chunks(recordings):
+        those = tables.utterance.c.recording.in_(part)
+        heard = (
+            sa.select(table.c.utterance)
+            .join(tables.utterance)
+            .where(those, table.c.kind == "hypothesis", table.c.by == model.id)
+        )
+        known = set(reader.connection.execute(heard).scalars())
+        utterances = reader.all(Utterance, those, order=tables.utterance.c.start)
+        place = {id: number for number, id in enumerate(part)}
+        utterances.sort(key=lambda one: place[one.recording])
+        found += [utterance for utterance in utterances if utterance.id not in known]
+    return found
 
 
 def _hypothesis(utterance: Utterance, model: Model, heard: Hypothesis) -> Transcript:
@@ -110,18 +116,23 @@ def _hypothesis(utterance: Utterance, model: Model, heard: Hypothesis) -> Transc
     )
 
 
-def _heard(tx: Transaction, transcript: Transcript) -> None:
+def _heard(tx: Transaction, transcripts: Sequence[Transcript]) -> None:
     """Uncertain utterances first in review; what a person has decided on keeps its state and place."""
     table = tables.utterance
-    tx.connection.execute(
+    statement = (
         sa.update(table)
-        .where(table.c.id == transcript.utterance, table.c.status.in_(("new", "transcribed")))
+        .where(table.c.id == sa.bindparam("heard"), sa.or_(table.c.status == "new", table.c.status == "transcribed"))
         .values(
             status="transcribed",
-            priority=1.0 - (transcript.confidence or 0.0),
-            confidence=transcript.confidence,  # as adding the text would do, but that writes all indexes again
+            priority=sa.bindparam("urgency"),
+            confidence=sa.bindparam("sure"),  # as adding the text would do, but that writes all indexes again
         )
     )
+    rows = [
+        {"heard": one.utterance, "urgency": 1.0 - (one.confidence or 0.0), "sure": one.confidence}
+        for one in sorted(transcripts, key=lambda one: one.utterance)  # locked in the order in which others lock them
+    ]
+    tx.connection.execute(statement, rows)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -174,21 +185,17 @@ def restore(ws: Workspace, recordings: str | Sequence[str]) -> list[Transcript]:
     ids = [recordings] if isinstance(recordings, str) else list(recordings)
     made = []
     with ws.read() as reader:
-        for id in ids:
-            for utterance in reader.all(Utterance, tables.utterance.c.recording == id):
-                newest = latest(reader.all(Transcript, tables.transcript.c.utterance == utterance.id), "hypothesis")
-                if newest is None:
-                    continue
-                language = utterance.language or newest.language
-                made.append(
-                    replace(
-                        newest,
-                        id=newest.id.replace("hypothesis", "clean", 1),
-                        kind="clean",
-                        text=_text.clean(newest.text, language),
-                        created=0.0,
-                    )
+        for utterance, newest in _newest_heard(reader, ids):
+            language = utterance.language or newest.language
+            made.append(
+                replace(
+                    newest,
+                    id=newest.id.replace("hypothesis", "clean", 1),
+                    kind="clean",
+                    text=_text.clean(newest.text, language),
+                    created=0.0,
                 )
+            )
     with ws.completion() as tx:
         tx.add(*made)
         made_by: dict[str, list[str]] = {id: [] for id in ids}
@@ -197,6 +204,20 @@ def restore(ws: Workspace, recordings: str | Sequence[str]) -> list[Transcript]:
         for id, models in made_by.items():
             tx.emit("nlp.postprocessed", id, key=f"{id}:{models[0] if models else 'none'}")
     return made
+
+
+def _newest_heard(reader: Reader, recordings: Sequence[str]) -> Iterator[tuple[Utterance, Transcript]]:
+    """The utterances of recordings that any model has heard, each with its newest hypothesis."""
+    for part in chunks(recordings):
+        utterances = {one.id: one for one in reader.all(Utterance, tables.utterance.c.recording.in_(part))}
+        for group in chunks(utterances):
+            texts: dict[str, list[Transcript]] = {}
+            heard = tables.transcript.c.utterance.in_(group), tables.transcript.c.kind == "hypothesis"
+            for transcript in reader.all(Transcript, *heard):
+                texts.setdefault(transcript.utterance, []).append(transcript)
+            for id in group:
+                if newest := latest(texts.get(id, ()), "hypothesis"):
+                    yield utterances[id], newest
 
 
 def latest(transcripts: Sequence[Transcript], kind: str) -> Transcript | None:

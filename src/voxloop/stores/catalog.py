@@ -43,6 +43,7 @@ from voxloop.stores.tables import (
     dataset,
     evaluation,
     machine_confidence,
+    metadata,
     model,
     now_s,
     promotion,
@@ -126,6 +127,10 @@ def insert_new(connection: sa.Connection, table: sa.Table, rows: Sequence[dict[s
     if not rows:
         return 0
     insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    if connection.dialect.name == "postgresql":
+        # In one order, so that two that insert the same rows never wait for each other.
+        keys = [column.name for column in table.primary_key if column.name in rows[0]]
+        rows = sorted(rows, key=lambda row: [str(row[key]) for key in keys])
     statement = insert(table).on_conflict_do_nothing().execution_options(preserve_rowcount=True)
     return int(connection.execute(statement, list(rows)).rowcount)
 
@@ -238,9 +243,14 @@ class Writer(Reader):
         # FOR NO KEY UPDATE, so that others may still add what refers to it. SQLite's whole transaction is locked.
         return super()._by_id(kind, id).with_for_update(key_share=True)
 
+    def lock(self, name: str) -> None:
+        """Wait for any transaction that has locked this name, and keep others waiting until this one ends."""
+        if self.connection.dialect.name == "postgresql":  # SQLite has one writer
+            self.connection.execute(sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtextextended(name, 0))))
+
     def hold(self, *kinds: type[Record]) -> None:
         """Keep everybody else from writing records of these kinds until the transaction ends."""
-        if self.connection.dialect.name == "postgresql":  # SQLite has one writer
+        if self.connection.dialect.name == "postgresql":
             names = ", ".join(f'"{TABLES[kind].name}"' for kind in kinds)
             self.connection.exec_driver_sql(f"LOCK TABLE {names} IN SHARE ROW EXCLUSIVE MODE")
 
@@ -379,14 +389,16 @@ class Catalog:
                 ) from error
 
     def compact(self) -> bool:
-        """Overwrite what deleted rows leave behind in the file; False where others hold the catalog just now.
+        """Overwrite what deleted rows leave behind in the files; False where others hold the catalog just now.
 
         SQLite keeps deleted content in free pages and in the write-ahead log until
         both are rewritten (https://sqlite.org/lang_vacuum.html), and in the index of
-        texts until its parts are merged. PostgreSQL's own vacuum does that.
+        texts until its parts are merged. PostgreSQL keeps it until a table is written
+        anew (https://www.postgresql.org/docs/current/sql-vacuum.html); its log,
+        replicas and backups are beyond what is reached here.
         """
-        if self.engine.dialect.name != "sqlite":
-            return True
+        if self.engine.dialect.name == "postgresql":
+            return self._rewrite()
         raw = self.engine.raw_connection()
         try:
             cursor = raw.cursor()
@@ -403,6 +415,21 @@ class Catalog:
             return not busy
         finally:
             raw.close()
+
+    def _rewrite(self) -> bool:
+        """Write every table of PostgreSQL anew; False where others hold one for longer than a moment."""
+        with self._told(), self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.exec_driver_sql(f"SET lock_timeout = {REWRITE_WAIT_MS}")
+            try:
+                for table in metadata.sorted_tables:
+                    connection.exec_driver_sql(f'VACUUM (FULL, ANALYZE) "{table.name}"')
+            except sa.exc.OperationalError as error:
+                if "lock timeout" in str(error.orig):
+                    return False
+                raise
+            finally:
+                connection.exec_driver_sql("RESET lock_timeout")
+        return True
 
     def copy(self, target: Path) -> None:
         """Write the catalog as it is at one moment to a new SQLite file, while others go on working.
@@ -425,6 +452,7 @@ class Catalog:
         self.engine.dispose()
 
 
+REWRITE_WAIT_MS = 5000
 MIGRATING = 0x766F786C6F6F70  # the advisory lock of migrations: "voxloop", as PostgreSQL's locks are numbers
 
 
