@@ -27,9 +27,9 @@ from voxloop.workspace import Workspace
 
 ROOT = Path(__file__).parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
-# What new workspaces keep their catalog in: VOXLOOP_TEST_CATALOG=postgresql runs any test on PostgreSQL. Those that
+# What new workspaces keep their catalog in: TEST_CATALOG=postgresql runs any test on PostgreSQL. Those that
 # look into SQLite's files fail then.
-CATALOG = os.environ.get("VOXLOOP_TEST_CATALOG", "sqlite")
+CATALOG = os.environ.get("TEST_CATALOG", "sqlite")
 CATALOGS = ("sqlite", "postgresql")
 
 
@@ -85,8 +85,8 @@ def sqlite_workspace(tmp_path: Path) -> Iterator[Workspace]:
 @pytest.fixture
 def postgresql_workspace(tmp_path: Path, postgresql: str) -> Iterator[Workspace]:
     """A new workspace whose catalog is on PostgreSQL."""
-    name_catalog(tmp_path / "workspace", postgresql)
-    with open_loop(tmp_path / "workspace") as ws:
+    name_catalog(tmp_path / "on postgresql", postgresql)
+    with open_loop(tmp_path / "on postgresql") as ws:
         yield ws
 
 

@@ -12,6 +12,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from tests.conftest import CATALOGS, name_catalog
 from voxloop.pipeline import open_loop
 
 CLIPS = 40
@@ -28,7 +31,10 @@ def output(workspace: Path, *arguments: str) -> Any:
     return json.loads(done.stdout)
 
 
-def test_audio_comes_in_while_a_worker_runs(tmp_path: Path, demo_speech: Path) -> None:
+@pytest.mark.parametrize("catalog", CATALOGS)
+def test_audio_comes_in_while_a_worker_runs(
+    catalog: str, tmp_path: Path, demo_speech: Path, request: pytest.FixtureRequest
+) -> None:
     folders = []
     files = sorted(demo_speech.glob("*.ogg"))[:CLIPS]
     for part in range(4):
@@ -38,6 +44,8 @@ def test_audio_comes_in_while_a_worker_runs(tmp_path: Path, demo_speech: Path) -
             shutil.copy(file, folder)
         folders.append(folder)
     workspace = tmp_path / "workspace"
+    if catalog == "postgresql":
+        name_catalog(workspace, request.getfixturevalue("postgresql"))
     subprocess.run(voxloop(workspace, "init"), check=True, timeout=120)
     with (tmp_path / "worker.log").open("w") as log:
         worker = subprocess.Popen(
