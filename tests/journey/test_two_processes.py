@@ -16,6 +16,7 @@ import pytest
 
 from tests.conftest import CATALOGS, name_catalog
 from voxloop.pipeline import open_loop
+from voxloop.stores.events import trail
 
 CLIPS = 40
 DEADLINE_S = 300
@@ -51,6 +52,8 @@ def test_audio_comes_in_while_a_worker_runs(
         worker = subprocess.Popen(
             voxloop(workspace, "worker"), stdout=log, stderr=log, env=os.environ | {"VOXLOOP_POLL_S": "0.1"}
         )
+    with (tmp_path / "events.jsonl").open("w") as told:
+        follower = subprocess.Popen(voxloop(workspace, "events", "--follow", "--json"), stdout=told)
     try:
         taken = sum(output(workspace, "ingest", str(folder), "--json")["taken"] for folder in folders)
         assert taken == CLIPS
@@ -69,9 +72,16 @@ def test_audio_comes_in_while_a_worker_runs(
                 step: {"done"} for step in ("segment", "transcribe", "restore", "align", "index")
             }
             assert ws.jobs.counts(reader)["index"]["done"] == CLIPS
+        with open_loop(workspace) as ws:
+            happened = sorted(event.id for event in trail(ws.catalog))
+        while len(lines := (tmp_path / "events.jsonl").read_text().splitlines()) < len(happened):
+            assert time.monotonic() < ended, lines
+            time.sleep(0.2)
+        assert sorted(json.loads(line)["id"] for line in lines) == happened
         worker.send_signal(signal.SIGTERM)
         assert worker.wait(60) == 0
     finally:
-        if worker.poll() is None:
-            worker.kill()
-            worker.wait()
+        for process in (worker, follower):
+            if process.poll() is None:
+                process.kill()
+                process.wait()
