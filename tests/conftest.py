@@ -11,18 +11,27 @@ import subprocess
 import sysconfig
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import hypothesis
 import pytest
+import sqlalchemy as sa
 
+from tests import postgresql as _postgresql
+from voxloop import settings as _settings
 from voxloop.errors import BlobError
 from voxloop.pipeline import open_loop
 from voxloop.stores.blobs import Blobs
+from voxloop.stores.catalog import Catalog
 from voxloop.workspace import Workspace
 
 ROOT = Path(__file__).parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
+# What new workspaces keep their catalog in: TEST_CATALOG=postgresql runs any test on PostgreSQL. Those that
+# look into SQLite's files fail then.
+CATALOG = os.environ.get("TEST_CATALOG", "sqlite")
+CATALOGS = ("sqlite", "postgresql")
 
 hypothesis.settings.register_profile("long", max_examples=5000, deadline=None)  # for `.ci/long`
 
@@ -35,11 +44,108 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
+@pytest.fixture(autouse=True)
+def _catalogs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Where it is asked for, the settings of every workspace that this process makes name a database of its own."""
+    if CATALOG != "postgresql":
+        yield
+        return
+    server, template = (request.getfixturevalue(name) for name in ("postgresql_server", "postgresql_template"))
+    urls: list[str] = []
+    settings = _settings.template()
+
+    def with_catalog() -> str:
+        urls.append(server.create(template))
+        return f"{settings}\ncatalog = {json.dumps(urls[-1])}\n"
+
+    monkeypatch.setattr(_settings, "template", with_catalog)
+    yield
+    for url in urls:
+        server.drop(url)
+
+
 @pytest.fixture
 def workspace(tmp_path: Path) -> Iterator[Workspace]:
     """A new workspace with the embedded stores."""
     with open_loop(tmp_path / "workspace", create=True) as ws:
         yield ws
+
+
+@pytest.fixture(params=CATALOGS)
+def each_workspace(request: pytest.FixtureRequest) -> Workspace:
+    """A new workspace on each database."""
+    return request.getfixturevalue(f"{request.param}_workspace")
+
+
+@pytest.fixture
+def sqlite_workspace(tmp_path: Path) -> Iterator[Workspace]:
+    """A new workspace, for what only SQLite does."""
+    name_catalog(tmp_path / "workspace", "")
+    with open_loop(tmp_path / "workspace") as ws:
+        yield ws
+
+
+@pytest.fixture
+def postgresql_workspace(tmp_path: Path, postgresql: str) -> Iterator[Workspace]:
+    """A new workspace whose catalog is on PostgreSQL."""
+    name_catalog(tmp_path / "on postgresql", postgresql)
+    with open_loop(tmp_path / "on postgresql") as ws:
+        yield ws
+
+
+@contextmanager
+def statements(catalog: Catalog) -> Iterator[list[str]]:
+    """The statements that ask or change something meanwhile; one that is sent for many rows counts once."""
+    said: list[str] = []
+
+    def note(_c: object, _cursor: object, statement: str, *_: object) -> None:
+        if not statement.startswith("BEGIN"):  # which only SQLite is told this way
+            said.append(statement)
+
+    sa.event.listen(catalog.engine, "before_cursor_execute", note)
+    try:
+        yield said
+    finally:
+        sa.event.remove(catalog.engine, "before_cursor_execute", note)
+
+
+def name_catalog(folder: Path, url: str) -> None:
+    """Make a workspace whose settings name this catalog."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "voxloop.toml").write_text(f"catalog = {json.dumps(url)}\n")
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[_postgresql.Server]:
+    """A real PostgreSQL server on loopback."""
+    with _postgresql.started(free_ports(1)[0]) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgresql_template(postgresql_server: _postgresql.Server) -> str:
+    """The name of a database that has the catalog's schema and that nobody is connected to."""
+    url = postgresql_server.create()
+    catalog = Catalog(url)
+    catalog.migrate()
+    catalog.close()
+    return _postgresql.name_of(url)
+
+
+@pytest.fixture
+def postgresql(postgresql_server: _postgresql.Server, postgresql_template: str) -> Iterator[str]:
+    """The URL of an empty catalog on PostgreSQL."""
+    url = postgresql_server.create(postgresql_template)
+    yield url
+    postgresql_server.drop(url)
+
+
+@pytest.fixture
+def new_postgresql(postgresql_server: _postgresql.Server) -> Iterator[str]:
+    """The URL of a database on PostgreSQL without any schema."""
+    url = postgresql_server.create()
+    yield url
+    postgresql_server.drop(url)
 
 
 @pytest.fixture(scope="session")

@@ -38,7 +38,8 @@ class Settings:
     """Resolved settings of one workspace. Empty URLs mean the embedded store inside the workspace."""
 
     catalog: str = field(default="", repr=False)  # may hold a password
-    """SQLAlchemy URL of the catalog; empty: SQLite in the workspace."""
+    """SQLAlchemy URL of the catalog, postgresql+psycopg://USER:PASSWORD@HOST/DATABASE (the extra `postgres`); empty:
+    SQLite in the workspace."""
     blobs: str = field(default="", repr=False)
     """URL of the object store; empty: the folder `blobs` in the workspace."""
     bus: str = field(default="local", repr=False)

@@ -81,7 +81,7 @@ def status(ws: Workspace) -> Status:
     newest_run = runs[0] if runs else None
     return Status(
         workspace=str(ws.folder),
-        hours=samples / 16_000 / 3600,
+        hours=int(samples) / 16_000 / 3600,
         dead=dead,
         newest_dataset=newest_dataset,
         newest_run=newest_run,

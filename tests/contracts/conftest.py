@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import CATALOGS
 from voxloop.stores.blobs import Blobs
 from voxloop.stores.bus import Bus, LocalBus
 from voxloop.stores.catalog import Catalog
 from voxloop.stores.jobs import Jobs
 from voxloop.stores.vectors import CatalogVectors, Vectors
 
-CATALOGS = ["sqlite"]
 BLOB_STORES = ["file", "s3"]
 VECTOR_STORES = ["catalog"]
 BUSES = ["local"]
@@ -23,7 +23,10 @@ LISTENERS = {"recording.ingested": ("segment",), "recording.segmented": ("transc
 
 @pytest.fixture(params=CATALOGS)
 def catalog(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Catalog]:
-    opened = Catalog(f"sqlite:///{tmp_path / 'catalog.db'}")
+    if request.param == "postgresql":
+        opened = Catalog(request.getfixturevalue("postgresql"))
+    else:
+        opened = Catalog(f"sqlite:///{tmp_path / 'catalog.db'}")
     opened.migrate()
     yield opened
     opened.close()

@@ -5,7 +5,10 @@ from __future__ import annotations
 import multiprocessing
 import threading
 import time
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote_plus
 
 import pytest
 import sqlalchemy as sa
@@ -13,6 +16,8 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy.schema import CreateIndex
 
+from tests.conftest import CATALOGS, free_ports, statements
+from tests.postgresql import PASSWORD, Server, name_of
 from voxloop.errors import UnknownRecord, WorkspaceError
 from voxloop.records import Quality, Recording, Transcript, Utterance, Word, utterance_id
 from voxloop.stores import tables
@@ -87,7 +92,8 @@ def test_many_rows_are_no_statement_of_many_rows(catalog: Catalog) -> None:
         assert tx.add(*(recording(f"sha256-{n:02x}") for n in range(100))) == 100
         rows = [{"path": str(n), "created": 1.0, "reason": "empty", "message": ""} for n in range(1200)]
         assert len(insert_keys(tx.connection, tables.refusal, rows, tables.refusal.c.path)) == 1200
-    assert many == [True, True]
+    assert all(many)
+    assert len(many) <= 3  # PostgreSQL returns the keys of at most 1,000 rows at a time
 
 
 def test_a_transaction_that_raises_leaves_nothing(catalog: Catalog) -> None:
@@ -155,10 +161,10 @@ def test_migrations_equal_the_schema(catalog: Catalog) -> None:
     with catalog.engine.begin() as connection:
         # Alembic cannot read the order of an index's columns back from SQLite: those are compared as SQL.
         sqlite = connection.dialect.name == "sqlite"
-        # Nor does the schema know the index of texts, whose tables SQLite makes.
+        # Nor does the schema know the index of texts, which is another one on each database.
         options = {
             "include_object": lambda item, *_: not (sqlite and isinstance(item, sa.Index) and _listed(item.name)),
-            "include_name": lambda name, kind, _: kind != "table" or not str(name).startswith("transcript_t"),
+            "include_name": lambda name, *_: not str(name).startswith(("transcript_t", "ix_transcript_text")),
         }
         differences = compare_metadata(MigrationContext.configure(connection, opts=options), tables.metadata)
         rows = connection.exec_driver_sql("select name, sql from sqlite_master where type = 'index'") if sqlite else ()
@@ -197,10 +203,17 @@ def _migrate(url: str) -> None:
     catalog.close()
 
 
-def test_processes_that_start_together_migrate_once(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path / 'together.db'}"
+@pytest.fixture(params=CATALOGS)
+def new_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a catalog that nobody has opened yet."""
+    if request.param == "postgresql":
+        return str(request.getfixturevalue("new_postgresql"))
+    return f"sqlite:///{tmp_path / 'new.db'}"
+
+
+def test_processes_that_start_together_migrate_once(new_url: str) -> None:
     context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=_migrate, args=(url,)) for _ in range(4)]
+    processes = [context.Process(target=_migrate, args=(new_url,)) for _ in range(4)]
     for process in processes:
         process.start()
     for process in processes:
@@ -247,3 +260,149 @@ def test_many_that_add_utterances_get_numbers_of_their_own(catalog: Catalog) -> 
         ids = [utterance.id for utterance in reader.all(Utterance)]
         assert len(ids) == 120
         assert len(set(reader.numbers(ids).values())) == 120
+
+
+def test_changing_many_records_is_few_statements(catalog: Catalog) -> None:
+    ids = [f"sha256-{n:04x}" for n in range(1200)]
+    with catalog.write() as tx:
+        tx.add(*map(recording, ids))
+    with statements(catalog) as said, catalog.write() as tx:
+        assert tx.change(Recording, [*ids, ids[0], "sha256-none"], speaker="ann") == 1200
+    assert len(said) == 3
+    with statements(catalog) as said, catalog.read() as reader:
+        found = reader.find_all(Recording, [*ids[:600], "sha256-none"])
+    assert len(said) == 2
+    assert list(found) == ids[:600]
+    assert {one.speaker for one in found.values()} == {"ann"}
+
+
+def test_streamed_records_are_those_read_at_once(catalog: Catalog) -> None:
+    with catalog.write() as tx:
+        tx.add(*(recording(f"sha256-{n:04x}") for n in range(1200)))
+    with catalog.read() as reader:
+        streamed = reader.iterate(Recording)
+        assert next(streamed).id == "sha256-0000"
+        assert reader.count(Recording) == 1200  # another statement meanwhile
+        assert [one.id for one in streamed] == [one.id for one in reader.all(Recording)][1:]
+
+
+# PostgreSQL alone ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def on_server(postgresql: str) -> Iterator[Catalog]:
+    opened = Catalog(postgresql)
+    yield opened
+    opened.close()
+
+
+def test_text_is_ordered_by_its_bytes(on_server: Catalog) -> None:
+    """In the order of SQLite and Python, not in that of the database's language."""
+    names = ["b", "B", "a-1", "a1", "A", "ă", "z", "_", ""]
+    with on_server.write() as tx:
+        tx.add(*(recording(f"sha256-{n}", speaker=name) for n, name in enumerate(names)))
+    with on_server.read() as reader:
+        assert [one.speaker for one in reader.all(Recording, order=tables.recording.c.speaker)] == sorted(names)
+        linguistic = reader.connection.exec_driver_sql(
+            "SELECT table_name, column_name FROM information_schema.columns WHERE table_schema = 'public'"
+            " AND data_type IN ('text', 'character varying') AND collation_name IS DISTINCT FROM 'C'"
+        ).all()
+    assert linguistic == []
+
+
+def test_nothing_is_written_in_a_read(on_server: Catalog) -> None:
+    with pytest.raises(sa.exc.DatabaseError, match="read-only"), on_server.read() as reader:
+        reader.connection.execute(sa.insert(tables.alias).values(name="a", model="m", promotion="p"))
+
+
+def test_a_record_that_is_held_can_be_referred_to_but_not_changed(on_server: Catalog) -> None:
+    with on_server.write() as tx:
+        tx.add(recording())
+    with on_server.write() as holder:
+        holder.get(Recording, "aa")  # by the beginning of its id
+        with on_server.write() as tx:
+            tx.connection.exec_driver_sql("SET LOCAL lock_timeout = '2s'")
+            tx.add(Utterance(id="u", recording="sha256-aa", start=0, end=9))
+        with pytest.raises(sa.exc.OperationalError, match="lock timeout"), on_server.write() as tx:
+            tx.connection.exec_driver_sql("SET LOCAL lock_timeout = '50ms'")
+            tx.change(Recording, "sha256-aa", speaker="b")
+
+
+def test_tables_that_are_held_are_written_by_nobody_else(on_server: Catalog) -> None:
+    with on_server.write() as holder:
+        holder.hold(Recording, Utterance)
+        holder.add(recording())
+        with on_server.read() as reader:
+            assert reader.count(Recording) == 0
+        with pytest.raises(sa.exc.OperationalError, match="lock timeout"), on_server.write() as tx:
+            tx.connection.exec_driver_sql("SET LOCAL lock_timeout = '50ms'")
+            tx.add(recording("sha256-bb"))
+
+
+def test_a_plain_postgresql_url_takes_the_driver_that_is_installed(postgresql: str) -> None:
+    plain = Catalog(postgresql.replace("postgresql+psycopg", "postgresql"))
+    with plain.read() as reader:
+        assert reader.count(Recording) == 0
+    plain.close()
+
+
+@pytest.mark.parametrize("wrong", ["password", "database", "port", "driver", "url"])
+def test_a_password_is_never_shown(wrong: str, postgresql: str) -> None:
+    """Neither in the message nor in what caused it, and the message says what to check."""
+    url = sa.make_url(postgresql)
+    secret = "s3cr3t-%/words"
+    url = url.set(password=secret if wrong == "password" else url.password)
+    text = {
+        "password": url,
+        "database": url.set(database="nowhere", password=url.password),
+        "port": url.set(port=free_ports(1)[0]),
+        "driver": url.set(drivername="mysql+pymysql"),
+        "url": None,
+    }[wrong]
+    given = text.render_as_string(hide_password=False) if text is not None else f"postgresql//me:{secret}@here:x/db"
+    with pytest.raises(WorkspaceError) as raised:
+        Catalog(given).migrate()
+    said, error = "", raised.value
+    while error is not None:
+        said += "".join(traceback.format_exception_only(error))
+        error = error.__cause__ or error.__context__
+    for password in (secret, str(url.password), quote_plus(secret), quote_plus(str(url.password))):
+        assert password not in said
+    assert "catalog" in str(raised.value)
+    assert "\n" not in str(raised.value)
+    expected = {"password": "refuses this user", "driver": "needed is", "url": "needed is"}
+    assert expected.get(wrong, "cannot be reached") in str(raised.value)
+
+
+def test_a_role_that_may_not_add_the_extension_is_told_who_can(new_postgresql: str, postgresql_server: Server) -> None:
+    database = name_of(new_postgresql)
+    role = f"r{database[:20]}"
+    postgresql_server.execute(f"CREATE ROLE {role} LOGIN PASSWORD '{PASSWORD}'")
+    catalog = Catalog(postgresql_server.url(database, user=role))
+    try:
+        with pytest.raises(WorkspaceError, match=r"refuses this user.*permission denied for schema"):
+            catalog.migrate()
+        owner = sa.create_engine(new_postgresql)
+        with owner.begin() as connection:
+            connection.exec_driver_sql(f"GRANT ALL ON SCHEMA public TO {role}")
+        with pytest.raises(WorkspaceError, match="CREATE EXTENSION pg_trgm"):
+            catalog.migrate()
+        with owner.begin() as connection:
+            connection.exec_driver_sql("CREATE EXTENSION pg_trgm")
+        owner.dispose()
+        catalog.migrate()
+        with catalog.read() as reader:
+            assert reader.count(Recording) == 0
+    finally:
+        catalog.close()
+        postgresql_server.execute(f'DROP DATABASE "{database}" WITH (FORCE)')
+        postgresql_server.execute(f"DROP ROLE {role}")
+
+
+def test_a_database_that_is_not_utf8_is_refused(postgresql_server: Server) -> None:
+    url = postgresql_server.create(ENCODING="'LATIN1'", LOCALE_PROVIDER="libc", LOCALE="'C'")
+    catalog = Catalog(url)
+    with pytest.raises(WorkspaceError, match="LATIN1: needed is UTF8"):
+        catalog.migrate()
+    catalog.close()
+    postgresql_server.drop(url)

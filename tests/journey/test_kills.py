@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from tests.conftest import CATALOGS, name_catalog
 from tests.seeds import seeds
 from voxloop.pipeline import open_loop
 from voxloop.stores import tables
@@ -63,7 +64,11 @@ def chain(workspace: Path, speech: Path, kills: int, seed: int = 7) -> int:
 
 
 @pytest.mark.parametrize("seed", seeds(7))
-def test_killed_again_and_again_the_chain_ends_the_same(tmp_path: Path, demo_speech: Path, seed: int) -> None:
+@pytest.mark.parametrize("catalog", CATALOGS)
+def test_killed_again_and_again_the_chain_ends_the_same(
+    catalog: str, tmp_path: Path, demo_speech: Path, request: pytest.FixtureRequest, seed: int
+) -> None:
+    """On PostgreSQL a child that is killed leaves its connection and its locks to the server."""
     speech = tmp_path / "speech"
     speech.mkdir()
     lines = (demo_speech / "metadata.jsonl").read_text().splitlines()[:CLIPS]
@@ -72,6 +77,11 @@ def test_killed_again_and_again_the_chain_ends_the_same(tmp_path: Path, demo_spe
     # Half with texts, half for the voice activity detector.
     (speech / "metadata.jsonl").write_text("\n".join(lines[: CLIPS // 2]) + "\n")
     (speech / "broken.wav").write_bytes(b"RIFF no audio here")
+
+    if catalog == "postgresql":
+        server, template = (request.getfixturevalue(f"postgresql_{name}") for name in ("server", "template"))
+        for name in ("undisturbed", "killed"):
+            name_catalog(tmp_path / name, server.create(template))
 
     assert chain(tmp_path / "undisturbed", speech, kills=0) == 0
     assert chain(tmp_path / "killed", speech, kills=KILLS, seed=seed) == KILLS

@@ -12,7 +12,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from tests.conftest import CATALOGS, name_catalog
 from voxloop.pipeline import open_loop
+from voxloop.stores.events import trail
 
 CLIPS = 40
 DEADLINE_S = 300
@@ -28,7 +32,10 @@ def output(workspace: Path, *arguments: str) -> Any:
     return json.loads(done.stdout)
 
 
-def test_audio_comes_in_while_a_worker_runs(tmp_path: Path, demo_speech: Path) -> None:
+@pytest.mark.parametrize("catalog", CATALOGS)
+def test_audio_comes_in_while_a_worker_runs(
+    catalog: str, tmp_path: Path, demo_speech: Path, request: pytest.FixtureRequest
+) -> None:
     folders = []
     files = sorted(demo_speech.glob("*.ogg"))[:CLIPS]
     for part in range(4):
@@ -38,11 +45,15 @@ def test_audio_comes_in_while_a_worker_runs(tmp_path: Path, demo_speech: Path) -
             shutil.copy(file, folder)
         folders.append(folder)
     workspace = tmp_path / "workspace"
+    if catalog == "postgresql":
+        name_catalog(workspace, request.getfixturevalue("postgresql"))
     subprocess.run(voxloop(workspace, "init"), check=True, timeout=120)
     with (tmp_path / "worker.log").open("w") as log:
         worker = subprocess.Popen(
             voxloop(workspace, "worker"), stdout=log, stderr=log, env=os.environ | {"VOXLOOP_POLL_S": "0.1"}
         )
+    with (tmp_path / "events.jsonl").open("w") as told:
+        follower = subprocess.Popen(voxloop(workspace, "events", "--follow", "--json"), stdout=told)
     try:
         taken = sum(output(workspace, "ingest", str(folder), "--json")["taken"] for folder in folders)
         assert taken == CLIPS
@@ -61,9 +72,16 @@ def test_audio_comes_in_while_a_worker_runs(tmp_path: Path, demo_speech: Path) -
                 step: {"done"} for step in ("segment", "transcribe", "restore", "align", "index", "rank")
             }
             assert ws.jobs.counts(reader)["index"]["done"] == CLIPS
+        with open_loop(workspace) as ws:
+            happened = sorted(event.id for event in trail(ws.catalog))
+        while len(lines := (tmp_path / "events.jsonl").read_text().splitlines()) < len(happened):
+            assert time.monotonic() < ended, lines
+            time.sleep(0.2)
+        assert sorted(json.loads(line)["id"] for line in lines) == happened
         worker.send_signal(signal.SIGTERM)
         assert worker.wait(60) == 0
     finally:
-        if worker.poll() is None:
-            worker.kill()
-            worker.wait()
+        for process in (worker, follower):
+            if process.poll() is None:
+                process.kill()
+                process.wait()

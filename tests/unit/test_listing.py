@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 import random
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import pytest
 import sqlalchemy as sa
 
+from tests.conftest import CATALOGS, name_catalog
 from voxloop.pipeline import open_loop
 from voxloop.records import Recording, Transcript, Utterance, utterance_id
 from voxloop.status import status
@@ -33,12 +35,18 @@ class Known:
     text: str
 
 
-@pytest.fixture(scope="module")
-def filled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, list[Known]]:  # type: ignore[misc]
-    """A workspace with 120 utterances of all kinds, and what is in it."""
+@pytest.fixture(scope="module", params=CATALOGS)
+def filled(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Workspace, list[Known]]]:
+    """A workspace on each database with 120 utterances of all kinds, and what is in it."""
     chance = random.Random(3)
     known: list[Known] = []
-    with open_loop(tmp_path_factory.mktemp("listing") / "w", create=True) as ws:
+    folder = tmp_path_factory.mktemp("listing") / "w"
+    if request.param == "postgresql":
+        server = request.getfixturevalue("postgresql_server")
+        name_catalog(folder, server.create(request.getfixturevalue("postgresql_template")))
+    with open_loop(folder, create=True) as ws:
         for number in range(RECORDINGS):
             created = 1000.0 + chance.randrange(20)
             recording = Recording(
@@ -149,6 +157,7 @@ def test_counts_do_not_depend_on_the_guess(
         assert status(ws).utterances == Counter(one.utterance.status for one in known)
 
 
+@pytest.mark.parametrize("filled", ["sqlite"], indirect=True)
 def test_a_page_is_read_off_an_index(filled: tuple[Workspace, list[Known]], monkeypatch: pytest.MonkeyPatch) -> None:
     """No filter of columns sorts the table or looks at each of its rows; dates are judged on the index."""
     ws, _ = filled
@@ -207,11 +216,11 @@ def test_an_utterance_knows_when_its_recording_came_in(filled: tuple[Workspace, 
     assert {row.id: row.ingested for row in rows} == {one.utterance.id: one.ingested for one in known}
 
 
-def test_an_utterance_knows_how_sure_the_machine_is_of_its_newest_text(workspace: Workspace) -> None:
+def test_an_utterance_knows_how_sure_the_machine_is_of_its_newest_text(each_workspace: Workspace) -> None:
     recording = Recording(id="sha256-aa", source="/a.wav", name="a.wav", samples=SAMPLES)
     id = utterance_id(recording.id, 0, SAMPLES)
     heard = Transcript(id="h", utterance=id, kind="hypothesis", text="a", by="m", confidence=0.25, created=1.0)
-    with workspace.transaction() as tx:
+    with each_workspace.transaction() as tx:
         tx.add(recording, Utterance(id=id, recording=recording.id, start=0, end=SAMPLES))
     for said, confidence in (
         (heard, 0.25),
@@ -222,7 +231,7 @@ def test_an_utterance_knows_how_sure_the_machine_is_of_its_newest_text(workspace
         (replace(heard, id="h3", confidence=0.8, created=5.0), 0.3),
         (replace(heard, id="c2", kind="clean", confidence=None, created=6.0), None),
     ):
-        with workspace.transaction() as tx:
+        with each_workspace.transaction() as tx:
             tx.add(said)
             statement = sa.select(tables.utterance.c.confidence, tables.machine_confidence())
             assert tx.connection.execute(statement).one() == (confidence, confidence), said.id

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -361,6 +362,39 @@ def test_of_two_promotions_at_once_one_wins_and_the_other_is_told(
     assert f"by asks for {won[0][7:12]}" in told[0]
     assert [move.model for move in history(pair.ws)] == won
     assert pair.aliases() == {"champion": won[0], "previous": pair.old.id}
+
+
+def test_an_alias_is_moved_by_one_at_a_time(each_workspace: Workspace) -> None:
+    """Two that move it from the same place: the second waits for the first, then sees that it moved."""
+    ws = each_workspace
+    moved, ended = threading.Event(), []
+
+    def move(model: str) -> None:
+        step = promotion.Promotion(
+            id=f"p-{model}", alias="champion", model=model, previous=None, verdict="by hand", evidence={}, by=model
+        )
+        try:
+            with ws.completion() as tx:
+                promotion._move(tx, step, expected=None)
+                moved.set()
+                time.sleep(0.3)  # the other one comes meanwhile
+            ended.append(model)
+        except ConflictError as error:
+            ended.append(str(error))
+
+    threads = [threading.Thread(target=move, args=(model,)) for model in ("first", "second")]
+    threads[0].start()
+    assert moved.wait(30)
+    threads[1].start()
+    for thread in threads:
+        thread.join()
+    assert ended[0] == "first"
+    assert "was moved while this was being judged (to model first, by first)" in ended[1]
+    with ws.read() as reader:
+        assert [(row.name, row.model) for row in reader.connection.execute(tables.alias.select())] == [
+            ("champion", "first")
+        ]
+    assert [one.model for one in history(ws)] == ["first"]
 
 
 # What is judged is what is served -------------------------------------------------------------------------------------

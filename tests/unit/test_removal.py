@@ -296,3 +296,48 @@ def test_a_model_that_heard_a_dataset_again_is_marked() -> None:
     marked = forgetting._models_that_learnt([run], [model], {"old": 3})
     assert [(one.id, one.utterances) for one in marked] == [("m", 3)]
     assert forgetting._models_that_learnt([run], [model], {"other": 3}) == []
+
+
+# On PostgreSQL -------------------------------------------------------------------------------------------------------
+
+
+def test_on_postgresql_nothing_of_a_speaker_is_left_in_its_tables(
+    postgresql_workspace: Workspace, tmp_path: Path
+) -> None:
+    ws = postgresql_workspace
+    kept.fill(ws, tmp_path / "speech")
+    sought = needles(ws)
+
+    def in_tables() -> set[str]:
+        """Needles in the files of the tables and of their indexes, as they lie on the server's disk."""
+        found: set[str] = set()
+        with ws.catalog.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.exec_driver_sql("CHECKPOINT")
+            files = connection.exec_driver_sql(
+                "SELECT pg_read_binary_file(pg_relation_filepath(oid)) FROM pg_class"
+                " WHERE relkind IN ('r', 't', 'i') AND relnamespace::regnamespace::text IN ('public', 'pg_toast')"
+            ).scalars()
+            for data in files:
+                found |= {needle for needle in sought if needle.encode() in bytes(data or b"")}
+        return found
+
+    assert in_tables() == set(sought)
+    done = removal.forget(ws, speaker=WHO, by="officer")
+    assert done.finished
+    assert (done.recordings, done.utterances, done.transcripts, done.vectors) == (8, 8, 16, 8)
+    assert in_tables() == set()
+    assert kept.traces(ws.folder, sought) == []
+    assert integrity.verify(ws, min_age_s=0).findings == ()
+
+
+def test_on_postgresql_a_reader_puts_off_the_end_of_a_removal(
+    postgresql_workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ws = postgresql_workspace
+    kept.fill(ws, tmp_path / "speech")
+    monkeypatch.setattr("voxloop.stores.catalog.REWRITE_WAIT_MS", 100)
+    with ws.read() as reader:
+        reader.count(Transcript)
+        assert not removal.forget(ws, speaker=WHO).finished
+    assert removal.resume(ws) == 1
+    assert integrity.verify(ws, min_age_s=0).findings == ()

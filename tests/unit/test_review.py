@@ -244,7 +244,8 @@ def test_the_list_filters(workspace: Workspace) -> None:
     assert found(since=now - 60, until=now + 60) == ["a", "b", "c"]
     assert found(since=now + 60) == []
     assert found(until=now - 60) == []
-    assert found(contains="sTrasse") == ["c"]
+    # SQLite looks for a part in ASCII letter by letter.
+    assert found(contains="sTrasse") == (["c"] if workspace.catalog.engine.dialect.name == "sqlite" else ["a", "c"])
     assert found(contains="straße") == ["a", "c"]
     assert found(contains="%") == ["c"]
     assert found(warning="low confidence") == ["a"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 import pytest
 import sqlalchemy as sa
 from hypothesis import given, settings
@@ -75,16 +77,17 @@ def found(ws: Workspace, part: str) -> set[str]:
 
 @pytest.mark.parametrize("steps", [0, 1, 200])
 def test_a_part_of_a_text_finds_it_whatever_its_case(
-    workspace: Workspace, steps: int, monkeypatch: pytest.MonkeyPatch
+    each_workspace: Workspace, steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the index, by looking at each text, and by either as it is decided."""
     monkeypatch.setattr(search, "STEPS", steps)
-    add(workspace, TEXTS)
+    add(each_workspace, TEXTS)
     for part in PARTS:
-        assert found(workspace, part) == {text for text in TEXTS if part.casefold() in text.casefold()}, part
+        assert found(each_workspace, part) == {text for text in TEXTS if part.casefold() in text.casefold()}, part
 
 
-def test_rare_trigrams_are_asked_first(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rare_trigrams_are_asked_first(sqlite_workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace = sqlite_workspace
     monkeypatch.setattr(search, "STEPS", 2)  # 20 of 200
     add(workspace, tuple(f"the window number {number} is open and the door is shut" for number in range(200)))
     part = "number 117 is open and the door is shut"
@@ -148,7 +151,9 @@ def test_the_index_holds_what_the_catalog_holds(
     catalog.close()
 
 
-def test_what_is_deleted_leaves_the_file_when_it_is_compacted(workspace: Workspace) -> None:
+def test_what_is_deleted_leaves_the_file_when_it_is_compacted(sqlite_workspace: Workspace) -> None:
+    workspace = sqlite_workspace
+
     def pages() -> bytes:
         with workspace.read() as reader:
             return b"".join(reader.connection.exec_driver_sql("SELECT block FROM transcript_text_data").scalars())
@@ -162,8 +167,50 @@ def test_what_is_deleted_leaves_the_file_when_it_is_compacted(workspace: Workspa
     assert "λο".encode() not in pages()
 
 
-def test_triggers_write_the_index(workspace: Workspace) -> None:
+def test_triggers_write_the_index(sqlite_workspace: Workspace) -> None:
     """A migration that rewrites the table of transcripts on SQLite drops them without a word: it makes them again."""
-    with workspace.read() as reader:
+    with sqlite_workspace.read() as reader:
         names = reader.connection.exec_driver_sql("SELECT name FROM sqlite_master WHERE type = 'trigger'").scalars()
         assert set(names) == {"transcript_text_added", "transcript_text_removed", "transcript_text_changed"}
+
+
+def test_postgresql_folds_as_python_does(postgresql_workspace: Workspace) -> None:
+    """Every character whose case Python folds, alone and at the end of a word."""
+    folding = [char for char in map(chr, range(1, 0x110000)) if char.casefold() != char]
+    texts = [
+        *folding,
+        *(f"α{char}" for char in folding),
+        "ΟΔΟΣ ΟΔΥΣΣΕΎΣ",
+        "CỬA SỔ",
+        unicodedata.normalize("NFD", "CỬA SỔ"),
+    ]
+    with postgresql_workspace.read() as reader:
+        rows = reader.connection.exec_driver_sql(
+            "SELECT text, voxloop_casefold(text) FROM unnest(%s::text[]) AS text", (texts,)
+        ).all()
+    assert len(rows) > 2 * 1400
+    assert [(text, folded) for text, folded in rows if folded != text.casefold()] == []
+
+
+def test_postgresql_finds_texts_by_its_index(postgresql_workspace: Workspace) -> None:
+    """Parts of three letters in any script come from the index; texts without the part are not looked at."""
+    ws = postgresql_workspace
+    noise = tuple(f"câu nói số {number} trong {number * 7919 % 1009} câu" for number in range(3000))
+    add(ws, (*noise, "mở CỬA sổ ra", "請打開窗戶"))
+    with ws.catalog.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql("VACUUM ANALYZE transcript")  # puts what waits into the index, as autovacuum does
+    t = tables.transcript.c
+    for part, expected in (("cửa sổ", ["mở CỬA sổ ra"]), ("打開窗", ["請打開窗戶"]), ("xyz", [])):
+        with ws.read() as reader:
+            statement = sa.select(t.text).where(search.holds(t.text, part))
+            assert list(reader.connection.execute(statement).scalars()) == expected
+            text = statement.compile(reader.connection, compile_kwargs={"literal_binds": True})
+            plan = "\n".join(reader.connection.exec_driver_sql(f"EXPLAIN {text}").scalars())
+            keys = search.few(reader.connection, part)
+        assert "ix_transcript_text_trigrams" in plan, plan
+        assert keys is not None
+        assert len(keys) == len(expected)
+        assert found(ws, part) == set(expected)
+    with ws.read() as reader:
+        assert search.few(reader.connection, "câu nói") is None  # too many to look them up
+        assert search.few(reader.connection, "窗戶") is None  # too short for the index

@@ -74,3 +74,10 @@ def test_each_language_has_its_rules(tmp_path: Path) -> None:
     assert resolve(tmp_path, environ={}).normaliser == {"vi": {"case": "keep"}}
     found = resolve(tmp_path, environ={"VOXLOOP_NORMALISER": '{"en": {"numbers": "whole"}}'})
     assert found.normaliser == {"en": {"numbers": "whole"}}
+
+
+def test_a_password_in_the_catalogs_url_is_not_shown(tmp_path: Path) -> None:
+    (tmp_path / "voxloop.toml").write_text('catalog = "postgresql+psycopg://me:s3cr3t@127.0.0.1/db"')
+    found = settings.resolve(tmp_path, environ={})
+    assert found.catalog.endswith("me:s3cr3t@127.0.0.1/db")
+    assert "s3cr3t" not in repr(found)

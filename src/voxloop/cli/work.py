@@ -157,30 +157,22 @@ def events(
     import dataclasses
     import json
 
-    import sqlalchemy as sa
-
-    from voxloop.stores import tables
-    from voxloop.stores.catalog import to_event
+    from voxloop.stores import events as _events
 
     with opened(ctx) as ws:
-        while True:
-            with ws.read() as reader:
-                statement = sa.select(tables.event).where(tables.event.c.seq > since).order_by(tables.event.c.seq)
-                found = [to_event(row) for row in reader.connection.execute(statement)]
-            for event in found:
-                since = event.seq
-                if as_json:
-                    typer.echo(json.dumps(dataclasses.asdict(event), ensure_ascii=False))
-                    continue
-                payload = json.dumps(event.payload, ensure_ascii=False) if event.payload else ""
-                if len(payload) > PAYLOAD_SHOWN:
-                    payload = payload[: PAYLOAD_SHOWN - 1] + "…"
-                typer.echo(
-                    f"{event.seq:>6}  {when(event.created)}  {event.type:<24} {short(event.subject):<28} {payload}"
-                )
-            if not follow:
-                return
+
+        def wait() -> None:
             ws.bus.wait((), ws.settings.poll_s)
+
+        told = _events.follow(ws.catalog, since=since, wait=wait) if follow else _events.trail(ws.catalog, since=since)
+        for event in told:
+            if as_json:
+                typer.echo(json.dumps(dataclasses.asdict(event), ensure_ascii=False))
+                continue
+            payload = json.dumps(event.payload, ensure_ascii=False) if event.payload else ""
+            if len(payload) > PAYLOAD_SHOWN:
+                payload = payload[: PAYLOAD_SHOWN - 1] + "…"
+            typer.echo(f"{event.seq:>6}  {when(event.created)}  {event.type:<24} {short(event.subject):<28} {payload}")
 
 
 def doctor(ctx: typer.Context) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -21,6 +22,7 @@ from voxloop.speech import subtitles
 from voxloop.speech import text as _text
 from voxloop.steps import utterances as _utterances
 from voxloop.stores import tables
+from voxloop.stores.catalog import chunks
 from voxloop.stores.jobs import News
 
 if TYPE_CHECKING:
@@ -63,8 +65,8 @@ def transcribe(ws: Workspace, recordings: str | Sequence[str]) -> list[Transcrip
     ids = list(dict.fromkeys([recordings] if isinstance(recordings, str) else recordings))
     model = base_model(ws)
     with ws.read() as reader:
-        waiting = {id: _unheard(reader, id, model) for id in ids}
-        spoken = {id: _seconds_spoken(reader, id) for id in ids}
+        waiting = _unheard(reader, ids, model)
+        spoken = _seconds_spoken(reader, ids)
 
     def complete(ended: Sequence[str], found: Sequence[Transcript]) -> None:
         with ws.completion(*ended) as tx:
@@ -73,10 +75,10 @@ def transcribe(ws: Workspace, recordings: str | Sequence[str]) -> list[Transcrip
             tx.emit_all("transcription.completed", news)
 
     made: list[Transcript] = []
-    left = {id: len(utterances) for id, utterances in waiting.items()}
+    left = Counter(utterance.recording for utterance in waiting)
     if heard_before := [id for id in ids if not left[id]]:
         complete(heard_before, [])
-    for language, group in _by_language([utterance for utterances in waiting.values() for utterance in utterances]):
+    for language, group in _by_language(waiting):
         for part in _parts(group, ws.settings.batch_seconds):
             waveforms = [_utterances.utterance_audio(ws, utterance) for utterance in part]
             with loaded(ws, model) as recogniser:
@@ -103,29 +105,38 @@ def _parts(utterances: Sequence[Utterance], batch_s: float) -> Iterator[list[Utt
 
 
 def _write(tx: Transaction, transcripts: Sequence[Transcript]) -> None:
-    for transcript in transcripts:
-        _heard(tx, transcript)
+    _heard(tx, transcripts)
     tx.add(*transcripts)
 
 
-def _seconds_spoken(reader: Reader, recording: str) -> float:
-    """Seconds of audio in a recording's utterances."""
+def _seconds_spoken(reader: Reader, recordings: Sequence[str]) -> dict[str, float]:
+    """Seconds of audio in the utterances of each recording."""
     table = tables.utterance
-    samples = sa.select(sa.func.sum(table.c.end - table.c.start)).where(table.c.recording == recording)
-    return seconds(int(reader.connection.execute(samples).scalar() or 0))
+    found = dict.fromkeys(recordings, 0.0)
+    for part in chunks(recordings):
+        samples = sa.func.sum(table.c.end - table.c.start)
+        query = sa.select(table.c.recording, samples).where(table.c.recording.in_(part)).group_by(table.c.recording)
+        found.update((id, seconds(int(total))) for id, total in reader.connection.execute(query))
+    return found
 
 
-def _unheard(reader: Reader, recording: str, model: Model) -> list[Utterance]:
-    """The utterances of a recording that a model has not heard yet, in order."""
-    utterances = reader.all(Utterance, tables.utterance.c.recording == recording, order=tables.utterance.c.start)
+def _unheard(reader: Reader, recordings: Sequence[str], model: Model) -> list[Utterance]:
+    """The utterances of recordings that a model has not heard yet, recording by recording and each in order."""
     table = tables.transcript
-    heard = (
-        sa.select(table.c.utterance)
-        .join(tables.utterance)
-        .where(tables.utterance.c.recording == recording, table.c.kind == "hypothesis", table.c.by == model.id)
-    )
-    known = set(reader.connection.execute(heard).scalars())
-    return [utterance for utterance in utterances if utterance.id not in known]
+    found: list[Utterance] = []
+    for part in chunks(recordings):
+        those = tables.utterance.c.recording.in_(part)
+        heard = (
+            sa.select(table.c.utterance)
+            .join(tables.utterance)
+            .where(those, table.c.kind == "hypothesis", table.c.by == model.id)
+        )
+        known = set(reader.connection.execute(heard).scalars())
+        utterances = reader.all(Utterance, those, order=tables.utterance.c.start)
+        place = {id: number for number, id in enumerate(part)}
+        utterances.sort(key=lambda one: place[one.recording])
+        found += [utterance for utterance in utterances if utterance.id not in known]
+    return found
 
 
 def _hypothesis(utterance: Utterance, model: Model, heard: Hypothesis) -> Transcript:
@@ -145,18 +156,23 @@ def _hypothesis(utterance: Utterance, model: Model, heard: Hypothesis) -> Transc
     )
 
 
-def _heard(tx: Transaction, transcript: Transcript) -> None:
+def _heard(tx: Transaction, transcripts: Sequence[Transcript]) -> None:
     """Uncertain utterances first in review; what a person has decided on keeps its state and place."""
     table = tables.utterance
-    tx.connection.execute(
+    statement = (
         sa.update(table)
-        .where(table.c.id == transcript.utterance, table.c.status.in_(("new", "transcribed")))
+        .where(table.c.id == sa.bindparam("heard"), sa.or_(table.c.status == "new", table.c.status == "transcribed"))
         .values(
             status="transcribed",
-            priority=1.0 - (transcript.confidence or 0.0),
-            confidence=transcript.confidence,  # as adding the text would do, but that writes all indexes again
+            priority=sa.bindparam("urgency"),
+            confidence=sa.bindparam("sure"),  # as adding the text would do, but that writes all indexes again
         )
     )
+    rows = [
+        {"heard": one.utterance, "urgency": 1.0 - (one.confidence or 0.0), "sure": one.confidence}
+        for one in sorted(transcripts, key=lambda one: one.utterance)  # locked in the order in which others lock them
+    ]
+    tx.connection.execute(statement, rows)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -213,7 +229,7 @@ def restore(ws: Workspace, recordings: str | Sequence[str]) -> list[Transcript]:
     made: list[Transcript] = []
     for start in range(0, len(ids), RESTORED):
         part = ids[start : start + RESTORED]
-        clean = {id: _restored(ws, id) for id in part}
+        clean = _restored(ws, part)
         with ws.completion(*part) as tx:
             tx.add(*(transcript for texts, _ in clean.values() for transcript in texts))
             news = [
@@ -225,23 +241,30 @@ def restore(ws: Workspace, recordings: str | Sequence[str]) -> list[Transcript]:
     return made
 
 
-def _restored(ws: Workspace, recording: str) -> tuple[list[Transcript], float]:
-    """The clean texts of a recording, and the seconds of audio in its utterances."""
-    heard: dict[str, list[Transcript]] = {}
+def _restored(ws: Workspace, recordings: Sequence[str]) -> dict[str, tuple[list[Transcript], float]]:
+    """The clean texts of recordings, and the seconds of audio in the utterances of each."""
+    made: dict[str, list[Transcript]] = {id: [] for id in recordings}
     with ws.read() as reader:
-        utterances = reader.all(Utterance, tables.utterance.c.recording == recording)
-        table = tables.transcript
-        own = sa.select(tables.utterance.c.id).where(tables.utterance.c.recording == recording)
-        for transcript in reader.all(Transcript, table.c.utterance.in_(own), table.c.kind == "hypothesis"):
-            heard.setdefault(transcript.utterance, []).append(transcript)
-    made = []
-    for utterance in utterances:
-        newest = latest(heard.get(utterance.id, ()), "hypothesis")
-        if newest is not None:
+        spoken = _seconds_spoken(reader, recordings)
+        for utterance, newest in _newest_heard(reader, recordings):
             clean = _text.clean(newest.text, utterance.language or newest.language)
             id = newest.id.replace("hypothesis", "clean", 1)
-            made.append(replace(newest, id=id, kind="clean", text=clean, created=0.0))
-    return made, seconds(sum(utterance.samples for utterance in utterances))
+            made[utterance.recording].append(replace(newest, id=id, kind="clean", text=clean, created=0.0))
+    return {id: (texts, spoken[id]) for id, texts in made.items()}
+
+
+def _newest_heard(reader: Reader, recordings: Sequence[str]) -> Iterator[tuple[Utterance, Transcript]]:
+    """The utterances of recordings that any model has heard, each with its newest hypothesis."""
+    for part in chunks(recordings):
+        utterances = {one.id: one for one in reader.all(Utterance, tables.utterance.c.recording.in_(part))}
+        for group in chunks(utterances):
+            texts: dict[str, list[Transcript]] = {}
+            heard = tables.transcript.c.utterance.in_(group), tables.transcript.c.kind == "hypothesis"
+            for transcript in reader.all(Transcript, *heard):
+                texts.setdefault(transcript.utterance, []).append(transcript)
+            for id in group:
+                if newest := latest(texts.get(id, ()), "hypothesis"):
+                    yield utterances[id], newest
 
 
 def latest(transcripts: Sequence[Transcript], kind: str) -> Transcript | None:

@@ -1,9 +1,11 @@
 """The catalog, the truth of a workspace: records in transactions, over SQLite (embedded) or PostgreSQL (scaled out).
 
-Steps read and write through a `Transaction`, which speaks records, not rows.
-SQLite runs in WAL mode; a write transaction begins IMMEDIATE so that two
-processes wait for each other instead of failing half-way
-(https://sqlite.org/lang_transaction.html).
+Steps read and write through a `Transaction`, which speaks records, not rows. Reads see one moment.
+
+SQLite runs in WAL mode; a write transaction begins IMMEDIATE so that two processes wait for each other instead of
+failing half-way (https://sqlite.org/lang_transaction.html). On PostgreSQL reads are REPEATABLE READ, and writes READ
+COMMITTED: a record found in a write is locked until it ends
+(https://www.postgresql.org/docs/current/transaction-iso.html), so that what was decided on it still holds.
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ from voxloop.stores.tables import (
     dataset,
     evaluation,
     machine_confidence,
+    metadata,
     model,
     now_s,
     promotion,
@@ -56,6 +59,8 @@ NUMBER_DIGITS = 10  # of an utterance's number: what is longer can only be the h
 
 Record = Recording | Utterance | Transcript | Dataset | Run | Model | Evaluation | Promotion
 R = TypeVar("R", Recording, Utterance, Transcript, Dataset, Run, Model, Evaluation, Promotion)
+
+T = TypeVar("T")
 
 TABLES: dict[type[Any], sa.Table] = {
     Recording: recording,
@@ -110,6 +115,13 @@ def to_event(row: sa.Row[Any]) -> Event:
     return Event(id=row.id, type=row.type, subject=row.subject, payload=row.payload, seq=row.seq, created=row.created)
 
 
+def chunks(ids: Iterable[T]) -> Iterator[list[T]]:
+    """Keys in the groups in which statements ask for them, each key once."""
+    unique = list(dict.fromkeys(ids))
+    for start in range(0, len(unique), MANY):
+        yield unique[start : start + MANY]
+
+
 def insert_new(connection: sa.Connection, table: sa.Table, rows: Sequence[dict[str, Any]]) -> int:
     """Insert the rows whose primary or unique key is not there yet; the number inserted. All rows have the same keys.
 
@@ -119,6 +131,10 @@ def insert_new(connection: sa.Connection, table: sa.Table, rows: Sequence[dict[s
     if not rows:
         return 0
     insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    if connection.dialect.name == "postgresql":
+        # In one order, so that two that insert the same rows never wait for each other.
+        keys = [column.name for column in table.primary_key if column.name in rows[0]]
+        rows = sorted(rows, key=lambda row: [str(row[key]) for key in keys])
     statement = insert(table).on_conflict_do_nothing().execution_options(preserve_rowcount=True)
     return int(connection.execute(statement, list(rows)).rowcount)
 
@@ -132,9 +148,8 @@ def insert_keys(
         return list(connection.execute(statement, list(rows)).scalars()) if rows else []
     keys = list(dict.fromkeys(row[key.name] for row in rows))
     there: set[Any] = set()
-    for start in range(0, len(keys), MANY):
-        found = sa.select(key).where(key.in_(keys[start : start + MANY]))
-        there.update(connection.execute(found).scalars())
+    for part in chunks(keys):
+        there.update(connection.execute(sa.select(key).where(key.in_(part))).scalars())
     insert_new(connection, table, [row for row in rows if row[key.name] not in there])
     return [one for one in keys if one not in there]
 
@@ -155,9 +170,17 @@ class Reader:
 
     def find(self, kind: type[R], id: str) -> R | None:
         """The record with this id, or None."""
-        table = TABLES[kind]
-        row = self.connection.execute(sa.select(table).where(table.c.id == id)).first()
+        row = self.connection.execute(self._by_id(kind, id)).first()
         return None if row is None else to_record(kind, row)
+
+    def find_all(self, kind: type[R], ids: Iterable[str]) -> dict[str, R]:
+        """The records that there are with these ids, by id; in as few statements as the databases take."""
+        table = TABLES[kind]
+        return {one.id: one for part in chunks(ids) for one in self.all(kind, table.c.id.in_(part))}
+
+    def _by_id(self, kind: type[R], id: str) -> sa.Select[Any]:
+        table = TABLES[kind]
+        return sa.select(table).where(table.c.id == id)
 
     def get(self, kind: type[R], id: str) -> R:
         """The record with this id or with this unique beginning of an id; an utterance also by its number.
@@ -180,9 +203,9 @@ class Reader:
         )
         if colon:  # an utterance: a short recording id with its span
             pattern = sa.and_(pattern, table.c.id.endswith(f":{span}", autoescape=True))
-        rows = self.connection.execute(sa.select(table).where(pattern).limit(2)).all() if id else []
-        if len(rows) == 1:
-            return to_record(kind, rows[0])
+        rows = self.connection.execute(sa.select(table.c.id).where(pattern).limit(2)).all() if id else []
+        if len(rows) == 1 and (found := self.find(kind, rows[0].id)) is not None:
+            return found
         name = kind.__name__.lower()
         if rows:
             raise UnknownRecord(f"{name} {id!r} is not unique: give more of its id")
@@ -214,7 +237,8 @@ class Reader:
         self, kind: type[R], *where: sa.ColumnElement[bool], order: Any = None, limit: int | None = None
     ) -> Iterator[R]:
         """As `all`, streaming."""
-        for row in self.connection.execute(_records(kind, where, order, limit)):
+        statement = _records(kind, where, order, limit).execution_options(yield_per=MANY)
+        for row in self.connection.execute(statement):
             yield _record(kind, row)
 
     def count(self, kind: type[R], *where: sa.ColumnElement[bool]) -> int:
@@ -239,7 +263,22 @@ _LISTING: dict[type[Any], str] = {
 
 
 class Writer(Reader):
-    """Reads and writes of one transaction, in records."""
+    """Reads and writes of one transaction, in records. What `find` and `get` return nobody else changes meanwhile."""
+
+    def _by_id(self, kind: type[R], id: str) -> sa.Select[Any]:
+        # FOR NO KEY UPDATE, so that others may still add what refers to it. SQLite's whole transaction is locked.
+        return super()._by_id(kind, id).with_for_update(key_share=True)
+
+    def lock(self, name: str) -> None:
+        """Wait for any transaction that has locked this name, and keep others waiting until this one ends."""
+        if self.connection.dialect.name == "postgresql":  # SQLite has one writer
+            self.connection.execute(sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtextextended(name, 0))))
+
+    def hold(self, *kinds: type[Record]) -> None:
+        """Keep everybody else from writing records of these kinds until the transaction ends."""
+        if self.connection.dialect.name == "postgresql":
+            names = ", ".join(f'"{TABLES[kind].name}"' for kind in kinds)
+            self.connection.exec_driver_sql(f"LOCK TABLE {names} IN SHARE ROW EXCLUSIVE MODE")
 
     def add(self, *records: Record) -> int:
         """Insert records that are not there yet; the number that was new. `created` is set where it is 0."""
@@ -260,11 +299,10 @@ class Writer(Reader):
 
     def _date(self, utterances: Sequence[dict[str, Any]]) -> None:
         """Write into rows of utterances when their recordings came in."""
-        ids = list({row["recording"] for row in utterances})
         created: dict[str, float] = {}
-        for start in range(0, len(ids), MANY):
-            part = recording.c.id.in_(ids[start : start + MANY])
-            found = self.connection.execute(sa.select(recording.c.id, recording.c.created).where(part))
+        for part in chunks({row["recording"] for row in utterances}):
+            wanted = sa.select(recording.c.id, recording.c.created).where(recording.c.id.in_(part))
+            found = self.connection.execute(wanted)
             created.update((row.id, row.created) for row in found)
         for row in utterances:
             row["ingested"] = created.get(row["recording"], 0.0)  # without a recording it will not be taken
@@ -278,8 +316,8 @@ class Writer(Reader):
         """Set columns of the records with these ids; the number changed."""
         table = TABLES[kind]
         changed = 0
-        for id in [ids] if isinstance(ids, str) else list(ids):
-            changed += self.connection.execute(sa.update(table).where(table.c.id == id).values(**values)).rowcount
+        for part in chunks([ids] if isinstance(ids, str) else ids):
+            changed += self.connection.execute(sa.update(table).where(table.c.id.in_(part)).values(**values)).rowcount
         return changed
 
 
@@ -301,6 +339,22 @@ FAULTS = (
         "cannot be opened for writing ({}): mind the permissions of the file, its folder, and what lies beside it",
     ),
     (("not a database", "malformed"), "is damaged ({}): keep the file, and restore a backup (`voxloop restore`)"),
+    (
+        ("authentication failed", "no password supplied", "pg_hba.conf", 'role "', "permission denied"),
+        "refuses this user ({}): check the user and the password in the setting `catalog`, and what the role may do",
+    ),
+    (
+        (
+            "connection failed",
+            "failed to resolve host",
+            "connection is bad",
+            "connection timeout",
+            "server closed the connection",
+            "terminating",
+        ),
+        "cannot be reached ({}): check that the server runs and the host, port and database in the setting `catalog`",
+    ),
+    (("deadlock detected",), "undid a change, as two writers waited for each other ({}): run it again"),
 )
 
 
@@ -308,18 +362,18 @@ class Catalog:
     """The open catalog. Connections are pooled; each transaction takes one."""
 
     def __init__(self, url: str) -> None:
-        self.url = url
-        self.engine = sa.create_engine(url, json_serializer=_dumps, json_deserializer=_loads)
+        self.engine = _engine(url)
+        self._read = self.engine.execution_options(write=False)
         if self.engine.dialect.name == "sqlite":
             sa.event.listen(self.engine, "connect", _on_connect)
             sa.event.listen(self.engine, "begin", _on_begin)
-        elif self.engine.dialect.name != "postgresql":
-            raise WorkspaceError(f"catalog {self.engine.url!r}: needed is a sqlite or postgresql+psycopg URL")
+        else:
+            self._read = self._read.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
 
     @contextmanager
     def read(self) -> Iterator[Reader]:
-        """A consistent view; writes in it are not committed."""
-        with self._told(), self.engine.connect().execution_options(write=False) as connection:
+        """A consistent view, as of the first read in it. Nothing can be written in it."""
+        with self._told(), self._read.connect() as connection:
             yield Reader(connection)
 
     @contextmanager
@@ -337,7 +391,7 @@ class Catalog:
             found = next((remedy for signs, remedy in FAULTS if any(sign in str(error.orig) for sign in signs)), None)
             if found is None:
                 raise
-            raise WorkspaceError(f"the catalog {self.engine.url!r} {found.format(error.orig)}") from error
+            raise WorkspaceError(f"the catalog {self.engine.url!r} {found.format(_line(error.orig))}") from error
 
     def migrate(self) -> None:
         """Bring the schema to this program's version. Raises WorkspaceError for a newer catalog."""
@@ -347,8 +401,10 @@ class Catalog:
 
         config = Config()
         config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-        # On SQLite the IMMEDIATE transaction makes a second process wait, then find the work done.
+        # A second process waits, then finds the work done: on SQLite for the IMMEDIATE transaction.
         with self._told(), self.engine.begin() as connection:
+            if connection.dialect.name == "postgresql":
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(MIGRATING)))
             config.attributes["connection"] = connection
             try:
                 command.upgrade(config, "head")
@@ -359,14 +415,16 @@ class Catalog:
                 ) from error
 
     def compact(self) -> bool:
-        """Overwrite what deleted rows leave behind in the file; False where others hold the catalog just now.
+        """Overwrite what deleted rows leave behind in the files; False where others hold the catalog just now.
 
         SQLite keeps deleted content in free pages and in the write-ahead log until
         both are rewritten (https://sqlite.org/lang_vacuum.html), and in the index of
-        texts until its parts are merged. PostgreSQL's own vacuum does that.
+        texts until its parts are merged. PostgreSQL keeps it until a table is written
+        anew (https://www.postgresql.org/docs/current/sql-vacuum.html); its log,
+        replicas and backups are beyond what is reached here.
         """
-        if self.engine.dialect.name != "sqlite":
-            return True
+        if self.engine.dialect.name == "postgresql":
+            return self._rewrite()
         raw = self.engine.raw_connection()
         try:
             cursor = raw.cursor()
@@ -383,6 +441,21 @@ class Catalog:
             return not busy
         finally:
             raw.close()
+
+    def _rewrite(self) -> bool:
+        """Write every table of PostgreSQL anew; False where others hold one for longer than a moment."""
+        with self._told(), self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.exec_driver_sql(f"SET lock_timeout = {REWRITE_WAIT_MS}")
+            try:
+                for table in metadata.sorted_tables:
+                    connection.exec_driver_sql(f'VACUUM (FULL, ANALYZE) "{table.name}"')
+            except sa.exc.OperationalError as error:
+                if "lock timeout" in str(error.orig):
+                    return False
+                raise
+            finally:
+                connection.exec_driver_sql("RESET lock_timeout")
+        return True
 
     def copy(self, target: Path) -> None:
         """Write the catalog as it is at one moment to a new SQLite file, while others go on working.
@@ -403,6 +476,37 @@ class Catalog:
 
     def close(self) -> None:
         self.engine.dispose()
+
+
+REWRITE_WAIT_MS = 5000
+MIGRATING = 0x766F786C6F6F70  # the advisory lock of migrations: "voxloop", as PostgreSQL's locks are numbers
+
+
+def _engine(url: str) -> sa.Engine:
+    """The engine of a catalog's URL. Raises WorkspaceError, without the URL where a password could be in it."""
+    try:
+        parsed = sa.make_url(url)
+    except sa.exc.ArgumentError as error:
+        raise WorkspaceError(
+            "the setting `catalog` is no URL: needed is sqlite:///… or postgresql+psycopg://…"
+        ) from error
+    if parsed.drivername == "postgresql":
+        parsed = parsed.set(drivername="postgresql+psycopg")
+    if parsed.drivername not in ("sqlite", "postgresql+psycopg"):
+        raise WorkspaceError(f"catalog {parsed!r}: needed is a sqlite or postgresql+psycopg URL")
+    # A server ends connections when it restarts: each is tried before it is used.
+    options = {"pool_pre_ping": True} if parsed.drivername != "sqlite" else {}
+    try:
+        return sa.create_engine(parsed, json_serializer=_dumps, json_deserializer=_loads, **options)
+    except ModuleNotFoundError as error:
+        raise WorkspaceError(
+            f"catalog {parsed!r}: PostgreSQL's driver is not installed; `pip install 'voxloop[postgres]'` brings it"
+        ) from error
+
+
+def _line(error: BaseException | None) -> str:
+    """What a driver says, on one line; libpq adds hints on lines of their own."""
+    return " ".join(str(error).split())
 
 
 PRAGMAS = (

@@ -1,21 +1,27 @@
-"""Texts by what is in them: the index of all transcripts that an SQLite catalog keeps.
+"""Texts by what is in them: the indexes of all transcripts that the catalogs keep.
 
-The index is an FTS5 table of trigrams (https://sqlite.org/fts5.html#the_trigram_tokenizer): it knows which texts have
+SQLite's is an FTS5 table of trigrams (https://sqlite.org/fts5.html#the_trigram_tokenizer): it knows which texts have
 three characters in a row, in any script and whatever their case, but not where, and it holds no text. Triggers write
 it with each row. What it finds is therefore a little more than what is looked for, and the texts are looked at again.
-
 Two line ends after each text let it find one or two characters, which are the beginning of some trigram then.
+
+PostgreSQL's is a GIN index of pg_trgm (https://www.postgresql.org/docs/current/pgtrgm.html) over the texts without
+their case. It knows three letters or digits in a row; fewer are looked for in one text after the other.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from math import isqrt
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
+
+from voxloop.stores.tables import transcript
 
 INDEX = "transcript_text"  # rowid: transcript.number
 TRIGRAMS = "transcript_trigram"  # what is in the index, a row for each trigram and text
@@ -24,6 +30,7 @@ TRIGRAMS = "transcript_trigram"  # what is in the index, a row for each trigram 
 FORGET = f"INSERT INTO {INDEX}({INDEX}) VALUES ('optimize')"
 
 LENGTH = 3  # characters of a trigram
+TRIGRAM = re.compile(r"[^\W_]{3}")  # what PostgreSQL's index knows of a part
 TOGETHER = 4  # trigrams that are looked for together: more cost more and find hardly less
 ASKED = 100  # trigrams of a long text whose frequency is asked for
 
@@ -40,37 +47,58 @@ _trigrams = sa.table(TRIGRAMS, sa.column("term", sa.Text), sa.column("doc", sa.I
 
 
 class _Holds(FunctionElement[bool]):
-    """Whether a text holds a part that has no case any more; PostgreSQL says of all letters but ASCII that it may."""
+    """Whether a text holds a part that has no case any more: of the text, the part, and the part as a pattern."""
 
     type = sa.Boolean()
     inherit_cache = True
 
 
+class _HoldsAscii(_Holds):
+    """As `_Holds`, for a part in ASCII."""
+
+    inherit_cache = True
+
+
 def holds(text: sa.ColumnElement[str], part: str) -> sa.ColumnElement[bool]:
-    """Whether a text may hold `part`, whatever the case of both, looked at one by one."""
-    if part.isascii():
-        return sa.func.lower(text).contains(part.lower(), autoescape=True)
-    return _Holds(text, sa.literal(part.casefold()))
+    """Whether a text may hold `part`, whatever the case of both."""
+    folded = part.casefold()
+    kind = _HoldsAscii if part.isascii() else _Holds
+    return kind(text, sa.literal(folded), sa.literal(_pattern(folded)))
+
+
+def _pattern(folded: str) -> str:
+    """A pattern of LIKE for texts with this part. No text in PostgreSQL holds a NUL, nor may a pattern."""
+    escaped = re.sub(r"([\\%_])", r"\\\1", folded).replace("\0", "_")
+    return f"%{escaped}%"
 
 
 @compiles(_Holds, "sqlite")
 def _holds_sqlite(element: Any, compiler: Any, **more: Any) -> str:
-    text, part = (compiler.process(one, **more) for one in element.clauses)
+    text, part, _ = (compiler.process(one, **more) for one in element.clauses)
     return f"(instr(casefold({text}), {part}) > 0)"  # a function of ours: SQLite's lower() knows ASCII alone
 
 
+@compiles(_HoldsAscii, "sqlite")
+def _holds_ascii_sqlite(element: Any, compiler: Any, **more: Any) -> str:
+    text, part, _ = (compiler.process(one, **more) for one in element.clauses)
+    return f"(instr(lower({text}), {part}) > 0)"
+
+
 @compiles(_Holds, "postgresql")
-def _holds_postgresql(element: Any, compiler: Any, **_: Any) -> str:
-    return "true"
+def _holds_postgresql(element: Any, compiler: Any, **more: Any) -> str:
+    text, _, pattern = element.clauses
+    return f"(voxloop_casefold({compiler.process(text, **more)}) LIKE {compiler.process(pattern, **more)})"
 
 
-def few(connection: sa.Connection, part: str) -> list[int] | None:
-    """The numbers of the transcripts that may hold `part`, where these are so few that looking them up is the best way.
+def few(connection: sa.Connection, part: str) -> list[int] | list[str] | None:
+    """The keys of the transcripts that may hold `part`, where these are so few that looking them up is the best way.
 
-    None where there are more, and where the catalog has no index (PostgreSQL).
+    None where there are more, and where no index knows. What a key is depends on the database: `among` takes it.
     """
-    if connection.dialect.name != "sqlite" or not part or "\0" in part:
+    if not part or "\0" in part:
         return None
+    if connection.dialect.name == "postgresql":
+        return _few_postgresql(connection, part)
     folded = part.casefold()
     # SQLite folds letter by letter: a part with ß is looked for as it is and with ss.
     spelt = [folded] if len(folded) == len(part) else [part.lower(), folded]
@@ -86,9 +114,24 @@ def few(connection: sa.Connection, part: str) -> list[int] | None:
     return numbers if len(numbers) <= limit else None
 
 
-def among(column: sa.ColumnElement[int], numbers: list[int]) -> sa.ColumnElement[bool]:
-    """Whether a column is one of many numbers, in SQLite."""
-    return column.in_(sa.select(sa.func.json_each(json.dumps(numbers)).table_valued("value").c.value))
+def _few_postgresql(connection: sa.Connection, part: str) -> list[str] | None:
+    if not TRIGRAM.search(part):
+        return None
+    # As last counted by VACUUM or ANALYZE; -1: never, and then a table is small or will be counted soon.
+    texts = connection.exec_driver_sql("SELECT reltuples FROM pg_class WHERE oid = 'transcript'::regclass").scalar_one()
+    limit = isqrt(STEPS * max(int(texts), FIRST))
+    table = transcript.c
+    ids = connection.execute(sa.select(table.id).where(holds(table.text, part)).limit(limit + 1)).scalars().all()
+    return list(ids) if len(ids) <= limit else None
+
+
+def among(text: sa.FromClause, keys: list[int] | list[str]) -> sa.ColumnElement[bool]:
+    """Whether a transcript is one of those with these keys (`few`), which may be many."""
+    if not keys:
+        return sa.false()
+    if isinstance(keys[0], int):
+        return text.c.number.in_(sa.select(sa.func.json_each(json.dumps(keys)).table_valued("value").c.value))
+    return text.c.id == sa.any_(sa.literal(keys, postgresql.ARRAY(sa.String)))
 
 
 def _holding(connection: sa.Connection, part: str) -> sa.Select[Any]:

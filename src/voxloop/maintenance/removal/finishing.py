@@ -115,6 +115,7 @@ def finish(ws: Workspace, id: str, progress: Progress | None) -> bool:
     for start in range(0, len(keys), BLOBS_AT_ONCE):
         # The catalog is held meanwhile, so that nobody can name again what is deleted here.
         with ws.catalog.write() as tx:
+            tx.hold(Recording, Dataset, Evaluation)
             for key in keys[start : start + BLOBS_AT_ONCE]:
                 if not named(tx, key):
                     ws.blobs.delete(key)

@@ -31,7 +31,7 @@ from voxloop.maintenance.removal.finishing import (
     redaction,
     resume,
 )
-from voxloop.records import SAMPLE_RATE, Dataset, Evaluation, Model, Recording, Run
+from voxloop.records import SAMPLE_RATE, Dataset, Evaluation, Model, Recording, Run, Transcript, Utterance
 from voxloop.steps import datasets, training
 from voxloop.steps.evaluation import Scored, scores_of
 from voxloop.steps.recordings import audio_key
@@ -358,6 +358,8 @@ def alive(run_folder: Path) -> bool:
 
 def _commit(ws: Workspace, scope: _Scope, plan: _Plan, speaker: str | None, recording: str | None, by: str) -> Removal:
     with ws.completion() as tx:
+        # What refers to it must not come in meanwhile.
+        tx.hold(Recording, Utterance, Transcript, Dataset, Evaluation)
         if _scope(ws, tx, speaker, recording) != scope:
             raise _Changed
         id = str(ULID())

@@ -160,7 +160,7 @@ def _decode(
     for language, block in in_blocks(rows, decoding):
         waveforms = [read_span(ws, row.recording, row.start, row.end) for row in block]
         with ws.read() as reader:
-            around = [_around(reader, row) for row in block]
+            around = _around(reader, block)
         timed = any(spoken for *_, spoken in around)
         began = time.perf_counter()
         heard = recogniser.transcribe(waveforms, replace(decoding, language=language), word_times=timed)
@@ -176,15 +176,20 @@ def _decode(
     return [scored[row.utterance] for row in rows], took_s
 
 
-def _around(reader: Reader, row: DatasetRow) -> tuple[str | None, float | None, tuple[Word, ...]]:
-    """What the dataset does not say of a row: its session, its signal-to-noise ratio, its reference's word times."""
-    recording = reader.find(Recording, row.recording)
-    utterance = reader.find(Utterance, row.utterance)
-    transcript = reader.find(Transcript, row.transcript)
-    quality = (utterance and utterance.quality) or (recording and recording.quality)
-    # Undone since or not: the reference of this dataset is the text that it froze.
-    words = transcript.words if transcript and transcript.text == row.text else ()
-    return recording.session if recording else None, quality.snr_db if quality else None, words
+def _around(reader: Reader, rows: Sequence[DatasetRow]) -> list[tuple[str | None, float | None, tuple[Word, ...]]]:
+    """What the dataset does not say of its rows: session, signal-to-noise ratio, the reference's word times."""
+    recordings = reader.find_all(Recording, [row.recording for row in rows])
+    utterances = reader.find_all(Utterance, [row.utterance for row in rows])
+    texts = reader.find_all(Transcript, [row.transcript for row in rows])
+    found = []
+    for row in rows:
+        recording, utterance = recordings.get(row.recording), utterances.get(row.utterance)
+        transcript = texts.get(row.transcript)
+        quality = (utterance and utterance.quality) or (recording and recording.quality)
+        # Undone since or not: the reference of this dataset is the text that it froze.
+        words = transcript.words if transcript and transcript.text == row.text else ()
+        found.append((recording.session if recording else None, quality.snr_db if quality else None, words))
+    return found
 
 
 def in_blocks(rows: Sequence[DatasetRow], decoding: Decoding) -> Iterator[tuple[str | None, list[DatasetRow]]]:

@@ -175,6 +175,7 @@ def rollback(ws: Workspace, *, alias: str = CHAMPION, by: str = "cli") -> Promot
     Raises UnknownRecord where the alias was never given.
     """
     with ws.completion() as tx:
+        _lock(tx, alias)
         held = _held(tx, alias)
         if held is None:
             raise UnknownRecord(
@@ -238,8 +239,14 @@ def _held(reader: Reader, alias: str) -> Promotion | None:
     return reader.get(Promotion, id) if id else None
 
 
+def _lock(tx: Transaction, alias: str) -> None:
+    """Let nobody else move an alias in this transaction's time, also one that was never given and has no row yet."""
+    tx.lock(f"alias {alias}")
+
+
 def _move(tx: Transaction, promotion: Promotion, *, expected: Promotion | None) -> Promotion:
     """Write a movement and both aliases that follow from it. Raises ConflictError where it moved meanwhile."""
+    _lock(tx, promotion.alias)
     held = _held(tx, promotion.alias)
     if held != expected:
         raise ConflictError(

@@ -216,7 +216,7 @@ class _Writing:
         self._batch = batch
         self._split = split
         ids = [id for read in batch for id in _ids(read)]
-        self._before = _recordings(tx, ids)
+        self._before = _recordings(tx, ids, locked=True)
         self.there = dict(self._before)
         self.new: list[str] = []
         self.known: list[str] = []
@@ -303,12 +303,13 @@ def _ids(read: Read) -> list[str]:
     return [id for _, id in held]
 
 
-def _recordings(reader: Reader, ids: Sequence[str]) -> dict[str, Recording]:
-    """Those that are there, by id."""
+def _recordings(reader: Reader, ids: Sequence[str], *, locked: bool = False) -> dict[str, Recording]:
+    """Those that are there, by id; `locked` keeps others from describing them until the transaction ends."""
     table = tables.recording
     found: dict[str, Recording] = {}
-    for part in _parts(list(dict.fromkeys(ids))):
-        for row in reader.connection.execute(sa.select(table).where(table.c.id.in_(part))):
+    for part in _parts(sorted(set(ids))):
+        statement = sa.select(table).where(table.c.id.in_(part)).order_by(table.c.id)
+        for row in reader.connection.execute(statement.with_for_update(key_share=True) if locked else statement):
             found[row.id] = to_record(Recording, row)
     return found
 

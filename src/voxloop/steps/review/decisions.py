@@ -19,7 +19,6 @@ from voxloop.records import Transcript, TranscriptKind, Utterance, UtteranceStat
 from voxloop.steps.review.items import BATCH, EVERYTHING, Filters, Item, item_of, walk
 from voxloop.steps.review.queue import reviewer, skip_until
 from voxloop.stores import tables
-from voxloop.stores.catalog import to_record
 from voxloop.stores.tables import now_s
 
 if TYPE_CHECKING:
@@ -293,17 +292,16 @@ def write_rejection(tx: Transaction, item: Item, *, reason: str, by: str) -> Dec
 
 
 def locked(tx: Transaction, id: str) -> Item:
-    """An utterance by its whole id with its row locked (SQLite's writers are alone anyway). Raises UnknownRecord."""
-    table = tables.utterance
-    row = tx.connection.execute(sa.select(table).where(table.c.id == id).with_for_update()).first()
-    if row is None:
+    """An utterance by its whole id with its row locked, so that its texts stay what they are. Raises UnknownRecord."""
+    utterance = tx.find(Utterance, id)
+    if utterance is None:
         raise UnknownRecord(f"no utterance {id!r} in this workspace; `voxloop review list` lists them")
-    return item_of(tx, to_record(Utterance, row))
+    return item_of(tx, utterance)
 
 
 def _opened(tx: Transaction, utterance: str) -> Item:
     """An utterance by an id that may be short, its row locked."""
-    return locked(tx, tx.get(Utterance, utterance).id)
+    return item_of(tx, tx.get(Utterance, utterance))
 
 
 def _check_seen(tx: Transaction, item: Item, *, by: str, seen: str | None) -> None:

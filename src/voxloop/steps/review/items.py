@@ -183,10 +183,10 @@ def _few(reader: Reader, where: Filters) -> tuple[list[sa.ColumnElement[bool]], 
     """
     table = tables.utterance
     if where.contains:
-        numbers = search.few(reader.connection, where.contains)
-        if numbers is not None:
+        keys = search.few(reader.connection, where.contains)
+        if keys is not None:
             text = tables.transcript.alias()
-            said = search.among(text.c.number, numbers), search.holds(text.c.text, where.contains)
+            said = search.among(text, keys), search.holds(text.c.text, where.contains)
             found = table.c.id.in_(sa.select(text.c.utterance).where(*said))
             return [found], _conditions(replace(where, contains=None), indexed=False)
     for column, least, most, below in (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import islice
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -81,12 +82,10 @@ def next(ws: Workspace, *, by: str, where: Filters = EVERYTHING) -> Turn | None:
             return None
         for id in ids:
             with ws.transaction() as tx:
-                status = tx.connection.execute(
-                    sa.select(tables.utterance.c.status).where(tables.utterance.c.id == id).with_for_update()
-                ).scalar()
-                if status != "transcribed":
+                utterance = tx.find(Utterance, id)
+                if utterance is None or utterance.status != "transcribed":
                     continue
-                item = item_of(tx, tx.get(Utterance, id))
+                item = item_of(tx, utterance)
                 values = {
                     "by": by,
                     "taken": now_s(),
@@ -163,9 +162,12 @@ def _upsert(
     insert = postgresql.insert if tx.connection.dialect.name == "postgresql" else sqlite.insert
     fresh = {"utterance": utterance, "taken": 0.0, "until": 0.0, "skipped": 0.0, **values}
     statement = (
-        insert(turn).values(fresh).on_conflict_do_update(index_elements=["utterance"], set_=values, where=only_if)
+        insert(turn)
+        .values(fresh)
+        .on_conflict_do_update(index_elements=["utterance"], set_=values, where=only_if)
+        .returning(turn.c.utterance)
     )
-    return bool(tx.connection.execute(statement).rowcount)
+    return tx.connection.execute(statement).first() is not None
 
 
 # The order -----------------------------------------------------------------------------------------------------------
@@ -194,6 +196,7 @@ def prioritise(ws: Workspace) -> Ranking:
         if abs(priority - before) > 1e-6:
             changes.append({"ranked": id, "found": priority})
     ranking = Ranking(waiting=len(rows), moved=len(changes), reviewed=reviewed, without_vector=len(rows) - len(novelty))
+    changes.sort(key=itemgetter("ranked"))  # locked in the order in which others lock them
     with ws.completion() as tx:
         if changes:
             tx.connection.execute(
