@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
-import json
 import shutil
 import uuid
 from functools import lru_cache
@@ -14,7 +12,8 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 
 from voxloop.errors import ModelError, UnknownRecord
-from voxloop.families.contract import Recogniser, family
+from voxloop.families.contract import Recogniser, require
+from voxloop.families.registry import family, family_of
 from voxloop.records import Model
 from voxloop.starter import STARTER_DIR
 from voxloop.stores import tables
@@ -63,7 +62,7 @@ def _register(ws: Workspace, name: str) -> Model:
             f"{folder} holds no .safetensors weights: needed is a folder with config.json, tokenizer and safetensors"
         )
     where = name if folder != Path(name).absolute() else str(folder)
-    model = Model(id=model_id(files), family=_family_of(folder), base=where, kind="full", where=where, files=files)
+    model = Model(id=model_id(files), family=family_of(folder), base=where, kind="full", where=where, files=files)
     with ws.read() as reader:
         known = reader.find(Model, model.id)
     if known:
@@ -87,16 +86,6 @@ def model_id(files: dict[str, str]) -> str:
     """`sha256-<hex>` over the files' names and hashes."""
     lines = "".join(f"{name} {files[name]}\n" for name in sorted(files))
     return f"sha256-{hashlib.sha256(lines.encode()).hexdigest()}"
-
-
-def _family_of(folder: Path) -> str:
-    try:
-        found = json.loads((folder / "config.json").read_text()).get("model_type")
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{folder} holds no readable config.json, so it is no model folder: {error}") from error
-    if found != "whisper":
-        raise ModelError(f"{folder} holds a model of type {found!r}; this version knows Whisper")
-    return "whisper"
 
 
 def _hub_folder(name: str) -> Path:
@@ -132,20 +121,28 @@ def device(ws: Workspace) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def engine(ws: Workspace) -> str:
-    """What runs models here, as `Decoding.engine` names it: `torch`, or ctranslate2 with what it computes in."""
+def engine(ws: Workspace, model: Model | None = None) -> str:
+    """What runs a model here (None: the one that is used by default), as `Decoding.engine` names it.
+
+    `torch`, or ctranslate2 with what it computes in. Raises UsageError for an engine that the model's family lacks.
+    """
     asked = ws.settings.engine
-    if asked == "auto":
-        asked = "ctranslate2" if importlib.util.find_spec("ctranslate2") else "torch"
     if asked == "torch":
         return asked
+    kind = family((model or base_model(ws)).family)
+    if asked == "auto":
+        asked = kind.engines()[0]
+        if asked == "torch":
+            return asked
+    else:
+        require(kind, "ctranslate2")
     return f"{asked}-{ws.settings.compute_type or ('float16' if device(ws).startswith('cuda') else 'int8')}"
 
 
 def converted(ws: Workspace, model: Model, compute_type: str) -> Path:
     """The model's CTranslate2 form in the workspace's cache: made once, and anew where it is damaged."""
     target = ws.folder / "cache" / "ctranslate2" / f"{model.id}-{compute_type}"
-    kind = family(model.family)
+    kind = require(family(model.family), "ctranslate2")
     if kind.intact(target):
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -175,7 +172,7 @@ def recogniser(ws: Workspace, model: Model, engine_name: str | None = None) -> R
 
     if ws.settings.threads:
         torch.set_num_threads(ws.settings.threads)
-    key = (model.id, device(ws), engine_name or engine(ws))
+    key = (model.id, device(ws), engine_name or engine(ws, model))
     if key not in _LOADED:
         while len(_LOADED) > 1:
             _LOADED.pop(next(iter(_LOADED)))
@@ -184,6 +181,8 @@ def recogniser(ws: Workspace, model: Model, engine_name: str | None = None) -> R
         if name == "torch":
             _LOADED[key] = kind.load(model_folder(ws, model), device=key[1])
         else:
-            _LOADED[key] = kind.load_converted(converted(ws, model, compute_type), device=key[1])
+            _LOADED[key] = require(kind, "ctranslate2").load_converted(
+                converted(ws, model, compute_type), device=key[1]
+            )
     _LOADED[key] = _LOADED.pop(key)
     return _LOADED[key]

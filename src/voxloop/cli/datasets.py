@@ -45,7 +45,8 @@ def dataset_build(
         float | None, typer.Option(help="Texts longer for their audio stay out. [default: 40]")
     ] = None,
     max_label_tokens: Annotated[
-        int | None, typer.Option(help="Texts longer than a model can write stay out. [default: 448]")
+        int | None,
+        typer.Option(help="Texts longer than a model can write stay out. [default: the base model's limit]"),
     ] = None,
     keep_outliers: Annotated[
         bool, typer.Option("--keep-outliers", help="Keep texts far too long or short beside the others.")

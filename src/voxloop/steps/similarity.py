@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from voxloop.families.contract import require
+from voxloop.families.registry import family
 from voxloop.models import STARTER, base_model, recogniser
 from voxloop.records import Utterance
 from voxloop.steps import utterances as _utterances
@@ -29,6 +31,7 @@ def index(ws: Workspace, recordings: str | Sequence[str]) -> int:
     """
     ids = [recordings] if isinstance(recordings, str) else list(recordings)
     model = base_model(ws, STARTER)
+    require(family(model.family), "embeddings")
     with ws.read() as reader:
         found = reader.all(Utterance, tables.utterance.c.recording.in_(ids))
     made = []

@@ -33,8 +33,10 @@ BLOCK_S = 600.0  # seconds of audio read, transcribed and committed at a time
 # In the pipeline -----------------------------------------------------------------------------------------------------
 
 
-def decoding(ws: Workspace, language: str | None = None, audio_context: AudioContext = "auto") -> Decoding:
-    """How this workspace reads text off its model."""
+def decoding(
+    ws: Workspace, language: str | None = None, audio_context: AudioContext = "auto", *, model: Model | None = None
+) -> Decoding:
+    """How this workspace reads text off a model (None: the one that is used by default)."""
     settings = ws.settings
     guards = Guards(
         max_compression=settings.guard_compression,
@@ -44,7 +46,7 @@ def decoding(ws: Workspace, language: str | None = None, audio_context: AudioCon
     return Decoding(
         language=language or settings.language or None,
         audio_context=audio_context,
-        engine=engine(ws),
+        engine=engine(ws, model),
         batch_seconds=settings.batch_seconds,
         guards=guards if settings.guards else None,
     )
@@ -66,7 +68,7 @@ def transcribe(ws: Workspace, recordings: str | Sequence[str]) -> list[Transcrip
         for block in blocks(group, [utterance.samples for utterance in group]):
             waveforms = [_utterances.utterance_audio(ws, utterance) for utterance in block]
             heard = recogniser(ws, model).transcribe(
-                waveforms, decoding(ws, language), word_times=ws.settings.word_times
+                waveforms, decoding(ws, language, model=model), word_times=ws.settings.word_times
             )
             found = [_hypothesis(u, model, hypothesis) for u, hypothesis in zip(block, heard, strict=True)]
             with ws.transaction() as tx:
@@ -283,7 +285,7 @@ def transcribe_file(
 
         if progress:
             progress(0.0, seconds(samples))
-        asked = decoding(ws, language, audio_context)
+        asked = decoding(ws, language, audio_context, model=record)
         speaker = recogniser(ws, record)
         trimmed = speaker.context(audio_context) == "trimmed"
         joining = _utterances.PHRASES if trimmed else _utterances.WINDOWS
@@ -309,7 +311,7 @@ def transcribe_file(
 
 def transcribe_waveforms(ws: Workspace, waveforms: Sequence[Waveform], model: Model) -> list[Hypothesis]:
     """Texts of waveforms of at most 30 s by a given model."""
-    return recogniser(ws, model).transcribe(waveforms, decoding(ws))
+    return recogniser(ws, model).transcribe(waveforms, decoding(ws, model=model))
 
 
 T = TypeVar("T")

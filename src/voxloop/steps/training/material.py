@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from voxloop.errors import AudioError, SettingError
+from voxloop.families.registry import family
 from voxloop.records import SAMPLE_RATE, Dataset, Model, Run
 from voxloop.speech import audio
 from voxloop.steps import datasets
@@ -29,12 +30,16 @@ NOISES_S = 1800.0  # of all files: they are held in memory, 115 MB
 
 
 def resolved(ws: Workspace, recipe: Recipe, dataset: Dataset, base: Model) -> Recipe:
-    """The recipe with the ids of the datasets that are heard again, so that the run's record is complete.
+    """The recipe with the ids of the datasets that are heard again and the layers that get adapters.
+
+    So that the run's record is complete.
 
     Raises UnknownRecord for a dataset, and SettingError for a folder of noises, that is not there.
     """
     if recipe.noise_folder is not None and not Path(recipe.noise_folder).expanduser().is_dir():
         raise SettingError(f"noise_folder is {recipe.noise_folder!r}: there is no such folder")
+    if recipe.method == "lora" and not recipe.lora_targets:
+        recipe = replace(recipe, lora_targets=family(base.family).lora_targets)
     if not recipe.replay_share:
         return replace(recipe, replay_from=())
     named = [datasets.find(ws, name).id for name in recipe.replay_from] or learnt(ws, base)

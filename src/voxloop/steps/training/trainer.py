@@ -20,6 +20,7 @@ import torch
 from transformers import PrinterCallback, Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
 
 from voxloop.errors import TrainingError
+from voxloop.families.contract import require
 from voxloop.steps.training import ctc, recipes
 from voxloop.steps.training.batches import Collator, loader
 from voxloop.steps.training.files import BEST, LOOP_STATE, METRICS, append_line, read_json, sync, write_json
@@ -112,7 +113,7 @@ class SpeechTrainer(Seq2SeqTrainer):  # type: ignore[misc]
             report_to=[],
         )
         self.pace = Pace(session)
-        super().__init__(model=session.model, args=args, callbacks=[self.pace], compute_loss_func=_loss)
+        super().__init__(model=session.model, args=args, callbacks=[self.pace], compute_loss_func=_per_token)
         self.model_accepts_loss_kwargs = False  # the loss is ours; the model need not know how many tokens there are
         self.remove_callback(PrinterCallback)
         if session.ctc:
@@ -187,25 +188,21 @@ class SpeechTrainer(Seq2SeqTrainer):  # type: ignore[misc]
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Cross-entropy by `_loss`, and CTC beside it where the recipe says so, both per token of the step."""
-        inputs["use_cache"] = False  # nothing is generated here, and gradient checkpointing could keep no cache
+        """Cross-entropy, and CTC beside it where the recipe says so, both per token of the step."""
         heard = [inputs.pop(name) for name in ctc.INPUTS if name in inputs]
         labels = inputs["labels"]
-        inputs |= {"answers": labels, "smoothing": self.session.recipe.label_smoothing}
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
-        if self.session.ctc:
-            tokens = (labels != -100).sum() if num_items_in_batch is None else num_items_in_batch
-            loss = loss + self.session.ctc.loss(outputs.encoder_last_hidden_state, *heard) / tokens
+        session = self.session
+        loss, outputs = session.family.loss(session.trainable, model, inputs, smoothing=session.recipe.label_smoothing)
+        if session.ctc:
+            loss = loss + session.ctc.loss(outputs.encoder_last_hidden_state, *heard)
+        loss = _per_token(loss, labels, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
     def _encoded(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """The batch after the encoder, in the number format that the decoder takes."""
+        """The batch after the encoder."""
         session, kind = self.session, _AUTOCAST.get(self.session.precision)
         with torch.autocast(self.args.device.type, kind, enabled=kind is not None):
-            inputs = session.family.encode(session.trainable, self._prepare_inputs(inputs))
-        if kind is not None:
-            inputs["encoder_outputs"] = inputs["encoder_outputs"].to(kind)
-        return inputs
+            return require(session.family, "encoder states").encode(session.trainable, self._prepare_inputs(inputs))
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         made: Any = getattr(self, "lr_scheduler", None)
@@ -218,7 +215,7 @@ class SpeechTrainer(Seq2SeqTrainer):  # type: ignore[misc]
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         epoch, index, clips = inputs.pop("place")
         drawn = inputs.pop("drawn")
-        if self.session.encoded and "input_features" in inputs:
+        if self.session.encoded and drawn not in self.session.encoded:
             inputs = self._encoded(inputs)
             self.session.encoded.write(drawn, inputs)
         loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
@@ -317,9 +314,8 @@ def _sentence(line: dict[str, Any]) -> str:
     return f"{', '.join(parts)}, {line['elapsed_s']:.1f} s"
 
 
-def _loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | None = None) -> torch.Tensor:
-    """Cross-entropy over the tokens of all batches of a step, so that accumulation changes nothing."""
-    total: torch.Tensor = outputs.loss
+def _per_token(total: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor | None) -> torch.Tensor:
+    """The loss over the tokens of all batches of a step, so that accumulation changes nothing."""
     return total / ((labels != -100).sum() if num_items_in_batch is None else num_items_in_batch)
 
 
@@ -445,7 +441,7 @@ def _measure_base(session: Session, trainer: SpeechTrainer) -> None:
     if not session.val:
         session.note("the val split is empty: nothing is measured while training, and the last weights are kept")
         return
-    score = session.measure(0, context=session.trainable.extra.get("base_context", "auto"))
+    score = session.measure(0, context=session.trainable.base_context)
     session.progress.base = session.progress.best = score
     trainer.log(_metrics(score))
 
@@ -463,9 +459,7 @@ def _finish(session: Session, trainer: SpeechTrainer) -> None:
         progress.best = kept
     if progress.best is not None and progress.best.step == 0:
         session.note("training made the model no better on val: `best` is the base model")
-        base = session.family.open_for_training(
-            session.config.base, audio_context=session.trainable.extra.get("base_context", "full")
-        )
+        base = session.family.open_for_training(session.config.base, audio_context=session.trainable.base_context)
         (session.folder / BEST).unlink(missing_ok=True)
         shutil.rmtree(session.folder / "best", ignore_errors=True)
         session.family.save(base, base.model, session.folder / "best")
