@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from voxloop.errors import AudioError, SettingError
+from voxloop.families.contract import require
 from voxloop.families.registry import family
 from voxloop.records import SAMPLE_RATE, Dataset, Model, Run
 from voxloop.speech import audio
@@ -34,12 +35,18 @@ def resolved(ws: Workspace, recipe: Recipe, dataset: Dataset, base: Model) -> Re
 
     So that the run's record is complete.
 
-    Raises UnknownRecord for a dataset, and SettingError for a folder of noises, that is not there.
+    Raises UnknownRecord for a dataset, and SettingError for a folder of noises, that is not there; UsageError where
+    the recipe asks for what the base model's family lacks.
     """
+    kind = family(base.family)
+    if recipe.audio_context == "trimmed":
+        require(kind, "short context")
+    if recipe.ctc_weight or recipe.encoder_copies:
+        require(kind, "encoder states")
     if recipe.noise_folder is not None and not Path(recipe.noise_folder).expanduser().is_dir():
         raise SettingError(f"noise_folder is {recipe.noise_folder!r}: there is no such folder")
     if recipe.method == "lora" and not recipe.lora_targets:
-        recipe = replace(recipe, lora_targets=family(base.family).lora_targets)
+        recipe = replace(recipe, lora_targets=kind.lora_targets)
     if not recipe.replay_share:
         return replace(recipe, replay_from=())
     named = [datasets.find(ws, name).id for name in recipe.replay_from] or learnt(ws, base)
