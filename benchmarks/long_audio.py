@@ -20,7 +20,8 @@ import numpy as np
 from benchmarks import peers
 from benchmarks.apart import apart
 from benchmarks.side_by_side import Row, compare
-from voxloop.families.contract import AudioContext, Decoding, family
+from voxloop.families.contract import AudioContext, Decoding
+from voxloop.families.registry import family
 from voxloop.pipeline import open_loop
 from voxloop.speech import text
 from voxloop.speech.audio import decode

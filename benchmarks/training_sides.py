@@ -135,7 +135,7 @@ def write_manifest(folder: Path, sounds: Sequence[Any], texts: Sequence[str]) ->
 
 def batch_seconds(manifest: Path) -> float:
     """The budget that holds 8 of the longest clips."""
-    from voxloop.families.contract import family
+    from voxloop.families.registry import family
     from voxloop.steps.training.batches import read_rows
 
     return BATCH * family("whisper").padded_seconds(max(row.duration for row in read_rows(manifest)))

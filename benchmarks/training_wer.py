@@ -120,7 +120,7 @@ def _speech(voice: learning.Voice, seed: int) -> tuple[list[Any], list[str]]:
 
 def _budget(manifest: Path, recipe: Recipe, *, batches: int) -> float:
     """The seconds of a batch with which an epoch of ours has as many batches as the peer's."""
-    from voxloop.families.contract import family
+    from voxloop.families.registry import family
     from voxloop.steps.training.batches import Plan, read_rows
 
     whisper = family("whisper")
@@ -142,7 +142,8 @@ def _rates(
     model: Path, context: Literal["trimmed", "full"], heard: dict[str, tuple[Sounds, list[str]]]
 ) -> dict[str, float]:
     """Word error rates of each set in percent."""
-    from voxloop.families.contract import Decoding, family
+    from voxloop.families.contract import Decoding
+    from voxloop.families.registry import family
 
     recogniser = family("whisper").load(model)
     decoding = Decoding(language="en", audio_context=context)

@@ -38,7 +38,8 @@ from benchmarks.peers import (
     whisper_model,
 )
 from benchmarks.side_by_side import Row, compare, rows_table, write
-from voxloop.families.contract import Decoding, family
+from voxloop.families.contract import Decoding
+from voxloop.families.registry import family
 from voxloop.speech import text
 from voxloop.speech.audio import decode
 from voxloop.starter import STARTER_DIR

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import importlib.util
-import json
 import os
 import shutil
 import sys
@@ -25,7 +23,8 @@ import sqlalchemy as sa
 
 from voxloop import hub
 from voxloop.errors import BlobError, ModelError, UnknownRecord
-from voxloop.families.contract import Recogniser, family
+from voxloop.families.contract import Recogniser, require
+from voxloop.families.registry import family, family_of
 from voxloop.records import Model
 from voxloop.starter import STARTER_DIR
 from voxloop.stores import tables
@@ -130,23 +129,13 @@ def _registered(ws: Workspace, folder: Path, names: Iterable[str], *, base: str,
         if known:
             tx.change(Model, id, base=base, where=where)
         else:
-            tx.add(Model(id=id, family=_family_of(folder), base=base, kind="full", where=where, files=files))
+            tx.add(Model(id=id, family=family_of(folder), base=base, kind="full", where=where, files=files))
         return tx.get(Model, id)
 
 
 def _moved(model: Model) -> bool:
     """Whether the folder that a model was registered from is gone."""
     return model.run is None and Path(model.where).is_absolute() and not Path(model.where).is_dir()
-
-
-def _family_of(folder: Path) -> str:
-    try:
-        found = json.loads((folder / "config.json").read_text()).get("model_type")
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{folder} holds no readable config.json, so it is no model folder: {error}") from error
-    if found != "whisper":
-        raise ModelError(f"{folder} holds a model of type {found!r}; this version knows Whisper")
-    return "whisper"
 
 
 # Its files -----------------------------------------------------------------------------------------------------------
@@ -263,13 +252,21 @@ def device(ws: Workspace) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def engine(ws: Workspace) -> str:
-    """What runs models here, as `Decoding.engine` names it: `torch`, or ctranslate2 with what it computes in."""
+def engine(ws: Workspace, model: Model | None = None) -> str:
+    """What runs a model here (None: the one that is used by default), as `Decoding.engine` names it.
+
+    `torch`, or ctranslate2 with what it computes in. Raises UsageError for an engine that the model's family lacks.
+    """
     asked = ws.settings.engine
-    if asked == "auto":
-        asked = "ctranslate2" if importlib.util.find_spec("ctranslate2") else "torch"
     if asked == "torch":
         return asked
+    kind = family((model or base_model(ws)).family)
+    if asked == "auto":
+        asked = kind.engines()[0]
+        if asked == "torch":
+            return asked
+    else:
+        require(kind, "ctranslate2")
     return f"{asked}-{ws.settings.compute_type or ('float16' if device(ws).startswith('cuda') else 'int8')}"
 
 
@@ -279,7 +276,7 @@ def converted(ws: Workspace, model: Model, compute_type: str) -> Path:
     Processes that want the same one wait for the first to make it. Raises ModelError.
     """
     target = ws.folder / CONVERSIONS / f"{model.id}-{compute_type}"
-    kind = family(model.family)
+    kind = require(family(model.family), "ctranslate2")
     if kind.intact(target):
         os.utime(target)  # when it was used last: what is not used goes one day
         return target
@@ -354,7 +351,7 @@ def loaded(ws: Workspace, model: Model, engine_name: str | None = None) -> Itera
     This makes loading safe for threads, not the recogniser: whether two may transcribe
     with it at the same moment is for its family to say.
     """
-    key = (model.id, device(ws), engine_name or engine(ws))
+    key = (model.id, device(ws), engine_name or engine(ws, model))
     with _COUNTING:
         held = _LOADED[key] = _LOADED.pop(key) if key in _LOADED else LoadedModel()
         held.users += 1
@@ -398,4 +395,4 @@ def _load(ws: Workspace, model: Model, on: str, engine_name: str) -> Recogniser:
     name, _, compute_type = engine_name.partition("-")
     if name == "torch":
         return kind.load(model_folder(ws, model), device=on)
-    return kind.load_converted(converted(ws, model, compute_type), device=on)
+    return require(kind, "ctranslate2").load_converted(converted(ws, model, compute_type), device=on)

@@ -114,7 +114,7 @@ def clips(folder: Path) -> dict[tuple[int, int], list[str]]:
 
 
 def _padded(seconds: float) -> float:
-    from voxloop.families.contract import family
+    from voxloop.families.registry import family
 
     return family("whisper").padded_seconds(seconds)
 

@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import WhisperForConditionalGeneration
 
-from voxloop.families.contract import family
+from voxloop.families.registry import family
 from voxloop.steps.training import trainer
 from voxloop.steps.training.batches import Plan, read_rows
 from voxloop.steps.training.recipes import Recipe

@@ -14,7 +14,7 @@ from tests.unit import frozen_speech
 from voxloop import models
 from voxloop.errors import ConflictError, UsageError
 from voxloop.pipeline import open_loop
-from voxloop.records import Evaluation
+from voxloop.records import Evaluation, Model
 from voxloop.settings import Settings
 from voxloop.steps.datasets import DatasetRow
 from voxloop.steps.evaluation import Scored, evaluate
@@ -100,6 +100,22 @@ def test_evaluations_under_other_conditions_do_not_compare(ws: Workspace, tmp_pa
         changed: Any = replace(new, **change)
         with pytest.raises(UsageError, match=f"differ in {next(iter(change))}"):
             compare(ws, changed, old)
+
+
+def test_how_much_was_decoded_at_once_does_not_matter(ws: Workspace, tmp_path: Path) -> None:
+    new, old = both(ws, tmp_path, frozen_speech.wrong_in(0.5), frozen_speech.wrong_in(0.0), clips=6)
+    changed = replace(new, decoding=new.decoding | {"batch_seconds": 7.0})
+    assert compare(ws, changed, old).verdict == compare(ws, new, old).verdict
+
+
+def test_models_of_one_family_are_compared_on_one_engine_and_others_on_their_own(ws: Workspace, tmp_path: Path) -> None:
+    new, old = both(ws, tmp_path, frozen_speech.wrong_in(0.5), frozen_speech.wrong_in(0.0), clips=6)
+    faster = replace(old, decoding=old.decoding | {"engine": "ctranslate2-int8"})
+    with pytest.raises(UsageError, match="differ in decoding"):
+        compare(ws, new, faster)
+    with ws.catalog.write() as tx:
+        tx.add(Model(id="sha256-other", family="voxtral", base="b", kind="full", where="w"))
+    assert compare(ws, replace(new, model="sha256-other"), faster).verdict == compare(ws, new, old).verdict
 
 
 def test_a_changed_file_is_noticed(ws: Workspace, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +13,9 @@ import pytest
 from tests.unit import frozen_speech, tiny_whisper
 from voxloop import models
 from voxloop.errors import UnknownRecord, UsageError
-from voxloop.families.contract import Decoding
+from voxloop.families.contract import Decoding, Guards
 from voxloop.pipeline import open_loop
-from voxloop.records import Event, Recording, Transcript
+from voxloop.records import Evaluation, Event, Recording, Transcript
 from voxloop.speech import text
 from voxloop.speech.audio import decode, from_pcm16, to_pcm16
 from voxloop.steps import datasets, evaluation, transcripts
@@ -96,6 +96,61 @@ def test_a_model_is_decoded_once_and_everything_heard_is_kept(ws: Workspace, tmp
     assert asked == []
     assert len(events(ws, "model.evaluated")) == 1
     assert evaluate(ws, decoding=Decoding(language="en", beams=2)).id != first.id
+
+
+def test_only_what_decides_the_text_makes_an_evaluation_another_one(ws: Workspace, tmp_path: Path) -> None:
+    frozen_speech.freeze(ws, tmp_path / "speech", clips=4)
+    asked = Decoding(language="en", batch_seconds=40.0)
+    first = evaluate(ws, decoding=asked)
+    assert evaluate(ws, decoding=replace(asked, batch_seconds=10.0)) == first
+    assert len(events(ws, "model.evaluated")) == 1
+    for other in (replace(asked, max_new_tokens=7), replace(asked, guards=Guards()), replace(asked, beams=2)):
+        assert evaluate(ws, decoding=other).id != first.id
+
+
+def test_an_identity_leaves_out_what_is_at_its_default() -> None:
+    """So a field that a later version adds changes no id, as long as its default means what was done before."""
+    assert Decoding().identity() == {}
+    assert Decoding(batch_seconds=7.0).identity() == {}
+    assert Decoding(guards=Guards()).identity() == {"guards": {}}
+    changed = Decoding(beams=3, language="vi", guards=Guards(min_logprob=-2.0, temperatures=()))
+    assert changed.identity() == {"beams": 3, "language": "vi", "guards": {"min_logprob": -2.0, "temperatures": ()}}
+
+    @dataclass(frozen=True, kw_only=True, slots=True)
+    class Later(Decoding):
+        prompt: str = ""
+
+    id = evaluation.evaluation_id("m", "d", "test", Decoding(beams=2), "n")
+    assert evaluation.evaluation_id("m", "d", "test", Later(beams=2), "n") == id
+    assert evaluation.evaluation_id("m", "d", "test", Later(beams=2, prompt="names"), "n") != id
+    assert id == "sha256-df244c83dbaad849fe8413149c383a40263fc450d98684e3e02a610fe406bf36"
+
+
+def test_an_evaluation_under_an_id_of_the_first_formula_is_found(ws: Workspace) -> None:
+    """It hashed every field, `batch_seconds` too: [model, dataset, split, decoding.as_dict(), normaliser]."""
+    asked = Decoding(language="en", batch_seconds=60.0, engine="ctranslate2-int8", guards=Guards())
+    stored = Evaluation(
+        id="sha256-847fcb9c5853eba90c85eaa5ea13975973177eeaee376e9098227e3df991bf43",
+        model="sha256-model",
+        dataset="sha256-dataset",
+        split="test",
+        decoding=asked.as_dict(),
+        normaliser="whisper-english/1",
+        scores={"wer": 0.1},
+        hypotheses="evaluations/first.jsonl",
+    )
+    with ws.catalog.write() as tx:
+        tx.add(stored)
+
+    def found(decoding: Decoding, normaliser: str = "whisper-english/1") -> str | None:
+        one = evaluation.find_evaluation(ws, "sha256-model", "sha256-dataset", "test", decoding, normaliser)
+        return one.id if one else None
+
+    assert found(asked) == stored.id
+    assert found(replace(asked, batch_seconds=120.0)) == stored.id
+    assert found(replace(asked, engine="torch")) is None
+    assert found(replace(asked, guards=None)) is None
+    assert found(asked, "whisper-basic/1") is None
 
 
 def test_another_model_of_the_same_weights_hears_the_same(ws: Workspace, tmp_path: Path) -> None:

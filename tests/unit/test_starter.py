@@ -9,7 +9,8 @@ import shutil
 import numpy as np
 import pytest
 
-from voxloop.families.contract import Decoding, family
+from voxloop.families.contract import Decoding
+from voxloop.families.registry import family
 from voxloop.starter import STARTER_DIR
 
 needs_espeak = pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed")

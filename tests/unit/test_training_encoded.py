@@ -12,7 +12,8 @@ import torch
 from tests.unit import tiny_whisper
 from tests.unit.test_training import StopAt, lay_out, metrics, weights
 from voxloop.errors import SettingError, TrainingError
-from voxloop.families.contract import Trainable, family
+from voxloop.families.contract import Trainable
+from voxloop.families.registry import family
 from voxloop.families.whisper import Whisper
 from voxloop.steps.training import disk, recipes, trainer
 from voxloop.steps.training.batches import Plan, read_rows

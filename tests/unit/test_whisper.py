@@ -13,7 +13,8 @@ from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneratio
 
 from tests.unit import tiny_whisper
 from voxloop.errors import ModelError, TrainingError, UsageError
-from voxloop.families.contract import Decoding, family
+from voxloop.families.contract import Decoding
+from voxloop.families.registry import family
 from voxloop.families.whisper import WHISPER
 from voxloop.families.whisper.features import MARGIN_S, features_of, log_mel, padded_frames
 from voxloop.families.whisper.reading import SPARE_TOKENS, TOKENS_PER_S

@@ -61,7 +61,10 @@ def dataset_build(
     ] = None,
     max_label_tokens: Annotated[
         int | None,
-        typer.Option(help="Leave out texts of more tokens than this, which a model cannot write.", show_default="448"),
+        typer.Option(
+            help="Leave out texts of more tokens than this, which a model cannot write.",
+            show_default="the base model's limit",
+        ),
     ] = None,
     keep_outliers: Annotated[
         bool,

@@ -235,7 +235,7 @@ def model_export(
         source = (
             Path(model_folder(ws, found))
             if format is ModelFormat.transformers
-            else converted(ws, found, engine(ws).partition("-")[2])
+            else converted(ws, found, engine(ws, found).partition("-")[2])
         )
         shutil.copytree(source, folder)
     typer.echo(folder)

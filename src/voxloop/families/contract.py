@@ -1,18 +1,21 @@
-"""What every model family offers: recognise speech now, and be trained.
+"""The contract between the steps and a model family: what every family can do, and what some can do besides.
 
-A family module (`whisper.py`) implements these protocols; steps see nothing else of it.
-Letters in shapes: `B` batch, `S` samples, `F` mel channels, `T` mel frames, `U` label tokens, `D` width.
+A family is an object that has `Family`, found by name in `registry.py`; steps see nothing else of it. What only some
+families can do is a capability: a caller asks for it with `require`, which refuses by name what a family lacks.
+
+Letters in shapes: `B` batch, `S` samples, `F` mel channels, `T` mel frames, `E` encoder positions, `U` label tokens,
+`D` width.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, overload
 
-from voxloop.errors import ModelError
+from voxloop.errors import UsageError
 from voxloop.records import Guard, Word
 
 if TYPE_CHECKING:
@@ -22,6 +25,41 @@ if TYPE_CHECKING:
     Waveform = np.ndarray[tuple[int], np.dtype[np.float32]]  # (S,), 16 kHz, -1 to 1
 
 AudioContext = Literal["auto", "trimmed", "full"]
+Context = Literal["trimmed", "full"]
+Part = Literal["encoder", "embeddings"]
+"""A part of a model that training may leave as it is: what hears, or the embedding of tokens."""
+
+Capability = Literal[
+    "word times",
+    "no-speech",
+    "language detection",
+    "guards",
+    "prompt",
+    "biased decoding",
+    "n-best",
+    "prefix",
+    "cancelling",
+    "short context",
+    "ctranslate2",
+    "embeddings",
+    "encoder states",
+]
+REMEDIES: Mapping[Capability, str] = {
+    "word times": "set `word_times` to false",
+    "no-speech": "leave silence out before transcribing, as voice detection does",
+    "language detection": "name the language",
+    "guards": "set `guards` to false",
+    "prompt": "transcribe without a prompt",
+    "biased decoding": "transcribe without a vocabulary",
+    "n-best": "ask for one text",
+    "prefix": "transcribe from the beginning of the clip",
+    "cancelling": "wait for the batch to end",
+    "short context": "set audio_context=full",
+    "ctranslate2": "set `engine` to torch",
+    "embeddings": "name another embedding model, such as `starter`",
+    "encoder states": "set ctc_weight=0 and encoder_copies=0",
+}
+"""For each capability: what it takes to go without."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,14 +96,14 @@ def compression(text: str) -> float:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Decoding:
-    """How text is read off a model. Part of an evaluation's identity, so complete and comparable."""
+    """How text is read off a model. `identity` is part of an evaluation's id."""
 
     language: str | None = None
     """ISO 639-1 code; None lets a multilingual model detect it."""
     beams: int = 1
     """1 is greedy."""
     max_new_tokens: int = 224
-    """Longest text, in tokens; half of Whisper's context, as its authors decode."""
+    """Longest text, in tokens; 224 is half of Whisper's context, as its authors decode."""
     audio_context: AudioContext = "auto"
     """auto: as the model was tuned (its config says); full: padded to 30 s; trimmed: own length plus margin."""
     batch_seconds: float = 120.0
@@ -78,12 +116,30 @@ class Decoding:
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    def identity(self) -> dict[str, Any]:
+        """What decides the text, without what is at its default, so that a new field leaves old identities as they are.
+
+        Hence a default, once released, must not change its meaning.
+        """
+        found = {
+            field.name: getattr(self, field.name)
+            for field in fields(self)
+            if field.name not in NO_TEXT and getattr(self, field.name) != field.default
+        }
+        if self.guards:
+            given = {field.name: (getattr(self.guards, field.name), field.default) for field in fields(self.guards)}
+            found["guards"] = {name: value for name, (value, default) in given.items() if value != default}
+        return found
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Decoding:
         """The decoding that `as_dict` made a dictionary of, also after a way through JSON."""
         guards = values.get("guards")
         made = Guards(**guards | {"temperatures": tuple(guards["temperatures"])}) if guards else None
         return cls(**{**values, "guards": made})
+
+
+NO_TEXT = ("batch_seconds",)  # fields of `Decoding` that say how fast, not what
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,53 +171,74 @@ class Recogniser(Protocol):
         """Texts of waveforms of (S,) samples at 16 kHz, at most 30 s each, in the order given.
 
         `word_times` finds each word's place as well; it changes no text. `heard` is told the
-        seconds of audio of every batch that is done.
+        seconds of audio of every batch that is done. Raises UsageError for what the family lacks.
         """
         ...
 
-    def context(self, asked: AudioContext) -> Literal["trimmed", "full"]:
+    def context(self, asked: AudioContext) -> Context:
         """How clips are fed when that is asked for: at their own length, or filled to 30 s."""
         ...
 
     def embed(self, waveforms: Sequence[Waveform]) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
-        """Unit vectors (B, D) that lie near each other where the sound is alike."""
+        """Unit vectors (B, D) that lie near each other where the sound is alike. A capability: `embeddings`."""
         ...
 
 
 @dataclass(kw_only=True, slots=True)
 class Trainable:
-    """A model opened for training, with what a trainer needs to feed it."""
+    """A model opened for training, with what a trainer needs to feed it; a family may add fields of its own."""
 
     model: Any  # transformers PreTrainedModel
     processor: Any
-    label_pad: int = -100
-    extra: dict[str, Any] = field(default_factory=dict)
-    """What the family keeps by it; `base_context`: how the base was tuned; `language`: of clips that name none."""
+    label_pad: int = -100  # of labels that are not learnt from
+    base_context: Context = "full"
+    """How the base was tuned to be fed."""
+    language: str | None = None
+    """Of clips that name none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Labels:
+    """How long the texts are that models of a family can write, known without weights."""
+
+    limit: int  # tokens at most that its published models write, `around` included
+    around: int  # tokens before and after a text
+    tokens: Callable[[str], int]  # of a text alone; never more than its bytes in UTF-8
 
 
 class Family(Protocol):
-    """One model family: how it is loaded, fed, trained and exported."""
+    """One model family: how it is loaded, fed, trained and saved."""
 
-    name: str
+    name: str  # the `model_type` of its config.json
+    capabilities: frozenset[Capability]
+    lora_targets: tuple[str, ...]
+    """Names of the layers that get adapters where a recipe names none."""
+
+    def engines(self) -> tuple[str, ...]:
+        """What can run the family's models here, the fastest first: `torch`, and `ctranslate2` where it is there."""
+        ...
 
     def load(self, folder: str | Path, *, device: str = "cpu", dtype: str = "float32") -> Recogniser:
         """Open a folder or Hub id for recognition. Raises ModelError with the remedy."""
         ...
 
-    def convert(self, folder: str | Path, target: Path, compute_type: str) -> None:
-        """Write the form of a saved model that CTranslate2 runs into the folder `target`. Raises ModelError."""
+    def labels(self, folder: str | Path) -> Labels:
+        """How long texts may be, counted by the tokenizer of a saved model. Raises ModelError where it has none."""
         ...
 
-    def intact(self, converted: Path) -> bool:
-        """Whether a folder is what `convert` once wrote: all of it, and nothing damaged."""
+    def open_for_training(self, folder: str | Path, *, audio_context: Context) -> Trainable:
+        """Open a folder or Hub id for training, float32 on the CPU.
+
+        Raises UsageError where the clips are to be heard at their own length and the family has no `short context`.
+        """
         ...
 
-    def load_converted(self, converted: Path, *, device: str = "cpu") -> Recogniser:
-        """Open what `convert` made of a saved model. Raises ModelError with the remedy."""
+    def freeze(self, trainable: Trainable, parts: Collection[Part]) -> None:
+        """Leave these parts of the model as they are while the rest is trained."""
         ...
 
-    def open_for_training(self, folder: str | Path, *, audio_context: Literal["trimmed", "full"]) -> Trainable:
-        """Open a folder or Hub id for training, float32 on the CPU."""
+    def without_adapters(self, frozen: Collection[Part]) -> str | None:
+        """A regular expression for the names of modules that get no adapters; None: all that are named get one."""
         ...
 
     def recogniser(self, trainable: Trainable, model: torch.nn.Module) -> Recogniser:
@@ -177,10 +254,22 @@ class Family(Protocol):
         *,
         full_length: bool = False,
     ) -> dict[str, torch.Tensor]:
-        """A batch for the model's forward, and `labels` (B, U): what its logits at each place should say.
+        """A batch for `loss`, with `labels` (B, U): what the model should say at each place, or `label_pad`.
 
-        For Whisper: input_features (B, F, T), attention_mask (B, T) where clips differ, decoder_input_ids (B, U).
-        `full_length` pads to 30 s, without a mask. Raises TrainingError for a text longer than the model can write.
+        All other keys are the family's own. `full_length` pads to 30 s, without a mask. Raises TrainingError for a
+        text longer than the model can write.
+        """
+        ...
+
+    def masked(
+        self,
+        inputs: Mapping[str, Any],
+        samples: Sequence[int],
+        hide: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    ) -> dict[str, Any]:
+        """The batch with its features (B, F, T) as `hide` changes them.
+
+        `hide` is told the features, and how many frames (B,) of each belong to its clip of so many `samples`.
         """
         ...
 
@@ -190,19 +279,12 @@ class Family(Protocol):
         """The summed loss of a batch that `collate` or `encode` made, and the model's outputs.
 
         `model` is the trainable's, with adapters where it has any; `smoothing` is the share of the probability that
-        is spread over all tokens. The outputs hold `encoder_last_hidden_state` (B, E, D).
+        is spread over all tokens. With `encoder states` the outputs hold `encoder_last_hidden_state` (B, E, D).
         """
         ...
 
-    def encode(self, trainable: Trainable, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """The batch with what the encoder, which is not trained, makes of its sound in the place of the sound.
-
-        `loss` takes it instead. Without dropout: what is heard again is the same.
-        """
-        ...
-
-    def padded_seconds(self, seconds: float) -> float:
-        """Seconds that a clip takes up in a trimmed batch, its margin included."""
+    def padded_seconds(self, seconds: float, context: Context = "trimmed") -> float:
+        """Seconds that a clip takes up in a batch, what it is padded with included."""
         ...
 
     def label_limit(self, trainable: Trainable) -> int:
@@ -210,19 +292,11 @@ class Family(Protocol):
         ...
 
     def label_length(self, trainable: Trainable, text: str, language: str | None) -> int:
-        """Tokens of the label of a text, prompt included."""
+        """Tokens of the label of a text, prompt and end included."""
         ...
 
     def text_tokens(self, trainable: Trainable, text: str) -> list[int]:
         """Tokens of a text alone, without prompt and end."""
-        ...
-
-    def encoder_positions(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """How many of the encoder's positions belong to each clip of a batch that `collate` made: (B,)."""
-        ...
-
-    def encoder_width(self, trainable: Trainable) -> int:
-        """Width of the encoder's states, which the model's output holds as `encoder_last_hidden_state`."""
         ...
 
     def layers_above(self, trainable: Trainable, weight: str) -> int:
@@ -234,10 +308,65 @@ class Family(Protocol):
         ...
 
 
-def family(name: str) -> Family:
-    """The family of that name. Raises ModelError for one that is not built yet."""
-    if name == "whisper":
-        from voxloop.families import whisper
+class Conversion(Family, Protocol):
+    """The capability `ctranslate2`: a saved model in the form that CTranslate2 runs."""
 
-        return whisper.WHISPER
-    raise ModelError(f"model family {name!r} is not known; known: whisper")
+    def convert(self, folder: str | Path, target: Path, compute_type: str) -> None:
+        """Write the form of a saved model that CTranslate2 runs into the folder `target`. Raises ModelError."""
+        ...
+
+    def intact(self, converted: Path) -> bool:
+        """Whether a folder is what `convert` once wrote: all of it, and nothing damaged."""
+        ...
+
+    def load_converted(self, converted: Path, *, device: str = "cpu") -> Recogniser:
+        """Open what `convert` made of a saved model. Raises ModelError with the remedy."""
+        ...
+
+
+class EncoderStates(Family, Protocol):
+    """The capability `encoder states`: what the encoder makes of the sound, to be kept or learnt from."""
+
+    def encode(self, trainable: Trainable, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The batch with what the encoder, which is not trained, makes of its sound in the place of the sound.
+
+        `loss` takes it instead. Without dropout: what is heard again is the same.
+        """
+        ...
+
+    def encoder_positions(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """How many of the encoder's positions belong to each clip of a batch that `collate` made: (B,)."""
+        ...
+
+    def encoder_width(self, trainable: Trainable) -> int:
+        """Width of the encoder's states, which the model's output holds as `encoder_last_hidden_state`."""
+        ...
+
+    def encoder_bytes(self, folder: Path, seconds: float) -> int:
+        """Bytes of a saved model's encoder states, in float32, for so many padded seconds of sound."""
+        ...
+
+
+@overload
+def require(family: Family, capability: Literal["ctranslate2"]) -> Conversion: ...
+@overload
+def require(family: Family, capability: Literal["encoder states"]) -> EncoderStates: ...
+@overload
+def require(family: Family, capability: Capability) -> Family: ...
+def require(family: Family, capability: Capability) -> Any:
+    """The family, which has the capability. Raises UsageError, which says what to do without, where it has not."""
+    if capability not in family.capabilities:
+        raise UsageError(f"models of the family {family.name} have no {capability}: {REMEDIES[capability]}")
+    return family
+
+
+def check(family: Family, decoding: Decoding, *, word_times: bool = False) -> None:
+    """Raises UsageError where a decoding asks for what the family lacks."""
+    asked: dict[Capability, bool] = {
+        "word times": word_times,
+        "guards": decoding.guards is not None,
+        "short context": decoding.audio_context == "trimmed",
+    }
+    for capability, wanted in asked.items():
+        if wanted:
+            require(family, capability)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from voxloop.families.contract import require
+from voxloop.families.registry import family
 from voxloop.models import embedding_model, loaded
 from voxloop.records import Utterance
 from voxloop.steps import utterances as _utterances
@@ -32,6 +34,7 @@ def index(ws: Workspace, recordings: str | Sequence[str]) -> int:
     """
     ids = list(dict.fromkeys([recordings] if isinstance(recordings, str) else recordings))
     model = embedding_model(ws)
+    require(family(model.family), "embeddings")
     with ws.read() as reader:
         found = reader.all(Utterance, tables.utterance.c.recording.in_(ids))
     known = set(ws.vectors.read(model.id, [utterance.id for utterance in found])[0])

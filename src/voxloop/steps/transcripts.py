@@ -38,8 +38,10 @@ COMMITTED = 2  # batches transcribed between two commits: a kill costs no more
 # In the pipeline -----------------------------------------------------------------------------------------------------
 
 
-def decoding(ws: Workspace, language: str | None = None, audio_context: AudioContext = "auto") -> Decoding:
-    """How this workspace reads text off its model."""
+def decoding(
+    ws: Workspace, language: str | None = None, audio_context: AudioContext = "auto", *, model: Model | None = None
+) -> Decoding:
+    """How this workspace reads text off a model (None: the one that is used by default)."""
     settings = ws.settings
     guards = Guards(
         max_compression=settings.guard_compression,
@@ -49,7 +51,7 @@ def decoding(ws: Workspace, language: str | None = None, audio_context: AudioCon
     return Decoding(
         language=language or settings.language or None,
         audio_context=audio_context,
-        engine=engine(ws),
+        engine=engine(ws, model),
         batch_seconds=settings.batch_seconds,
         guards=guards if settings.guards else None,
     )
@@ -82,7 +84,9 @@ def transcribe(ws: Workspace, recordings: str | Sequence[str]) -> list[Transcrip
         for part in _parts(group, ws.settings.batch_seconds):
             waveforms = [_utterances.utterance_audio(ws, utterance) for utterance in part]
             with loaded(ws, model) as recogniser:
-                heard = recogniser.transcribe(waveforms, decoding(ws, language), word_times=ws.settings.word_times)
+                heard = recogniser.transcribe(
+                    waveforms, decoding(ws, language, model=model), word_times=ws.settings.word_times
+                )
             found: dict[str, list[Transcript]] = {}
             for utterance, hypothesis in zip(part, heard, strict=True):
                 found.setdefault(utterance.recording, []).append(_hypothesis(utterance, model, hypothesis))
@@ -351,7 +355,7 @@ def transcribe_file(
 
         if progress:
             progress(0.0, seconds(samples))
-        asked = decoding(ws, language, audio_context)
+        asked = decoding(ws, language, audio_context, model=record)
         speaker = using.enter_context(loaded(ws, record))
         trimmed = speaker.context(audio_context) == "trimmed"
         joining = _utterances.PHRASES if trimmed else _utterances.WINDOWS
@@ -378,7 +382,7 @@ def transcribe_file(
 def transcribe_waveforms(ws: Workspace, waveforms: Sequence[Waveform], model: Model) -> list[Hypothesis]:
     """Texts of waveforms of at most 30 s by a given model."""
     with loaded(ws, model) as recogniser:
-        return recogniser.transcribe(waveforms, decoding(ws))
+        return recogniser.transcribe(waveforms, decoding(ws, model=model))
 
 
 T = TypeVar("T")

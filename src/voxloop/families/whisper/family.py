@@ -21,27 +21,32 @@ Letters in shapes: `B` batch, `F` mel channels, `T` mel frames, `U` label tokens
 
 from __future__ import annotations
 
-import copy
+import importlib.util
+import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from voxloop.errors import ModelError, TrainingError, first_line
-from voxloop.families.contract import Trainable
+from voxloop.errors import ModelError, TrainingError
+from voxloop.families.contract import Capability, Labels, Part, Trainable
+from voxloop.families.folders import on_device, save_folder, without_adapters
 from voxloop.families.whisper import ctranslate
 from voxloop.families.whisper.features import (
     CONTEXT_KEY,
     HOP,
+    POSITION_SAMPLES,
     AudioContext,
     features_of,
     mel_filters,
     padded_frames,
 )
 from voxloop.families.whisper.reading import Vocabulary, vocabulary
-from voxloop.records import SAMPLE_RATE
+from voxloop.records import MAX_UTTERANCE_S, SAMPLE_RATE
 
 if TYPE_CHECKING:
     from voxloop.families.contract import Waveform
@@ -49,10 +54,34 @@ if TYPE_CHECKING:
     from voxloop.families.whisper.recogniser import WhisperRecogniser
 
 
+STATE_BYTES = 4  # of a number in float32
+LABEL_TOKENS = 448  # arXiv:2212.04356, table 1 and openai/whisper, model.py: n_text_ctx
+AROUND_TEXT = 5  # start, language, task, no timestamps, end: arXiv:2212.04356, figure 1
+
+
+@dataclass(kw_only=True, slots=True)
+class WhisperTrainable(Trainable):
+    """A Whisper model opened for training."""
+
+    vocabulary: Vocabulary
+    filters: torch.Tensor  # of mel channels, (F, 201)
+
+
 class Whisper:
     """The Whisper family: any size, English-only or multilingual."""
 
     name = "whisper"
+    capabilities: frozenset[Capability] = frozenset(
+        (
+            *("word times", "no-speech", "language detection", "guards"),
+            *("short context", "ctranslate2", "embeddings", "encoder states"),
+        )
+    )
+    lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+
+    def engines(self) -> tuple[str, ...]:
+        """What can run Whisper here, the fastest first."""
+        return ("ctranslate2", "torch") if importlib.util.find_spec("ctranslate2") else ("torch",)
 
     def convert(self, folder: str | Path, target: Path, compute_type: str) -> None:
         """Write the CTranslate2 form of a saved model into `target`. Raises ModelError."""
@@ -72,36 +101,57 @@ class Whisper:
         from voxloop.families.whisper.recogniser import WhisperRecogniser
 
         model, processor = load(folder, getattr(torch, dtype))
-        try:
-            model = model.to(device)
-        except (RuntimeError, AssertionError) as error:
-            raise ModelError(
-                f"device {device!r} cannot be used ({first_line(error)}): "
-                "set `device` to cpu, or free memory on the GPU"
-            ) from error
-        return WhisperRecogniser(model.eval(), processor)
+        return WhisperRecogniser(on_device(model, device).eval(), processor)
 
     def open_for_training(self, folder: str | Path, *, audio_context: AudioContext) -> Trainable:
         """Open a folder or Hub id for training, float32 on the CPU; its config remembers the audio context."""
         from voxloop.families.whisper.network import load
 
         model, processor = load(folder, torch.float32)
-        extra = {
-            "vocabulary": vocabulary(model.config, model.generation_config, processor),
-            "filters": mel_filters(processor),
-            "base_context": getattr(model.config, CONTEXT_KEY, "full"),
-        }
+        base_context: AudioContext = getattr(model.config, CONTEXT_KEY, "full")
         setattr(model.config, CONTEXT_KEY, audio_context)
         model.config.apply_spec_augment = False  # the recipe augments
-        return Trainable(model=model, processor=processor, extra=extra)
+        return WhisperTrainable(
+            model=model,
+            processor=processor,
+            base_context=base_context,
+            vocabulary=vocabulary(model.config, model.generation_config, processor),
+            filters=mel_filters(processor),
+        )
+
+    def labels(self, folder: str | Path) -> Labels:
+        """How long the texts of Whisper may be, counted by the tokenizer of a saved model."""
+        from tokenizers import Tokenizer
+
+        file = Path(folder, "tokenizer.json")
+        if not file.is_file():
+            raise ModelError(f"{folder} holds no tokenizer.json: copy that of the model it was made from there")
+
+        @cache
+        def tokenizer() -> Tokenizer:  # most texts are so short that nobody asks
+            return Tokenizer.from_file(str(file))
+
+        def tokens(text: str) -> int:
+            return len(tokenizer().encode(text, add_special_tokens=False).ids)
+
+        return Labels(limit=LABEL_TOKENS, around=AROUND_TEXT, tokens=tokens)
+
+    def freeze(self, trainable: Trainable, parts: Collection[Part]) -> None:
+        """Leave the encoder, or the embedding of tokens (the output layer too), as it is."""
+        if "encoder" in parts:
+            trainable.model.freeze_encoder()
+        if "embeddings" in parts:
+            trainable.model.get_input_embeddings().weight.requires_grad_(False)
+
+    def without_adapters(self, frozen: Collection[Part]) -> str | None:
+        """The encoder, where it is frozen."""
+        return r".*\bencoder\..*" if "encoder" in frozen else None
 
     def recogniser(self, trainable: Trainable, model: torch.nn.Module) -> WhisperRecogniser:
         """The model as it is now, half-way through training; LoRA adapters stay in it."""
         from voxloop.families.whisper.recogniser import WhisperRecogniser
 
-        given: Any = model
-        inner = given.get_base_model() if hasattr(given, "get_base_model") else given
-        return WhisperRecogniser(inner, trainable.processor)
+        return WhisperRecogniser(without_adapters(model), trainable.processor)
 
     def collate(
         self,
@@ -114,7 +164,8 @@ class Whisper:
     ) -> dict[str, torch.Tensor]:
         """A batch for the model's forward: input_features (B, F, T), attention_mask (B, T), labels (B, U)."""
         context: AudioContext = "full" if full_length else "trimmed"
-        features, mask = features_of(waveforms, context, trainable.extra["filters"], "cpu")
+        own = _own(trainable)
+        features, mask = features_of(waveforms, context, own.filters, "cpu")
         limit = self.label_limit(trainable)
         labels = [self._label(trainable, text, code) for text, code in zip(texts, languages, strict=True)]
         for label, text in zip(labels, texts, strict=True):
@@ -126,12 +177,23 @@ class Whisper:
         padded = torch.full((len(labels), max(map(len, labels))), trainable.label_pad)
         for row, label in zip(padded, labels, strict=True):
             row[: len(label)] = torch.tensor(label)
-        start = torch.full((len(labels), 1), trainable.extra["vocabulary"].start)
+        start = torch.full((len(labels), 1), own.vocabulary.start)
         given = torch.cat([start, padded[:, :-1]], dim=1)
         # Past its end a text is padded with the end token, which is not learnt from.
-        given = given.masked_fill(given == trainable.label_pad, trainable.extra["vocabulary"].end)
+        given = given.masked_fill(given == trainable.label_pad, own.vocabulary.end)
         batch = {"input_features": features, "decoder_input_ids": given, "labels": padded}
         return batch if mask is None else batch | {"attention_mask": mask}
+
+    def masked(
+        self,
+        inputs: Mapping[str, Any],
+        samples: Sequence[int],
+        hide: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    ) -> dict[str, Any]:
+        """The batch with its features (B, F, T) as `hide` changes them; a clip's frames are 10 ms each."""
+        features = inputs["input_features"]
+        frames = torch.tensor([max(1, -(-count // HOP)) for count in samples]).clamp(max=features.shape[-1])
+        return {**inputs, "input_features": hide(features, frames)}
 
     def loss(
         self, trainable: Trainable, model: torch.nn.Module, inputs: Mapping[str, Any], *, smoothing: float = 0.0
@@ -149,8 +211,10 @@ class Whisper:
         states = encoder(inputs["input_features"], attention_mask=inputs.get("attention_mask")).last_hidden_state
         return {name: given for name, given in inputs.items() if name != "input_features"} | {"encoder_outputs": states}
 
-    def padded_seconds(self, seconds: float) -> float:
+    def padded_seconds(self, seconds: float, context: AudioContext = "trimmed") -> float:
         """Seconds that a clip takes up in a batch, its margin included."""
+        if context == "full":
+            return MAX_UTTERANCE_S
         return padded_frames(round(seconds * SAMPLE_RATE)) * HOP / SAMPLE_RATE
 
     def label_limit(self, trainable: Trainable) -> int:
@@ -167,8 +231,8 @@ class Whisper:
 
         So do transformers' own fine-tuning examples (run_speech_recognition_seq2seq.py), which learn the prompt too.
         """
-        known: Vocabulary = trainable.extra["vocabulary"]
-        language = language or trainable.extra.get("language")
+        known = _own(trainable).vocabulary
+        language = language or trainable.language
         return [*known.prompt(language)[1:], *self.text_tokens(trainable, text), known.end]
 
     def text_tokens(self, trainable: Trainable, text: str) -> list[int]:
@@ -189,6 +253,11 @@ class Whisper:
         width: int = trainable.model.config.d_model
         return width
 
+    def encoder_bytes(self, folder: Path, seconds: float) -> int:
+        """Bytes of the encoder's states for so many padded seconds: one position for every 20 ms."""
+        width: int = json.loads((folder / "config.json").read_text())["d_model"]
+        return round(seconds * SAMPLE_RATE / POSITION_SAMPLES) * width * STATE_BYTES
+
     def layers_above(self, trainable: Trainable, weight: str) -> int:
         """Layers between a weight and the output of the encoder or decoder that it is in.
 
@@ -203,15 +272,13 @@ class Whisper:
 
     def save(self, trainable: Trainable, model: torch.nn.Module, folder: Path) -> None:
         """Write a complete folder that `load` and stock transformers open; LoRA is merged, `adapter/` kept beside."""
-        folder.mkdir(parents=True, exist_ok=True)
-        whole: Any = model
-        if hasattr(whole, "merge_and_unload"):
-            whole.save_pretrained(folder / "adapter")
-            # A copy is merged, since un-merging leaves rounding in the weights that go on training.
-            whole = copy.deepcopy(whole).merge_and_unload()
-        whole.config.use_cache = True  # gradient checkpointing turns it off; who opens this folder wants to generate
-        whole.save_pretrained(folder)
-        trainable.processor.save_pretrained(folder)
+        save_folder(model, trainable.processor, folder)
+
+
+def _own(trainable: Trainable) -> WhisperTrainable:
+    if not isinstance(trainable, WhisperTrainable):
+        raise TypeError(f"a model that was opened by {type(trainable).__name__} is no Whisper model")
+    return trainable
 
 
 WHISPER = Whisper()

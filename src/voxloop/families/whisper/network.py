@@ -20,7 +20,7 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 from transformers.models.whisper.modeling_whisper import WhisperDecoderLayer, WhisperEncoder, WhisperModel
 
-from voxloop.errors import ModelError, first_line
+from voxloop.families.folders import open_folder
 from voxloop.families.whisper.output import cross_entropy
 
 NO_LABEL = -100  # what labels are padded with
@@ -166,46 +166,12 @@ def length_aware(model: WhisperForConditionalGeneration) -> WhisperForConditiona
 
 def load(folder: str | Path, dtype: torch.dtype) -> tuple[WhisperForConditionalGeneration, WhisperProcessor]:
     """Model and processor of a folder or Hub id. Raises ModelError with the remedy."""
-    from transformers import AutoConfig
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()  # a bar for loading a few tensors is noise in every log
-    name = str(folder)
-    local = Path(name).is_dir()
-    try:
-        config = AutoConfig.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise ModelError(_unreachable(name, local, error)) from error
-    if config.model_type != "whisper":
-        raise ModelError(
-            f"{name} holds a model of type {config.model_type!r}: a Whisper model is needed, "
-            "such as openai/whisper-small, or `starter`"
-        )
-    try:
-        model = WhisperForConditionalGeneration.from_pretrained(name, config=config, dtype=dtype, use_safetensors=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        if local and not any(Path(name).glob("*.safetensors")):
-            raise ModelError(
-                f"{name} holds no safetensors weights: pickled weights (.bin, .pt) are refused, since loading one "
-                "can run code; convert them with save_pretrained of a trusted copy"
-            ) from error
-        if local:
-            raise ModelError(f"the weights in {name} cannot be loaded: {first_line(error)}") from error
-        raise ModelError(_unreachable(name, local, error)) from error
-    try:
-        processor = WhisperProcessor.from_pretrained(name)
-    except (OSError, ValueError, TypeError) as error:
-        raise ModelError(
-            f"{name} has no usable tokenizer and feature extractor ({first_line(error)}): "
-            "copy those of the model it was made from beside the weights"
-        ) from error
-    return length_aware(model), processor
-
-
-def _unreachable(name: str, local: bool, error: BaseException) -> str:
-    if local:
-        return f"{name} is not a model folder ({first_line(error)}): config.json, weights and tokenizer are needed"
-    return (
-        f"model {name!r} is neither a folder here nor could it be had from the Hugging Face Hub "
-        f"({first_line(error)}): check the name and the network, or give a local folder, or use `starter`"
+    model, processor = open_folder(
+        folder,
+        "whisper",
+        WhisperForConditionalGeneration,
+        WhisperProcessor,
+        dtype,
+        example="openai/whisper-small, or `starter`",
     )
+    return length_aware(model), processor

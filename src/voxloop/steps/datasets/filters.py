@@ -17,6 +17,7 @@ from statistics import median
 from typing import NamedTuple
 
 from voxloop.errors import SettingError
+from voxloop.families.contract import Labels
 from voxloop.records import MAX_UTTERANCE_S, Split, Transcript, TranscriptKind, Utterance
 from voxloop.settings import Settings
 from voxloop.speech import text as _text
@@ -24,7 +25,6 @@ from voxloop.steps.alignment import is_aligned
 from voxloop.steps.review.decisions import METADATA
 from voxloop.steps.transcripts import latest
 
-PROMPT_TOKENS = 5  # start, language, task, no timestamps, end: arXiv:2212.04356, figure 1
 SHORTEST_SPEECH_S = 0.5  # below, the VAD's margins are most of the audio and the rate says nothing
 FEW = 30  # clips of a language below which they say nothing about what is usual
 LEAST_FACTOR = 3.0  # a rate within a third and three times of what is usual is no outlier, however alike the others are
@@ -47,8 +47,9 @@ class Filters:
     """Utterances measured noisier than this stay out."""
     max_characters_per_second: float = 40.0
     """Faster than anybody speaks: text and audio do not belong together."""
-    max_label_tokens: int = 448
-    """What Whisper can write at most, prompt included; counted by the base model's tokenizer."""
+    max_label_tokens: int | None = None
+    """Longer texts stay out, counted with prompt and end by the base model's tokenizer; None: as many as models of its
+    family can write."""
     keep_outliers: bool = False
     """Keep texts that are far too long or too short for their audio beside the others of their language."""
     outlier_deviations: float = 5.0
@@ -67,7 +68,8 @@ class Filters:
                 "the shortest must be 0 or more and below the longest"
             )
         for name in ("max_characters_per_second", "max_label_tokens", "outlier_deviations", "mismatch"):
-            if getattr(self, name) <= 0:
+            value = getattr(self, name)
+            if value is not None and value <= 0:
                 raise SettingError(f"{name} is {getattr(self, name)}: it must be above 0")
         if not 0 <= self.mismatch_confidence <= 1:
             raise SettingError(f"mismatch_confidence is {self.mismatch_confidence}: it must be from 0 to 1")
@@ -136,8 +138,8 @@ class Judge:
 
     filters: Filters
     choice: Choice
-    label_tokens: Callable[[str], int | None]
-    """Tokens of a text without the prompt, counted or bounded from above; None where nobody can say."""
+    labels: Labels | None
+    """How long texts the base model can write; None where nobody can say."""
     heard: dict[tuple[str, str | None], list[int]] = field(default_factory=dict)
     """Confident texts in agreement with references, and confident texts in all, by model and language."""
     rates: dict[str | None, array[float]] = field(default_factory=dict)
@@ -210,12 +212,12 @@ class Judge:
             return "nothing to hear (digital silence, or a constant level)", ""
         if quality and quality.snr_db is not None and quality.snr_db < filters.min_snr_db:
             return f"SNR below {filters.min_snr_db:g} dB (--min-snr-db)", f"{quality.snr_db:.1f} dB"
-        # A token is a byte at least.
-        if len(text.text.encode()) + PROMPT_TOKENS > filters.max_label_tokens:
-            tokens = self.label_tokens(text.text)
-            if tokens is not None and tokens + PROMPT_TOKENS > filters.max_label_tokens:
-                reason = f"text longer than {filters.max_label_tokens} tokens (--max-label-tokens)"
-                return reason, f"{tokens + PROMPT_TOKENS} tokens"
+        labels, most = self.labels, filters.max_label_tokens
+        # Counting takes longer than looking at the bytes, of which a token has one at least.
+        if labels and most and len(text.text.encode()) + labels.around > most:
+            tokens = labels.tokens(text.text) + labels.around
+            if tokens > most:
+                return f"text longer than {most} tokens (--max-label-tokens)", f"{tokens} tokens"
         return "", ""
 
     def _distance(self, utterance: Utterance, text: Transcript, hypothesis: Transcript | None) -> float | None:

@@ -14,8 +14,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict
-from functools import cache
+from dataclasses import asdict, replace
 from itertools import compress, count, groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -24,6 +23,8 @@ import sqlalchemy as sa
 
 from voxloop import models
 from voxloop.errors import ModelError, UnknownRecord, UsageError
+from voxloop.families.contract import Labels
+from voxloop.families.registry import family
 from voxloop.records import SPLITS, Dataset, Quality, Split, Transcript, Utterance
 from voxloop.steps.datasets.filters import Candidate, Choice, Filters, Judge, may_enter
 from voxloop.steps.datasets.rows import DatasetRow, Exclusion, excluded_key, exclusion_line, row_line
@@ -61,7 +62,10 @@ def build(
     """
     ratios = ratios or ws.settings.ratios
     choice = Choice(machine_text=machine_text, speakers=tuple(speakers or ()), languages=tuple(languages or ()))
-    judge = Judge(filters or Filters.of(ws.settings), choice, _label_tokens(ws))
+    filters, labels = filters or Filters.of(ws.settings), _labels(ws)
+    if filters.max_label_tokens is None and labels:
+        filters = replace(filters, max_label_tokens=labels.limit)
+    judge = Judge(filters, choice, labels)
     with (
         tempfile.TemporaryDirectory(prefix="voxloop-build-") as folder,
         closing(LeftOut(Path(folder, "excluded"))) as left_out,
@@ -248,24 +252,13 @@ def _sessions(reader: Reader) -> dict[str, str | None]:
     return {row.id: row.session for row in reader.connection.execute(statement)}
 
 
-def _label_tokens(ws: Workspace) -> Callable[[str], int | None]:
-    """Counts with the tokenizer of the model that a run would start from, where it lies on this machine."""
-
-    @cache
-    def tokenizer() -> Any:
-        from tokenizers import Tokenizer
-
-        try:
-            file = Path(models.model_folder(ws, models.base_model(ws), checked=False), "tokenizer.json")
-        except (ModelError, UnknownRecord):
-            return None  # training counts with its own model, and says what it leaves out
-        return Tokenizer.from_file(str(file)) if file.is_file() else None
-
-    def tokens(text: str) -> int | None:
-        found = tokenizer()
-        return None if found is None else len(found.encode(text, add_special_tokens=False).ids)
-
-    return tokens
+def _labels(ws: Workspace) -> Labels | None:
+    """How long texts the model can write that a run would start from, where it lies on this machine."""
+    try:
+        model = models.base_model(ws)
+        return family(model.family).labels(models.model_folder(ws, model, checked=False))
+    except (ModelError, UnknownRecord):
+        return None  # training counts with its own model, and says what it leaves out
 
 
 def _judged(reader: Reader, judge: Judge, left_out: LeftOut) -> Iterator[Candidate]:

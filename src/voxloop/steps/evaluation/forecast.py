@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from voxloop import models
 from voxloop.errors import TrainingError, UsageError
-from voxloop.families.contract import family
+from voxloop.families.registry import family
 from voxloop.records import Dataset, Model, Run, Split
 from voxloop.steps import datasets, transcripts
 from voxloop.steps.evaluation.curves import FALLS, MIN_RUNS, Curve, Trial, extrapolate
@@ -131,7 +131,7 @@ def plan(
     chosen = recipes.named(recipe) if recipe else _suited(frozen, folder)
     # The end is a number of steps, the same for every share and on every machine.
     chosen = replace(recipes.override(chosen, overrides), max_steps=steps, max_seconds=None, max_epochs=None, seed=1)
-    decoding = transcripts.decoding(ws)
+    decoding = transcripts.decoding(ws, model=model)
     asked = [
         frozen.id,
         model.id,

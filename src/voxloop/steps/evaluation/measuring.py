@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from voxloop import models
 from voxloop.errors import UsageError
 from voxloop.families.contract import Decoding
+from voxloop.families.registry import family
 from voxloop.records import Evaluation, Recording, Split, Transcript, Utterance
 from voxloop.speech import text
 from voxloop.steps import datasets, transcripts
@@ -20,6 +21,7 @@ from voxloop.steps.evaluation.probes import probe
 from voxloop.steps.evaluation.scores import Scored, score, scores_of
 from voxloop.steps.evaluation.word_times import word_times
 from voxloop.steps.utterances import read_span
+from voxloop.stores import tables
 
 if TYPE_CHECKING:
     from voxloop.families.contract import Recogniser
@@ -68,24 +70,43 @@ def measure(
     frozen = datasets.find(ws, dataset)
     rows = datasets.rows(ws, frozen.id, split)
     _check_rows(rows, frozen.name, split)
-    decoding = decoding or transcripts.decoding(ws)
+    decoding = decoding or transcripts.decoding(ws, model=record)
     normaliser = normalisers(rows, decoding, ws.settings.normaliser)
     id = evaluation_id(record.id, frozen.id, split, decoding, normaliser)
-    with ws.read() as reader:
-        evaluation = reader.find(Evaluation, id)
+    evaluation = find_evaluation(ws, record.id, frozen.id, split, decoding, normaliser)
     if evaluation is None:
         evaluation = _measure(ws, record, rows, decoding, progress, id=id, dataset=frozen.id, normaliser=normaliser)
     with writing() as tx:
         tx.add(evaluation)
         summary = {name: evaluation.scores[name] for name in ("wer", "cer", "words", "utterances")}
-        tx.emit("model.evaluated", record.id, key=id, payload={"evaluation": id, "dataset": frozen.id, **summary})
-        return tx.get(Evaluation, id)
+        known = {"evaluation": evaluation.id, "dataset": frozen.id}
+        tx.emit("model.evaluated", record.id, key=evaluation.id, payload=known | summary)
+        return tx.get(Evaluation, evaluation.id)
 
 
 def evaluation_id(model: str, dataset: str, split: Split, decoding: Decoding, normaliser: str) -> str:
-    """All that an evaluation depends on, as one id: the same question is asked once."""
-    identity = json.dumps([model, dataset, split, decoding.as_dict(), normaliser], sort_keys=True)
+    """All that decides what a model heard, and how it was counted, as one id: the same question is asked once."""
+    identity = json.dumps([model, dataset, split, decoding.identity(), normaliser], sort_keys=True)
     return f"sha256-{hashlib.sha256(identity.encode()).hexdigest()}"
+
+
+def find_evaluation(
+    ws: Workspace, model: str, dataset: str, split: Split, decoding: Decoding, normaliser: str
+) -> Evaluation | None:
+    """The evaluation of these that is kept, also under an id that an earlier formula made; None: there is none.
+
+    Ids were once made of every field of `Decoding`, how much is decoded at once among them. What such an evaluation
+    stored of its decoding still tells whether it asked the same.
+    """
+    asked = tables.evaluation.c
+    same = (asked.model == model, asked.dataset == dataset, asked.split == split, asked.normaliser == normaliser)
+    with ws.read() as reader:
+        found = reader.find(Evaluation, evaluation_id(model, dataset, split, decoding, normaliser))
+        if found is not None:
+            return found
+        earlier = reader.all(Evaluation, *same)
+    wanted = decoding.identity()
+    return next((one for one in earlier if Decoding.from_dict(one.decoding).identity() == wanted), None)
 
 
 def normalisers(rows: Sequence[DatasetRow], decoding: Decoding, changes: text.Changes | None = None) -> str:
@@ -126,7 +147,8 @@ def _measure(
     took_s: float | None = None  # not known where the decoding was another process's
     with models.loaded(ws, model, decoding.engine) as recogniser:
         if not ws.blobs.exists(key):
-            scored, took_s = _decode(ws, recogniser, rows, decoding, progress)
+            timed = "word times" in family(model.family).capabilities
+            scored, took_s = _decode(ws, recogniser, rows, decoding, progress, timed=timed)
             lines = (json.dumps(asdict(row), ensure_ascii=False, sort_keys=True, allow_nan=False) for row in scored)
             ws.blobs.put(key, "".join(f"{line}\n" for line in lines).encode())
         # Scores are of what was kept, also where another process or one that died before its commit kept it first.
@@ -151,8 +173,13 @@ def _decode(
     rows: Sequence[DatasetRow],
     decoding: Decoding,
     progress: Progress | None,
+    *,
+    timed: bool,
 ) -> tuple[list[Scored], float]:
-    """What the model hears in every row, in their order, and the seconds that decoding took."""
+    """What the model hears in every row, in their order, and the seconds that decoding took.
+
+    Word times are measured where the model is `timed`, in blocks whose references have some.
+    """
     scored: dict[str, Scored] = {}
     done_s = took_s = 0.0
     all_s = sum(row.duration for row in rows)
@@ -161,9 +188,9 @@ def _decode(
         waveforms = [read_span(ws, row.recording, row.start, row.end) for row in block]
         with ws.read() as reader:
             around = _around(reader, block)
-        timed = any(spoken for *_, spoken in around)
+        ask = timed and any(spoken for *_, spoken in around)
         began = time.perf_counter()
-        heard = recogniser.transcribe(waveforms, replace(decoding, language=language), word_times=timed)
+        heard = recogniser.transcribe(waveforms, replace(decoding, language=language), word_times=ask)
         took_s += time.perf_counter() - began
         found = [(hypothesis.text, hypothesis.confidence) for hypothesis in heard]
         ones = score(block, found, language, changes)

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from voxloop.errors import ConflictError, UsageError
-from voxloop.records import Dataset, Evaluation, Split, Verdict
+from voxloop.families.contract import Decoding
+from voxloop.records import Dataset, Evaluation, Model, Split, Verdict
 from voxloop.steps.evaluation import Scored, scored_rows, significance, wer
 from voxloop.steps.evaluation.words import Change, SliceChange, changes, slice_changes
 from voxloop.steps.gate.guards import Guard, clusters, general_guard, joined_guard, paired, silence_guard, slice_guard
@@ -177,8 +178,12 @@ def compare(
 
 def _rows(ws: Workspace, challenger: Evaluation, champion: Evaluation) -> tuple[list[Scored], list[Scored]]:
     """What champion and challenger heard. Raises where one of them was asked otherwise than the other."""
-    for name in ("dataset", "split", "normaliser", "decoding"):
-        left, right = getattr(champion, name), getattr(challenger, name)
+    asked = [
+        {"dataset": one.dataset, "split": one.split, "normaliser": one.normaliser, "decoding": decoding}
+        for one, decoding in zip((champion, challenger), _decodings(ws, champion, challenger), strict=True)
+    ]
+    for name, left in asked[0].items():
+        right = asked[1][name]
         if left != right:
             raise UsageError(
                 f"the two evaluations differ in {name} ({left} and {right}), so their errors do not compare: "
@@ -191,6 +196,16 @@ def _rows(ws: Workspace, challenger: Evaluation, champion: Evaluation) -> tuple[
             "one of their files was changed; `voxloop verify` finds which"
         )
     return before, after
+
+
+def _decodings(ws: Workspace, champion: Evaluation, challenger: Evaluation) -> list[dict[str, Any]]:
+    """What decided the texts of both. Models of two families are each compared on the engine that serves them."""
+    found = [Decoding.from_dict(one.decoding).identity() for one in (champion, challenger)]
+    with ws.read() as reader:
+        models = [reader.find(Model, one.model) for one in (champion, challenger)]
+    if len({model.family for model in models if model}) > 1:
+        found = [{name: value for name, value in one.items() if name != "engine"} for one in found]
+    return found
 
 
 def _models_measured(ws: Workspace, challenger: Evaluation) -> list[str]:

@@ -9,7 +9,6 @@ the clip, so that a resumed run goes on exactly where it stopped.
 from __future__ import annotations
 
 import json
-import math
 import random
 import warnings
 from bisect import bisect_right
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from voxloop.errors import TrainingError
+from voxloop.families.contract import require
 from voxloop.records import MAX_UTTERANCE_S, SAMPLE_RATE
 from voxloop.steps.datasets import lhotse_cut
 from voxloop.steps.training import augment
@@ -373,7 +373,7 @@ class Collator:
             [language for _, _, language in heard],
             full_length=batch.full_length,
         )
-        tensors["input_features"] = self._masked(tensors, waveforms, batch)
+        tensors = self.family.masked(tensors, [len(clip) for clip in waveforms], self._hide(batch))
         if self.ctc_classes is not None:
             tensors |= self._ctc(tensors, [text for _, text, _ in heard], self.ctc_classes)
         return tensors | self.place(batch)
@@ -383,16 +383,14 @@ class Collator:
 
         found = ctc.targets(texts, lambda text: self.family.text_tokens(self.trainable, text), known)
         lengths = (found != ctc.BLANK).sum(dim=1)
-        return dict(zip(ctc.INPUTS, (found, lengths, self.family.encoder_positions(tensors)), strict=True))
+        positions = require(self.family, "encoder states").encoder_positions(tensors)
+        return dict(zip(ctc.INPUTS, (found, lengths, positions), strict=True))
 
-    def _masked(self, tensors: dict[str, Any], waveforms: Sequence[Waveform], batch: Batch) -> torch.Tensor:
-        import torch
-
-        features: torch.Tensor = tensors["input_features"]
-        frames = torch.tensor([max(1, math.ceil(len(clip) / SAMPLE_RATE * 100)) for clip in waveforms])
+    def _hide(self, batch: Batch) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+        """SpecAugment for this batch, always the same."""
         epoch, index = batch.drawn
         rng = np.random.default_rng(_seed(self.recipe.seed, epoch, f"mask {index}"))
-        return augment.mask_features(features, frames.clamp(max=features.shape[-1]), self.recipe, rng)
+        return lambda features, frames: augment.mask_features(features, frames, self.recipe, rng)
 
 
 def _seed(seed: int, epoch: int, name: str) -> list[int]:

@@ -95,7 +95,8 @@ def _train(folder: Path, asked: list[int]) -> Outcome:
         signal.signal(number, end)
     for early in asked:
         end(early)
-    threading.Thread(target=_end_when_alone, args=(folder, stop), name="attended", daemon=True).start()
+    if is_writer():
+        threading.Thread(target=_end_when_alone, args=(folder, stop), name="attended", daemon=True).start()
     return trainer.run(folder, stop)
 
 

@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from voxloop.errors import TrainingError
+from voxloop.families.contract import require
+from voxloop.families.registry import family, family_of
 from voxloop.records import SAMPLE_RATE
 from voxloop.speech.audio import SAMPLE_BYTES
 from voxloop.steps.training.recipes import Recipe
@@ -16,7 +18,6 @@ WEIGHT_BYTES = 4  # weights are kept in fp32
 OPTIMISER = 2  # AdamW keeps two numbers for each trained weight
 MODELS = 4  # best, the next best while it is written, final, and the copy that is registered
 ADAPTER_SHARE = 0.05  # of the weights: more than the adapters of any sensible rank
-POSITIONS_PER_S = 50  # of an encoder's output
 PADDING = 1.15  # of a batch, beside a second for the margin and the rounding of each clip
 LOGS_BYTES = 16 << 20
 
@@ -39,14 +40,14 @@ def parameters(folder: Path) -> int:
 
 def encoded_bytes(base: Path, recipe: Recipe, *, clips: int, seconds: float) -> int:
     """What the kept outputs of an encoder take up that is not trained, for so many clips of so many seconds in all."""
-    config = base / "config.json"
-    if not recipe.encoder_copies or not config.exists():  # a model of the Hub, of which nothing is known yet
+    if not recipe.encoder_copies or not (base / "config.json").exists():  # of the Hub: nothing is known of it yet
         return 0
-    width: int = json.loads(config.read_text())["d_model"]
-    heard_s = 30.0 * clips if recipe.audio_context == "full" else PADDING * (seconds + clips)
-    heard_s += recipe.full_length_share * 30.0 * clips
+    kind = require(family(family_of(base)), "encoder states")
+    full_s = kind.padded_seconds(0.0, "full")
+    heard_s = full_s * clips if recipe.audio_context == "full" else PADDING * (seconds + clips)
+    heard_s += recipe.full_length_share * full_s * clips
     heard_s *= (1 + recipe.silence_share) / (1 - recipe.replay_share)
-    return round(recipe.encoder_copies * heard_s * POSITIONS_PER_S * width * WEIGHT_BYTES)
+    return kind.encoder_bytes(base, recipe.encoder_copies * heard_s)
 
 
 def needed_bytes(weights: int, recipe: Recipe) -> int:

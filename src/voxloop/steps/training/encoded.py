@@ -24,6 +24,9 @@ class EncodedBatches:
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - open as long as the run goes on
         self._places: dict[tuple[int, int], tuple[int, int]] = {}  # epoch and index -> offset and length in bytes
 
+    def __contains__(self, drawn: tuple[int, int]) -> bool:
+        return drawn in self._places
+
     def write(self, drawn: tuple[int, int], tensors: Mapping[str, Any]) -> None:
         """Keep the tensors of a batch by when it was drawn."""
         from safetensors.torch import save

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from voxloop.errors import AudioError, SettingError
+from voxloop.families.contract import require
+from voxloop.families.registry import family
 from voxloop.records import SAMPLE_RATE, Dataset, Model, Run
 from voxloop.speech import audio
 from voxloop.steps import datasets
@@ -29,12 +31,22 @@ NOISES_S = 1800.0  # of all files: they are held in memory, 115 MB
 
 
 def resolved(ws: Workspace, recipe: Recipe, dataset: Dataset, base: Model) -> Recipe:
-    """The recipe with the ids of the datasets that are heard again, so that the run's record is complete.
+    """The recipe with the ids of the datasets that are heard again and the layers that get adapters.
 
-    Raises UnknownRecord for a dataset, and SettingError for a folder of noises, that is not there.
+    So that the run's record is complete.
+
+    Raises UnknownRecord for a dataset, and SettingError for a folder of noises, that is not there; UsageError where
+    the recipe asks for what the base model's family lacks.
     """
+    kind = family(base.family)
+    if recipe.audio_context == "trimmed":
+        require(kind, "short context")
+    if recipe.ctc_weight or recipe.encoder_copies:
+        require(kind, "encoder states")
     if recipe.noise_folder is not None and not Path(recipe.noise_folder).expanduser().is_dir():
         raise SettingError(f"noise_folder is {recipe.noise_folder!r}: there is no such folder")
+    if recipe.method == "lora" and not recipe.lora_targets:
+        recipe = replace(recipe, lora_targets=kind.lora_targets)
     if not recipe.replay_share:
         return replace(recipe, replay_from=())
     named = [datasets.find(ws, name).id for name in recipe.replay_from] or learnt(ws, base)

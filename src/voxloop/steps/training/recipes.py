@@ -78,8 +78,8 @@ class Recipe:
     """Scale of the adapters, by rank."""
     lora_dropout: float = 0.05
     """Dropout before the adapters."""
-    lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
-    """Names of the layers that get adapters."""
+    lora_targets: tuple[str, ...] = ()
+    """Names of the layers that get adapters; empty: those that the model's family names."""
 
     speed: float = 0.1
     """Clips are played up to this share faster or slower (Ko et al., Interspeech 2015)."""
@@ -185,8 +185,6 @@ class Recipe:
         self._check("speed", 0 <= self.speed <= 0.5, "it must be from 0 to 0.5")
         self._check("join_clips", self.join_clips >= 2, "a string has 2 clips or more; set join_share=0 for none")
         self._check("join_seconds", self.join_seconds <= 29, "a string and its margin must fit into 30 s")
-        if self.method == "lora" and not self.lora_targets:
-            raise SettingError("method is lora and lora_targets is empty: name layers such as q_proj,v_proj")
         if self.freeze_encoder and self.ctc_weight:
             raise SettingError(
                 "ctc_weight teaches the encoder, which freeze_encoder holds: set ctc_weight=0 or freeze_encoder=false"

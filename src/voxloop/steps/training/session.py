@@ -25,7 +25,8 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast, send_to_device
 
 from voxloop.errors import SettingError
-from voxloop.families.contract import Decoding, Family, Trainable, family
+from voxloop.families.contract import Decoding, Family, Part, Trainable, require
+from voxloop.families.registry import family
 from voxloop.speech import text as _text
 from voxloop.steps.training.batches import Collator, Plan, Row, Speech, loader, read_noises, read_rows, spoken
 from voxloop.steps.training.ctc import Head
@@ -209,14 +210,18 @@ class Session:
         if self.plan.earlier:
             self.note(f"every epoch hears {len(self.plan.again(0))} clips again that earlier models learnt")
         self.model: Any = self.trainable.model
-        _prepare_weights(self.trainable, recipe)
+        _prepare_weights(self.family, self.trainable, recipe)
         if recipe.method == "lora":
-            self.model = _with_adapters(self.trainable, recipe)
+            self.model = _with_adapters(self.family, self.trainable, recipe)
         self.model.to(self.accelerator.device)
         self.average = Average(self.model, recipe.average) if recipe.average else None
         self.ctc_classes = self._ctc_classes() if recipe.ctc_weight else None
         self.ctc = (
-            Head(self.family.encoder_width(self.trainable), len(self.ctc_classes), recipe.ctc_weight)
+            Head(
+                require(self.family, "encoder states").encoder_width(self.trainable),
+                len(self.ctc_classes),
+                recipe.ctc_weight,
+            )
             if self.ctc_classes is not None
             else None
         )
@@ -235,7 +240,7 @@ class Session:
             rows,
             recipe,
             earlier=earlier,
-            padded_s=self.family.padded_seconds if recipe.audio_context == "trimmed" else lambda _: 30.0,
+            padded_s=lambda seconds: self.family.padded_seconds(seconds, recipe.audio_context),
             label_length=lambda text, language: self.family.label_length(self.trainable, text, language),
             label_limit=self.family.label_limit(self.trainable),
         )
@@ -245,13 +250,12 @@ class Session:
         unnamed = [row for row in self.train_speech.rows if row.language is None][:LISTENED]
         if not unnamed:
             return
-        context = self.trainable.extra.get("base_context", "auto")
         recogniser = self.family.recogniser(self.trainable, self.trainable.model)
-        decoding = Decoding(max_new_tokens=1, audio_context=context)
+        decoding = Decoding(max_new_tokens=1, audio_context=self.trainable.base_context)
         heard = recogniser.transcribe([self.train_speech.waveform(row.id) for row in unnamed], decoding)
         languages = Counter(hypothesis.language for hypothesis in heard if hypothesis.language)
         if languages:
-            self.trainable.extra["language"] = languages.most_common(1)[0][0]
+            self.trainable.language = languages.most_common(1)[0][0]
 
     def _say_precision(self) -> None:
         fast = bf16_in_hardware(on_gpu=self.on_gpu)
@@ -321,7 +325,8 @@ class Session:
         if not tensors:  # heard before: the loader brings nothing but its place
             return send_to_device(self.encoded.read(batch["drawn"]), self.accelerator.device)  # type: ignore[no-any-return]
         with self.accelerator.autocast():
-            tensors = self.family.encode(self.trainable, send_to_device(tensors, self.accelerator.device))
+            kind = require(self.family, "encoder states")
+            tensors = kind.encode(self.trainable, send_to_device(tensors, self.accelerator.device))
         self.encoded.write(batch["drawn"], tensors)
         return tensors
 
@@ -518,31 +523,33 @@ def _precision(asked: Precision, on_gpu: bool, model: torch.nn.Module) -> Precis
     return "bf16" if large and bf16_in_hardware(on_gpu=on_gpu) else "fp32"
 
 
-def _prepare_weights(trainable: Trainable, recipe: Recipe) -> None:
-    model = trainable.model
-    if recipe.freeze_encoder:
-        model.freeze_encoder()
-    if recipe.freeze_embeddings:
-        model.get_input_embeddings().weight.requires_grad_(False)
+def _frozen(recipe: Recipe) -> list[Part]:
+    parts: dict[Part, bool] = {"encoder": recipe.freeze_encoder, "embeddings": recipe.freeze_embeddings}
+    return [part for part, frozen in parts.items() if frozen]
+
+
+def _prepare_weights(family: Family, trainable: Trainable, recipe: Recipe) -> None:
+    family.freeze(trainable, _frozen(recipe))
     if recipe.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        trainable.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
-def _with_adapters(trainable: Trainable, recipe: Recipe) -> Any:
+def _with_adapters(family: Family, trainable: Trainable, recipe: Recipe) -> Any:
     from peft import LoraConfig, get_peft_model
 
+    targets = recipe.lora_targets or family.lora_targets
     config = LoraConfig(
         r=recipe.lora_rank,
         lora_alpha=recipe.lora_alpha,
         lora_dropout=recipe.lora_dropout,
-        target_modules=list(recipe.lora_targets),
-        exclude_modules=r".*\bencoder\..*" if recipe.freeze_encoder else None,
+        target_modules=list(targets),
+        exclude_modules=family.without_adapters(_frozen(recipe)),
         bias="none",
     )
     try:
         model = get_peft_model(trainable.model, config)
     except ValueError as error:
-        raise SettingError(f"lora_targets {', '.join(recipe.lora_targets)}: {error}") from error
+        raise SettingError(f"lora_targets {', '.join(targets)}: {error}") from error
     if recipe.gradient_checkpointing:
         trainable.model.enable_input_require_grads()
     return model

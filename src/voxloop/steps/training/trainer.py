@@ -49,7 +49,9 @@ def train(session: Session, optimizer: Any, journal: Journal) -> bool:
         window = [next(batches) for _ in range(recipe.accumulation)]
         journal.waited_s += time.monotonic() - began
         inputs = [session.on_device(batch) for batch in window]
-        tokens = accelerator.reduce(sum((batch["labels"] != -100).sum() for batch in inputs), "sum")
+        tokens = accelerator.reduce(
+            sum((batch["labels"] != session.trainable.label_pad).sum() for batch in inputs), "sum"
+        )
 
         # Forward, loss, backward
         model.train()
@@ -325,7 +327,7 @@ def _measure_base(session: Session, journal: Journal) -> None:
     if not session.val:
         session.note("the val split is empty: nothing is measured while training, and the last weights are kept")
         return
-    score = session.measure(0, context=session.trainable.extra.get("base_context", "auto"))
+    score = session.measure(0, context=session.trainable.base_context)
     session.progress.base = session.progress.best = score
     journal.evaluation(score)
 
@@ -343,9 +345,7 @@ def _finish(session: Session) -> None:
         progress.best = kept
     if progress.best is not None and progress.best.step == 0:
         session.note("training made the model no better on val: `best` is the base model")
-        base = session.family.open_for_training(
-            session.config.base, audio_context=session.trainable.extra.get("base_context", "full")
-        )
+        base = session.family.open_for_training(session.config.base, audio_context=session.trainable.base_context)
         (session.folder / BEST).unlink(missing_ok=True)
         shutil.rmtree(session.folder / "best", ignore_errors=True)
         session.family.save(base, base.model, session.folder / "best")

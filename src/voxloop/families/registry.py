@@ -1,0 +1,66 @@
+"""Model families by the `model_type` of their config.json; each is imported when it is first asked for.
+
+Another package adds one through an entry point of the group `voxloop.families`, named as the `model_type` is, that
+leads to an object with `contract.Family`:
+
+    [project.entry-points."voxloop.families"]
+    moonshine = "voxloop_moonshine:MOONSHINE"
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+
+from voxloop.errors import ModelError, first_line, nearest
+from voxloop.families.contract import Family
+
+GROUP = "voxloop.families"
+OURS = {
+    "whisper": "voxloop.families.whisper:WHISPER",
+    "voxtral": "voxloop.families.voxtral:VOXTRAL",
+}
+
+
+def known() -> dict[str, EntryPoint]:
+    """Where each family is, by name. A family of another package never takes the place of one of ours."""
+    ours = {name: EntryPoint(name, place, GROUP) for name, place in OURS.items()}
+    return {found.name: found for found in entry_points(group=GROUP)} | ours
+
+
+@cache
+def family(name: str) -> Family:
+    """The family of that name. Raises ModelError for one that is not known, or that cannot be imported."""
+    places = known()
+    if name not in places:
+        raise ModelError(
+            f"model family {name!r} is not known{nearest(name, places)}; "
+            f"a package with an entry point `{name}` of the group {GROUP} adds it"
+        )
+    try:
+        found: Family = places[name].load()
+    except (ImportError, AttributeError) as error:
+        raise ModelError(
+            f"model family {name!r} cannot be imported from {places[name].value} ({first_line(error)}): "
+            "install the package that it comes from again, with what it depends on"
+        ) from error
+    return found
+
+
+def family_of(folder: Path) -> str:
+    """Name of the family that a model folder is of, by its config.json. Raises ModelError."""
+    try:
+        found = json.loads((folder / "config.json").read_text()).get("model_type")
+    except (OSError, ValueError, AttributeError) as error:
+        raise ModelError(
+            f"{folder} holds no readable config.json, so it is no model folder ({first_line(error)}): "
+            "name a folder with config.json, tokenizer and safetensors weights"
+        ) from error
+    if found not in known():
+        raise ModelError(
+            f"{folder} holds a model of type {found!r}; a model of one of these types is needed: "
+            f"{', '.join(sorted(known()))}; choose another base model, or install a package that adds its family"
+        )
+    return str(found)
