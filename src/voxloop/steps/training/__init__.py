@@ -7,7 +7,8 @@
                               └── moving.py ◄──► blob store: the newest checkpoint ◄──► another machine
 
 `runs.py` has the states of a run and who may change them, `recipes.py` says how it is trained, `material.py`,
-`batches.py` and `augment.py` what is heard. Importing this package loads no torch.
+`batches.py` and `augment.py` what is heard. `trainer.py` has the loop itself, `journal.py` what it tells,
+`checkpoints.py` what it goes on from. Importing this package loads no torch.
 """
 
 from __future__ import annotations
