@@ -13,6 +13,7 @@ Whisper folder that stock transformers loads.
     words.py       words and their times, of tokens with theirs
     recogniser.py  the torch engine, with timing.py: when each token was said
     ctranslate.py  the CTranslate2 engine, and conversion for it
+    ctranslate_folder.py  a CTranslate2 folder as a base: weights, tokenizer and settings read back
 
 What reads with CTranslate2 imports no transformers, which takes longer than the text of a short file.
 

@@ -21,6 +21,7 @@ from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 from transformers.models.whisper.modeling_whisper import WhisperDecoderLayer, WhisperEncoder, WhisperModel
 
 from voxloop.errors import ModelError, first_line
+from voxloop.families.whisper import ctranslate_folder
 from voxloop.families.whisper.output import cross_entropy
 
 NO_LABEL = -100  # what labels are padded with
@@ -165,13 +166,16 @@ def length_aware(model: WhisperForConditionalGeneration) -> WhisperForConditiona
 
 
 def load(folder: str | Path, dtype: torch.dtype) -> tuple[WhisperForConditionalGeneration, WhisperProcessor]:
-    """Model and processor of a folder or Hub id. Raises ModelError with the remedy."""
+    """Model and processor of a folder, transformers' or CTranslate2's, or of a Hub id. Raises ModelError."""
     from transformers import AutoConfig
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()  # a bar for loading a few tensors is noise in every log
     name = str(folder)
     local = Path(name).is_dir()
+    if ctranslate_folder.recognised(name):
+        model, processor = ctranslate_folder.read(name, dtype)
+        return length_aware(model), processor
     try:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
