@@ -44,7 +44,8 @@ class Settings:
     bus: str = "local"
     """`local`: workers poll the job table."""
     base_model: str = "starter"
-    """What transcribes before there is a champion: `starter`, a Hub id such as openai/whisper-small, or a folder."""
+    """What transcribes before there is a champion: `starter`, a Hub id such as openai/whisper-small, a folder in
+    transformers' or CTranslate2's form, or what faster-whisper calls a model that it has here (`base`, `tiny.en`)."""
     language: str = ""
     """Language taken where a recording names none (ISO 639-1); empty: the model detects it."""
     device: str = ""
