@@ -64,11 +64,14 @@ def transcribe(ws: Workspace, recordings: str | Sequence[str]) -> list[Transcrip
     made: list[Transcript] = []
     for language, group in _by_language(waiting):
         for block in blocks(group, [utterance.samples for utterance in group]):
-            waveforms = [_utterances.utterance_audio(ws, utterance) for utterance in block]
+            waveforms, before = zip(*_utterances.with_surroundings(ws, block), strict=True)
             heard = recogniser(ws, model).transcribe(
                 waveforms, decoding(ws, language), word_times=ws.settings.word_times
             )
-            found = [_hypothesis(u, model, hypothesis) for u, hypothesis in zip(block, heard, strict=True)]
+            found = [
+                _hypothesis(utterance, model, replace(one, words=_within(one.words, utterance, samples)))
+                for utterance, one, samples in zip(block, heard, before, strict=True)
+            ]
             with ws.transaction() as tx:
                 for transcript in found:
                     _heard(tx, transcript)
@@ -288,7 +291,8 @@ def transcribe_file(
         trimmed = speaker.context(audio_context) == "trimmed"
         joining = _utterances.PHRASES if trimmed else _utterances.WINDOWS
         spans = _utterances.spans_in(read, samples, ws.settings, joining)
-        speech = sum(end - start for start, end in spans)
+        heard_spans = _utterances.with_margins(spans, samples)
+        speech = sum(end - start for start, end in heard_spans)
         done = 0.0
 
         def told(heard_s: float) -> None:
@@ -298,10 +302,11 @@ def transcribe_file(
                 progress(seconds(samples) * min(1.0, done / seconds(speech)), seconds(samples))
 
         segments: list[Segment] = []
-        for block in blocks(spans, [end - start for start, end in spans]):
-            waveforms = [read(start, end) for start, end in block]
+        pairs = list(zip(spans, heard_spans, strict=True))
+        for block in blocks(pairs, [end - start for _, (start, end) in pairs]):
+            waveforms = [read(start, end) for _, (start, end) in block]
             heard = speaker.transcribe(waveforms, asked, word_times=word_times, heard=told)
-            segments += [_segment(start, end, one) for (start, end), one in zip(block, heard, strict=True)]
+            segments += [_segment(span, wider[0], one) for (span, wider), one in zip(block, heard, strict=True)]
         if progress:
             progress(seconds(samples), seconds(samples))
     return FileTranscript(file=str(file), model=record.id, duration=seconds(samples), segments=tuple(segments))
@@ -310,6 +315,19 @@ def transcribe_file(
 def transcribe_waveforms(ws: Workspace, waveforms: Sequence[Waveform], model: Model) -> list[Hypothesis]:
     """Texts of waveforms of at most 30 s by a given model."""
     return recogniser(ws, model).transcribe(waveforms, decoding(ws))
+
+
+def _within(words: Sequence[Word], utterance: Utterance, before: int) -> tuple[Word, ...]:
+    """Words of an utterance and `before` samples ahead of it, their times from its beginning and within it."""
+    last = seconds(utterance.samples)
+    return tuple(
+        replace(word, start=min(max(word.start, 0.0), last), end=min(max(word.end, 0.0), last))
+        for word in _moved(words, -seconds(before))
+    )
+
+
+def _moved(words: Sequence[Word], by: float) -> tuple[Word, ...]:
+    return tuple(replace(word, start=round(word.start + by, 3), end=round(word.end + by, 3)) for word in words)
 
 
 T = TypeVar("T")
@@ -329,16 +347,17 @@ def blocks(items: Sequence[T], samples: Sequence[int], limit_s: float = BLOCK_S)
         yield block
 
 
-def _segment(start: int, end: int, heard: Hypothesis) -> Segment:
-    offset = seconds(start)
+def _segment(span: _utterances.Span, first: int, heard: Hypothesis) -> Segment:
+    """What was heard in a span and its margins, which begin with the sample `first`."""
+    words = _moved(heard.words, seconds(first))
+    start, end = map(seconds, span)
     return Segment(
-        start=offset,
-        end=seconds(end),
+        # A word that the detector cut into begins or ends outside of the span.
+        start=min([start, *(word.start for word in words[:1])]),
+        end=max([end, *(word.end for word in words[-1:])]),
         text=heard.text,
         confidence=heard.confidence,
-        words=tuple(
-            replace(word, start=round(word.start + offset, 3), end=round(word.end + offset, 3)) for word in heard.words
-        ),
+        words=words,
         language=heard.language,
         language_probability=heard.language_probability,
         mean_logprob=heard.mean_logprob,
