@@ -13,7 +13,7 @@ import shutil
 import sys
 import threading
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ import sqlalchemy as sa
 from voxloop import hub
 from voxloop.errors import BlobError, ModelError, UnknownRecord
 from voxloop.families.contract import Recogniser, require
-from voxloop.families.registry import family, family_of
+from voxloop.families.registry import converted_of, family, family_of
 from voxloop.records import Model
 from voxloop.starter import STARTER_DIR
 from voxloop.stores import tables
@@ -37,7 +37,9 @@ CHAMPION = "champion"
 STARTER = "starter"
 BASE = "base"  # as `embedding_model`: what the setting `base_model` names
 CONVERSIONS = "cache/ctranslate2"  # folder of a workspace
+RESTORED = "cache/transformers"  # CTranslate2 bases in the form that transformers loads
 MODEL_FILES = (".safetensors", ".json", ".txt", ".model")  # what a model folder's identity covers
+CTRANSLATE_WEIGHTS = "model.bin"  # that of a CTranslate2 folder covers these as well; other .bin files are pickles
 KEPT = 2  # loaded models that stay in memory while nobody uses them: an evaluation needs champion and challenger
 
 
@@ -47,10 +49,10 @@ KEPT = 2  # loaded models that stay in memory while nobody uses them: an evaluat
 def base_model(ws: Workspace, name: str | None = None) -> Model:
     """The model that `name` means, registered in the catalog.
 
-    `name` is an alias (`champion`), a model's id, `starter`, a local folder or a
-    Hub id such as `openai/whisper-small`; None means the champion or, before
-    there is one, the setting `base_model`. The Hub is asked about a name once in
-    a workspace. Raises ModelError or UnknownRecord.
+    `name` is an alias (`champion`), a model's id, `starter`, a local folder (transformers' form or CTranslate2's), a
+    Hub id such as `openai/whisper-small`, or what faster-whisper calls a model that it has in the Hub's cache (`base`,
+    `tiny.en`); None means the champion or, before there is one, the setting `base_model`. The Hub is asked about a name
+    once in a workspace. Raises ModelError or UnknownRecord.
     """
     with ws.read() as reader:
         aliased = reader.connection.execute(
@@ -81,8 +83,21 @@ def _named(ws: Workspace, name: str) -> Model:
         return _registered(ws, folder, _model_files(folder), base=str(folder), where=str(folder))
     if "/" not in name:
         with ws.read() as reader:
-            return reader.get(Model, name)
+            if name not in hub.FASTER_WHISPER or reader.find(Model, name):
+                return reader.get(Model, name)
+        name = _of_faster_whisper(name)
     return _known_by(ws, name) or _from_hub(ws, name)
+
+
+def _of_faster_whisper(size: str) -> str:
+    """The repository that a name of faster-whisper's stands for, where this machine has it. Raises ModelError."""
+    repository = hub.FASTER_WHISPER[size]
+    if hub.converted(repository) is None:
+        raise ModelError(
+            f"{size!r} is faster-whisper's name for {repository}, which is not in {hub.place()}: "
+            f"give {repository} to fetch it from the Hub, or a local folder; `voxloop base list` says what is here"
+        )
+    return repository
 
 
 _RESOLVING = threading.Lock()
@@ -105,7 +120,8 @@ def _from_hub(ws: Workspace, name: str) -> Model:
         known = _known_by(ws, name)  # another thread may have been first
         if known:
             return known
-        folder, commit = hub.download(name)
+        here = hub.converted(name)  # nothing newer is asked for: what faster-whisper has is what its user hears
+        folder, commit = (here, here.name) if here else hub.download(name)
         where = f"{hub.repository(name)}@{commit}"
         model = _registered(ws, folder, hub.wanted(_model_files(folder)), base=name, where=where)
         if model.base != name:
@@ -115,21 +131,23 @@ def _from_hub(ws: Workspace, name: str) -> Model:
 
 def _registered(ws: Workspace, folder: Path, names: Iterable[str], *, base: str, where: str) -> Model:
     """The row of a model that did not come from a run, written where there is none yet."""
+    kind = family_of(folder)
     files = {name: _hash(folder / name) for name in names}
     id = model_id(files)
     with ws.read() as reader:
         known = reader.find(Model, id)
     if known and not _moved(known):
         return known
-    if not any(file.endswith(".safetensors") for file in files):
+    if not any(file.endswith((".safetensors", CTRANSLATE_WEIGHTS)) for file in files):
         raise ModelError(
-            f"{folder} holds no .safetensors weights: a model is a folder with config.json, tokenizer and safetensors"
+            f"{folder} holds no .safetensors weights: a model is a folder with config.json, tokenizer and safetensors, "
+            "or one in CTranslate2's form"
         )
     with ws.catalog.write() as tx:  # true whatever becomes of the job in hand, so not fenced by its claim
         if known:
             tx.change(Model, id, base=base, where=where)
         else:
-            tx.add(Model(id=id, family=family_of(folder), base=base, kind="full", where=where, files=files))
+            tx.add(Model(id=id, family=kind, base=base, kind="full", where=where, files=files))
         return tx.get(Model, id)
 
 
@@ -149,10 +167,11 @@ def model_id(files: dict[str, str]) -> str:
 
 def _model_files(folder: Path) -> list[str]:
     """Names of the files that make up a model folder's identity."""
+    weights = folder / CTRANSLATE_WEIGHTS if converted_of(folder) else None
     return [
         path.relative_to(folder).as_posix()
         for path in sorted(folder.rglob("*"))
-        if path.suffix in MODEL_FILES and path.is_file()
+        if (path.suffix in MODEL_FILES or path == weights) and path.is_file()
     ]
 
 
@@ -185,7 +204,21 @@ def _fault(folder: Path, model: Model) -> str | None:
 
 
 def model_folder(ws: Workspace, model: Model, *, checked: bool = True) -> str:
-    """The local folder that a model is loaded from, brought here where it is elsewhere.
+    """The local folder that transformers loads a model from: its own, or of a CTranslate2 base a copy made of it.
+
+    Raises ModelError as `own_folder` does.
+    """
+    folder = own_folder(ws, model, checked=checked)
+    if converted_of(Path(folder)) is None:
+        return folder
+    kind = require(family(model.family), "ctranslate2")
+    target = ws.folder / RESTORED / model.id
+    _keep(ws, target, lambda partial: kind.restore(Path(folder), partial), Path.is_dir)
+    return str(target)
+
+
+def own_folder(ws: Workspace, model: Model, *, checked: bool = True) -> str:
+    """The local folder of a model in the form that it came in, brought here where it is elsewhere.
 
     Its files are held against the row, each once as long as it does not change.
     Raises ModelError where they differ; where not `checked`, only what cannot be
@@ -277,26 +310,32 @@ def converted(ws: Workspace, model: Model, compute_type: str) -> Path:
     """
     target = ws.folder / CONVERSIONS / f"{model.id}-{compute_type}"
     kind = require(family(model.family), "ctranslate2")
-    if kind.intact(target):
-        os.utime(target)  # when it was used last: what is not used goes one day
-        return target
+    folder = own_folder(ws, model) if not kind.intact(target) else ""
+    _keep(ws, target, lambda partial: kind.convert(folder, partial, compute_type), kind.intact)
+    os.utime(target)  # when it was used last: what is not used goes one day
+    return target
+
+
+def _keep(ws: Workspace, target: Path, write: Callable[[Path], None], whole: Callable[[Path], bool]) -> None:
+    """Have a folder in the cache that is `whole`: as it is there, or as `write` makes it, in one process at a time."""
+    if whole(target):
+        return
     partial = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         with _alone(ws.folder / "locks" / f"{target.name}.lock"):
-            if kind.intact(target):
-                return target
+            if whole(target):
+                return
             target.parent.mkdir(parents=True, exist_ok=True)
-            kind.convert(model_folder(ws, model), partial, compute_type)
+            write(partial)
             shutil.rmtree(target, ignore_errors=True)
             partial.replace(target)
     except OSError as error:
         raise ModelError(
-            f"the conversion of model {model.id} cannot be kept in {target}: {error}; make room or free access there, "
+            f"the conversion of a model cannot be kept in {target}: {error}; make room or free access there, "
             "or set `engine` to torch"
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return target
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,7 +46,8 @@ class Settings:
     """`local`: workers poll the job table."""
     base_model: str = "starter"
     """What transcribes before there is a champion: `starter`, a Hub id such as openai/whisper-small (with @REVISION,
-    where it is not to be the newest), or a folder. The Hub is asked about it once; then the workspace keeps to the
+    where it is not to be the newest), a folder in transformers' or CTranslate2's form, or what faster-whisper calls a
+    model that it has here (`base`, `tiny.en`). The Hub is asked about a name once; then the workspace keeps to the
     commit that it found."""
     embedding_model: str = "starter"
     """What gives utterances the vectors by which similar ones are found: `starter`, `base` (what `base_model` names),

@@ -369,6 +369,12 @@ def has_encoder_states(case: Case, folder: Path) -> None:
     assert kind.encoder_bytes(case.folder, 60.0) == states.nbytes
 
 
+def has_cost_estimate(case: Case, folder: Path) -> None:
+    found = require(case.family, "cost estimate").cost(case.folder)
+    assert found.parameters == sum(weight.numel() for weight in case.trainable.model.parameters())
+    assert found.window_operations > found.token_weights > 0
+
+
 WORKS: dict[Capability, Callable[[Case, Path], None]] = {
     "word times": has_word_times,
     "no-speech": has_no_speech,
@@ -376,6 +382,7 @@ WORKS: dict[Capability, Callable[[Case, Path], None]] = {
     "guards": has_guards,
     "short context": has_short_context,
     "ctranslate2": has_ctranslate2,
+    "cost estimate": has_cost_estimate,
     "embeddings": has_embeddings,
     "encoder states": has_encoder_states,
 }

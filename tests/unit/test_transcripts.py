@@ -245,3 +245,41 @@ def test_retranscribe_on_the_command_line(tmp_path: Path, demo_speech: Path, cha
     told = json.loads(CliRunner().invoke(app, ["-C", str(folder), "retranscribe", "--json"]).output)
     assert told["waiting"] == 2
     assert CliRunner().invoke(app, ["-C", str(folder), "retranscribe", "nothing"]).exit_code == 2
+
+
+class TestMargins:
+    """What lies around a span is heard as well; what is kept of it is about the span."""
+
+    @pytest.fixture
+    def talk(self, tmp_path: Path, demo_speech: Path) -> Path:
+        hush = np.random.default_rng(0).normal(0, 1e-4, 3 * RATE).astype(np.float32)
+        words = [decode(path) for path in sorted(demo_speech.glob("*.ogg"))[:3]]
+        soundfile.write(tmp_path / "talk.wav", np.concatenate([hush, *(p for w in words for p in (w, hush))]), RATE)
+        return tmp_path / "talk.wav"
+
+    def test_words_lie_within_their_utterance(self, workspace: Workspace, talk: Path) -> None:
+        ids = list(ingest(workspace, talk, language="en").taken)
+        utterances = {utterance.id: utterance for utterance in segment(workspace, ids)}
+        transcripts.transcribe(workspace, ids)
+        heard = texts(workspace, "hypothesis")
+        words = [(word, utterances[text.utterance].samples / RATE) for text in heard for word in text.words]
+        assert len(heard) == len(utterances) >= 2
+        assert words
+        assert all(0.0 <= word.start <= word.end <= length for word, length in words)
+
+    def test_a_file_says_when_in_the_file(self, workspace: Workspace, talk: Path) -> None:
+        ids = list(ingest(workspace, talk, language="en").taken)
+        spans = [(utterance.start / RATE, utterance.end / RATE) for utterance in segment(workspace, ids)]
+        segments = transcripts.transcribe_file(workspace, talk, language="en", word_times=True).segments
+        assert len(segments) == len(spans)
+        for one, (start, end) in zip(segments, spans, strict=True):
+            assert start - 0.4 <= one.start <= start
+            assert end <= one.end <= end + 0.4
+            assert all(one.start <= word.start <= word.end <= one.end for word in one.words)
+
+    def test_quiet_speech_is_heard(self, workspace: Workspace, tmp_path: Path, talk: Path) -> None:
+        loud, rate = soundfile.read(talk, dtype="float32")
+        soundfile.write(tmp_path / "quiet.wav", loud * np.float32(10 ** (-34 / 20)), rate, subtype="FLOAT")
+        found = [transcripts.transcribe_file(workspace, file, language="en") for file in (talk, tmp_path / "quiet.wav")]
+        assert len(found[0].segments) == len(found[1].segments) > 0
+        assert found[1].text

@@ -21,7 +21,16 @@ from voxloop.settings import Settings
 from voxloop.speech.audio import Waveform, decode, measure
 from voxloop.speech.voice import FRAME, detector
 from voxloop.steps.recordings import ingest, read_audio
-from voxloop.steps.utterances import segment, spans_of, speech_spans, utterance_audio
+from voxloop.steps.utterances import (
+    MARGIN,
+    levelled,
+    segment,
+    spans_of,
+    speech_spans,
+    utterance_audio,
+    with_margins,
+    with_surroundings,
+)
 from voxloop.stores import tables
 from voxloop.workspace import Workspace
 
@@ -198,3 +207,85 @@ def test_ids_are_those_of_the_span(workspace: Workspace, tmp_path: Path, sentenc
 def test_a_recording_that_is_not_there_is_an_error(workspace: Workspace) -> None:
     with pytest.raises(UnknownRecord):
         segment(workspace, "sha256-0")
+
+
+@hypothesis_settings(max_examples=300, deadline=None)
+@given(runs, st.integers(1, FRAME))
+def test_margins_widen_spans_and_share_gaps(pattern: list[tuple[float, int]], last: int) -> None:
+    probabilities = [value for value, length in pattern for _ in range(length)]
+    samples = max(0, len(probabilities) - 1) * FRAME + (last if probabilities else 0)
+    spans = spans_of(probabilities, samples, Settings())
+    wider = with_margins(spans, samples)
+    check_spans(wider, samples)
+    for (start, end), (first, stop) in zip(spans, wider, strict=True):
+        assert start - MARGIN <= first <= start
+        assert end <= stop <= end + MARGIN
+
+
+def test_margins_reach_the_edges_and_half_of_a_gap() -> None:
+    assert with_margins([(100, 20_000), (21_000, 30_000)], 50_000) == [(0, 20_500), (20_500, 30_000 + MARGIN)]
+    assert with_margins([(0, MAX_UTTERANCE_SAMPLES)], 2 * MAX_UTTERANCE_SAMPLES) == [(0, MAX_UTTERANCE_SAMPLES)]
+
+
+class TestQuietSpeech:
+    @pytest.fixture(scope="class")
+    def words(self, demo_speech: Path) -> list[Waveform]:
+        return [decode(path) for path in sorted(demo_speech.glob("*.ogg"))[:20]]
+
+    def test_is_found_where_it_is_found_when_loud(self, words: list[Waveform]) -> None:
+        for word in words:
+            ((start, end),) = speech_spans(word, Settings())
+            quiet = word * np.float32(10 ** (-42 / 20) / np.abs(word).max())
+            ((first, stop),) = speech_spans(quiet, Settings())
+            assert abs(first - start) <= 3 * FRAME
+            assert abs(stop - end) <= 3 * FRAME
+
+    def test_noise_is_none_however_loud(self) -> None:
+        rng = np.random.default_rng(1)
+        for level in (1e-4, 1e-3, 1e-2, 0.1):
+            assert speech_spans((level * rng.standard_normal(4 * RATE)).astype(np.float32), Settings()) == []
+
+    def test_silence_stays_silence(self) -> None:
+        assert not levelled(np.zeros(RATE, np.float32)).any()
+        assert speech_spans(np.zeros(RATE, np.float32), Settings()) == []
+
+    def test_where_nothing_is_likely_half_as_likely_counts(self) -> None:
+        faint = [0.02] * 30 + [0.35] * 30 + [0.02] * 30
+        assert len(spans_of(faint, 90 * FRAME, Settings())) == 1
+        assert spans_of([0.2] * 90, 90 * FRAME, Settings()) == []
+        sure = [0.02] * 60 + [0.9] * 60 + [0.02] * 200
+        assert spans_of([*sure, *faint], 410 * FRAME, Settings()) == spans_of(
+            [*sure, *[0.02] * 90], 410 * FRAME, Settings()
+        )
+
+
+class TestSurroundings:
+    def test_a_span_is_heard_with_its_margins_and_kept_without(
+        self, workspace: Workspace, tmp_path: Path, demo_speech: Path
+    ) -> None:
+        spoken = [decode(path) for path in sorted(demo_speech.glob("*.ogg"))[:4]]
+        parts = [part for word in spoken for part in (word, pause(4.0))]
+        id = take(workspace, tmp_path / "talk.wav", np.concatenate([pause(2.0), *parts]))
+        utterances = segment(workspace, id)
+        assert len(utterances) >= 2
+        whole = read_audio(workspace, id)
+        for utterance, (heard, before) in zip(utterances, with_surroundings(workspace, utterances), strict=True):
+            assert before == MARGIN
+            assert len(heard) == utterance.samples + 2 * MARGIN
+            np.testing.assert_array_equal(heard, whole[utterance.start - MARGIN : utterance.end + MARGIN])
+            assert len(utterance_audio(workspace, utterance)) == utterance.samples
+
+    def test_what_is_known_whole_is_heard_whole(self, workspace: Workspace, tmp_path: Path) -> None:
+        id = take(workspace, tmp_path / "said.wav", pause(2.0), text="nothing")
+        ((heard, before),) = with_surroundings(workspace, segment(workspace, id))
+        assert (len(heard), before) == (2 * RATE, 0)
+
+    def test_given_segments_are_heard_as_given(self, workspace: Workspace, tmp_path: Path) -> None:
+        soundfile.write(tmp_path / "talk.wav", pause(6.0), RATE)
+        rows = [{"file": "talk.wav", "start": at, "end": at + 1, "text": "a"} for at in (1.0, 4.0)]
+        (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        ids = ingest(workspace, tmp_path, processes=1).taken
+        utterances = segment(workspace, list(ids))
+        assert len(utterances) == 2
+        for heard, before in with_surroundings(workspace, utterances):
+            assert (len(heard), before) == (RATE, 0)

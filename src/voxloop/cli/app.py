@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from voxloop import __version__
-from voxloop.cli import datasets, evaluation, keep, models, recipes, review, runs, speech, work
+from voxloop.cli import bases, datasets, evaluation, keep, models, recipes, review, runs, speech, work
 from voxloop.errors import UsageError, VoxloopError
 from voxloop.settings import THREADS_WAIT
 
@@ -77,6 +77,7 @@ review.register(app)
 datasets.register(app)
 runs.register(app)
 recipes.register(app)
+bases.register(app)
 evaluation.register(app)
 models.register(app)
 keep.register(app)

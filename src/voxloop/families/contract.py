@@ -43,6 +43,7 @@ Capability = Literal[
     "ctranslate2",
     "embeddings",
     "encoder states",
+    "cost estimate",
 ]
 REMEDIES: Mapping[Capability, str] = {
     "word times": "set `word_times` to false",
@@ -58,6 +59,7 @@ REMEDIES: Mapping[Capability, str] = {
     "ctranslate2": "set `engine` to torch",
     "embeddings": "name another embedding model, such as `starter`",
     "encoder states": "set ctc_weight=0 and encoder_copies=0",
+    "cost estimate": "try it on a few clips",
 }
 """For each capability: what it takes to go without."""
 
@@ -323,6 +325,42 @@ class Conversion(Family, Protocol):
         """Open what `convert` made of a saved model. Raises ModelError with the remedy."""
         ...
 
+    def holds(self, folder: Path) -> bool:
+        """Whether a folder holds a model of this family in CTranslate2's form, ours or another program's."""
+        ...
+
+    def check_base(self, folder: Path) -> None:
+        """Raises ModelError, with the remedy, where such a folder can be no base: its weights were rounded."""
+        ...
+
+    def restore(self, folder: Path, target: Path) -> None:
+        """Write the transformers form of such a folder into `target`, bit for bit. Raises ModelError."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cost:
+    """What one model needs; a multiplication with its addition counts as two operations."""
+
+    parameters: int
+    multilingual: bool
+    window_operations: int
+    """Of the encoder for 30 s, and of the decoder's look at all of it."""
+    token_weights: int
+    """Weights that are read for each token written: two operations each."""
+    token_states: int
+    """Numbers of the encoder's states, as keys and values, that are read for each token as well."""
+    window_floats: int
+    """Numbers that training keeps of 30 s for the way back."""
+
+
+class Costed(Family, Protocol):
+    """The capability `cost estimate`: what a model needs, without loading it."""
+
+    def cost(self, folder: Path) -> Cost:
+        """The cost of a model folder in any form that the family loads. Raises ModelError."""
+        ...
+
 
 class EncoderStates(Family, Protocol):
     """The capability `encoder states`: what the encoder makes of the sound, to be kept or learnt from."""
@@ -351,6 +389,8 @@ class EncoderStates(Family, Protocol):
 def require(family: Family, capability: Literal["ctranslate2"]) -> Conversion: ...
 @overload
 def require(family: Family, capability: Literal["encoder states"]) -> EncoderStates: ...
+@overload
+def require(family: Family, capability: Literal["cost estimate"]) -> Costed: ...
 @overload
 def require(family: Family, capability: Capability) -> Family: ...
 def require(family: Family, capability: Capability) -> Any:

@@ -15,7 +15,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 from voxloop.errors import ModelError, first_line, nearest
-from voxloop.families.contract import Family
+from voxloop.families.contract import Family, require
 
 GROUP = "voxloop.families"
 OURS = {
@@ -49,8 +49,28 @@ def family(name: str) -> Family:
     return found
 
 
+def converted_of(folder: Path) -> str | None:
+    """Name of the family whose model a folder holds in CTranslate2's form; None for any other folder."""
+    if not (folder / "model.bin").is_file():
+        return None
+    for name in known():
+        try:
+            kind = family(name)
+        except ModelError:
+            continue  # another package's, and broken: it says so when it is asked for by name
+        if "ctranslate2" in kind.capabilities and require(kind, "ctranslate2").holds(folder):
+            return name
+    return None
+
+
 def family_of(folder: Path) -> str:
-    """Name of the family that a model folder is of, by its config.json. Raises ModelError."""
+    """Name of the family that a model folder is of: by its config.json, or by its weights in CTranslate2's form.
+
+    Raises ModelError where no family knows it, or where its weights were rounded and so can be no base.
+    """
+    if name := converted_of(folder):
+        require(family(name), "ctranslate2").check_base(folder)
+        return name
     try:
         found = json.loads((folder / "config.json").read_text()).get("model_type")
     except (OSError, ValueError, AttributeError) as error:

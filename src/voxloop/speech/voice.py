@@ -68,7 +68,7 @@ def silero() -> Any:
 
 def detector() -> str:
     """What finds the speech, as the record of a segmentation names it: another one may cut elsewhere."""
-    return f"silero-vad {version('silero-vad')}, one pass"
+    return f"silero-vad {version('silero-vad')}, one pass, levelled"
 
 
 def chances(read: Callable[[int, int], Waveform], samples: int) -> list[float]:

@@ -82,14 +82,14 @@ def transcribe(ws: Workspace, recordings: str | Sequence[str]) -> list[Transcrip
         complete(heard_before, [])
     for language, group in _by_language(waiting):
         for part in _parts(group, ws.settings.batch_seconds):
-            waveforms = [_utterances.utterance_audio(ws, utterance) for utterance in part]
+            waveforms, before = zip(*_utterances.with_surroundings(ws, part), strict=True)
+            asked = decoding(ws, language, model=model)
             with loaded(ws, model) as recogniser:
-                heard = recogniser.transcribe(
-                    waveforms, decoding(ws, language, model=model), word_times=ws.settings.word_times
-                )
+                heard = recogniser.transcribe(waveforms, asked, word_times=ws.settings.word_times)
             found: dict[str, list[Transcript]] = {}
-            for utterance, hypothesis in zip(part, heard, strict=True):
-                found.setdefault(utterance.recording, []).append(_hypothesis(utterance, model, hypothesis))
+            for utterance, one, samples in zip(part, heard, before, strict=True):
+                one = replace(one, words=_within(one.words, utterance, samples))
+                found.setdefault(utterance.recording, []).append(_hypothesis(utterance, model, one))
             for id, transcripts in found.items():
                 left[id] -= len(transcripts)
                 made += transcripts
@@ -360,7 +360,8 @@ def transcribe_file(
         trimmed = speaker.context(audio_context) == "trimmed"
         joining = _utterances.PHRASES if trimmed else _utterances.WINDOWS
         spans = _utterances.spans_in(read, samples, ws.settings, joining)
-        speech = sum(end - start for start, end in spans)
+        heard_spans = _utterances.with_margins(spans, samples)
+        speech = sum(end - start for start, end in heard_spans)
         done = 0.0
 
         def told(heard_s: float) -> None:
@@ -370,10 +371,11 @@ def transcribe_file(
                 progress(seconds(samples) * min(1.0, done / seconds(speech)), seconds(samples))
 
         segments: list[Segment] = []
-        for block in blocks(spans, [end - start for start, end in spans]):
-            waveforms = [read(start, end) for start, end in block]
+        pairs = list(zip(spans, heard_spans, strict=True))
+        for block in blocks(pairs, [end - start for _, (start, end) in pairs]):
+            waveforms = [read(start, end) for _, (start, end) in block]
             heard = speaker.transcribe(waveforms, asked, word_times=word_times, heard=told)
-            segments += [_segment(start, end, one) for (start, end), one in zip(block, heard, strict=True)]
+            segments += [_segment(span, wider[0], one) for (span, wider), one in zip(block, heard, strict=True)]
         if progress:
             progress(seconds(samples), seconds(samples))
     return FileTranscript(file=str(file), model=record.id, duration=seconds(samples), segments=tuple(segments))
@@ -383,6 +385,19 @@ def transcribe_waveforms(ws: Workspace, waveforms: Sequence[Waveform], model: Mo
     """Texts of waveforms of at most 30 s by a given model."""
     with loaded(ws, model) as recogniser:
         return recogniser.transcribe(waveforms, decoding(ws, model=model))
+
+
+def _within(words: Sequence[Word], utterance: Utterance, before: int) -> tuple[Word, ...]:
+    """Words of an utterance and `before` samples ahead of it, their times from its beginning and within it."""
+    last = seconds(utterance.samples)
+    return tuple(
+        replace(word, start=min(max(word.start, 0.0), last), end=min(max(word.end, 0.0), last))
+        for word in _moved(words, -seconds(before))
+    )
+
+
+def _moved(words: Sequence[Word], by: float) -> tuple[Word, ...]:
+    return tuple(replace(word, start=round(word.start + by, 3), end=round(word.end + by, 3)) for word in words)
 
 
 T = TypeVar("T")
@@ -402,16 +417,17 @@ def blocks(items: Sequence[T], samples: Sequence[int], limit_s: float = BLOCK_S)
         yield block
 
 
-def _segment(start: int, end: int, heard: Hypothesis) -> Segment:
-    offset = seconds(start)
+def _segment(span: _utterances.Span, first: int, heard: Hypothesis) -> Segment:
+    """What was heard in a span and its margins, which begin with the sample `first`."""
+    words = _moved(heard.words, seconds(first))
+    start, end = map(seconds, span)
     return Segment(
-        start=offset,
-        end=seconds(end),
+        # A word that the detector cut into begins or ends outside of the span.
+        start=min([start, *(word.start for word in words[:1])]),
+        end=max([end, *(word.end for word in words[-1:])]),
         text=heard.text,
         confidence=heard.confidence,
-        words=tuple(
-            replace(word, start=round(word.start + offset, 3), end=round(word.end + offset, 3)) for word in heard.words
-        ),
+        words=words,
         language=heard.language,
         language_probability=heard.language_probability,
         mean_logprob=heard.mean_logprob,

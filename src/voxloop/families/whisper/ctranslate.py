@@ -13,10 +13,12 @@ import ctypes
 import hashlib
 import json
 import re
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, get_type_hints
 
@@ -25,6 +27,7 @@ import torch
 
 from voxloop.errors import ModelError, first_line
 from voxloop.families.contract import Decoding
+from voxloop.families.whisper import ctranslate_folder
 from voxloop.families.whisper.features import (
     CONTEXT_KEY,
     FULL_FRAMES,
@@ -70,7 +73,10 @@ def library() -> Any:
 
 
 def convert(folder: str | Path, target: Path, compute_type: str) -> None:
-    """Write the CTranslate2 form of a saved Whisper folder into `target`, which faster-whisper opens as well."""
+    """Write the CTranslate2 form of a saved Whisper folder into `target`, which faster-whisper opens as well.
+
+    A folder that has that form already may be given too: its weights are taken as they are where they have the type.
+    """
     ctranslate2 = library()
     from safetensors import SafetensorError
     from transformers.utils import logging as transformers_logging
@@ -86,8 +92,17 @@ def convert(folder: str | Path, target: Path, compute_type: str) -> None:
             return super().load_model(model_class, name, **given, use_safetensors=True)
 
     try:
-        Converter(str(folder)).convert(str(target), quantization=compute_type, force=True)
-        config, generation, processor = _described(folder)
+        if not ctranslate_folder.recognised(folder):
+            Converter(str(folder)).convert(str(target), quantization=compute_type, force=True)
+            config, generation, processor = _described(folder)
+        else:
+            config, generation, processor = ctranslate_folder.described(folder)
+            if ctranslate_folder.compute_type(folder) == compute_type:
+                _take(Path(folder), target)
+            else:
+                with TemporaryDirectory(prefix="voxloop-") as restored:
+                    ctranslate_folder.restore(folder, Path(restored))
+                    Converter(restored).convert(str(target), quantization=compute_type, force=True)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise ModelError(f"{folder} cannot be converted for CTranslate2: {first_line(error)}") from error
     known = vocabulary(config, generation, processor)
@@ -115,6 +130,16 @@ def convert(folder: str | Path, target: Path, compute_type: str) -> None:
         "files": {path.name: _sha256(path) for path in sorted(target.iterdir()) if path.name != MANIFEST},
     }
     (target / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+
+
+def _take(folder: Path, target: Path) -> None:
+    """Weights and vocabulary of a converted folder, linked where both are on one disk."""
+    target.mkdir(parents=True, exist_ok=True)
+    for file in (folder / ctranslate_folder.WEIGHTS, *folder.glob("vocabulary.*")):
+        try:
+            (target / file.name).hardlink_to(file.resolve())
+        except OSError:
+            shutil.copyfile(file, target / file.name)
 
 
 def intact(target: Path) -> bool:

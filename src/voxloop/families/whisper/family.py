@@ -13,6 +13,7 @@ Whisper folder that stock transformers loads.
     words.py       words and their times, of tokens with theirs
     recogniser.py  the torch engine, with timing.py: when each token was said
     ctranslate.py  the CTranslate2 engine, and conversion for it
+    ctranslate_folder.py  a CTranslate2 folder as a base: weights, tokenizer and settings read back
 
 What reads with CTranslate2 imports no transformers, which takes longer than the text of a short file.
 
@@ -35,7 +36,8 @@ import torch
 from voxloop.errors import ModelError, TrainingError
 from voxloop.families.contract import Capability, Labels, Part, Trainable
 from voxloop.families.folders import on_device, save_folder, without_adapters
-from voxloop.families.whisper import ctranslate
+from voxloop.families.whisper import ctranslate, ctranslate_folder
+from voxloop.families.whisper.cost import cost as cost_of
 from voxloop.families.whisper.features import (
     CONTEXT_KEY,
     HOP,
@@ -49,7 +51,7 @@ from voxloop.families.whisper.reading import Vocabulary, vocabulary
 from voxloop.records import MAX_UTTERANCE_S, SAMPLE_RATE
 
 if TYPE_CHECKING:
-    from voxloop.families.contract import Waveform
+    from voxloop.families.contract import Cost, Waveform
     from voxloop.families.whisper.ctranslate import CTranslateRecogniser
     from voxloop.families.whisper.recogniser import WhisperRecogniser
 
@@ -74,7 +76,7 @@ class Whisper:
     capabilities: frozenset[Capability] = frozenset(
         (
             *("word times", "no-speech", "language detection", "guards"),
-            *("short context", "ctranslate2", "embeddings", "encoder states"),
+            *("short context", "ctranslate2", "embeddings", "encoder states", "cost estimate"),
         )
     )
     lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
@@ -82,6 +84,22 @@ class Whisper:
     def engines(self) -> tuple[str, ...]:
         """What can run Whisper here, the fastest first."""
         return ("ctranslate2", "torch") if importlib.util.find_spec("ctranslate2") else ("torch",)
+
+    def holds(self, folder: Path) -> bool:
+        """Whether a folder holds Whisper in CTranslate2's form."""
+        return ctranslate_folder.recognised(folder)
+
+    def check_base(self, folder: Path) -> None:
+        """Raises ModelError where the weights of such a folder were rounded."""
+        ctranslate_folder.check(folder)
+
+    def restore(self, folder: Path, target: Path) -> None:
+        """Write the transformers form of such a folder into `target`. Raises ModelError."""
+        ctranslate_folder.restore(folder, target)
+
+    def cost(self, folder: Path) -> Cost:
+        """What a model folder costs. Raises ModelError."""
+        return cost_of(folder)
 
     def convert(self, folder: str | Path, target: Path, compute_type: str) -> None:
         """Write the CTranslate2 form of a saved model into `target`. Raises ModelError."""

@@ -21,6 +21,7 @@ from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 from transformers.models.whisper.modeling_whisper import WhisperDecoderLayer, WhisperEncoder, WhisperModel
 
 from voxloop.families.folders import open_folder
+from voxloop.families.whisper import ctranslate_folder
 from voxloop.families.whisper.output import cross_entropy
 
 NO_LABEL = -100  # what labels are padded with
@@ -165,7 +166,10 @@ def length_aware(model: WhisperForConditionalGeneration) -> WhisperForConditiona
 
 
 def load(folder: str | Path, dtype: torch.dtype) -> tuple[WhisperForConditionalGeneration, WhisperProcessor]:
-    """Model and processor of a folder or Hub id. Raises ModelError with the remedy."""
+    """Model and processor of a folder, transformers' or CTranslate2's, or of a Hub id. Raises ModelError."""
+    if ctranslate_folder.recognised(folder):
+        model, processor = ctranslate_folder.read(folder, dtype)
+        return length_aware(model), processor
     model, processor = open_folder(
         folder,
         "whisper",
