@@ -90,11 +90,11 @@ def run(folder: Path) -> dict[str, Any]:
 
     from voxloop.steps.training import recipes, trainer
     from voxloop.steps.training.journal import Journal
-    from voxloop.steps.training.session import Progress, Session, StopFlag, TrainingConfig
+    from voxloop.steps.training.session import LoopState, Session, StopFlag, TrainingConfig
 
     config = TrainingConfig.load(folder)
     torch.set_num_threads(config.threads)
-    session = Session(folder, config, recipes.from_dict(config.recipe), StopFlag(), Progress())
+    session = Session(folder, config, recipes.from_dict(config.recipe), StopFlag(), LoopState())
     optimizer, journal = trainer.adamw(session), Journal(session)
     clock, counting = Clock(), ExitStack()
     shapes: dict[str, int] = {}

@@ -339,18 +339,18 @@ def _keep(ws: Workspace, target: Path, write: Callable[[Path], None], whole: Cal
 
 
 @dataclass(frozen=True, slots=True)
-class Conversion:
+class ConvertedForm:
     """A converted form of a model in the workspace's cache."""
 
     model: str
     folder: Path
 
 
-def conversions(ws: Workspace) -> list[Conversion]:
+def conversions(ws: Workspace) -> list[ConvertedForm]:
     """The converted forms in the cache, the one used last first."""
     folders = [path for path in (ws.folder / CONVERSIONS).glob("sha256-*") if not path.name.endswith(".partial")]
     folders.sort(key=lambda path: path.stat().st_mtime, reverse=True)
-    return [Conversion("-".join(path.name.split("-")[:2]), path) for path in folders]
+    return [ConvertedForm("-".join(path.name.split("-")[:2]), path) for path in folders]
 
 
 @contextmanager

@@ -6,6 +6,7 @@ A record says what is so; how it is stored is `stores/catalog.py`'s concern.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -55,6 +56,10 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple | set):
         return [plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
+
+
+Progress = Callable[[float, float | None], None]
+"""What long work tells while it goes on: units done, and units in all (None: not known)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

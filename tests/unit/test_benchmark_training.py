@@ -21,7 +21,7 @@ from voxloop.families.registry import family
 from voxloop.steps.training import trainer
 from voxloop.steps.training.batches import Plan, read_rows
 from voxloop.steps.training.recipes import Recipe
-from voxloop.steps.training.session import Progress, Session, StopFlag, TrainingConfig
+from voxloop.steps.training.session import LoopState, Session, StopFlag, TrainingConfig
 
 STEPS = 4
 
@@ -34,7 +34,7 @@ def sides(tmp_path_factory: pytest.TempPathFactory) -> tuple[Session, Any]:
     manifest = write_noise(folder / "speech", 0.5)
     recipe = replace(PLAIN, audio_context="full", batch_seconds=30.0 * BATCH, max_steps=STEPS)
     training_sides.lay_out(folder / "run", folder / "base", manifest, recipe, device="cpu", threads=1)
-    session = Session(folder / "run", TrainingConfig.load(folder / "run"), recipe, StopFlag(), Progress())
+    session = Session(folder / "run", TrainingConfig.load(folder / "run"), recipe, StopFlag(), LoopState())
     peer = training_sides.PeerConfig(
         base=str(folder / "base"), train=str(manifest), recipe=recipe.as_dict(), device="cpu", threads=1
     )

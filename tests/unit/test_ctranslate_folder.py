@@ -11,10 +11,11 @@ from safetensors.torch import load_file, save_file
 from transformers import WhisperForConditionalGeneration
 
 from tests.unit import tiny_whisper
-from voxloop import hub, models
+from voxloop import models
 from voxloop.errors import ModelError, UnknownRecord
 from voxloop.families.whisper import WHISPER, ctranslate_folder
 from voxloop.families.whisper.features import CONTEXT_KEY
+from voxloop.hub import converted, repository
 from voxloop.workspace import Workspace
 
 
@@ -162,7 +163,7 @@ class TestHubCache:
         model = models.base_model(workspace, "tiny.en")
         assert model.where == "Systran/faster-whisper-tiny.en"
         assert models.base_model(workspace, "Systran/faster-whisper-tiny.en") == model
-        assert hub.converted(hub.repository(model.where)) == snapshot
+        assert converted(repository(model.where)) == snapshot
         assert models.recogniser(workspace, model, "torch").vocabulary.languages == {}
 
     def test_a_name_that_is_not_there_says_what_would_be(self, workspace: Workspace, hub: Path) -> None:

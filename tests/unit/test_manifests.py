@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from voxloop.errors import UsageError
 from voxloop.records import Recording, Transcript, Utterance
 from voxloop.steps.recordings import ingest
-from voxloop.steps.recordings.manifests import Row, named
+from voxloop.steps.recordings.manifests import Mention, named
 from voxloop.steps.recordings.sources import Item, find_items
 from voxloop.steps.utterances import segment
 from voxloop.workspace import Workspace
@@ -298,7 +298,7 @@ def test_no_line_breaks_the_reading(
             writer.writeheader()
             writer.writerows(rows)
     for row in named(file).rows():
-        assert isinstance(row, Row)
+        assert isinstance(row, Mention)
         assert row.where.startswith(f"{file}:")
         if not row.problem:
             assert row.file

@@ -25,7 +25,7 @@ from voxloop.pipeline import open_loop
 from voxloop.records import Evaluation, Model, Recording
 from voxloop.steps import transcripts
 from voxloop.steps.gate import promotion
-from voxloop.steps.gate.promotion import Outcome, champion, comparisons, history, promote, rollback
+from voxloop.steps.gate.promotion import PromotionOutcome, champion, comparisons, history, promote, rollback
 from voxloop.stores import tables
 from voxloop.workspace import Workspace
 
@@ -52,7 +52,7 @@ class Pair:
         with self.ws.read() as reader:
             return reader.get(Model, id)
 
-    def promote(self, model: Model | None = None, *, force: bool = False, by: str = "test") -> Outcome:
+    def promote(self, model: Model | None = None, *, force: bool = False, by: str = "test") -> PromotionOutcome:
         return promote(self.ws, (model or self.new).id, force=force, by=by)
 
     def aliases(self) -> dict[str, str]:
@@ -355,7 +355,7 @@ def test_of_two_promotions_at_once_one_wins_and_the_other_is_told(
         asker.start()
     for asker in askers:
         asker.join()
-    won = [id for id, end in ended.items() if isinstance(end, Outcome) and end.moved]
+    won = [id for id, end in ended.items() if isinstance(end, PromotionOutcome) and end.moved]
     told = [str(end) for end in ended.values() if isinstance(end, ConflictError)]
     assert (len(won), len(told)) == (1, 1)
     assert "was moved while this was being judged" in told[0]

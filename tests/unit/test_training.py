@@ -29,7 +29,7 @@ from voxloop.steps.recordings import ingest
 from voxloop.steps.training import control, recipes, runs, session, trainer
 from voxloop.steps.training.batches import Speech, read_rows
 from voxloop.steps.training.files import LOOP_STATE, read_json
-from voxloop.steps.training.session import Progress, Score, Session, StopFlag, TrainingConfig
+from voxloop.steps.training.session import LoopState, Score, Session, StopFlag, TrainingConfig
 from voxloop.steps.utterances import segment
 from voxloop.stores import tables
 from voxloop.stores.catalog import to_event
@@ -433,8 +433,8 @@ class TestRun:
             trainer.run(folder, StopFlag())
 
 
-def fresh() -> tuple[StopFlag, Progress]:
-    return StopFlag(), Progress()
+def fresh() -> tuple[StopFlag, LoopState]:
+    return StopFlag(), LoopState()
 
 
 def ids(cut: Any) -> list[str]:

@@ -21,15 +21,15 @@ from voxloop.errors import TrainingError
 from voxloop.families.whisper import WHISPER
 from voxloop.speech.audio import to_pcm16, wav_bytes
 from voxloop.steps.training import augment
-from voxloop.steps.training.batches import SILENCE, Batch, Collator, Plan, Row, Speech, loader, read_rows, spoken
+from voxloop.steps.training.batches import SILENCE, Batch, ClipRow, Collator, Plan, Speech, loader, read_rows, spoken
 from voxloop.steps.training.recipes import Recipe
 
 RATE = 16_000
 PLAIN = Recipe(max_steps=1, batch_seconds=10.0)
 
 
-def row(number: int, duration: float, speaker: str | None = None) -> Row:
-    return Row(
+def row(number: int, duration: float, speaker: str | None = None) -> ClipRow:
+    return ClipRow(
         id=f"clip-{number}",
         path=Path(f"{number}.wav"),
         text=f"text {number}",
@@ -39,7 +39,7 @@ def row(number: int, duration: float, speaker: str | None = None) -> Row:
     )
 
 
-def plan(rows: list[Row], recipe: Recipe, limit: int = 10_000) -> Plan:
+def plan(rows: list[ClipRow], recipe: Recipe, limit: int = 10_000) -> Plan:
     return Plan(rows, recipe, padded_s=lambda s: s + 0.64, label_length=lambda text, _: len(text), label_limit=limit)
 
 

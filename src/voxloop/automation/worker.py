@@ -21,7 +21,7 @@ COUNTED = 10_000  # waiting jobs told of at most: counting a million after each 
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class BatchReport:
     """A batch of jobs that ended."""
 
     step: str
@@ -37,7 +37,7 @@ def work(
     *,
     until_idle: bool = False,
     stop: threading.Event | None = None,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[BatchReport], None] | None = None,
 ) -> int:
     """Run the jobs of `steps` (all, where none is named); the number done.
 
@@ -75,7 +75,7 @@ def work(
     return done
 
 
-def _run(ws: Workspace, claim: Claim, chosen: Sequence[str], progress: Callable[[Progress], None] | None) -> int:
+def _run(ws: Workspace, claim: Claim, chosen: Sequence[str], progress: Callable[[BatchReport], None] | None) -> int:
     """Do one claim; the number of jobs done. A failure is kept with its job, never raised."""
     began = time.monotonic()
     error: str | None = None
@@ -106,5 +106,5 @@ def _run(ws: Workspace, claim: Claim, chosen: Sequence[str], progress: Callable[
     if progress:
         with ws.read() as reader:
             waiting = min(COUNTED, ws.jobs.open(reader, chosen, limit=COUNTED))
-        progress(Progress(claim.step, len(claim.jobs), time.monotonic() - began, waiting, error))
+        progress(BatchReport(claim.step, len(claim.jobs), time.monotonic() - began, waiting, error))
     return 0 if error else len(claim.jobs)

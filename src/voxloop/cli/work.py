@@ -10,7 +10,7 @@ import typer
 from voxloop.cli.screen import Json, opened, percent, print_json, short, table, when
 
 if TYPE_CHECKING:
-    from voxloop.automation.worker import Progress
+    from voxloop.automation.worker import BatchReport
     from voxloop.status import Status
 
 PAYLOAD_SHOWN = 140  # characters of an event on a line; --json has all
@@ -121,7 +121,7 @@ def worker(
     began = time.monotonic()
     failed = 0
 
-    def ended(batch: Progress) -> None:
+    def ended(batch: BatchReport) -> None:
         nonlocal failed
         rate = batch.jobs / max(batch.seconds, 1e-6)
         tail = f"failed: {batch.error}" if batch.error else f"{rate:.1f} a second"

@@ -20,7 +20,7 @@ import os
 import re
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,7 @@ from voxloop import __version__
 from voxloop.errors import BlobError, UsageError, WorkspaceError
 from voxloop.maintenance.integrity.check import READ
 from voxloop.maintenance.integrity.leftovers import named_blobs
+from voxloop.records import Progress
 from voxloop.settings import CONFIG_NAME
 from voxloop.stores.blobs import sha256_file
 from voxloop.stores.catalog import Reader
@@ -42,9 +43,6 @@ MANIFEST = "backup.json"
 FORMAT = 1
 ATTEMPTS = 3  # copies of the catalog, where blobs that one names were removed meanwhile
 RUN_FILES = ("*.json", "*.jsonl", "*.log", "best/**/*", "final/**/*")  # neither copies of audio nor checkpoints
-
-Progress = Callable[[float, float | None], None]
-"""Told files copied or found there, and how many there are."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

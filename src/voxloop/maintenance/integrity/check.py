@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from voxloop.records import Progress
 from voxloop.stores.blobs import CHUNK
 
 if TYPE_CHECKING:
@@ -14,9 +15,6 @@ if TYPE_CHECKING:
     from voxloop.workspace import Workspace
 
 READ = 16 * CHUNK  # bytes of a blob hashed at a time
-
-Progress = Callable[[float, float | None], None]
-"""Told recordings, datasets, models and evaluations checked, and how many there are."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from voxloop.maintenance.integrity import contents, leftovers
-from voxloop.maintenance.integrity.check import Check, Finding, Progress
-from voxloop.records import Dataset, Evaluation, Model, Recording
+from voxloop.maintenance.integrity.check import Check, Finding
+from voxloop.records import Dataset, Evaluation, Model, Progress, Recording
 from voxloop.stores import tables
 
 if TYPE_CHECKING:

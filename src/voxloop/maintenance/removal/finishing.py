@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from voxloop.records import SPLITS, Dataset, Evaluation, Recording
+from voxloop.records import SPLITS, Dataset, Evaluation, Progress, Recording
 from voxloop.steps import datasets, training
 from voxloop.stores import tables
 from voxloop.stores.blobs import sha256_bytes
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from voxloop.workspace import Workspace
 
 BLOBS_AT_ONCE = 64  # deleted while the catalog is held, so that nobody takes one in anew meanwhile
-
-Progress = Callable[[float, float | None], None]
-"""Told blobs deleted, and blobs in all."""
 
 
 def redacted(data: bytes, gone: Callable[[str], bool], key: str = "recording") -> tuple[bytes, list[dict[str, Any]]]:

@@ -24,14 +24,8 @@ import sqlalchemy as sa
 from ulid import ULID
 
 from voxloop.errors import BlobError, ConflictError, UnknownRecord, UsageError, nearest
-from voxloop.maintenance.removal.finishing import (
-    Progress,
-    finish,
-    redacted,
-    redaction,
-    resume,
-)
-from voxloop.records import SAMPLE_RATE, Dataset, Evaluation, Model, Recording, Run, Transcript, Utterance
+from voxloop.maintenance.removal.finishing import finish, redacted, redaction, resume
+from voxloop.records import SAMPLE_RATE, Dataset, Evaluation, Model, Progress, Recording, Run, Transcript, Utterance
 from voxloop.steps import datasets, training
 from voxloop.steps.evaluation import Scored, scores_of
 from voxloop.steps.recordings import audio_key

@@ -8,7 +8,6 @@ kept, and the scores are counted from what was kept.
 """
 
 from voxloop.steps.evaluation.measuring import (
-    Progress,
     evaluate,
     evaluation_id,
     find_evaluation,
@@ -20,7 +19,6 @@ from voxloop.steps.evaluation.probes import noise_inputs, quiet_inputs
 from voxloop.steps.evaluation.scores import Scored, interval, score, scores_of, slices, wer
 
 __all__ = [
-    "Progress",
     "Scored",
     "evaluate",
     "evaluation_id",

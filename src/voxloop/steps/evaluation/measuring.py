@@ -14,7 +14,7 @@ from voxloop import models
 from voxloop.errors import UsageError
 from voxloop.families.contract import Decoding
 from voxloop.families.registry import family
-from voxloop.records import Evaluation, Recording, Split, Transcript, Utterance
+from voxloop.records import Evaluation, Progress, Recording, Split, Transcript, Utterance
 from voxloop.speech import text
 from voxloop.steps import datasets, transcripts
 from voxloop.steps.evaluation.probes import probe
@@ -31,9 +31,6 @@ if TYPE_CHECKING:
     from voxloop.workspace import Transaction, Workspace
 
 BLOCK_S = 600.0  # seconds of audio read and decoded at a time
-
-Progress = Callable[[float, float], None]
-"""Told seconds of audio decoded, and seconds in all."""
 
 
 def evaluate(

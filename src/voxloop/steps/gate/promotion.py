@@ -17,13 +17,13 @@ from voxloop.steps.gate.comparison import Comparison, compare
 from voxloop.stores import tables
 
 if TYPE_CHECKING:
-    from voxloop.steps.evaluation import Progress
+    from voxloop.records import Progress
     from voxloop.stores.catalog import Reader
     from voxloop.workspace import Transaction, Workspace
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Outcome:
+class PromotionOutcome:
     """What came of asking for a promotion: an alias that moved, or the reasons that it did not."""
 
     alias: str
@@ -53,7 +53,7 @@ def promote(
     alias: str = CHAMPION,
     force: bool = False,
     progress: Progress | None = None,
-) -> Outcome:
+) -> PromotionOutcome:
     """Make a model champion where it is shown to be better on the newest frozen test references.
 
     Both models are evaluated (what was measured before is reused) and compared; on
@@ -73,7 +73,7 @@ def promote(
             f"is {alias} already" if held else f"transcribes already: it is the base model, and there is no {alias} yet"
         )
         with ws.completion():  # a worker's job is done by finding nothing to do
-            return Outcome(
+            return PromotionOutcome(
                 alias=alias,
                 model=challenger.id,
                 reigning=reigning.id,
@@ -117,7 +117,7 @@ def promote(
                 key=promotion.id,
                 payload={"alias": alias, "previous": reigning.id, "verdict": promotion.verdict},
             )
-    return Outcome(
+    return PromotionOutcome(
         alias=alias,
         model=challenger.id,
         reigning=reigning.id,

@@ -54,7 +54,7 @@ def audio_key(recording_id: str) -> str:
     return f"audio/{recording_id}.wav"
 
 
-Outcome = tuple[Converted, ...] | Refusal
+ConversionResult = tuple[Converted, ...] | Refusal
 """A file's channels, one where they are mixed; or why it was not taken."""
 
 
@@ -110,7 +110,7 @@ def _is_stale(folder: Path) -> bool:
     return True
 
 
-def _convert(path: Path, spool: Path, bounds: Bounds) -> Outcome:
+def _convert(path: Path, spool: Path, bounds: Bounds) -> ConversionResult:
     """Decode, measure and encode one file. Runs in a worker process; never raises for a file's sake."""
     made: list[Converted] = []
     try:
@@ -206,13 +206,13 @@ def _converted(path: Path, spool: Path, bounds: Bounds, channel: int | None, sou
     )
 
 
-def _convert_chunk(paths: Sequence[Path], spool: Path, bounds: Bounds) -> list[Outcome]:
+def _convert_chunk(paths: Sequence[Path], spool: Path, bounds: Bounds) -> list[ConversionResult]:
     return [_convert(path, spool, bounds) for path in paths]
 
 
 def convert_all(
     waiting: deque[Waiting], spool: Path, bounds: Bounds, processes: int | None
-) -> Iterator[tuple[Item, Stamp | None, Outcome]]:
+) -> Iterator[tuple[Item, Stamp | None, ConversionResult]]:
     """Every file with its audio or its refusal, in the order given.
 
     `waiting` is emptied on the way: of many small files, what is said of each takes more memory than all else.
@@ -241,8 +241,8 @@ def _paths(chunk: Sequence[Waiting]) -> list[Path]:
 
 
 def in_processes(
-    convert: Callable[[list[Path]], list[Outcome]], chunks: Iterator[Sequence[Waiting]], wanted: int
-) -> Iterator[tuple[Sequence[Waiting], list[Outcome]]]:
+    convert: Callable[[list[Path]], list[ConversionResult]], chunks: Iterator[Sequence[Waiting]], wanted: int
+) -> Iterator[tuple[Sequence[Waiting], list[ConversionResult]]]:
     """Each chunk with its results; a few are ahead at any time.
 
     Where a decoder takes its process down with it, the chunks under way are done
@@ -250,7 +250,7 @@ def in_processes(
     """
     following = next(chunks, None)
     while following is not None:
-        ahead: deque[tuple[Sequence[Waiting], Future[list[Outcome]]]] = deque()
+        ahead: deque[tuple[Sequence[Waiting], Future[list[ConversionResult]]]] = deque()
         pool = _pool(wanted)
         try:
             while following is not None or ahead:
@@ -267,7 +267,7 @@ def in_processes(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _alone(convert: Callable[[list[Path]], list[Outcome]], path: Path) -> Outcome:
+def _alone(convert: Callable[[list[Path]], list[ConversionResult]], path: Path) -> ConversionResult:
     with _pool(1) as pool:
         try:
             return pool.submit(convert, [path]).result()[0]

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from voxloop.errors import BlobError
 from voxloop.records import SAMPLE_RATE, GivenSegment, Recording, seconds
-from voxloop.steps.recordings.conversion import Converted, Outcome, Stamp, Waiting, audio_key
+from voxloop.steps.recordings.conversion import ConversionResult, Converted, Stamp, Waiting, audio_key
 from voxloop.steps.recordings.sources import Item, Refusal, Said
 from voxloop.stores import tables
 from voxloop.stores.catalog import MANY, insert_new, to_record
@@ -41,7 +41,7 @@ class Read:
     """A file with what became of it."""
 
     item: Item
-    outcome: Outcome | Unchanged
+    outcome: ConversionResult | Unchanged
     stamp: Stamp | None = None  # as it was before it was read
 
 

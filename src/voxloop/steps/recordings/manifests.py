@@ -42,7 +42,7 @@ Kind = Literal[
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Row:
+class Mention:
     """What one line says of one file, or of a span of it; or what is wrong with the line."""
 
     where: str  # "<manifest>:<line>"
@@ -72,12 +72,12 @@ class Manifest:
         clips = self.file.parent / "clips"
         return clips if self.kind == "common-voice" and clips.is_dir() else self.file.parent
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[Mention]:
         """Its lines, those that are wrong with their problem. Never raises for a line's sake."""
         try:
             yield from _READERS[self.kind](self.file)
         except (OSError, ValueError, EOFError) as error:
-            yield Row(where=f"{self.file}:0", problem=f"the file cannot be read as text in UTF-8: {error}")
+            yield Mention(where=f"{self.file}:0", problem=f"the file cannot be read as text in UTF-8: {error}")
 
 
 def in_folder(folder: Path, names: Sequence[str]) -> list[Manifest]:
@@ -169,7 +169,7 @@ def _opened(file: Path) -> Any:
 # Rows with a column or key for each thing -----------------------------------------------------------------------------
 
 
-def _table(file: Path) -> Iterator[Row]:
+def _table(file: Path) -> Iterator[Mention]:
     """JSONL, a JSON list, CSV or TSV: `metadata.jsonl`, the audiofolder's CSV, NeMo, Common Voice, our own export."""
     if file.suffix.lower() in (".csv", ".tsv"):
         found: Iterator[tuple[int, dict[str, Any] | str]] = _separated(file)
@@ -179,7 +179,7 @@ def _table(file: Path) -> Iterator[Row]:
         found = _json_lines(file, as_written=True)
     for number, values in found:
         where = f"{file}:{number}"
-        yield Row(where=where, problem=values) if isinstance(values, str) else _row(where, _lower(values))
+        yield Mention(where=where, problem=values) if isinstance(values, str) else _row(where, _lower(values))
 
 
 class Number(str):
@@ -191,12 +191,12 @@ def _lower(values: dict[str, Any]) -> dict[str, Any]:
     return {key.strip().lower(): value for key, value in values.items()}
 
 
-def _row(where: str, values: dict[str, Any]) -> Row:
+def _row(where: str, values: dict[str, Any]) -> Mention:
     file = _first(values, FILE_KEYS)
     if isinstance(file, dict):  # datasets' way: {"audio": {"path": "a.flac"}}
         file = file.get("path")
     if not isinstance(file, str) or isinstance(file, Number) or not file.strip() or "\0" in file:
-        return Row(where=where, problem=f"the line names no file; needed is one of {', '.join(FILE_KEYS)}")
+        return Mention(where=where, problem=f"the line names no file; needed is one of {', '.join(FILE_KEYS)}")
     file = file.strip()
     try:
         start, end = _seconds(_first(values, START_KEYS), "start"), _seconds(_first(values, END_KEYS), "end")
@@ -204,12 +204,12 @@ def _row(where: str, values: dict[str, Any]) -> Row:
         channel = _channel(values.get("channel"))
         text = _text(_first(values, TEXT_KEYS))
     except ValueError as error:
-        return Row(where=where, file=file, problem=str(error))
+        return Mention(where=where, file=file, problem=str(error))
     if start is None and (end is not None or channel is not None):
         start = 0.0
     if start is not None and end is None and length is not None:
         end = start + length  # NeMo's way; a duration alone says how long the file is
-    return Row(
+    return Mention(
         where=where,
         file=file,
         text=text,
@@ -327,10 +327,10 @@ def _span_problem(start: float | None, end: float | None) -> str | None:
 # Kaldi (https://kaldi-asr.org/doc/data_prep.html) ---------------------------------------------------------------------
 
 
-def _kaldi(file: Path) -> Iterator[Row]:
+def _kaldi(file: Path) -> Iterator[Mention]:
     """`wav.scp` with `segments`, `text`, `utt2spk` and `utt2lang` beside it; commands in it are never run."""
     folder = file.parent
-    broken: list[Row] = []
+    broken: list[Mention] = []
 
     def column(name: str) -> dict[str, tuple[str, str]]:
         """First word of each line: the rest of it, and where it stands."""
@@ -342,7 +342,7 @@ def _kaldi(file: Path) -> Iterator[Row]:
             for number, line in enumerate(lines, 1):
                 key, _, rest = line.strip().replace("\t", " ").partition(" ")
                 if key and key in found:
-                    broken.append(Row(where=f"{path}:{number}", problem=f"{key} stands there a second time"))
+                    broken.append(Mention(where=f"{path}:{number}", problem=f"{key} stands there a second time"))
                 elif key:
                     found[key] = (rest.strip(), f"{path}:{number}")
         return found
@@ -353,19 +353,19 @@ def _kaldi(file: Path) -> Iterator[Row]:
     for recording, (path, where) in audio.items():
         if path.endswith("|"):
             broken.append(
-                Row(
+                Mention(
                     where=where,
                     problem=f"{recording} is a command, which is never run here: write its output to a file",
                 )
             )
         elif not path:
-            broken.append(Row(where=where, problem=f"{recording} has no path"))
+            broken.append(Mention(where=where, problem=f"{recording} has no path"))
         else:
             files[recording] = path
 
-    def said(utterance: str, where: str, recording: str, start: float | None, end: float | None) -> Row:
+    def said(utterance: str, where: str, recording: str, start: float | None, end: float | None) -> Mention:
         speaker = name(speakers.get(utterance, ("", ""))[0])
-        return Row(
+        return Mention(
             where=where,
             file=files[recording],
             text=plain_text(texts.get(utterance, ("", ""))[0]),
@@ -382,12 +382,14 @@ def _kaldi(file: Path) -> Iterator[Row]:
             try:
                 recording, start, end = parts[0], float(parts[1]), float(parts[2])
             except (IndexError, ValueError):
-                broken.append(Row(where=where, problem=f"needed is `{utterance} RECORDING START END`, found {rest!r}"))
+                broken.append(
+                    Mention(where=where, problem=f"needed is `{utterance} RECORDING START END`, found {rest!r}")
+                )
                 continue
             if recording in files:
                 yield said(utterance, where, recording, start, None if end == -1 else end)
             elif recording not in audio:
-                broken.append(Row(where=where, problem=f"wav.scp has no recording {recording}"))
+                broken.append(Mention(where=where, problem=f"wav.scp has no recording {recording}"))
         heard = segments
     else:
         for recording in files:
@@ -395,14 +397,14 @@ def _kaldi(file: Path) -> Iterator[Row]:
         heard = audio
     for utterance, (_, where) in texts.items():
         if utterance not in heard:
-            broken.append(Row(where=where, problem=f"no audio is listed for {utterance}"))
+            broken.append(Mention(where=where, problem=f"no audio is listed for {utterance}"))
     yield from broken
 
 
 # LibriSpeech (https://www.openslr.org/12) -----------------------------------------------------------------------------
 
 
-def _librispeech(file: Path) -> Iterator[Row]:
+def _librispeech(file: Path) -> Iterator[Mention]:
     """`<speaker>-<chapter>.trans.txt`: `<speaker>-<chapter>-<number> TEXT`, the audio beside it under that name."""
     with _opened(file) as lines:
         for number, line in enumerate(lines, 1):
@@ -410,13 +412,13 @@ def _librispeech(file: Path) -> Iterator[Row]:
             if not key:
                 continue
             if "/" in key or "\0" in key or not text.strip():
-                yield Row(
+                yield Mention(
                     where=f"{file}:{number}", problem=f"needed is a name and its text, found {line.strip()[:80]!r}"
                 )
                 continue
             beside = (key + suffix for suffix in AUDIO_BESIDE if (file.parent / (key + suffix)).is_file())
             parts = key.split("-")
-            yield Row(
+            yield Mention(
                 where=f"{file}:{number}",
                 file=next(beside, key + AUDIO_BESIDE[0]),
                 text=plain_text(text),
@@ -428,89 +430,94 @@ def _librispeech(file: Path) -> Iterator[Row]:
 # Lhotse (https://lhotse.readthedocs.io) -------------------------------------------------------------------------------
 
 
-def _lhotse_recordings(file: Path) -> Iterator[Row]:
+def _lhotse_recordings(file: Path) -> Iterator[Mention]:
     """Recordings, with the supervisions of the file beside it that is named so."""
     partner = file.with_name(file.name.replace("recordings", "supervisions"))
     spoken: dict[str, list[tuple[str, Any]]] = {}
-    broken: list[Row] = []
+    broken: list[Mention] = []
     if partner != file and partner.is_file():
         for where, item in _lhotse_items(partner, "SupervisionSegment"):
-            if isinstance(item, Row):
+            if isinstance(item, Mention):
                 broken.append(item)
             else:
                 spoken.setdefault(item.recording_id, []).append((where, item))
     known = set()
     for where, item in _lhotse_items(file, "Recording"):
-        if isinstance(item, Row):
+        if isinstance(item, Mention):
             yield item
             continue
         known.add(item.id)
         source = _lhotse_source(item)
         if source.problem:
-            yield Row(where=where, problem=f"{item.id}: {source.problem}")
+            yield Mention(where=where, problem=f"{item.id}: {source.problem}")
             continue
         for place, supervision in spoken.get(item.id, ()):
             yield _supervision(place, source.file, supervision, 0.0, float(supervision.end))
         if item.id not in spoken:
-            yield Row(where=where, file=source.file)
+            yield Mention(where=where, file=source.file)
     for recording, items in spoken.items():
         if recording not in known:
-            broken += [Row(where=where, problem=f"{file.name} has no recording {recording}") for where, _ in items]
+            broken += [Mention(where=where, problem=f"{file.name} has no recording {recording}") for where, _ in items]
     yield from broken
 
 
-def _lhotse_cuts(file: Path) -> Iterator[Row]:
+def _lhotse_cuts(file: Path) -> Iterator[Mention]:
     for where, item in _lhotse_items(file, "MonoCut", "MultiCut"):
-        if isinstance(item, Row):
+        if isinstance(item, Mention):
             yield item
             continue
         if item.recording is None:
-            yield Row(where=where, problem=f"cut {item.id} has no recording")
+            yield Mention(where=where, problem=f"cut {item.id} has no recording")
             continue
         source = _lhotse_source(item.recording)
         if source.problem:
-            yield Row(where=where, problem=f"{item.id}: {source.problem}")
+            yield Mention(where=where, problem=f"{item.id}: {source.problem}")
             continue
         last = float(item.start + item.duration)
         for supervision in item.supervisions:
             yield _supervision(where, source.file, supervision, float(item.start), last)
         if not item.supervisions:
-            yield Row(where=where, file=source.file, start=float(item.start), end=last, channel=_channel(item.channel))
+            yield Mention(
+                where=where, file=source.file, start=float(item.start), end=last, channel=_channel(item.channel)
+            )
 
 
 def _lhotse_items(file: Path, *kinds: str) -> Iterator[tuple[str, Any]]:
-    """(where, Lhotse's object), or (where, a Row with what is wrong)."""
+    """(where, Lhotse's object), or (where, a Mention with what is wrong)."""
     from lhotse.serialization import deserialize_item
 
     for number, values in _json_lines(file):
         where = f"{file}:{number}"
         if isinstance(values, str):
-            yield where, Row(where=where, problem=values)
+            yield where, Mention(where=where, problem=values)
             continue
         try:
             item = deserialize_item(values)
         except (LookupError, TypeError, ValueError, AttributeError, AssertionError, ArithmeticError) as error:
             # Lhotse reports a malformed item by whatever its constructors happen to raise.
-            yield where, Row(where=where, problem=f"Lhotse cannot read the line: {type(error).__name__}: {error}")
+            yield (
+                where,
+                Mention(where=where, problem=f"Lhotse cannot read the line: {type(error).__name__}: {error}"),
+            )
             continue
         if type(item).__name__ not in kinds:
             found = type(item).__name__
-            yield where, Row(where=where, problem=f"the line holds a {found}; taken are {' and '.join(kinds)}")
+            yield where, Mention(where=where, problem=f"the line holds a {found}; taken are {' and '.join(kinds)}")
             continue
         yield where, item
 
 
-def _lhotse_source(recording: Any) -> Row:
+def _lhotse_source(recording: Any) -> Mention:
     """The one file of a Lhotse recording, or what is wrong with it."""
     if len(recording.sources) != 1 or recording.sources[0].type != "file":
         kinds = ", ".join(source.type for source in recording.sources)
-        return Row(where="", problem=f"its audio is {kinds or 'nothing'}; taken is one source of type file")
+        return Mention(where="", problem=f"its audio is {kinds or 'nothing'}; taken is one source of type file")
     if recording.transforms:
-        return Row(where="", problem="it is changed audio (speed, volume or the like); taken is what was recorded")
-    return Row(where="", file=str(recording.sources[0].source))
+        return Mention(where="", problem="it is changed audio (speed, volume or the like); taken is what was recorded")
+    return Mention(where="", file=str(recording.sources[0].source))
 
 
-def _supervision(where: str, file: str, supervision: Any, offset: float, last: float) -> Row:
+def _supervision(where: str, file: str, supervision: Any, offset: float, last: float) -> Mention:
     """A supervision `offset` seconds into the file, of which nothing after second `last` is meant."""
     custom = supervision.custom or {}
     start = max(offset, offset + float(supervision.start))
@@ -518,8 +525,8 @@ def _supervision(where: str, file: str, supervision: Any, offset: float, last: f
     try:
         channel = _channel(supervision.channel)
     except ValueError as error:
-        return Row(where=where, problem=str(error))
-    return Row(
+        return Mention(where=where, problem=str(error))
+    return Mention(
         where=where,
         file=file,
         text=plain_text(supervision.text),
@@ -566,7 +573,7 @@ def language_code(value: str | None) -> str | None:
     return code or None
 
 
-_READERS: dict[Kind, Callable[[Path], Iterator[Row]]] = {
+_READERS: dict[Kind, Callable[[Path], Iterator[Mention]]] = {
     "rows": _table,
     "common-voice": _table,
     "kaldi": _kaldi,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from voxloop.errors import UsageError
 from voxloop.steps.recordings import manifests
-from voxloop.steps.recordings.manifests import LISTINGS, Manifest, Row, language_code, plain_text
+from voxloop.steps.recordings.manifests import LISTINGS, Manifest, Mention, language_code, plain_text
 
 __all__ = ["AUDIO_SUFFIXES", "Item", "Refusal", "Said", "find_items", "language_code"]
 
@@ -155,7 +155,7 @@ def _listed(
     within: Path | None = None,
 ) -> Iterator[Item]:
     """The files that manifests name, each once with all that is said of it; then the lines that are wrong."""
-    files: dict[Path, list[Row]] = {}
+    files: dict[Path, list[Mention]] = {}
     wrong: list[Item] = []
     for manifest in listings:
         for row in manifest.rows():
@@ -182,7 +182,7 @@ def _listed(
     yield from wrong
 
 
-def _wrong(row: Row, reason: str, message: str) -> Item:
+def _wrong(row: Mention, reason: str, message: str) -> Item:
     return Item(path=Path(row.where), refusal=Refusal(path=row.where, reason=reason, message=f"{row.where}: {message}"))
 
 
@@ -201,7 +201,7 @@ def _resolved(base: Path, file: str, manifest: Manifest) -> Path:
     return path
 
 
-def _item(path: Path, rows: Sequence[Row], given: Item) -> Item:
+def _item(path: Path, rows: Sequence[Mention], given: Item) -> Item:
     """What all the lines about one file say together."""
     whole = next((row for row in rows if row.start is None), None)
     said = tuple(

@@ -7,7 +7,7 @@ page.html.j2  the page                        sound.py    speech as data URIs
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from voxloop import __version__, models
 from voxloop.errors import UsageError, VoxloopError
 from voxloop.families.contract import Decoding
-from voxloop.records import Dataset, Evaluation, Model, Run
+from voxloop.records import Dataset, Evaluation, Model, Progress, Run
 from voxloop.steps import evaluation, training
 from voxloop.steps.evaluation import Scored, forecast, scored_rows
 from voxloop.steps.evaluation.words import Confusions, changes, confusions, differences, worst
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 WORST_SHOWN = 20
 CHANGES_SHOWN = 10
 SLICES_SHOWN = 12  # of one kind, the largest; the command lists all
-
-Progress = Callable[[float, float], None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -21,7 +21,7 @@ from voxloop.steps.review import labelstudio
 from voxloop.steps.review.decisions import METADATA, Decision, history_of, locked, write_reference, write_rejection
 from voxloop.steps.review.items import BATCH, EVERYTHING, Filters, Item, walk
 from voxloop.steps.review.queue import reviewer
-from voxloop.steps.review.rows import Incoming, Row
+from voxloop.steps.review.rows import Incoming, ReviewRow
 from voxloop.steps.utterances import utterance_audio
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 Format = Literal["jsonl", "csv", "label-studio"]
 FORMATS: dict[str, Format] = {".jsonl": "jsonl", ".csv": "csv", ".json": "label-studio"}
 
-Outcome = Literal["new", "same", "conflicting", "unknown", "refused"]
+ImportOutcome = Literal["new", "same", "conflicting", "unknown", "refused"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,7 +48,7 @@ class Exported:
 class Notice:
     """One utterance or row that an import did not take, and why."""
 
-    outcome: Outcome
+    outcome: ImportOutcome
     utterance: str
     message: str
 
@@ -94,7 +94,7 @@ def export(
         audio_url = f"{os.path.relpath(clips, path.parent)}/".replace(os.sep, "/")
     counted = {"utterances": 0, "references": 0, "clips": 0}
 
-    def groups() -> Iterator[list[Row]]:
+    def groups() -> Iterator[list[ReviewRow]]:
         for item, decisions in _everything(ws, where):
             name = f"{item.utterance.id.replace(':', '_')}.wav"
             if clips is not None:
@@ -140,7 +140,7 @@ def import_reviews(
     """
     by = reviewer(by)
     groups, notices, without = _read(path, _format(path, format))
-    counts: dict[Outcome, int] = {"new": 0, "same": 0, "conflicting": 0, "unknown": 0, "refused": len(notices)}
+    counts: dict[ImportOutcome, int] = {"new": 0, "same": 0, "conflicting": 0, "unknown": 0, "refused": len(notices)}
     waiting = list(groups.items())
     for begin in range(0, len(waiting), BATCH):
         # A dry run does all that an import does, and then takes it back.
@@ -173,7 +173,7 @@ def _everything(ws: Workspace, where: Filters) -> Iterator[tuple[Item, list[Deci
             yield item, history_of(reader, item.utterance.id)
 
 
-def _rows(item: Item, decisions: Sequence[Decision], *, audio: str, all: bool) -> list[Row]:
+def _rows(item: Item, decisions: Sequence[Decision], *, audio: str, all: bool) -> list[ReviewRow]:
     """An utterance's references as rows, oldest first; one row without a text where there is none."""
     references = sorted((t for t in item.versions if t.kind == "reference"), key=lambda t: (t.created, t.id))
     texts: list[Transcript | None] = [*references] if all and references else [item.reference]
@@ -183,7 +183,7 @@ def _rows(item: Item, decisions: Sequence[Decision], *, audio: str, all: bool) -
         rejection = None
     machine = item.hypothesis
     return [
-        Row(
+        ReviewRow(
             utterance=item.utterance.id,
             text=text.text if text else "",
             machine_text=machine.text if machine else "",
@@ -220,10 +220,10 @@ def _write_clip(ws: Workspace, utterance: Utterance, path: Path) -> int:
     return 1
 
 
-def _write(path: Path, format: Format, groups: Iterable[list[Row]]) -> None:
+def _write(path: Path, format: Format, groups: Iterable[list[ReviewRow]]) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         if format == "csv":
-            writer = csv.DictWriter(file, [field.name for field in fields(Row)])
+            writer = csv.DictWriter(file, [field.name for field in fields(ReviewRow)])
             writer.writeheader()
             for rows in groups:
                 # Python's shortest form of a float is the same float when read again.
@@ -350,7 +350,7 @@ def _of_row(row: Any) -> list[Incoming]:
 
 def _take(
     tx: Transaction, utterance: str, texts: Sequence[Incoming], *, by: str, overwrite: bool
-) -> tuple[Outcome, str]:
+) -> tuple[ImportOutcome, str]:
     """Write what is new of an utterance's texts; what came of it and, where it was left, why."""
     try:
         item = locked(tx, tx.get(Utterance, utterance).id)

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from voxloop.steps.review.rows import Incoming, Row
+from voxloop.steps.review.rows import Incoming, ReviewRow
 
 FROM, TO = "transcription", "audio"  # names of the tags below, which the results have to name
 LABELLING_CONFIG = """<View>
@@ -32,7 +32,7 @@ _CLIP = re.compile(r"(sha256-[0-9a-f]{64})[_:](\d+)-(\d+)")
 _EMAIL = re.compile(r"[^\s,<>]+@[^\s,<>]+")
 
 
-def task(rows: Sequence[Row]) -> dict[str, Any]:
+def task(rows: Sequence[ReviewRow]) -> dict[str, Any]:
     """One utterance as a task; `rows` are its references, oldest first, or one row without a text."""
     last = rows[-1]
     written = [row for row in rows if row.reference]

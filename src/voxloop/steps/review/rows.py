@@ -8,7 +8,7 @@ from voxloop.records import UtteranceStatus
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Row:
+class ReviewRow:
     """One line of a JSONL or CSV file: an utterance with a reference, or without where there is none yet."""
 
     utterance: str

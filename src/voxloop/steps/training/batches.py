@@ -41,7 +41,7 @@ SHORTEST_SILENCE_S = 0.5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Row:
+class ClipRow:
     """One line of a manifest: a clip and what was said in it."""
 
     id: str
@@ -52,14 +52,14 @@ class Row:
     language: str | None
 
 
-def read_rows(manifest: Path) -> list[Row]:
+def read_rows(manifest: Path) -> list[ClipRow]:
     """The rows of `<split>.jsonl`; audio paths are relative to its folder. Raises TrainingError."""
     rows = []
     for number, line in enumerate(manifest.read_bytes().splitlines(), 1):
         try:
             values = json.loads(line)
             rows.append(
-                Row(
+                ClipRow(
                     id=str(values.get("id") or values["audio_path"]),
                     path=manifest.parent / values["audio_path"],
                     text=values["text"],
@@ -78,13 +78,13 @@ def read_rows(manifest: Path) -> list[Row]:
 class Speech:
     """The clips of a manifest, held in memory where they are few."""
 
-    def __init__(self, rows: Sequence[Row]) -> None:
+    def __init__(self, rows: Sequence[ClipRow]) -> None:
         self.rows = list(rows)
         self.seconds = sum(row.duration for row in rows)
         self._by_id = {row.id: row for row in rows}
         self._cache: dict[str, Waveform] | None = {} if self.seconds <= CACHE_S else None
 
-    def row(self, id: str) -> Row:
+    def row(self, id: str) -> ClipRow:
         return self._by_id[id]
 
     def waveform(self, id: str) -> Waveform:
@@ -114,7 +114,7 @@ def read_noises(folder: Path) -> list[Waveform]:
     return [read_wav(path) for path in sorted(folder.glob("*.wav"))]
 
 
-def lhotse_cuts(rows: Sequence[Row]) -> dict[str, Any]:
+def lhotse_cuts(rows: Sequence[ClipRow]) -> dict[str, Any]:
     """The rows as Lhotse cuts, by id."""
     return {
         row.id: lhotse_cut(
@@ -143,13 +143,13 @@ class Plan:
 
     def __init__(
         self,
-        rows: Sequence[Row],
+        rows: Sequence[ClipRow],
         recipe: Recipe,
         *,
         padded_s: Callable[[float], float],
         label_length: Callable[[str, str | None], int],
         label_limit: int,
-        earlier: Sequence[Row] = (),
+        earlier: Sequence[ClipRow] = (),
     ) -> None:
         """`padded_s` is what a clip of so many seconds takes up; labels are counted for the strings.
 
@@ -242,7 +242,7 @@ class Plan:
         heard = [*self.rows, *self.again(epoch)]
         order = rng.sample(heard, len(heard))
         examples: list[Any] = []
-        waiting: dict[tuple[str | None, str | None], list[Row]] = {}
+        waiting: dict[tuple[str | None, str | None], list[ClipRow]] = {}
         for row in order:
             if rng.random() < self.recipe.join_share and row.duration <= self.recipe.join_seconds / 2:
                 waiting.setdefault((row.speaker, row.language), []).append(row)
@@ -277,13 +277,13 @@ class Plan:
             for number, duration in enumerate(durations)
         ]
 
-    def again(self, epoch: int) -> list[Row]:
+    def again(self, epoch: int) -> list[ClipRow]:
         """The earlier speech that this epoch hears: `replay_share` of its clips, each at most once."""
         share = self.recipe.replay_share
         wanted = min(len(self.earlier), round(len(self.rows) * share / (1 - share)))
         return random.Random(f"replay {self.recipe.seed} {epoch}").sample(self.earlier, wanted)
 
-    def _string(self, rows: list[Row], wanted: int, rng: random.Random, name: str) -> Any:
+    def _string(self, rows: list[ClipRow], wanted: int, rng: random.Random, name: str) -> Any:
         """Take up to `wanted` rows off the end and join them, as far as the string stays short enough."""
         first = rows.pop()
         cut, text = self.cuts[first.id], first.text

@@ -2,7 +2,7 @@
 
     checkpoint-N/state.pt             trained weights, their average, optimiser, scaler, random generators
                  trainer_state.json   as transformers writes it
-                 loop_state.json      `Progress`; written last, so that a folder without it is half of one
+                 loop_state.json      `LoopState`; written last, so that a folder without it is half of one
 
 What is not trained is read from the base model again.
 """

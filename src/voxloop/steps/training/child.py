@@ -32,7 +32,7 @@ from voxloop.steps.training.files import ATTENDED, LOOP_STATE, STATUS, is_writer
 
 if TYPE_CHECKING:
     from voxloop.steps.training.session import StopFlag
-    from voxloop.steps.training.trainer import Outcome
+    from voxloop.steps.training.trainer import TrainingOutcome
 
 ALONE_S = 300.0  # without anybody who attends to the run
 NO_ROOM_BYTES = 64 << 10  # with less than that, whatever went wrong was the disk
@@ -75,7 +75,7 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _train(folder: Path, asked: list[int]) -> Outcome:
+def _train(folder: Path, asked: list[int]) -> TrainingOutcome:
     import torch
 
     from voxloop.steps.training import session, trainer
@@ -115,7 +115,7 @@ def _end_when_alone(folder: Path, stop: StopFlag, *, patience_s: float = ALONE_S
         stop.set = True
 
 
-def _result(outcome: Outcome) -> dict[str, Any]:
+def _result(outcome: TrainingOutcome) -> dict[str, Any]:
     return {
         "status": outcome.status,
         "steps": outcome.steps,

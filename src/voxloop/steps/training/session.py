@@ -28,7 +28,7 @@ from voxloop.errors import SettingError
 from voxloop.families.contract import Decoding, Family, Part, Trainable, require
 from voxloop.families.registry import family
 from voxloop.speech import text as _text
-from voxloop.steps.training.batches import Collator, Plan, Row, Speech, loader, read_noises, read_rows, spoken
+from voxloop.steps.training.batches import ClipRow, Collator, Plan, Speech, loader, read_noises, read_rows, spoken
 from voxloop.steps.training.ctc import Head
 from voxloop.steps.training.ctc import classes as ctc_classes
 from voxloop.steps.training.encoded import EncodedBatches
@@ -109,7 +109,7 @@ class Score:
 
 
 @dataclass(kw_only=True)
-class Progress:
+class LoopState:
     """What a checkpoint carries beside weights, optimiser and generators: the rest of where a run stood."""
 
     epoch: int = 0
@@ -123,7 +123,7 @@ class Progress:
     notes: list[str] = field(default_factory=list)
 
     @classmethod
-    def of(cls, checkpoint: Path | None) -> Progress:
+    def of(cls, checkpoint: Path | None) -> LoopState:
         """Where a checkpoint stood, or the beginning."""
         if checkpoint is None:
             return cls()
@@ -178,7 +178,7 @@ class Session:
     """One attempt at a run: the model, the speech and the clock."""
 
     def __init__(
-        self, folder: Path, config: TrainingConfig, recipe: Recipe, stop: StopFlag, progress: Progress
+        self, folder: Path, config: TrainingConfig, recipe: Recipe, stop: StopFlag, progress: LoopState
     ) -> None:
         self.folder = folder
         self.config = config
@@ -235,7 +235,7 @@ class Session:
         self.batches_in_epoch = self.plan.batches_in_epoch()
         self.steps = self._steps()
 
-    def _plan(self, rows: Sequence[Row], recipe: Recipe, earlier: Sequence[Row] = ()) -> Plan:
+    def _plan(self, rows: Sequence[ClipRow], recipe: Recipe, earlier: Sequence[ClipRow] = ()) -> Plan:
         return Plan(
             rows,
             recipe,
@@ -264,7 +264,7 @@ class Session:
         elif self.precision == "bf16" and not fast:
             self.note("precision is bf16, which this device does not speed up: mostly slower than precision=fp32")
 
-    def _learnable(self, rows: Sequence[Row]) -> list[Row]:
+    def _learnable(self, rows: Sequence[ClipRow]) -> list[ClipRow]:
         limit = self.family.label_limit(self.trainable)
         kept = [r for r in rows if self.family.label_length(self.trainable, r.text, r.language) <= limit]
         if len(kept) < len(rows):
@@ -488,7 +488,7 @@ def mend_folder(place: Path) -> None:
         old.rename(place)
 
 
-def _val_rows(manifest: Path, recipe: Recipe) -> list[Row]:
+def _val_rows(manifest: Path, recipe: Recipe) -> list[ClipRow]:
     """The clips of val that are measured on: the same ones every time."""
     rows = sorted(read_rows(manifest), key=lambda row: row.id) if manifest.exists() else []
     step = max(1, math.ceil(len(rows) / recipe.max_val_clips))

@@ -25,7 +25,7 @@ from voxloop.steps.training import ctc, recipes
 from voxloop.steps.training.checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
 from voxloop.steps.training.files import BEST, is_writer, write_json
 from voxloop.steps.training.journal import Journal
-from voxloop.steps.training.session import Progress, Score, Session, StopFlag, TrainingConfig, kept_best, mend_folder
+from voxloop.steps.training.session import LoopState, Score, Session, StopFlag, TrainingConfig, kept_best, mend_folder
 
 if TYPE_CHECKING:
     from voxloop.steps.training.recipes import Recipe
@@ -222,7 +222,7 @@ def adamw(session: Session) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Outcome:
+class TrainingOutcome:
     """How a run ended."""
 
     status: str  # completed or stopped
@@ -236,7 +236,7 @@ class OutOfMemory(Exception):
     """A step took more memory than there is, here or on another process."""
 
 
-def run(folder: Path, stop: StopFlag) -> Outcome:
+def run(folder: Path, stop: StopFlag) -> TrainingOutcome:
     """Train as the folder says, going on from its newest checkpoint; halves the batch when memory runs out."""
     config = TrainingConfig.load(folder)
     recipe = recipes.from_dict(config.recipe)
@@ -277,9 +277,9 @@ def _smaller(recipe: Recipe, error: BaseException) -> Recipe:
     return replace(recipe, batch_seconds=recipe.batch_seconds / 2, accumulation=recipe.accumulation * 2)
 
 
-def _attempt(folder: Path, config: TrainingConfig, recipe: Recipe, stop: StopFlag, notes: list[str]) -> Outcome:
+def _attempt(folder: Path, config: TrainingConfig, recipe: Recipe, stop: StopFlag, notes: list[str]) -> TrainingOutcome:
     checkpoint = newest_checkpoint(folder)
-    progress = Progress.of(checkpoint)
+    progress = LoopState.of(checkpoint)
     progress.notes += [note for note in notes if note not in progress.notes]
     torch.manual_seed(recipe.seed)
     session = Session(folder, config, recipe, stop, progress)
@@ -300,7 +300,7 @@ def _attempt(folder: Path, config: TrainingConfig, recipe: Recipe, stop: StopFla
         journal.end()
         write_json(folder / "train_results.json", _results(session, journal))
     session.accelerator.end_training()
-    return Outcome(
+    return TrainingOutcome(
         status="stopped" if stopped else "completed",
         steps=journal.step,
         best=progress.best,

@@ -7,7 +7,7 @@ off at any point it says that it is not, and the same command goes on where it w
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from voxloop.errors import BlobError, ConflictError, UsageError, nearest
-from voxloop.records import Dataset, Quality, Recording, Split, Transcript, Utterance, utterance_id
+from voxloop.records import Dataset, Progress, Quality, Recording, Split, Transcript, Utterance, utterance_id
 from voxloop.speech.audio import measure, pcm_id
 from voxloop.steps.datasets.formats import jsonl, parquet, places, shar
 from voxloop.steps.datasets.formats.entries import MANY, Entry, parts, row_of
@@ -34,9 +34,6 @@ if TYPE_CHECKING:
 
 FORMATS: dict[str, ModuleType] = {"jsonl": jsonl, "parquet": parquet, "shar": shar}
 ITEMS = 1000  # of a part: a Shar shard, a Parquet file
-
-Progress = Callable[[float, float | None], None]
-"""Told clips done, and clips in all."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
