@@ -67,6 +67,14 @@ def ingest(
             show_default="the setting channels",
         ),
     ] = None,
+    track: Annotated[
+        int | None,
+        typer.Option(
+            help="Audio track to take from files that have several, counted from 0.",
+            min=0,
+            show_default="the file's default track",
+        ),
+    ] = None,
     processes: Annotated[
         int | None, typer.Option(help="Processes that decode.", min=1, show_default="one for each core")
     ] = None,
@@ -85,6 +93,7 @@ def ingest(
             session=session,
             consent=consent,
             channels=channels.value if channels else None,
+            track=track,
             processes=processes,
             progress=lambda p: told(p.done, p.total),
         )
