@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.generation_whisper import _dynamic_time_warping, _median_filter
 
 from tests.unit import tiny_whisper
-from voxloop.families.contract import Decoding
+from voxloop.families.contract import Decoding, Hypothesis
 from voxloop.families.whisper import WHISPER, timing, words
 from voxloop.families.whisper.recogniser import WhisperRecogniser
 from voxloop.records import Word
@@ -235,3 +236,16 @@ def test_words_of_real_speech_lie_where_they_were_put(real_speech: Path) -> None
     assert len(starts) >= 40
     assert np.median(starts) < 0.08
     assert np.median(ends) < 0.12
+
+
+def test_threads_that_share_a_model_hear_what_one_alone_hears(demo_speech: Path) -> None:
+    recogniser = WHISPER.load(STARTER_DIR)
+    clips = [decode(path) for path in sorted(demo_speech.glob("*.ogg"))[:8]]
+    asked = Decoding(audio_context="trimmed")
+
+    def heard(clip: np.ndarray) -> Hypothesis:
+        return recogniser.transcribe([clip], asked, word_times=True)[0]
+
+    alone = [heard(clip) for clip in clips]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(heard, clips * 2)) == alone * 2

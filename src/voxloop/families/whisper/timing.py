@@ -12,6 +12,7 @@ Letters in shapes: `B` batch, `H` heads, `U` tokens, `E` encoder positions of 20
 
 from __future__ import annotations
 
+import threading
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -119,11 +120,14 @@ def _listening(model: WhisperForConditionalGeneration, layers: Any, listen: Any)
     """Call `listen` with what the cross-attention of these layers is given, while the block runs.
 
     The model's own attention returns no weights unless it is run in its slow form, and then those of all heads.
+    Other threads may run the same model meanwhile: what they give it is not listened to.
     """
+    here = threading.get_ident()
 
     def hook(layer: int) -> Any:
         def before(attention: Any, hidden: tuple[torch.Tensor], given: dict[str, Any]) -> None:
-            listen(attention, layer, hidden[0], given["key_value_states"])
+            if threading.get_ident() == here:
+                listen(attention, layer, hidden[0], given["key_value_states"])
 
         return before
 
