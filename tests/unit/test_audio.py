@@ -17,8 +17,9 @@ from hypothesis.extra import numpy as hnp
 from scipy import signal
 
 from voxloop.errors import AudioError
-from voxloop.speech import audio
-from voxloop.speech.audio import Waveform, decode, from_pcm16, measure, pcm_id, stream, to_pcm16, wav_bytes
+from voxloop.speech import audio, quality
+from voxloop.speech.audio import Waveform, decode, from_pcm16, pcm_id, stream, to_pcm16, wav_bytes
+from voxloop.speech.quality import measure
 
 RATE = 16_000
 
@@ -335,7 +336,7 @@ def test_clean_single_words_are_not_taken_for_noise(real_speech: Path) -> None:
 @given(st.lists(st.integers(1, 9_000), min_size=1, max_size=8), st.integers(0, 2**32 - 1))
 def test_measuring_in_blocks_is_measuring_at_once(sizes: list[int], seed: int) -> None:
     whole = np.random.default_rng(seed).normal(0, 0.1, sum(sizes)).astype(np.float32)
-    meter = audio.Meter()
+    meter = quality.Meter()
     for block in np.split(whole, np.cumsum(sizes)[:-1]):
         meter.add(block)
     in_blocks, at_once = meter.quality(), measure(whole)

@@ -103,7 +103,7 @@ def test_every_command_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_every_reason_is_explained() -> None:
     source = Path(__file__).parents[2] / "src" / "voxloop"
-    modules = [source / "speech" / "audio.py", *(source / "steps" / "recordings").glob("*.py")]
+    modules = [*(source / "speech").glob("*.py"), *(source / "steps" / "recordings").glob("*.py")]
     patterns = (r'AudioError\(\s*"([a-z-]+)"', r'reason="([a-z-]+)"', r'(?:_wrong\(row|refuse\(said), "([a-z-]+)"')
     reasons = {
         reason for module in modules for pattern in patterns for reason in re.findall(pattern, module.read_text())

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from voxloop.errors import UnknownRecord
 from voxloop.records import MAX_UTTERANCE_SAMPLES, Transcript, Utterance
 from voxloop.settings import Settings
-from voxloop.speech.audio import Waveform, decode, measure
+from voxloop.speech.audio import Waveform, decode
+from voxloop.speech.quality import measure
 from voxloop.speech.voice import FRAME, detector
 from voxloop.steps.recordings import ingest, read_audio
 from voxloop.steps.utterances import (

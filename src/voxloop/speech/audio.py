@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import math
 import stat
 import struct
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,7 +20,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from voxloop.errors import AudioError
-from voxloop.records import SAMPLE_RATE, Quality
+from voxloop.records import SAMPLE_RATE
 from voxloop.speech.containers import Pcm16, check_mp3, check_ogg, check_wav
 
 Waveform = np.ndarray[tuple[int], np.dtype[np.float32]]  # (S,), 16 kHz, -1 to 1
@@ -292,85 +291,117 @@ def _plain(
 _FFMPEG_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS}
 
 
+class _Timeline:
+    """Where the frames of a stream stand in time, what is missing between them, and what could not be decoded."""
+
+    def __init__(self, source: Source, *, timed: bool) -> None:
+        self.source = source
+        self.read_s = 0.0  # with the silence in gaps
+        self.damaged_s: float | None = None  # where the first packet could not be decoded
+        self.lost_s = 0.0  # of sound in such packets
+        self._due: float | None = 0.0 if timed else None  # the time stamp that the next frame should have
+
+    def lose(self, packet: Any) -> None:
+        """Note a packet that could not be decoded."""
+        self.damaged_s = self.read_s if self.damaged_s is None else self.damaged_s
+        self.lost_s += float((packet.duration or 0) * (packet.time_base or 0))
+
+    def take(self, frame: Any) -> float:
+        """Move on by a frame; the seconds of silence that stand before it."""
+        gap_s = 0.0
+        if frame.time is not None:
+            due = frame.time if self._due is None else self._due
+            jump_s = frame.time - due
+            # Small steps are rounding, which must not add up; after a jump the clock begins anew.
+            self._due = frame.time if abs(jump_s) > GAP_S else due
+            if jump_s > MAX_GAP_S:
+                self.source.notes.append(f"its time stamps jump by {jump_s:,.0f} s at {self.read_s:.2f} s")
+            elif jump_s > GAP_S:
+                gap_s = jump_s
+                self.source.gap(self.read_s, gap_s)
+        lasts_s = frame.samples / frame.sample_rate
+        self._due = None if self._due is None else self._due + lasts_s
+        self.read_s += gap_s + lasts_s
+        return gap_s
+
+
 def _by_ffmpeg(
     path: Path, refused: Exception | None, channel: int | None, track: int | None, source: Source
 ) -> Iterator[tuple[int, Waveform]]:
     """(rate, (S,) block) from FFmpeg's libraries; `refused` is what libsndfile said, where it was asked."""
     import av
 
-    read_s = 0.0
-    damaged: list[float] = []  # where packets could not be decoded, in seconds
-    lost_s = 0.0  # of sound in them
+    timeline = _Timeline(source, timed=False)
     try:
         with av.open(f"file:{path.absolute()}", options=dict(_FFMPEG_OPTIONS), metadata_errors="replace") as container:
             chosen = _track(path, container, track, source)
-            clock: float | None = None if any(name in container.format.name for name in _TIMED) else math.nan
-            held: list[Any] = []  # (C, S) float32 of frames of one form
-            waiting = 0  # samples of them
-            form: tuple[int, str, str] | None = None
-            rate = channels = 0
-            resampler: Any = None
-            for packet in container.demux(chosen):
-                try:
-                    frames = packet.decode()
-                except av.error.InvalidDataError:
-                    damaged.append(read_s)
-                    lost_s += float((packet.duration or 0) * (packet.time_base or 0))
-                    continue
-                for frame in frames:
-                    found = (frame.sample_rate, frame.format.name, frame.layout.name)
-                    if found != form:
-                        if held:
-                            yield rate, _joined(held, channel, source)
-                            held, waiting = [], 0
-                        form, rate, channels = found, frame.sample_rate, frame.layout.nb_channels
-                        _check_claims(path, rate, channels)
-                        resampler = None
-                        if frame.format.name != "fltp":  # planar float, as AAC and Opus come
-                            resampler = av.AudioResampler(format="fltp", layout=frame.layout, rate=rate)
-                        if not source.codec:
-                            _tell(source, chosen.codec_context.codec.canonical_name, rate, channels)
-                    if frame.time is not None:
-                        clock = 0.0 if clock is None else frame.time if math.isnan(clock) else clock
-                        gap_s = frame.time - clock
-                        if GAP_S < gap_s <= MAX_GAP_S:
-                            source.gap(read_s, gap_s)
-                            if held:
-                                yield rate, _joined(held, channel, source)
-                                held, waiting = [], 0
-                            yield from _silence(rate, round(gap_s * rate))
-                            read_s += gap_s
-                        elif gap_s > MAX_GAP_S:
-                            source.notes.append(f"its time stamps jump by {gap_s:,.0f} s at {read_s:.2f} s")
-                        # Small steps are rounding, which must not add up; after a jump the clock begins anew.
-                        clock = frame.time if abs(gap_s) > GAP_S else clock
-                    clock = None if clock is None else clock + frame.samples / rate
-                    read_s += frame.samples / rate
-                    parts = [frame] if resampler is None else resampler.resample(frame)
-                    held += [part.to_ndarray() for part in parts]
-                    waiting += frame.samples
-                    if waiting >= min(BLOCK_S * rate, BLOCK_VALUES // channels):
-                        yield rate, _joined(held, channel, source)
-                        held, waiting = [], 0
-            if held:
-                yield rate, _joined(held, channel, source)
-            if damaged and not read_s:
-                raise AudioError("broken", f"{path} is damaged: none of its {len(damaged)} packets can be decoded")
+            source.codec = source.codec or chosen.codec_context.codec.canonical_name
+            timeline = _Timeline(source, timed=any(name in container.format.name for name in _TIMED))
+            yield from _blocks(path, _frames(container, chosen, timeline), channel, timeline, source)
+            if timeline.damaged_s is not None and not timeline.read_s:
+                raise AudioError("broken", f"{path} is damaged: none of its packets can be decoded")
             # MP4 and its kin write how long the track is; elsewhere the length is a guess from the bit rate.
             track_s = float((chosen.duration or 0) * (chosen.time_base or 0)) if "mp4" in container.format.name else 0.0
+            read_s = timeline.read_s
             if read_s and read_s < track_s - max(0.5, 0.02 * track_s):
                 raise AudioError("broken", f"{path} is truncated: {read_s:.2f} s of the {track_s:.2f} s it claims")
     except av.error.FFmpegError as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOENT, errno.EACCES):
             raise AudioError("unreadable", f"{path} cannot be read: {error.strerror}") from error
-        if read_s:
-            raise AudioError("broken", f"{path} is damaged after {read_s:.1f} s: {error.strerror}") from error
+        if timeline.read_s:
+            raise AudioError("broken", f"{path} is damaged after {timeline.read_s:.1f} s: {error.strerror}") from error
         others = f"libsndfile ({refused}) or " if refused else ""
         raise AudioError(
             _not_opened(path), f"{path} is no audio that {others}FFmpeg ({error.strerror}) can read"
         ) from error
-    if lost_s > GAP_S and not source.gaps:
-        source.notes.append(f"it is damaged at {damaged[0]:.2f} s: {lost_s:.2f} s could not be decoded")
+    if timeline.lost_s > GAP_S and not source.gaps:
+        source.notes.append(f"it is damaged at {timeline.damaged_s:.2f} s: {timeline.lost_s:.2f} s are lost")
+
+
+def _frames(container: Any, chosen: Any, timeline: _Timeline) -> Iterator[Any]:
+    """The decoded frames of a stream; packets that cannot be decoded are passed over."""
+    import av
+
+    for packet in container.demux(chosen):
+        try:
+            frames = packet.decode()
+        except av.error.InvalidDataError:
+            timeline.lose(packet)
+            continue
+        yield from frames
+
+
+def _blocks(
+    path: Path, frames: Iterator[Any], channel: int | None, timeline: _Timeline, source: Source
+) -> Iterator[tuple[int, Waveform]]:
+    """(rate, (S,) block) of frames of one form each, with silence where there are gaps."""
+    import av
+
+    held: list[Any] = []  # (C, S) float32 of frames of one form
+    waiting = 0  # samples of them
+    form: tuple[int, str, str] | None = None
+    rate = channels = 0
+    resampler: Any = None
+    for frame in frames:
+        found = (frame.sample_rate, frame.format.name, frame.layout.name)
+        if found != form:
+            _check_claims(path, frame.sample_rate, frame.layout.nb_channels)
+        gap_s = timeline.take(frame)
+        if held and (found != form or gap_s or waiting >= min(BLOCK_S * rate, BLOCK_VALUES // channels)):
+            yield rate, _joined(held, channel, source)
+            held, waiting = [], 0
+        if found != form:
+            form, rate, channels = found, frame.sample_rate, frame.layout.nb_channels
+            resampler = None
+            if frame.format.name != "fltp":  # planar float, as AAC and Opus come
+                resampler = av.AudioResampler(format="fltp", layout=frame.layout, rate=rate)
+            if not source.rate:
+                _tell(source, source.codec, rate, channels)
+        yield from _silence(rate, round(gap_s * rate))
+        held += [part.to_ndarray() for part in ([frame] if resampler is None else resampler.resample(frame))]
+        waiting += frame.samples
+    if held:
+        yield rate, _joined(held, channel, source)
 
 
 def _track(path: Path, container: Any, track: int | None, source: Source) -> Any:
@@ -463,118 +494,3 @@ def wav_header(pcm_bytes: int) -> bytes:
 def wav_bytes(pcm: bytes) -> bytes:
     """Canonical PCM as a WAV file."""
     return wav_header(len(pcm)) + pcm
-
-
-FLOOR_DBFS = -120.0  # said of digital silence, whose level in dB is minus infinity
-FRAME = SAMPLE_RATE // 50  # samples: 20 ms, over which silence is judged
-SILENCE_DB = 40.0  # below the loudest frame
-CLIP_LEVEL = (FULL_SCALE - 2) / FULL_SCALE  # at or next to full scale
-FFT = 512  # samples: 32 ms, for the bandwidth
-FFT_AT_ONCE = 64  # windows: 128 kB, which stay in the processor's cache; more take twice the time
-MIN_SNR_FRAMES = 10  # 0.2 s: with fewer there is no telling speech from noise
-QUIET_SHARE = 0.1  # of the frames: the quietest, which hold the noise alone where speech pauses
-# The quietest tenth of steady noise lies below its mean. The factor is that of frames with 100 degrees of freedom
-# (chi-squared, SciPy: the mean below the 0.1 quantile is 0.767), between white noise and room noise.
-QUIET_BIAS = 1 / 0.767
-SNR_RANGE_DB = (-20.0, 80.0)
-
-
-class Meter:
-    """Measures audio that comes in blocks; its memory is one float per 20 ms."""
-
-    def __init__(self) -> None:
-        self._samples = 0
-        self._square = 0.0
-        self._clipped = 0
-        self._peak = 0.0
-        self._frames: list[np.ndarray[Any, np.dtype[np.float32]]] = []  # variance in each 20 ms
-        self._power = np.zeros(FFT // 2 + 1)
-        self._rest = np.zeros(0, np.float32)
-
-    def add(self, block: Waveform) -> None:
-        """Take the next (S,) at 16 kHz."""
-        if not len(block):
-            return
-        magnitude = np.abs(block)
-        self._samples += len(block)
-        self._square += float(np.dot(block, block))
-        self._peak = max(self._peak, float(magnitude.max()))
-        self._clipped += int(np.count_nonzero(magnitude >= CLIP_LEVEL))
-        # Whole frames of both lengths now, what is left over with the next block.
-        joined = np.concatenate([self._rest, block]) if len(self._rest) else block
-        whole = len(joined) // _STRIDE * _STRIDE
-        self._take(joined[:whole])
-        self._rest = joined[whole:]
-
-    def _take(self, joined: Waveform) -> None:
-        frames = joined[: len(joined) // FRAME * FRAME].reshape(-1, FRAME)
-        if len(frames):
-            self._frames.append(frames.var(axis=1))  # an offset or rumble below 25 Hz is no speech
-        windows = joined[: len(joined) // FFT * FFT].reshape(-1, FFT)
-        for start in range(0, len(windows), FFT_AT_ONCE):
-            spectrum = np.fft.rfft(windows[start : start + FFT_AT_ONCE] * _WINDOW, axis=1)
-            self._power += (spectrum.real**2 + spectrum.imag**2).sum(axis=0)
-
-    def quality(self) -> Quality:
-        """What all the blocks together measure."""
-        if len(self._rest):
-            whole = -(-len(self._rest) // FFT) * FFT
-            self._take(np.pad(self._rest, (0, whole - len(self._rest))) if not self._frames else self._rest)
-            self._rest = np.zeros(0, np.float32)
-        samples = max(1, self._samples)
-        frames = np.concatenate(self._frames) if self._frames else np.zeros(1, np.float32)
-        loudest = float(frames.max())
-        quiet = frames < loudest * 10 ** (-SILENCE_DB / 10) if loudest > 0 else np.ones(len(frames), bool)
-        return Quality(
-            level_dbfs=round(_db(self._square / samples), 2),
-            peak_dbfs=round(_db(self._peak**2), 2),
-            snr_db=_snr(frames),
-            clipping=round(self._clipped / samples, 6),
-            silence=round(float(quiet.mean()), 4),
-            bandwidth_hz=self._bandwidth(),
-        )
-
-    def _bandwidth(self) -> float | None:
-        power = self._power.copy()
-        power[:2] = 0.0  # an offset (and its leakage) is no sound
-        total = power.sum()
-        if total <= 0:
-            return None
-        share = np.cumsum(power) / total
-        return float(np.searchsorted(share, 0.99) * SAMPLE_RATE / FFT)
-
-
-_STRIDE = math.lcm(FRAME, FFT)  # samples: 2,560
-_WINDOW = np.hanning(FFT).astype(np.float32)
-
-
-def _db(power: float) -> float:
-    return 10 * math.log10(power) if power > 1e-12 else FLOOR_DBFS
-
-
-def _snr(frames: np.ndarray[Any, np.dtype[np.float32]]) -> float | None:
-    """Signal-to-noise ratio in dB from the powers of 20 ms frames; None where nothing can be said.
-
-    The noise is what the quietest frames hold, as in NIST's stnr and in minimum
-    statistics (R. Martin, IEEE Trans. Speech and Audio Processing 9(5), 2001,
-    doi:10.1109/89.928915); speech is the rest of the mean power. Steady noise is
-    measured within 3 dB from 0 to 20 dB; a clip cut tightly around a word has no pause and reads too low.
-    WADA-SNR (Interspeech 2008) was tried and is 10 dB off on clips below one second.
-    """
-    audible = frames[frames > 0]  # digital silence is not the noise of the room
-    if len(audible) < MIN_SNR_FRAMES:
-        return None
-    quiet = max(1, round(QUIET_SHARE * len(audible)))
-    noise = float(np.partition(audible, quiet - 1)[:quiet].mean(dtype=np.float64)) * QUIET_BIAS
-    power = float(audible.mean(dtype=np.float64))
-    lowest, highest = SNR_RANGE_DB
-    ratio = max(power / noise - 1, 10 ** (lowest / 10))
-    return round(min(10 * math.log10(ratio), highest), 1)
-
-
-def measure(waveform: Waveform) -> Quality:
-    """Level, peak, SNR, clipping, silence and bandwidth of (S,) at 16 kHz."""
-    meter = Meter()
-    for start in range(0, len(waveform), 60 * SAMPLE_RATE):
-        meter.add(waveform[start : start + 60 * SAMPLE_RATE])
-    return meter.quality()

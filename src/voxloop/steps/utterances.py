@@ -26,7 +26,7 @@ from voxloop.records import (
     utterance_id,
 )
 from voxloop.speech import voice
-from voxloop.speech.audio import measure
+from voxloop.speech.quality import measure
 from voxloop.steps.recordings import read_audio
 from voxloop.stores import tables
 from voxloop.stores.jobs import News

@@ -18,6 +18,7 @@ from voxloop.maintenance.integrity.check import Check
 from voxloop.models import embedding_model
 from voxloop.records import Dataset, Evaluation, Model, Recording, Run
 from voxloop.speech import audio
+from voxloop.speech.quality import measure
 from voxloop.steps import datasets, training
 from voxloop.steps.recordings import audio_key
 from voxloop.stores import tables
@@ -229,9 +230,9 @@ def _take_back(ws: Workspace, key: str) -> bool:
     if sha256_bytes(pcm) != id:
         ws.blobs.delete(key)
         return True
-    quality = audio.measure(audio.from_pcm16(pcm)) if pcm else None
+    measured = measure(audio.from_pcm16(pcm)) if pcm else None
     recording = Recording(
-        id=id, source=key, name=Path(key).name, samples=len(pcm) // audio.SAMPLE_BYTES, quality=quality
+        id=id, source=key, name=Path(key).name, samples=len(pcm) // audio.SAMPLE_BYTES, quality=measured
     )
     with ws.transaction() as tx:
         if tx.add(recording):

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from voxloop.errors import AudioError
 from voxloop.records import SAMPLE_RATE, Encoding, Quality
-from voxloop.speech import audio
+from voxloop.speech import audio, quality
 from voxloop.steps.recordings.sources import Item, Refusal
 
 CHUNK = 8  # files handed to a worker process at once
@@ -156,7 +156,7 @@ def _convert_channel(path: Path, spool: Path, bounds: Bounds, channel: int | Non
 
 def _converted(path: Path, spool: Path, bounds: Bounds, channel: int | None, source: audio.Source) -> Converted:
     digest = hashlib.sha256()
-    meter = audio.Meter()
+    meter = quality.Meter()
     parts: list[bytes] = []
     spooled: Path | None = None
     samples = 0

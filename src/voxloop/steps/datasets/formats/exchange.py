@@ -18,7 +18,8 @@ import sqlalchemy as sa
 
 from voxloop.errors import BlobError, ConflictError, UsageError, nearest
 from voxloop.records import Dataset, Progress, Quality, Recording, Split, Transcript, Utterance, utterance_id
-from voxloop.speech.audio import measure, pcm_id
+from voxloop.speech.audio import pcm_id
+from voxloop.speech.quality import measure
 from voxloop.steps.datasets.formats import jsonl, parquet, places, shar
 from voxloop.steps.datasets.formats.entries import MANY, Entry, parts, row_of
 from voxloop.steps.datasets.freezing import freeze
