@@ -131,7 +131,6 @@ def _from_hub(ws: Workspace, name: str) -> Model:
 
 def _registered(ws: Workspace, folder: Path, names: Iterable[str], *, base: str, where: str) -> Model:
     """The row of a model that did not come from a run, written where there is none yet."""
-    kind = family_of(folder)
     files = {name: _hash(folder / name) for name in names}
     id = model_id(files)
     with ws.read() as reader:
@@ -143,6 +142,7 @@ def _registered(ws: Workspace, folder: Path, names: Iterable[str], *, base: str,
             f"{folder} holds no .safetensors weights: a model is a folder with config.json, tokenizer and safetensors, "
             "or one in CTranslate2's form"
         )
+    kind = family_of(folder)
     with ws.catalog.write() as tx:  # true whatever becomes of the job in hand, so not fenced by its claim
         if known:
             tx.change(Model, id, base=base, where=where)

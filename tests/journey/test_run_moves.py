@@ -32,13 +32,13 @@ from voxloop.steps.training.moving import whole_checkpoints
 from voxloop.stores import tables
 from voxloop.workspace import Workspace
 
-STEPS = 60
+STEPS = 500  # some seconds: time enough to be paused twice
 SETTINGS = (
     f"max_steps={STEPS}",
     "max_seconds=none",
     "max_epochs=none",
     "eval_seconds=none",
-    "eval_steps=10",
+    "eval_steps=100",
     "batch_seconds=6",
     "log_steps=1",
     "save_seconds=0.1",
@@ -244,14 +244,15 @@ def test_without_copies_it_goes_on_from_what_is_in_its_folder(local: Machines, t
     frozen(a, tmp_path / "speech")
     run = training.submit(a, base=str(base), recipe="quick", overrides=ENDLESS)
     attending = attend(a, run)
-    until(lambda: len(training.metrics(b, run.id)) > 10, "metrics")
+    until(lambda: len(training.metrics(b, run.id)) > 1000, "metrics")
     training.pause(b, run.id)
     attending.join(WAIT_S)
     assert not list(b.blobs.list("runs/"))
     checkpoint = whole_checkpoints(a.runs / run.id)[-1]
+    before = training.metrics(a, run.id)[-1]["step"]
 
     attending = attend(b, training.resume(b, run.id))  # nothing of it is there
-    until(lambda: training.metrics(a, run.id)[-1]["step"] < 5, "it begins anew")
+    until(lambda: training.metrics(a, run.id)[-1]["step"] < before, "it begins anew")
     training.pause(a, run.id)
     attending.join(WAIT_S)
     (a.runs / run.id / "data" / "train.jsonl").unlink()  # as in a folder that a backup brought back

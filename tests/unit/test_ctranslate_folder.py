@@ -31,11 +31,11 @@ def as_faster_whisper_has_it(source: Path, target: Path, compute_type: str = "fl
 def in_hub_cache(place: Path, repository: str, folder: Path) -> Path:
     """The folder as the newest snapshot of a repository in the Hub's cache."""
     repository_folder = place / f"models--{repository.replace('/', '--')}"
-    snapshot = repository_folder / "snapshots" / "0123abc"
+    snapshot = repository_folder / "snapshots" / "0123456789abcdef0123456789abcdef01234567"
     snapshot.parent.mkdir(parents=True)
     folder.rename(snapshot)
     (repository_folder / "refs").mkdir()
-    (repository_folder / "refs" / "main").write_text("0123abc")
+    (repository_folder / "refs" / "main").write_text("0123456789abcdef0123456789abcdef01234567")
     return snapshot
 
 
@@ -76,7 +76,7 @@ def test_the_network_is_read_back(original: Path, tmp_path: Path, compute_type: 
 def test_training_opens_it(tmp_path: Path) -> None:
     folder = as_faster_whisper_has_it(tiny_whisper.make(tmp_path / "m"), tmp_path / "ct2")
     trainable = WHISPER.open_for_training(folder, audio_context="trimmed")
-    assert trainable.extra["base_context"] == "full"
+    assert trainable.base_context == "full"
     assert {parameter.dtype for parameter in trainable.model.parameters()} == {torch.float32}
     assert trainable.model.proj_out.weight is trainable.model.model.decoder.embed_tokens.weight
     WHISPER.save(trainable, trainable.model, tmp_path / "saved")
@@ -148,8 +148,10 @@ class TestIdentity:
         folder = as_faster_whisper_has_it(tiny_whisper.make(tmp_path / "m"), tmp_path / "ct2", "float32")
         model = models.base_model(workspace, str(folder))
         clip = [0.1 * torch.randn(16_000, generator=torch.Generator().manual_seed(0)).numpy()]
-        by_torch = models.recogniser(workspace, model, "torch").embed(clip)
-        by_ctranslate = models.recogniser(workspace, model, "ctranslate2-float32").embed(clip)
+        with models.loaded(workspace, model, "torch") as recogniser:
+            by_torch = recogniser.embed(clip)
+        with models.loaded(workspace, model, "ctranslate2-float32") as recogniser:
+            by_ctranslate = recogniser.embed(clip)
         assert by_torch == pytest.approx(by_ctranslate, abs=1e-4)
         assert (Path(models.model_folder(workspace, model)) / "model.safetensors").is_file()
 
@@ -161,10 +163,11 @@ class TestHubCache:
         folder = as_faster_whisper_has_it(tiny_whisper.make(tmp_path / "m"), tmp_path / "ct2")
         snapshot = in_hub_cache(hub, "Systran/faster-whisper-tiny.en", folder)
         model = models.base_model(workspace, "tiny.en")
-        assert model.where == "Systran/faster-whisper-tiny.en"
+        assert repository(model.where) == model.base == "Systran/faster-whisper-tiny.en"
         assert models.base_model(workspace, "Systran/faster-whisper-tiny.en") == model
         assert converted(repository(model.where)) == snapshot
-        assert models.recogniser(workspace, model, "torch").vocabulary.languages == {}
+        with models.loaded(workspace, model, "torch") as recogniser:
+            assert recogniser.vocabulary.languages == {}
 
     def test_a_name_that_is_not_there_says_what_would_be(self, workspace: Workspace, hub: Path) -> None:
         with pytest.raises(ModelError, match=r"'base' is faster-whisper's name for Systran/faster-whisper-base, which"):

@@ -22,7 +22,7 @@ FAMILY_NAMES = re.compile("|".join(OURS), re.IGNORECASE)
 # keeps with Whisper, and in messages another program and models of the Hub.
 OTHER_USES = re.compile(
     r"whisper_normalizer|whisper-(english|basic|characters)|Whisper's (English|basic) normaliser"
-    r"|transformers\.models\.whisper\.tokenization_whisper|faster-whisper|openai/whisper-[\w.]+"
+    r"|transformers\.models\.whisper\.tokenization_whisper|[Ff]aster[-_]whisper|FASTER_WHISPER|faster-distil-whisper[-.\w]*|distil-whisper/[-.\w]*|openai/whisper-[\w.]+"
 )
 
 

@@ -41,7 +41,7 @@ def test_a_worker_that_lost_its_lease_gets_in_nobody_s_way(tmp_path: Path) -> No
         lost = a.jobs.claim([runs.STEP], subject=RUN.id)
         assert lost is not None
         with a.transaction() as tx:  # its lease runs out
-            tx.connection.execute(tables.job.update().where(tables.job.c.token == lost.token).values(run_at=1.0))
+            tx.connection.execute(tables.job.update().where(tables.job.c.token == lost.token).values(lease_until=1.0))
         held = b.jobs.claim([runs.STEP], subject=RUN.id)
         assert held is not None
         together = threading.Barrier(2)

@@ -176,7 +176,8 @@ def _heard(tx: Transaction, transcripts: Sequence[Transcript]) -> None:
         {"heard": one.utterance, "urgency": 1.0 - (one.confidence or 0.0), "sure": one.confidence}
         for one in sorted(transcripts, key=lambda one: one.utterance)  # locked in the order in which others lock them
     ]
-    tx.connection.execute(statement, rows)
+    if rows:
+        tx.connection.execute(statement, rows)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
