@@ -41,6 +41,13 @@ class TestMp3:
         soundfile.write(path, loud, RATE, format="MP3", bitrate_mode="VARIABLE", compression_level=0.5)
         return path
 
+    def test_one_whose_header_is_true_is_read_as_before(self, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(audio, "_by_ffmpeg", None)
+        expected = soundfile.read(whole, dtype="float32")[0]
+        assert np.abs(decode(whole) - expected).max() < 1e-6
+        whole.write_bytes(whole.read_bytes() + b"TAG" + bytes(125))  # ID3v1
+        assert np.abs(decode(whole) - expected).max() < 1e-6
+
     def test_without_a_header_every_frame_is_read(self, tmp_path: Path, whole: Path) -> None:
         data = whole.read_bytes()
         assert data[13:17] in (b"Xing", b"Info") or data[21:25] in (b"Xing", b"Info")

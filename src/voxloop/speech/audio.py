@@ -45,6 +45,7 @@ CONTAINERS = (
 )
 # libsndfile's formats that count their frames exactly, so that fewer mean a truncated file.
 _EXACT = frozenset({"WAV", "WAVEX", "AIFF", "FLAC", "CAF", "AU", "W64", "RF64", "NIST"})
+_CODECS = {"FLAC": "flac", "MP3": "mp3"}  # elsewhere the subtype says
 _UNKNOWN_FRAMES = 1 << 62  # libsndfile says SF_COUNT_MAX where the header does not know
 # Containers whose time stamps say when the sound begins; those of others are counted from the bytes.
 _TIMED = ("mov", "matroska", "ogg")
@@ -103,8 +104,9 @@ def stream(
     Channels are mixed by their mean, or `channel`, counted from 0, is taken alone. Of several audio tracks the
     default one is read, or `track`, counted from 0. `source` is told what the file is and what is wrong with it.
 
-    WAV of int16 is read here; libsndfile reads other WAV, FLAC, Vorbis, AIFF and SPHERE; FFmpeg's libraries MP3, Opus,
-    and what libsndfile refuses, stumbles over or finds empty. The length is what decodes, whatever a header claims.
+    WAV of int16 is read here; libsndfile reads other WAV, FLAC, Vorbis, MP3, AIFF and SPHERE; FFmpeg's libraries Opus,
+    and what libsndfile refuses, stumbles over, finds empty or would believe wrong headers of. The length is what
+    decodes, whatever a header claims.
     Where the time stamps of a file leave a gap, at its beginning or where a stretch is damaged, silence takes its
     place, so that times are those of any player.
 
@@ -218,7 +220,8 @@ def _native(
         ogg = check_ogg(path, raw, head)
         # libsndfile's decoder of Opus takes three times as long, for the same samples within -64 dB. It believes the
         # length that an MP3's header claims, and loses what an Ogg file with a hole has behind it.
-        ffmpegs = check_mp3(path, raw, head) or (ogg is not None and (ogg.opus or not ogg.whole)) or bool(track)
+        mp3 = check_mp3(path, raw, head)
+        ffmpegs = bool(track) or (mp3 is not None and not mp3.true) or (ogg is not None and (ogg.opus or not ogg.whole))
     if ffmpegs:
         yield from _by_ffmpeg(path, None, channel, track, source)
         return
@@ -228,14 +231,14 @@ def _native(
     except (soundfile.LibsndfileError, OSError, ValueError, TypeError) as error:
         yield from _by_ffmpeg(path, error, channel, track, source)
         return
-    file.seekable = lambda: False  # or it seeks after each read, which FLAC takes its time for
+    file.seekable = lambda: False  # or it seeks after each read, which MP3 and FLAC take their time for
     with file:
         rate, claimed = file.samplerate, file.frames
         _check_claims(path, rate, file.channels)
         exact = claimed < _UNKNOWN_FRAMES and file.format in _EXACT
         if exact and claimed / rate > max_seconds:
             raise _too_long(path, claimed / rate, max_seconds)
-        _tell(source, "flac" if file.format == "FLAC" else file.subtype.lower(), rate, file.channels)
+        _tell(source, _CODECS.get(file.format, file.subtype.lower()), rate, file.channels)
         frames = max(1, min(BLOCK_S * rate, BLOCK_VALUES // file.channels))
         read = 0
         with contextlib.suppress(soundfile.LibsndfileError, RuntimeError):  # the other library goes on from there

@@ -139,8 +139,26 @@ _XING_AT = {(True, True): 36, (True, False): 21, (False, True): 21, (False, Fals
 _MISSING_MP3 = 2_048  # bytes: tags at the end are counted differently by different writers
 
 
-def check_mp3(path: Path, file: BinaryIO, head: bytes) -> bool:
-    """Whether a file is an MP3. Raises AudioError where it has fewer bytes than its Xing or Info header claims."""
+# Bit rates of Layer III in kbit/s by MPEG-1 and by MPEG-2, and sample rates by version (ISO/IEC 11172-3, 13818-3).
+_KBITS = {
+    True: (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    False: (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+}
+_HZ = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}
+_TAGS = (b"TAG", b"APETAGEX", b"LYRICSBEGIN")  # what writers put behind the last frame
+
+
+class Mp3(NamedTuple):
+    """What the header of an MP3 claims, held against its frames."""
+
+    true: bool  # there is a Xing or Info header, and it counts the frames that are there
+
+
+def check_mp3(path: Path, file: BinaryIO, head: bytes) -> Mp3 | None:
+    """Walk the frames of an MP3: libsndfile stops where its header says, or guesses where it has none.
+
+    None for what is no MP3. Raises AudioError where it has fewer bytes than its Xing or Info header claims.
+    """
     begin = 0
     if head[:3] == b"ID3" and len(head) >= 10:  # https://id3.org/id3v2.4.0-structure: 7 bits in each byte
         begin = 10 + (head[6] << 21 | head[7] << 14 | head[8] << 7 | head[9])
@@ -148,15 +166,39 @@ def check_mp3(path: Path, file: BinaryIO, head: bytes) -> bool:
     frame = file.read(64)
     size = file.seek(0, 2)
     if len(frame) < 64 or frame[0] != 0xFF or frame[1] & 0xE6 != 0xE2:
-        return False
+        return None
     tag = _XING_AT[frame[1] & 0x18 == 0x18, frame[3] & 0xC0 != 0xC0]
-    if frame[tag : tag + 4] in (b"Xing", b"Info"):
-        flags = int.from_bytes(frame[tag + 4 : tag + 8], "big")
-        if flags & 2:
-            at = tag + (12 if flags & 1 else 8)
-            claimed = int.from_bytes(frame[at : at + 4], "big")
-            if size - begin < claimed - _MISSING_MP3:
-                raise AudioError(
-                    "broken", f"{path} is truncated: {size - begin:,} bytes of the {claimed:,} bytes of audio it claims"
-                )
-    return True
+    if frame[tag : tag + 4] not in (b"Xing", b"Info"):
+        return Mp3(true=False)
+    flags = int.from_bytes(frame[tag + 4 : tag + 8], "big")
+    if flags & 2:
+        at = tag + (12 if flags & 1 else 8)
+        claimed = int.from_bytes(frame[at : at + 4], "big")
+        if size - begin < claimed - _MISSING_MP3:
+            raise AudioError(
+                "broken", f"{path} is truncated: {size - begin:,} bytes of the {claimed:,} bytes of audio it claims"
+            )
+    frames = int.from_bytes(frame[tag + 8 : tag + 12], "big") if flags & 1 else 0
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return Mp3(true=frames > 0 and _mp3_frames(data, begin) == frames + 1)  # its own is one more
+
+
+def _mp3_frames(data: mmap.mmap, place: int) -> int | None:
+    """How many frames follow each other from a place to the end, tags aside; None where something else is between."""
+    size, count = len(data), 0
+    lengths: dict[bytes, int] = {}  # by the second and third byte of a header
+    while place + 4 <= size:
+        kind = data[place : place + 3]
+        length = lengths.get(kind)
+        if length is None:
+            if kind[0] != 0xFF or kind[1] & 0xE6 != 0xE2 or kind[1] >> 3 & 3 == 1:
+                return count if any(data[place : place + len(tag)] == tag for tag in _TAGS) else None
+            version, bits, rate = kind[1] >> 3 & 3, kind[2] >> 4, kind[2] >> 2 & 3
+            if bits in (0, 15) or rate == 3:
+                return None
+            first = version == 3
+            length = (144 if first else 72) * 1000 * _KBITS[first][bits] // _HZ[version][rate] + (kind[2] >> 1 & 1)
+            lengths[kind] = length
+        place += length
+        count += 1
+    return count if place <= size + 3 else None
