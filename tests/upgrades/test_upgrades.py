@@ -17,6 +17,7 @@ from __future__ import annotations
 import sqlite3
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -31,6 +32,7 @@ from voxloop.workspace import Workspace
 
 HERE = Path(__file__).parent
 DUMPS = sorted(HERE.glob("*.sql"))
+READY, FROZEN = "dataset.ready", "dataset.frozen"  # what tells of a built dataset, before and since
 RENAMED = {"run_at": "not_before"}  # columns that have another name since
 
 
@@ -43,6 +45,11 @@ def opened(dump: Path, folder: Path) -> Workspace:
     return open_loop(folder)
 
 
+def renamed(row: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A row as the migrations leave it."""
+    return tuple(one.replace(READY, FROZEN) if isinstance(one, str) else one for one in row)
+
+
 @pytest.mark.parametrize("dump", DUMPS, ids=lambda dump: dump.stem)
 def test_every_row_of_an_earlier_catalog_is_there(dump: Path, tmp_path: Path) -> None:
     old = sqlite3.connect(":memory:")
@@ -53,7 +60,7 @@ def test_every_row_of_an_earlier_catalog_is_there(dump: Path, tmp_path: Path) ->
             columns = [row[1] for row in old.execute(f'pragma table_info("{name}")')]
             expected = sorted(old.execute(selected(name, columns)), key=repr)
             found = reader.connection.exec_driver_sql(selected(name, [RENAMED.get(one, one) for one in columns])).all()
-            assert sorted(map(tuple, found), key=repr) == expected, name
+            assert sorted(map(tuple, found), key=repr) == sorted(map(renamed, expected), key=repr), name
 
 
 def selected(table: str, columns: list[str]) -> str:
@@ -101,6 +108,15 @@ def test_utterances_are_dated_as_their_recordings(dump: Path, tmp_path: Path) ->
         rows = reader.connection.execute(sa.select(table.c.recording, table.c.ingested)).all()
         assert len(rows) >= 8
         assert all(row.ingested == created[row.recording] > 0 for row in rows)
+
+
+@pytest.mark.parametrize("dump", DUMPS, ids=lambda dump: dump.stem)
+def test_what_told_of_a_built_dataset_has_its_present_name(dump: Path, tmp_path: Path) -> None:
+    with opened(dump, tmp_path / "w") as ws, ws.read() as reader:
+        table = tables.event
+        rows = reader.connection.execute(sa.select(table.c.id).where(table.c.type == "dataset.frozen")).scalars().all()
+        assert rows == [f"dataset.frozen:{dataset.id}" for dataset in reader.all(Dataset)]
+        assert not reader.connection.execute(sa.select(table.c.id).where(table.c.type == "dataset.ready")).all()
 
 
 @pytest.mark.parametrize("dump", DUMPS, ids=lambda dump: dump.stem)
