@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from voxloop.records import Recording
 from voxloop.steps.recordings import conversion, ingest, ingesting, keeping
 from voxloop.steps.recordings.sources import Item
-from voxloop.stores import tables
+from voxloop.stores import catalog, tables
 from voxloop.workspace import Workspace
 
 FILES = 6
@@ -118,7 +118,7 @@ def test_more_files_than_are_looked_for_at_once(
 ) -> None:
     """Every block holds known and new files."""
     monkeypatch.setattr(ingesting, "LOOK", 4)
-    monkeypatch.setattr(keeping, "MANY", 3)
+    monkeypatch.setattr(catalog, "MANY", 3)
     first = ingest(workspace, folder)
     for number in range(1, FILES, 2):
         shutil.copy(folder / f"{number}.wav", folder / f"{number}b.wav")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +70,30 @@ def on_device(model: Any, device: str) -> Any:
         raise ModelError(
             f"device {device!r} cannot be used ({first_line(error)}): set `device` to cpu, or free memory on the GPU"
         ) from error
+
+
+@contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """The model in evaluation mode for a while, without gradients: no dropout; afterwards as it was."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(training)
+
+
+def hide_frames(
+    inputs: Mapping[str, Any],
+    samples: Sequence[int],
+    hop: int,
+    hide: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+) -> dict[str, Any]:
+    """A batch with its `input_features` (B, F, T) as `hide` changes them; a clip has a frame for each `hop` samples."""
+    features = inputs["input_features"]
+    frames = torch.tensor([max(1, -(-count // hop)) for count in samples]).clamp(max=features.shape[-1])
+    return {**inputs, "input_features": hide(features, frames)}
 
 
 def without_adapters(model: torch.nn.Module) -> Any:

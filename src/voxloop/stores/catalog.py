@@ -221,9 +221,10 @@ class Reader:
     def numbers(self, ids: Sequence[str]) -> dict[str, int]:
         """The numbers of utterances, by id."""
         found: dict[str, int] = {}
-        for start in range(0, len(ids), MANY):
-            part = utterance.c.id.in_(ids[start : start + MANY])
-            rows = self.connection.execute(sa.select(utterance.c.id, utterance.c.number).where(part))
+        for part in chunks(ids):
+            rows = self.connection.execute(
+                sa.select(utterance.c.id, utterance.c.number).where(utterance.c.id.in_(part))
+            )
             found.update((row.id, row.number) for row in rows)
         return found
 

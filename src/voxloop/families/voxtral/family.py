@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from voxloop.errors import ModelError, TrainingError
 from voxloop.families.contract import Capability, Context, Labels, Part, Trainable, require
-from voxloop.families.folders import on_device, open_folder, save_folder, without_adapters
+from voxloop.families.folders import hide_frames, on_device, open_folder, save_folder, without_adapters
 from voxloop.families.voxtral import prompts
 from voxloop.records import MAX_UTTERANCE_S
 
@@ -131,9 +131,7 @@ class Voxtral:
         hide: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     ) -> dict[str, Any]:
         """The batch with its features (B, F, T) as `hide` changes them; a clip's frames are 10 ms each."""
-        features = inputs["input_features"]
-        frames = torch.tensor([max(1, -(-count // HOP)) for count in samples]).clamp(max=features.shape[-1])
-        return {**inputs, "input_features": hide(features, frames)}
+        return hide_frames(inputs, samples, HOP, hide)
 
     def loss(
         self, trainable: Trainable, model: torch.nn.Module, inputs: Mapping[str, Any], *, smoothing: float = 0.0

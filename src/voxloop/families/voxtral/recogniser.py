@@ -6,14 +6,14 @@ Letters in shapes: `B` batch, `E` positions of the audio tower, `U` tokens, `V` 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from voxloop.errors import UsageError
 from voxloop.families.contract import Context, Hypothesis, check, require
+from voxloop.families.folders import evaluating
 from voxloop.families.voxtral import prompts
 from voxloop.records import MAX_UTTERANCE_S, MAX_UTTERANCE_SAMPLES, SAMPLE_RATE, seconds
 
@@ -78,16 +78,8 @@ class VoxtralRecogniser:
                 vectors[index] = (mean / mean.norm().clamp(min=1e-12)).cpu().numpy()
         return vectors
 
-    @contextmanager
-    def _running(self) -> Iterator[None]:
-        """The model in evaluation mode for a while: no dropout; afterwards as it was."""
-        training = self.model.training
-        self.model.eval()
-        try:
-            with torch.inference_mode():
-                yield
-        finally:
-            self.model.train(training)
+    def _running(self) -> AbstractContextManager[None]:
+        return evaluating(self.model)
 
     def _limit(self, samples: int, most: int) -> int:
         """Tokens that a clip's text may have."""

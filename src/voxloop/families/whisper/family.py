@@ -35,7 +35,7 @@ import torch
 
 from voxloop.errors import ModelError, TrainingError
 from voxloop.families.contract import Capability, Labels, Part, Trainable
-from voxloop.families.folders import on_device, save_folder, without_adapters
+from voxloop.families.folders import hide_frames, on_device, save_folder, without_adapters
 from voxloop.families.whisper import ctranslate, ctranslate_folder
 from voxloop.families.whisper.cost import cost as cost_of
 from voxloop.families.whisper.features import (
@@ -209,9 +209,7 @@ class Whisper:
         hide: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     ) -> dict[str, Any]:
         """The batch with its features (B, F, T) as `hide` changes them; a clip's frames are 10 ms each."""
-        features = inputs["input_features"]
-        frames = torch.tensor([max(1, -(-count // HOP)) for count in samples]).clamp(max=features.shape[-1])
-        return {**inputs, "input_features": hide(features, frames)}
+        return hide_frames(inputs, samples, HOP, hide)
 
     def loss(
         self, trainable: Trainable, model: torch.nn.Module, inputs: Mapping[str, Any], *, smoothing: float = 0.0

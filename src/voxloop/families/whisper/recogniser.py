@@ -6,8 +6,8 @@ Letters in shapes: `B` batch, `T` mel frames, `E` encoder positions, `V` vocabul
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,9 +16,10 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 from transformers.generation.utils import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutput
 
+from voxloop.families.folders import evaluating
 from voxloop.families.whisper.features import AudioContext, features_of, frame_mask, mel_filters
 from voxloop.families.whisper.reading import Draft, Reader, pick, vocabulary
-from voxloop.families.whisper.timing import word_times
+from voxloop.families.whisper.timing import let_listen, word_times
 
 if TYPE_CHECKING:
     from voxloop.families.contract import Waveform
@@ -31,17 +32,10 @@ class WhisperRecogniser(Reader):
         known = vocabulary(model.config, model.generation_config, processor)
         super().__init__(model.config, known, processor.tokenizer, mel_filters(processor))
         self.model = model
+        let_listen(model)
 
-    @contextmanager
-    def _running(self) -> Iterator[None]:
-        """The model in evaluation mode for a while: no dropout; afterwards as it was."""
-        training = self.model.training
-        self.model.eval()
-        try:
-            with torch.inference_mode():
-                yield
-        finally:
-            self.model.train(training)
+    def _running(self) -> AbstractContextManager[None]:
+        return evaluating(self.model)
 
     def _encode(self, clips: Sequence[Waveform], context: AudioContext) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Encoder states (B, E, D) and the mask of mel frames (B, T), None where nothing is padded."""

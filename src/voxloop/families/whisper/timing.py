@@ -16,6 +16,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -91,6 +92,8 @@ def _attention(
     heads = alignment_heads(model.config, model.generation_config)
 
     def listen(attention: Any, layer: int, hidden: torch.Tensor, encoded: torch.Tensor) -> None:
+        if layer not in heads:  # other heads were named when its hook was set
+            return
         chosen = torch.tensor(heads[layer], device=hidden.device)
         shape = (len(texts), -1, attention.num_heads, attention.head_dim)
         queries = (attention.q_proj(hidden) * attention.scaling).view(shape).index_select(2, chosen).float()
@@ -102,7 +105,7 @@ def _attention(
             std, mean = torch.std_mean(weights, dim=-2, keepdim=True, correction=0)
             total += median_filter((weights - mean) / std.clamp_min(1e-12), width).sum(dim=0)
 
-    with _listening(model, heads, listen):
+    with _listening(model, listen):
         model.model(
             encoder_outputs=BaseModelOutput(last_hidden_state=states),
             attention_mask=mask,
@@ -115,31 +118,41 @@ def _attention(
     ]
 
 
+_HERE = threading.local()  # `listen`: what is told of the cross-attention in this thread
+_LISTENED = "_voxloop_listened"  # mark of an attention whose hook is set
+
+
+def let_listen(model: WhisperForConditionalGeneration) -> None:
+    """Set the hooks that `word_times` listens by, once for a model, before threads share it.
+
+    PyTorch sets a hook and how it is called one after the other: another thread that runs the model between the two
+    would call it wrongly. A hook does nothing in threads that do not listen.
+    """
+    for layer in alignment_heads(model.config, model.generation_config):
+        attention: Any = model.model.decoder.layers[layer].encoder_attn
+        if not hasattr(attention, _LISTENED):
+            attention.register_forward_pre_hook(partial(_tell, layer), with_kwargs=True)
+            setattr(attention, _LISTENED, True)
+
+
+def _tell(layer: int, attention: Any, hidden: tuple[torch.Tensor], given: dict[str, Any]) -> None:
+    listen = getattr(_HERE, "listen", None)
+    if listen is not None:
+        listen(attention, layer, hidden[0], given["key_value_states"])
+
+
 @contextmanager
-def _listening(model: WhisperForConditionalGeneration, layers: Any, listen: Any) -> Iterator[None]:
-    """Call `listen` with what the cross-attention of these layers is given, while the block runs.
+def _listening(model: WhisperForConditionalGeneration, listen: Any) -> Iterator[None]:
+    """Call `listen` with what the cross-attention of the alignment layers is given in this thread.
 
     The model's own attention returns no weights unless it is run in its slow form, and then those of all heads.
-    Other threads may run the same model meanwhile: what they give it is not listened to.
     """
-    here = threading.get_ident()
-
-    def hook(layer: int) -> Any:
-        def before(attention: Any, hidden: tuple[torch.Tensor], given: dict[str, Any]) -> None:
-            if threading.get_ident() == here:
-                listen(attention, layer, hidden[0], given["key_value_states"])
-
-        return before
-
-    handles = [
-        model.model.decoder.layers[layer].encoder_attn.register_forward_pre_hook(hook(layer), with_kwargs=True)
-        for layer in layers
-    ]
+    let_listen(model)
+    _HERE.listen = listen
     try:
         yield
     finally:
-        for handle in handles:
-            handle.remove()
+        del _HERE.listen
 
 
 def median_filter(values: torch.Tensor, width: int) -> torch.Tensor:

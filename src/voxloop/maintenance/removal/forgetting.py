@@ -11,7 +11,6 @@ new key. A model cannot unlearn: it is named and marked.
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 import unicodedata
@@ -33,7 +32,7 @@ from voxloop.steps.training import locks
 from voxloop.steps.training.files import ATTENDED, TRAINING
 from voxloop.stores import tables
 from voxloop.stores.blobs import sha256_bytes
-from voxloop.stores.catalog import insert_new
+from voxloop.stores.catalog import chunks, insert_new
 
 if TYPE_CHECKING:
     from voxloop.stores.catalog import Reader, Writer
@@ -41,7 +40,6 @@ if TYPE_CHECKING:
 
 FORGOTTEN = "(forgotten)"  # stands where a name or an id was
 ATTEMPTS = 5  # plans made anew because the catalog changed between plan and transaction
-CHUNK = 500  # ids in one statement
 CLIP_ID = 24  # digits of a recording's id in the name of a clip's file
 ID = re.compile(r"sha256-[0-9A-Za-z]+")
 
@@ -179,7 +177,7 @@ def _scope(ws: Workspace, reader: Reader, speaker: str | None, recording: str | 
     else:
         found = {reader.get(Recording, recording or "").id}
     utterances: set[str] = set()
-    for chunk in _chunks(found):
+    for chunk in chunks(sorted(found)):
         utterances |= set(reader.connection.execute(sa.select(u.id).where(u.recording.in_(chunk))).scalars())
     d, e = tables.dataset.c, tables.evaluation.c
     frozen = {tuple(row) for row in reader.connection.execute(sa.select(d.id, d.manifest))}
@@ -423,7 +421,7 @@ def _clean_runs(tx: Transaction, scope: _Scope, plan: _Plan) -> list[str]:
 def _clean_events(tx: Transaction, scope: _Scope, renamed: Mapping[str, str]) -> None:
     """Events about what goes are deleted with their jobs, names in others replaced; so in scores and evidence."""
     sources: set[str] = set()
-    for chunk in _chunks(scope.recordings):
+    for chunk in chunks(sorted(scope.recordings)):
         r = tables.recording.c
         sources |= set(tx.connection.execute(sa.select(r.source).where(r.id.in_(chunk))).scalars())
         for table in tables.metadata.sorted_tables:
@@ -445,7 +443,7 @@ def _clean_events(tx: Transaction, scope: _Scope, renamed: Mapping[str, str]) ->
         payload = scrubbed(row.payload, scope, renamed)
         if payload != row.payload:
             tx.connection.execute(sa.update(e).where(e.c.id == row.id).values(payload=payload))
-    for chunk in _chunks(gone):
+    for chunk in chunks(sorted(gone)):
         tx.connection.execute(sa.delete(tables.job).where(tables.job.c.event.in_(chunk)))
         tx.connection.execute(sa.delete(e).where(e.c.id.in_(chunk)))
     refusal = tables.refusal
@@ -467,21 +465,15 @@ def _delete_rows(tx: Writer, scope: _Scope) -> None:
     mark = sa.update(tables.upkeep).where(upkeep.name == tables.NUMBERED, upkeep.until < highest)
     tx.connection.execute(mark.values(until=highest))
     for subjects in (scope.recordings, scope.utterances):
-        for chunk in _chunks(subjects):
+        for chunk in chunks(sorted(subjects)):
             tx.connection.execute(sa.delete(tables.job).where(tables.job.c.subject.in_(chunk)))
     for table in reversed(tables.metadata.sorted_tables):
         for column, ids in (("utterance", scope.utterances), ("recording", scope.recordings)):
             if column in table.c:
-                for chunk in _chunks(ids):
+                for chunk in chunks(sorted(ids)):
                     tx.connection.execute(sa.delete(table).where(table.c[column].in_(chunk)))
-    for chunk in _chunks(scope.recordings):
+    for chunk in chunks(sorted(scope.recordings)):
         tx.connection.execute(sa.delete(tables.recording).where(tables.recording.c.id.in_(chunk)))
-
-
-def _chunks(ids: Iterable[str]) -> Iterator[list[str]]:
-    waiting = iter(sorted(ids))
-    while chunk := list(itertools.islice(waiting, CHUNK)):
-        yield chunk
 
 
 # What was found ------------------------------------------------------------------------------------------------------
@@ -492,8 +484,8 @@ def _report(ws: Workspace, reader: Reader, scope: _Scope, plan: _Plan, *, id: st
 
     def count(column: sa.Column[Any], ids: Iterable[str], what: Any = None) -> int:
         what = sa.func.count() if what is None else what
-        chunks = (reader.connection.execute(sa.select(what).where(column.in_(c))).scalar() for c in _chunks(ids))
-        return int(sum(found or 0 for found in chunks))
+        parts = (sa.select(what).where(column.in_(part)) for part in chunks(sorted(ids)))
+        return int(sum(reader.connection.execute(one).scalar() or 0 for one in parts))
 
     return Removal(
         id=id,
@@ -518,7 +510,7 @@ def _notes(reader: Reader, scope: _Scope, plan: _Plan) -> Iterator[str]:
     if who is not None:
         r, u = tables.recording.c, tables.utterance.c
         shared: set[str] = set()
-        for chunk in _chunks(scope.recordings):
+        for chunk in chunks(sorted(scope.recordings)):
             others = sa.select(u.recording).where(u.recording.in_(chunk), u.speaker.is_not(None), u.speaker != who)
             shared |= set(reader.connection.execute(others).scalars())
             mixed = sa.select(r.id).where(r.id.in_(chunk), r.speaker.is_not(None), r.speaker != who)

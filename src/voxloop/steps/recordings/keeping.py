@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from textwrap import shorten
@@ -17,7 +17,7 @@ from voxloop.records import SAMPLE_RATE, GivenSegment, Recording, seconds
 from voxloop.steps.recordings.conversion import ConversionResult, Converted, Stamp, Waiting, audio_key
 from voxloop.steps.recordings.sources import Item, Refusal, Said
 from voxloop.stores import tables
-from voxloop.stores.catalog import MANY, insert_new, to_record
+from voxloop.stores.catalog import chunks, insert_new, to_record
 from voxloop.stores.jobs import News
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def look(reader: Reader, items: Sequence[Item], *, split: bool) -> Looked:
         *(file.path, file.channel, file.size, file.mtime_ns, file.recording),
         *(recording.text, recording.speaker, recording.language, recording.session, recording.consent),
     ).join_from(tables.source_file, tables.recording)
-    for paths in _parts(list(stamps)):
+    for paths in chunks(list(stamps)):
         for row in reader.connection.execute(statement.where(file.path.in_(paths))).all():
             now = stamps[row.path]
             # "mono": a file of one channel is the same recording either way.
@@ -109,7 +109,7 @@ def _refused(reader: Reader, paths: Sequence[str]) -> set[str]:
     path = tables.refusal.c.path
     return {
         refused
-        for part in _parts(paths)
+        for part in chunks(paths)
         for refused in reader.connection.execute(sa.select(path).where(path.in_(part))).scalars()
     }
 
@@ -125,11 +125,6 @@ def stamp_of(item: Item) -> Stamp | None:
 
 def _by_channel(one: tuple[int | None, str]) -> int:
     return one[0] or 0
-
-
-def _parts(keys: Sequence[str]) -> Iterator[Sequence[str]]:
-    for start in range(0, len(keys), MANY):
-        yield keys[start : start + MANY]
 
 
 class Tally:
@@ -307,7 +302,7 @@ def _recordings(reader: Reader, ids: Sequence[str], *, locked: bool = False) -> 
     """Those that are there, by id; `locked` keeps others from describing them until the transaction ends."""
     table = tables.recording
     found: dict[str, Recording] = {}
-    for part in _parts(sorted(set(ids))):
+    for part in chunks(sorted(set(ids))):
         statement = sa.select(table).where(table.c.id.in_(part)).order_by(table.c.id)
         for row in reader.connection.execute(statement.with_for_update(key_share=True) if locked else statement):
             found[row.id] = to_record(Recording, row)
@@ -423,7 +418,7 @@ def _source_row(read: Read, stamp: Stamp, channel: int | None, id: str, *, split
 def _remember(tx: Transaction, rows: Sequence[dict[str, Any]]) -> None:
     """Which file held what, instead of what was remembered of it."""
     table = tables.source_file
-    for paths in _parts(sorted({row["path"] for row in rows})):
+    for paths in chunks(sorted({row["path"] for row in rows})):
         tx.connection.execute(sa.delete(table).where(table.c.path.in_(paths)))
     insert_new(tx.connection, table, rows)
 
@@ -431,7 +426,7 @@ def _remember(tx: Transaction, rows: Sequence[dict[str, Any]]) -> None:
 def _keep_refusals(tx: Transaction, refused: Sequence[Refusal], accepted: Iterable[str]) -> None:
     table = tables.refusal
     latest = {refusal.path: refusal for refusal in refused}
-    for paths in _parts(sorted({*latest, *accepted})):
+    for paths in chunks(sorted({*latest, *accepted})):
         tx.connection.execute(sa.delete(table).where(table.c.path.in_(paths)))
     now = tx.now() if latest else 0.0
     rows = [

@@ -16,6 +16,7 @@ from voxloop.steps.datasets.rows import DatasetRow
 from voxloop.steps.review.decisions import METADATA
 from voxloop.steps.utterances import read_span
 from voxloop.stores import tables
+from voxloop.stores.catalog import chunks
 
 if TYPE_CHECKING:
     from voxloop.speech.audio import Waveform
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 REVIEWER = "reviewer"  # stands for whoever wrote a text: an export names no reviewers
 WAV_HEADER = 44  # bytes, as `audio.wav_header` writes it
-MANY = 500  # keys asked for in one statement, below every database's limit
 
 # Columns with their types as Arrow and Hugging Face name them. Times are in samples or seconds, as the name says.
 COLUMNS: dict[str, str] = {
@@ -148,10 +148,9 @@ def entries(ws: Workspace, rows: Sequence[DatasetRow]) -> Iterator[Entry]:
 
 def _by_id(ws: Workspace, table: sa.Table, columns: Sequence[str], ids: Sequence[str]) -> dict[str, dict[str, Any]]:
     found = {}
-    wanted = list(dict.fromkeys(ids))
+    statement = sa.select(table.c.id, *(table.c[name] for name in columns))
     with ws.read() as reader:
-        for start in range(0, len(wanted), MANY):
-            statement = sa.select(table.c.id, *(table.c[name] for name in columns))
-            for row in reader.connection.execute(statement.where(table.c.id.in_(wanted[start : start + MANY]))):
+        for part in chunks(ids):
+            for row in reader.connection.execute(statement.where(table.c.id.in_(part))):
                 found[row.id] = {name: getattr(row, name) for name in columns}
     return found

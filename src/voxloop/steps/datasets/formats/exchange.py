@@ -21,13 +21,14 @@ from voxloop.records import Dataset, Progress, Quality, Recording, Split, Transc
 from voxloop.speech.audio import pcm_id
 from voxloop.speech.quality import measure
 from voxloop.steps.datasets.formats import jsonl, parquet, places, shar
-from voxloop.steps.datasets.formats.entries import MANY, Entry, parts, row_of
+from voxloop.steps.datasets.formats.entries import Entry, parts, row_of
 from voxloop.steps.datasets.freezing import freeze
 from voxloop.steps.datasets.rows import DatasetRow, manifest_key, rows
 from voxloop.steps.datasets.splits import strictest
 from voxloop.steps.recordings import audio_key
 from voxloop.steps.utterances import read_span
 from voxloop.stores import tables
+from voxloop.stores.catalog import chunks
 
 if TYPE_CHECKING:
     from voxloop.stores.blobs import Blobs
@@ -263,8 +264,8 @@ def _with_free_names(ws: Workspace, found: list[_Taken]) -> list[_Taken]:
     here: dict[str, tuple[str, str]] = {}
     ids = [one.transcript.id for one in found]
     with ws.read() as reader:
-        for start in range(0, len(ids), MANY):
-            statement = sa.select(t.id, t.utterance, t.text).where(t.id.in_(ids[start : start + MANY]))
+        for part in chunks(ids):
+            statement = sa.select(t.id, t.utterance, t.text).where(t.id.in_(part))
             here |= {row.id: (row.utterance, row.text) for row in reader.connection.execute(statement)}
     kept = []
     for one in found:
