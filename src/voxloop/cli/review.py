@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,7 +16,7 @@ from voxloop.errors import UsageError
 if TYPE_CHECKING:
     from voxloop.steps.review import Difference, Filters, Item
 
-review = typer.Typer(no_args_is_help=True, help="Review: list and take utterances, correct, decide, exchange.")
+review = typer.Typer(invoke_without_command=True)
 
 
 class ExchangeFormat(StrEnum):
@@ -35,6 +36,33 @@ OfFormat = Annotated[
 
 def register(app: typer.Typer) -> None:
     app.add_typer(review, name="review")
+
+
+@review.callback()
+@filtered
+def review_session(
+    ctx: typer.Context,
+    *,
+    by: By = "cli",
+    where: Filters,
+    autoplay: Annotated[bool, typer.Option("--play/--no-play", help="Play each utterance as it comes up.")] = True,
+) -> None:
+    """Review in the terminal: hear, correct, accept or reject, by single keys. Or use one of the commands below."""
+    from voxloop.steps.review import Filters as Given
+
+    if ctx.invoked_subcommand is not None:
+        if where != Given():
+            raise UsageError(f"give the filters after the command: voxloop review {ctx.invoked_subcommand} --speaker …")
+        return
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise UsageError(
+            "an interactive review needs a terminal; in scripts use `voxloop review next`, `save`, `accept` and "
+            "`reject`, or `review export` and `review import`"
+        )
+    from voxloop.cli.reviewing import Reviewing
+
+    with opened(ctx) as ws:
+        Reviewing(ws=ws, by=by, where=where, play=None, autoplay=autoplay).run()
 
 
 @review.command("list")
