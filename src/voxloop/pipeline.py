@@ -81,17 +81,26 @@ class Step:
     run: Callable[[Workspace, Sequence[str]], Any]
     batch: int  # jobs taken at once (within `CLAIM_S` of audio): large where a batch is cheaper than its parts
     free: Callable[[Workspace], bool] = lambda _: True  # whether this machine can take one now
+    share: float = 0.0
+    """Of the time that a second of audio takes through the whole loop, what this step takes: told progress is even."""
+    leads_to: tuple[str, ...] = ()
+    """The steps that its events wake which take a share of the time."""
 
 
 STEPS: Mapping[str, Step] = {
-    "segment": Step(utterances.segment, batch=16),
-    "transcribe": Step(transcripts.transcribe, batch=64),
-    "restore": Step(transcripts.restore, batch=64),
+    "segment": Step(utterances.segment, batch=16, share=0.1, leads_to=("transcribe",)),
+    "transcribe": Step(transcripts.transcribe, batch=64, share=0.8, leads_to=("index",)),
+    "restore": Step(transcripts.restore, batch=64, leads_to=("index",)),
     "align": Step(alignment.align, batch=64),
-    "index": Step(similarity.index, batch=64),
+    "index": Step(similarity.index, batch=64, share=0.1),
     "rank": Step(review.rank, batch=1),
     "train": Step(training.work, batch=1, free=training.device_free),
 }
+
+
+def share_ahead(step: str) -> float:
+    """The share of the loop's time that still lies ahead of audio which waits for a step."""
+    return STEPS[step].share + sum(share_ahead(next) for next in STEPS[step].leads_to)
 
 
 def open_loop(folder: Path, *, create: bool = False, **settings: Any) -> Workspace:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -75,6 +75,7 @@ class Workspace:
     bus: Bus
     claim: Claim | None = None
     stop: threading.Event | None = None  # set when the worker is asked to end: long steps look at it
+    told: Callable[[float], None] | None = None  # told by long steps of each few seconds of audio that they are through
 
     @contextmanager
     def read(self) -> Iterator[Reader]:

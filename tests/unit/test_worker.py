@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from voxloop.automation.worker import work
+from voxloop.automation.worker import WorkProgress, work
 from voxloop.maintenance import pruning, removal
 from voxloop.models import STARTER, base_model
-from voxloop.pipeline import LIVE
+from voxloop.pipeline import LIVE, STEPS, share_ahead
+from voxloop.records import Recording
 from voxloop.steps import similarity
-from voxloop.steps.recordings import ingest
+from voxloop.steps.recordings import audio_key, ingest
 from voxloop.steps.utterances import segment
 from voxloop.stores import tables
 from voxloop.stores.bus import LocalBus
@@ -88,10 +89,11 @@ def test_live_speech_overtakes_a_flood(workspace: Workspace, demo_speech: Path) 
     live = taken[-1]
     with workspace.transaction() as tx:
         tx.emit("recording.described", live, priority=LIVE)
-    done: list[tuple[str, int]] = []
-    work(workspace, until_idle=True, progress=lambda batch: done.append((batch.step, batch.jobs)))
-    assert [step for step, _ in done[:5]] == ["segment", "transcribe", "restore", "align", "index"]
-    assert [jobs for _, jobs in done[:5]] == [1] * 5
+    done: dict[int, str] = {}
+    work(workspace, until_idle=True, progress=lambda now: done.update({now.jobs: now.step} if now.jobs else {}))
+    # Each of the first batches was one job, and the last word on it came when the next one began.
+    assert list(done)[:5] == [1, 2, 3, 4, 5]
+    assert [done[jobs] for jobs in range(1, 5)] == ["transcribe", "restore", "align", "index"]
     with workspace.read() as reader:
         job = tables.job.c
         rows = reader.connection.execute(sa.select(job.subject, job.priority).where(job.step == "index")).all()
@@ -156,3 +158,34 @@ def test_a_number_is_not_given_twice(workspace: Workspace, demo_speech: Path) ->
     (more,) = segment(workspace, ingest(workspace, files[2], processes=1).taken[0])
     with workspace.read() as reader:
         assert reader.numbers([more.id]) == {more.id: 3}
+
+
+def test_progress_is_one_line_over_all_steps(workspace: Workspace, demo_speech: Path) -> None:
+    told: list[WorkProgress] = []
+    taken = [ingest(workspace, file, processes=1).taken[0] for file in sorted(demo_speech.glob("*.ogg"))[:8]]
+    with workspace.read() as reader:
+        audio_s = sum(reader.get(Recording, id).duration for id in taken)
+    done = work(workspace, until_idle=True, progress=told.append)
+    assert {one.step for one in told} >= {"segment", "transcribe", "restore", "index"}
+    heard = [one.audio_s for one in told]
+    assert heard == sorted(heard)
+    assert told[0].left_s == pytest.approx(audio_s, rel=0.01)
+    assert 0.5 * audio_s < heard[-1] <= audio_s  # the detector leaves out what is no speech
+    assert (told[-1].left_s, told[-1].waiting, told[-1].jobs) == (0.0, 0, done)
+    assert all(one.error is None for one in told)
+
+
+def test_a_failure_is_told_of_with_its_step(workspace: Workspace, demo_speech: Path) -> None:
+    told: list[WorkProgress] = []
+    lost, _ = (ingest(workspace, file, processes=1).taken[0] for file in sorted(demo_speech.glob("*.ogg"))[:2])
+    workspace.blobs.delete(audio_key(lost))
+    workspace.jobs.max_attempts = 1
+    assert work(workspace, ["segment"], until_idle=True, progress=told.append) == 0  # they were one batch
+    failed = [one for one in told if one.error]
+    assert [(one.step, one.jobs) for one in failed] == [("segment", 0)]
+    assert "Error" in (failed[0].error or "")
+    assert failed[0].waiting == 0
+
+
+def test_shares_of_the_steps_are_the_whole_loop() -> None:
+    assert share_ahead("segment") == pytest.approx(sum(step.share for step in STEPS.values()))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from voxloop.errors import LeaseLost, UsageError, nearest
 from voxloop.maintenance import pruning
-from voxloop.pipeline import STEPS
+from voxloop.pipeline import STEPS, share_ahead
 from voxloop.stores.jobs import Claim
 from voxloop.workspace import Workspace
 
@@ -20,15 +20,19 @@ log = logging.getLogger(__name__)
 COUNTED = 10_000  # waiting jobs told of at most: counting a million after each batch would slow the work down
 
 
-@dataclass(frozen=True, slots=True)
-class BatchReport:
-    """A batch of jobs that ended."""
+ADDED_UP_S = 60.0  # how often, at most, waiting audio is added up where so many jobs wait that it takes a while
 
-    step: str
-    jobs: int
-    seconds: float
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkProgress:
+    """How far a worker is, told when a batch begins, while it is worked on and when it ends."""
+
+    step: str  # of the batch
+    jobs: int  # done since the worker began
+    audio_s: float  # audio done since the worker began, in seconds of the whole loop
+    left_s: float  # audio still to do, likewise: by this worker and the others
     waiting: int  # jobs of this worker's steps still to do, no more than `COUNTED`
-    error: str | None = None
+    error: str | None = None  # of the batch, where it failed
 
 
 def work(
@@ -37,7 +41,7 @@ def work(
     *,
     until_idle: bool = False,
     stop: threading.Event | None = None,
-    progress: Callable[[BatchReport], None] | None = None,
+    progress: Callable[[WorkProgress], None] | None = None,
 ) -> int:
     """Run the jobs of `steps` (all, where none is named); the number done.
 
@@ -50,6 +54,7 @@ def work(
         if step not in STEPS:
             raise UsageError(f"there is no step {step!r}{nearest(step, STEPS)}")
     stop = stop or threading.Event()
+    telling = _Telling(ws, chosen, progress) if progress else None
     done = 0
     pruned = -math.inf
     while not stop.is_set():
@@ -63,7 +68,7 @@ def work(
             if claim:
                 break
         if claim:
-            done += _run(replace(ws, stop=stop), claim, chosen, progress)
+            done += _run(replace(ws, stop=stop), claim, telling)
             continue
         if time.monotonic() - pruned > pruning.EVERY_S:
             pruned = time.monotonic()
@@ -75,10 +80,70 @@ def work(
     return done
 
 
-def _run(ws: Workspace, claim: Claim, chosen: Sequence[str], progress: Callable[[BatchReport], None] | None) -> int:
+class _Telling:
+    """Adds up what a worker did and what is left to do, so that its progress is one line over all steps.
+
+    Audio counts by the share of the loop's time that each step takes, so that the line is even.
+    """
+
+    def __init__(self, ws: Workspace, steps: Sequence[str], progress: Callable[[WorkProgress], None]) -> None:
+        self.ws, self.steps, self.progress = ws, steps, progress
+        self.jobs, self.done_s, self.left_s, self.waiting = 0, 0.0, 0.0, 0
+        self._claim: Claim | None = None
+        self._told_s = 0.0  # of the batch in hand
+        self._looked = -math.inf
+
+    def begin(self, claim: Claim) -> None:
+        self._claim, self._told_s = claim, 0.0
+        if self._looked == -math.inf:
+            self._look()
+        self._tell(claim.step)
+
+    def told(self, seconds: float) -> None:
+        """A step in hand is through so many seconds more."""
+        if self._claim is not None:
+            self._told_s = min(self._told_s + seconds, self._claim.seconds)
+            self._tell(self._claim.step)
+
+    def end(self, claim: Claim, error: str | None) -> None:
+        if error is None:
+            self.jobs += len(claim.jobs)
+            own_s = claim.seconds * STEPS[claim.step].share
+            self.done_s += own_s
+            self.left_s -= own_s
+        self._claim, self._told_s = None, 0.0
+        self._look()
+        self._tell(claim.step, error)
+
+    def _look(self) -> None:
+        if self.waiting >= COUNTED and time.monotonic() - self._looked < ADDED_UP_S:
+            return
+        self._looked = time.monotonic()
+        with self.ws.read() as reader:
+            self.waiting = min(COUNTED, self.ws.jobs.open(reader, self.steps, limit=COUNTED))
+            audio_s = self.ws.jobs.waiting_audio(reader, self.steps)
+        self.left_s = sum(seconds * share_ahead(step) for step, seconds in audio_s.items())
+
+    def _tell(self, step: str, error: str | None = None) -> None:
+        told_s = self._told_s * STEPS[step].share
+        self.progress(
+            WorkProgress(
+                step=step,
+                jobs=self.jobs,
+                audio_s=self.done_s + told_s,
+                left_s=max(0.0, self.left_s - told_s),
+                waiting=self.waiting,
+                error=error,
+            )
+        )
+
+
+def _run(ws: Workspace, claim: Claim, telling: _Telling | None) -> int:
     """Do one claim; the number of jobs done. A failure is kept with its job, never raised."""
-    began = time.monotonic()
     error: str | None = None
+    if telling:
+        telling.begin(claim)
+        ws = replace(ws, told=telling.told)
     try:
         with ws.jobs.renewing(claim):
             STEPS[claim.step].run(ws.under(claim), claim.subjects)
@@ -103,8 +168,6 @@ def _run(ws: Workspace, claim: Claim, chosen: Sequence[str], progress: Callable[
     except BaseException:
         ws.jobs.release(claim)
         raise
-    if progress:
-        with ws.read() as reader:
-            waiting = min(COUNTED, ws.jobs.open(reader, chosen, limit=COUNTED))
-        progress(BatchReport(claim.step, len(claim.jobs), time.monotonic() - began, waiting, error))
+    if telling:
+        telling.end(claim, error)
     return 0 if error else len(claim.jobs)

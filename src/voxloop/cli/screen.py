@@ -16,6 +16,7 @@ import typer
 if TYPE_CHECKING:
     from rich.text import Text
 
+    from voxloop.automation.worker import WorkProgress
     from voxloop.speech.text import Aligned
     from voxloop.workspace import Workspace
 
@@ -133,6 +134,74 @@ def when(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
+def counted(count: int, noun: str, plural: str | None = None) -> str:
+    """A number with its noun: 1 job, 2 jobs, 1,000 entries."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
+def lasting(seconds: float) -> str:
+    """How long something takes, as people say it: 4.2 s, 55 s, 3 min 20 s, 2 h 5 min."""
+    if seconds < 9.95:
+        return f"{max(seconds, 0.0):.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def time_left(done: float, total: float | None, began: float) -> str:
+    """What is left of work that began at a `time.monotonic()`, at the rate until now; empty where nobody can know."""
+    rate = done / max(time.monotonic() - began, 1e-6)
+    return f"{lasting(max(0.0, total - done) / rate)} left" if total and rate > 0 else ""
+
+
+@contextmanager
+def working() -> Iterator[Callable[[WorkProgress], None]]:
+    """Tell of a worker's progress over all waiting work: one line redrawn on a terminal, plain lines elsewhere.
+
+    What fails is told of at once, in a line of its own.
+    """
+    from voxloop.automation.worker import COUNTED
+
+    began = told = time.monotonic()
+
+    def line(now: WorkProgress) -> str:
+        total_s = now.audio_s + now.left_s
+        more = "" if now.waiting < COUNTED else " or more"
+        parts = [f"{now.step}: {counted(now.jobs, 'job')} done, {now.waiting:,}{more} waiting"]
+        if total_s > 0:
+            speed = now.audio_s / max(time.monotonic() - began, 1e-6)
+            parts.append(f"{now.audio_s / 60:.1f} of {total_s / 60:.1f} min of audio")
+            parts += [f"{speed:.1f} times real time"] if now.audio_s else []
+            parts += [left] if (left := time_left(now.audio_s, total_s, began)) else []
+        return ", ".join(parts)
+
+    if sys.stderr.isatty():
+        from rich.console import Console
+
+        with Console(stderr=True).status("looking for work") as drawn:
+
+            def draw(now: WorkProgress) -> None:
+                if now.error:
+                    drawn.console.print(f"{now.step} failed: {now.error}", style="red", markup=False, highlight=False)
+                drawn.update(line(now).replace("[", r"\["))
+
+            yield draw
+        return
+
+    def say(now: WorkProgress) -> None:
+        nonlocal told
+        if now.error:
+            typer.echo(f"{now.step} failed: {now.error}", err=True)
+        if time.monotonic() - told >= PLAIN_EVERY_S:
+            told = time.monotonic()
+            typer.echo(line(now), err=True)
+
+    yield say
+
+
 @contextmanager
 def progress(label: str, unit: str) -> Iterator[Callable[[float, float | None], None]]:
     """Tell of long work: a bar with rate and time left on a terminal, plain lines elsewhere.
@@ -169,7 +238,7 @@ def progress(label: str, unit: str) -> Iterator[Callable[[float, float | None], 
             return
         told = now
         rate = done / max(now - began, 1e-6)
-        left = f", {(total - done) / rate:.0f} s left" if total and rate > 0 else ""
+        left = f", {one}" if (one := time_left(done, total, began)) else ""
         of = f"/{total:.0f}" if total else ""
         typer.echo(f"{label}: {done:.0f}{of} {unit}, {rate:.1f} {unit}/s{left}", err=True)
 

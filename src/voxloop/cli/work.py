@@ -7,10 +7,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from voxloop.cli.screen import Json, opened, percent, print_json, short, table, when
+from voxloop.cli.screen import (
+    Json,
+    counted,
+    lasting,
+    opened,
+    percent,
+    print_json,
+    short,
+    table,
+    when,
+    working,
+)
 
 if TYPE_CHECKING:
-    from voxloop.automation.worker import BatchReport
     from voxloop.status import Status
 
 PAYLOAD_SHOWN = 140  # characters of an event on a line; --json has all
@@ -115,33 +125,22 @@ def worker(
     import threading
     import time
 
-    from voxloop.automation.worker import COUNTED, work
+    from voxloop.automation.worker import work
 
     stop = threading.Event()
     began = time.monotonic()
-    failed = 0
-
-    def ended(batch: BatchReport) -> None:
-        nonlocal failed
-        rate = batch.jobs / max(batch.seconds, 1e-6)
-        tail = f"failed: {batch.error}" if batch.error else f"{rate:.1f} a second"
-        failed += bool(batch.error)
-        waiting = batch.waiting if batch.waiting < COUNTED else f"{COUNTED} or more"
-        typer.echo(
-            f"{batch.step:<10} {batch.jobs:>4} jobs in {batch.seconds:.1f} s, {tail}; {waiting} waiting", err=True
-        )
-
     # A service manager says SIGTERM: finish the batch in hand, then end.
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     with opened(ctx) as ws:
         if retry_dead:
-            typer.echo(f"{ws.jobs.retry()} failed jobs woken")
-        done = work(ws, steps or (), until_idle=until_idle, stop=stop, progress=ended)
+            typer.echo(f"{counted(ws.jobs.retry(), 'failed job')} queued again")
+        with working() as told:
+            done = work(ws, steps or (), until_idle=until_idle, stop=stop, progress=told)
         with ws.read() as reader:
             dead = len(ws.jobs.dead(reader))
     typer.echo(
-        f"{done} jobs done in {time.monotonic() - began:.1f} s"
-        + (f"; {dead} given up, see `voxloop status`" if dead else "")
+        f"{counted(done, 'job')} done in {lasting(time.monotonic() - began)}"
+        + (f"; {dead} given up: `voxloop status` shows why" if dead else "")
     )
     if dead and until_idle:
         raise typer.Exit(1)

@@ -85,7 +85,7 @@ def transcribe(ws: Workspace, recordings: str | Sequence[str]) -> list[Transcrip
             waveforms, before = zip(*_utterances.with_surroundings(ws, part), strict=True)
             asked = decoding(ws, language, model=model)
             with loaded(ws, model) as recogniser:
-                heard = recogniser.transcribe(waveforms, asked, word_times=ws.settings.word_times)
+                heard = recogniser.transcribe(waveforms, asked, word_times=ws.settings.word_times, heard=ws.told)
             found: dict[str, list[Transcript]] = {}
             for utterance, one, samples in zip(part, heard, before, strict=True):
                 one = replace(one, words=_within(one.words, utterance, samples))

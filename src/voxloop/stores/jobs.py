@@ -47,6 +47,7 @@ class Claim:
     jobs: tuple[str, ...]
     subjects: tuple[str, ...]  # of the jobs, in the same order
     priority: int = 0
+    seconds: float = 0.0  # of audio that the jobs stand for
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +203,14 @@ class Jobs:
                 .values(state="leased", token=token, lease_until=now_s() + self.lease_s, attempts=job.c.attempts + 1)
             )
         first = rows[0]
-        return Claim(first.step, token, tuple(ids), tuple(row.subject for row in rows), first.priority)
+        return Claim(
+            step=first.step,
+            token=token,
+            jobs=tuple(ids),
+            subjects=tuple(row.subject for row in rows),
+            priority=first.priority,
+            seconds=sum(row.cost_s for row in rows),
+        )
 
     def sweep(self) -> dict[str, int]:
         """Give back the jobs of workers that are gone, or bury them after the last attempt; those given back, by step.
@@ -416,6 +424,15 @@ class Jobs:
         for step, state, count in reader.connection.execute(sa.union_all(*parts)):
             counts.setdefault(step, {})[state] = count
         return counts
+
+    def waiting_audio(self, reader: Reader, steps: Sequence[str]) -> dict[str, float]:
+        """Seconds of audio, by step, that jobs of these steps stand for which are waiting or being worked on."""
+        parts = [sa.select(job.c.step, job.c.cost_s).where(part) for part in _open(steps)]
+        if not parts:
+            return {}
+        found = sa.union_all(*parts).subquery()
+        rows = reader.connection.execute(sa.select(found.c.step, sa.func.sum(found.c.cost_s)).group_by(found.c.step))
+        return {step: float(total) for step, total in rows}
 
     def dead(self, reader: Reader, *, limit: int = 20) -> list[sa.Row[Any]]:
         """Buried jobs with their errors, newest first."""
