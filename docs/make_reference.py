@@ -11,7 +11,7 @@ from typing import Any
 import typer.main
 
 from voxloop import pipeline, settings
-from voxloop.cli import app
+from voxloop.cli.app import app, value_name
 
 HERE = Path(__file__).parent
 PACKAGE = HERE.parent / "src" / "voxloop"
@@ -29,7 +29,7 @@ def commands_page() -> str:
         usage = " ".join([path, *(_metavar(p) for p in arguments)])
         usage += " [OPTIONS]" if options else ""
         lines += [f"## {path}", "", (command.help or "").strip(), "", "```", usage, "```", ""]
-        described = [(f"`{', '.join([*p.opts, *p.secondary_opts])}`", _meaning(p)) for p in options]
+        described = [(f"`{_option(p)}`", _meaning(p)) for p in options]
         described += [(f"`{_metavar(p)}`", _meaning(p)) for p in arguments if getattr(p, "help", "")]
         if described:
             lines += ["| | |", "|---|---|"]
@@ -51,6 +51,12 @@ def _meaning(parameter: Any) -> str:
     elif parameter.default not in (None, False, ()) and not callable(parameter.default):
         told.append(f"Default: `{_default(parameter)}`.")
     return " ".join(told)
+
+
+def _option(parameter: Any) -> str:
+    """`--limit N`; choices stand with the meaning."""
+    name, value = ", ".join([*parameter.opts, *parameter.secondary_opts]), value_name(parameter)
+    return f"{name} {value}" if value and "|" not in value else name
 
 
 def _default(parameter: Any) -> Any:

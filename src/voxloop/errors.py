@@ -81,6 +81,33 @@ def nearest(wrong: str, right: Iterable[str]) -> str:
     return f"; did you mean {', '.join(close)}?" if close else f"; known: {', '.join(names)}"
 
 
+def install_command(extra: str) -> str:
+    """The command that adds one of Voxloop's extras to this Python, from wherever Voxloop itself was installed."""
+    # Imported here, since nearly every command imports this module and hardly one needs them.
+    import json
+    import shlex
+    import sys
+    from contextlib import suppress
+    from importlib.metadata import PackageNotFoundError, distribution
+    from urllib.parse import urlsplit
+    from urllib.request import url2pathname
+
+    origin = {}
+    with suppress(PackageNotFoundError, ValueError):
+        # PEP 610: pip notes there what it installed from, unless that was a package index.
+        origin = json.loads(distribution("voxloop").read_text("direct_url.json") or "{}")
+    url = origin.get("url", "")
+    if url.startswith("file:"):
+        editable = ["-e"] if origin.get("dir_info", {}).get("editable") else []
+        wanted = [*editable, f"{url2pathname(urlsplit(url).path)}[{extra}]"]
+    elif url:
+        vcs = origin.get("vcs_info", {}).get("vcs")
+        wanted = [f"voxloop[{extra}] @ {f'{vcs}+' if vcs else ''}{url}"]
+    else:
+        wanted = [f"voxloop[{extra}]"]
+    return shlex.join([sys.executable, "-m", "pip", "install", *wanted])
+
+
 def first_line(error: BaseException) -> str:
     """The first line of what an error says, its kind where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

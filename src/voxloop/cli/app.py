@@ -3,16 +3,38 @@
 from __future__ import annotations
 
 import os
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperArgument, TyperGroup, TyperOption
 
 from voxloop import __version__
 from voxloop.cli import bases, datasets, evaluation, keep, models, recipes, review, runs, speech, work
 from voxloop.errors import UsageError, VoxloopError
 from voxloop.settings import THREADS_WAIT
+
+VALUES = {"int": "N", "float": "NUMBER", "Path": "PATH", "datetime": "TIME", "str": "TEXT"}
+
+
+def value_name(parameter: Any) -> str:
+    """What help calls the value of a parameter: its choices, or a name that a person can read; nothing for a switch."""
+    if parameter.metavar and parameter.param_type_name == "option":
+        return str(parameter.metavar)
+    kind = parameter.type_descriptor.annotation
+    while get_args(kind):
+        kind = get_args(kind)[0]
+    if isinstance(kind, type) and issubclass(kind, StrEnum):
+        return "|".join(kind)
+    if parameter.param_type_name == "argument":
+        return ""
+    return "" if getattr(parameter, "is_flag", False) else VALUES.get(getattr(kind, "__name__", ""), "TEXT")
+
+
+# Typer writes `<bool>` behind every switch, `<list[str]>` and date formats, and no metavar that it is given.
+for _parameter in (TyperOption, TyperArgument):
+    _parameter.display_type_rich = lambda self, ctx: value_name(self)  # type: ignore[method-assign]
 
 
 class _Commands(TyperGroup):
@@ -33,7 +55,6 @@ class _Commands(TyperGroup):
 app = typer.Typer(
     cls=_Commands,
     no_args_is_help=True,
-    add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Speech in, a better speech recogniser out: ingest, correct, freeze, fine-tune, evaluate, promote.",
 )

@@ -22,6 +22,7 @@ from voxloop.cli.screen import (
 
 if TYPE_CHECKING:
     from voxloop.status import Status
+    from voxloop.workspace import Workspace
 
 PAYLOAD_SHOWN = 140  # characters of an event on a line; --json has all
 
@@ -175,33 +176,76 @@ def events(
 
 
 def doctor(ctx: typer.Context) -> None:
-    """Report what this machine has, and try the stores."""
+    """Report what this machine has, and try the workspace's stores."""
+    from voxloop.errors import WorkspaceError
+
+    rows = _machine()
+    try:
+        with opened(ctx) as ws:
+            rows += _tried(ws)
+    except WorkspaceError as error:
+        rows.append(("workspace", str(error)))
+    width = max(len(name) for name, _ in rows) + 2
+    for name, found in rows:
+        typer.echo(f"{name:<{width}}{found}")
+
+
+# What is in no extra, then the packages of extras with what each is for.
+PACKAGES = ("torch", "transformers", "peft", "lhotse", "av", "sqlalchemy", "obstore")
+OPTIONAL = {
+    "ctranslate2": ("fast", "faster transcription on a CPU"),
+    "psycopg": ("postgres", "the catalog on PostgreSQL"),
+    "pyarrow": ("parquet", "Parquet exports"),
+    "matplotlib": ("plot", "charts of datasets"),
+    "mistral-common": ("voxtral", "Voxtral models"),
+}
+
+
+def _machine() -> list[tuple[str, str]]:
+    """Versions, processors and programs of this machine."""
     import os
     import platform
     import shutil
-    from importlib.metadata import version
+    from importlib.metadata import PackageNotFoundError, version
 
-    from voxloop import __version__
-
-    typer.echo(f"voxloop     {__version__}")
-    typer.echo(
-        f"python      {platform.python_version()} on {platform.system()} {platform.machine()}, {os.cpu_count()} cores"
-    )
-    for package in ("torch", "transformers", "peft", "lhotse", "av", "sqlalchemy", "obstore"):
-        typer.echo(f"{package:<12}{version(package)}")
     import torch
 
+    from voxloop import __version__
+    from voxloop.errors import install_command
+
+    system = f"{platform.system()} {platform.machine()}"
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    typer.echo(f"{'GPU':<12}{', '.join(gpus) or 'none: the CPU transcribes and trains'}")
-    with opened(ctx) as ws:
-        free = shutil.disk_usage(ws.folder).free
-        typer.echo(f"{'workspace':<12}{ws.folder}, {free / 1e9:.1f} GB free")
-        typer.echo(f"{'catalog':<12}{ws.catalog.engine.url!r}")
-        typer.echo(f"{'blobs':<12}{ws.blobs.url}")
-        key = f"doctor/{os.getpid()}"
-        ws.blobs.put(key, b"written")
-        ws.blobs.delete(key)
-        typer.echo(f"{'stores':<12}written and read")
+    rows = [
+        ("voxloop", __version__),
+        ("python", f"{platform.python_version()} on {system}, {counted(os.cpu_count() or 1, 'core')}"),
+        ("GPU", ", ".join(gpus) or "none: the CPU transcribes and trains"),
+        *((package, version(package)) for package in PACKAGES),
+    ]
+    for package, (extra, purpose) in OPTIONAL.items():
+        try:
+            rows.append((package, version(package)))
+        except PackageNotFoundError:
+            rows.append((package, f"not installed ({purpose}): {install_command(extra)}"))
+    players = [name for name in ("ffplay", "aplay", "paplay", "pw-play", "afplay") if shutil.which(name)]
+    rows.append(("player", players[0] if players else "none found: install ffmpeg to play audio from the terminal"))
+    return rows
+
+
+def _tried(ws: Workspace) -> list[tuple[str, str]]:
+    """Where the workspace keeps what; each store was written to and read from."""
+    import os
+    import shutil
+
+    key = f"doctor/{os.getpid()}"
+    ws.blobs.put(key, b"written")
+    read = ws.blobs.get(key)
+    ws.blobs.delete(key)
+    return [
+        ("workspace", f"{ws.folder}, {shutil.disk_usage(ws.folder).free / 1e9:.1f} GB free"),
+        ("catalog", repr(ws.catalog.engine.url)),
+        ("blobs", ws.blobs.url),
+        ("stores", "written and read" if read == b"written" else "what was written came back changed"),
+    ]
 
 
 def demo(

@@ -22,7 +22,7 @@ from typing import Any, TypeVar, cast
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from voxloop.errors import UnknownRecord, WorkspaceError
+from voxloop.errors import UnknownRecord, WorkspaceError, install_command
 from voxloop.records import (
     Dataset,
     Encoding,
@@ -501,7 +501,7 @@ def _engine(url: str) -> sa.Engine:
         return sa.create_engine(parsed, json_serializer=_dumps, json_deserializer=_loads, **options)
     except ModuleNotFoundError as error:
         raise WorkspaceError(
-            f"catalog {parsed!r}: PostgreSQL's driver is not installed; `pip install 'voxloop[postgres]'` brings it"
+            f"catalog {parsed!r}: PostgreSQL's driver is not installed; install it with `{install_command('postgres')}`"
         ) from error
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional
 
-from voxloop.errors import ModelError, TrainingError
+from voxloop.errors import ModelError, TrainingError, install_command
 from voxloop.families.contract import Capability, Context, Labels, Part, Trainable, require
 from voxloop.families.folders import hide_frames, on_device, open_folder, save_folder, without_adapters
 from voxloop.families.voxtral import prompts
@@ -58,7 +58,7 @@ class Voxtral:
         if not is_mistral_common_available() or not Path(folder, "tekken.json").is_file():
             raise ModelError(
                 f"{folder} cannot count tokens: tekken.json and the package of Voxtral's tokenizer are needed "
-                "(pip install 'voxloop[voxtral]')"
+                f"(install it with `{install_command('voxtral')}`)"
             )
         tokenizer = AutoTokenizer.from_pretrained(str(folder))
         return Labels(

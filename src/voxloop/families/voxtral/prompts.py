@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from voxloop.errors import ModelError, first_line
+from voxloop.errors import ModelError, first_line, install_command
 from voxloop.records import MAX_UTTERANCE_S, SAMPLE_RATE
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def check_processor(name: str | Path, processor: Any) -> None:
     from transformers.utils import is_mistral_common_available
 
     if not is_mistral_common_available():
-        raise ModelError("Voxtral's tokenizer is not installed: pip install 'voxloop[voxtral]'")
+        raise ModelError(f"Voxtral's tokenizer is not installed: install it with `{install_command('voxtral')}`")
     if not hasattr(getattr(processor, "tokenizer", None), "tokenizer"):
         raise ModelError(
             f"{name} has a tokenizer of another kind than Voxtral's ({type(processor.tokenizer).__name__}): "

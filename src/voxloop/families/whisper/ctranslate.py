@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 import numpy as np
 import torch
 
-from voxloop.errors import ModelError, first_line
+from voxloop.errors import ModelError, first_line, install_command
 from voxloop.families.contract import Decoding
 from voxloop.families.whisper import ctranslate_folder
 from voxloop.families.whisper.features import (
@@ -64,7 +64,7 @@ def library() -> Any:
     except ImportError as error:
         raise ModelError(
             f"the engine ctranslate2 is not installed ({first_line(error)}): "
-            "pip install 'voxloop[fast]', or set `engine` to torch"
+            f"install it with `{install_command('fast')}`, or set `engine` to torch"
         ) from error
     return ctranslate2
 

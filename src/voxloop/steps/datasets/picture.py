@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from voxloop.errors import UsageError
+from voxloop.errors import UsageError, install_command
 from voxloop.records import SPLITS, Dataset, Split
 from voxloop.steps.datasets.summary import Summary
 
@@ -23,7 +23,9 @@ def draw(summary: Summary, dataset: Dataset, file: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise UsageError("pictures need matplotlib, which is not installed: `pip install 'voxloop[plot]'`") from error
+        raise UsageError(
+            f"charts need matplotlib, which is not installed: install it with `{install_command('plot')}`"
+        ) from error
     figure = Figure(figsize=(11, 7.6), facecolor="white")
     axes = figure.subplots(2, 2)
     in_minutes = summary.hours < MINUTES_BELOW_H

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from voxloop.errors import SettingError, UsageError, nearest
+from voxloop.errors import SettingError, UsageError, install_command, nearest
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ def check(names: Sequence[str]) -> None:
             raise SettingError(f"trackers: {name!r} is not known{nearest(name, NAMES)}; known: {', '.join(NAMES)}")
         if find_spec(name) is None:
             raise UsageError(
-                f"trackers names {name}, which is not installed: `pip install voxloop[{name}]`, "
+                f"trackers names {name}, which is not installed: install it with `{install_command(name)}`, "
                 "or take it out of the setting `trackers`"
             )
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from voxloop.errors import UsageError
+from voxloop.errors import UsageError, install_command
 from voxloop.records import SAMPLE_RATE
 from voxloop.steps.datasets.formats.entries import COLUMNS, WAV_HEADER, Entry, Part, entries
 
@@ -28,7 +28,9 @@ def _pyarrow() -> Any:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise UsageError("Parquet needs pyarrow, which is not installed: `pip install 'voxloop[parquet]'`") from error
+        raise UsageError(
+            f"Parquet needs pyarrow, which is not installed: install it with `{install_command('parquet')}`"
+        ) from error
     return pyarrow
 
 
