@@ -71,7 +71,7 @@ def models(folder: Path) -> tuple[Path, Path]:
 def remember(ws: Workspace, model: Model, dataset: Dataset, heard: Callable[[int, DatasetRow], str]) -> None:
     """Keep what `model` heard in each row, as an evaluation does that died before its commit."""
     rows = datasets.rows(ws, dataset.id, "test")
-    decoding = transcripts.decoding(ws)
+    decoding = evaluation.as_heard(ws, rows, transcripts.decoding(ws))
     changes = ws.settings.normaliser
     scored = evaluation.score(rows, [(heard(number, row), 0.5) for number, row in enumerate(rows)], "en", changes)
     normaliser = evaluation.normalisers(rows, decoding, changes)

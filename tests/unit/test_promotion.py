@@ -78,7 +78,15 @@ def test_a_better_model_becomes_champion_with_its_evidence(tmp_path: Path) -> No
     assert (kept.by, kept.verdict, kept.previous) == ("ann", "promote", pair.old.id)
     assert kept.evidence["wer_before"] == pytest.approx(0.15)
     assert kept.evidence["champion_evaluation"] != kept.evidence["challenger_evaluation"]
-    assert {guard["name"] for guard in kept.evidence["guards"]} == {"slices", "silence", "30 s"}
+    assert {guard["name"] for guard in kept.evidence["guards"]} == {
+        "slices",
+        "silence",
+        "30 s",
+        "language",
+        "time stamps",
+        "written form",
+        "unlabelled",
+    }
     assert comparisons(pair.ws) == [outcome.comparison]
     assert (pair.told("model.promoted"), pair.told("model.evaluated")) == (1, 2)
 
@@ -413,7 +421,8 @@ def test_the_gate_hears_with_the_very_model_that_transcribes(tmp_path: Path) -> 
             judged = reader.get(Evaluation, outcome.comparison.challenger_evaluation)
             ids = [recording.id for recording in reader.all(Recording)]
         served = {transcript.utterance: transcript for transcript in transcripts.transcribe(ws, ids)}
-        assert judged.decoding == json.loads(json.dumps(transcripts.decoding(ws).as_dict()))
+        asked = json.loads(json.dumps(transcripts.decoding(ws).as_dict()))
+        assert judged.decoding == asked | {"hearing": judged.decoding["hearing"]}
         rows = promotion.evaluation.scored_rows(ws, judged)
         assert len(rows) == len(served) == 3
         for row in rows:
