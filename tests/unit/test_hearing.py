@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from voxloop import models
+from tests.unit import tiny_whisper
 from voxloop.families.contract import Decoding, Hypothesis
+from voxloop.pipeline import open_loop
 from voxloop.records import Utterance, Word, utterance_id
 from voxloop.settings import Settings
 from voxloop.speech.audio import Waveform, decode
@@ -184,18 +184,24 @@ class TestUnlabelled:
         assert (outside.oddity(said, 3.0, 10.0), outside.oddity(said, 4.0, 10.0)) == ("too long", "")
 
 
-def test_counts_of_an_evaluation_hold_what_was_asked_besides(
-    workspace: Workspace, tmp_path: Path, spoken: list[Waveform]
+@pytest.mark.parametrize("multilingual", [False, True])
+def test_an_evaluation_asks_for_language_times_and_style(
+    multilingual: bool, tmp_path: Path, spoken: list[Waveform]
 ) -> None:
-    for number, word in enumerate(spoken):
-        take(workspace, tmp_path / f"{number}.wav", word, text="One, two.")
-    take(workspace, tmp_path / "unlabelled.wav", np.concatenate([spoken[0] * 0.8, pause(1.0)]))
-    datasets.build(workspace, ratios=(0.0, 0.0, 1.0))
-    scores = evaluate(workspace).scores
+    base = tiny_whisper.make(tmp_path / "base", multilingual=multilingual)
+    asked = {"base_model": str(base), "guards": False, "threads": 1, "device": "cpu", "min_snr_db": -99.0}
+    with open_loop(tmp_path / "workspace", create=True, **asked) as ws:
+        for number, word in enumerate(spoken):
+            take(ws, tmp_path / f"{number}.wav", word, text="One, two.")
+        take(ws, tmp_path / "unlabelled.wav", np.concatenate([spoken[0] * 0.8, pause(1.0)]))
+        datasets.build(ws, ratios=(0.0, 0.0, 1.0))
+        found = evaluate(ws)
+        scores, rows = found.scores, scored_rows(ws, found)
     assert scores["unlabelled"]["clips"] == 1
     assert (scores["written"]["capitals"], scores["written"]["punctuation"]) == (True, True)
-    timed = scores["edges"]
-    assert timed is None or timed["utterances"] <= len(spoken)
-    language = models.base_model(workspace).family == "whisper" and scores["language"]
-    assert language is None or language["utterances"] <= len(spoken)
-    assert replace(Decoding(), hearing="x").identity() == {"hearing": "x"}
+    assert scores["edges"]["utterances"] == sum(row.edge_error_s is not None for row in rows) > 0
+    if multilingual:
+        assert scores["language"]["utterances"] == len(spoken)
+        assert {row.detected for row in rows} <= set(tiny_whisper.LANGUAGES)
+    else:
+        assert scores["language"] is None

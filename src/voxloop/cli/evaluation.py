@@ -208,7 +208,10 @@ def print_evaluations(rows: list[tuple[str, Evaluation]]) -> None:
 def print_scores(found: Evaluation) -> None:
     """What one evaluation says beside its rates: how it was heard, sounds without speech, times, style, slices."""
     scores = found.scores
-    typer.echo(f"heard by {found.decoding.get('engine', 'torch')}" + (", as files are" if found.decoding.get("hearing") else ""))
+    typer.echo(
+        f"heard by {found.decoding.get('engine', 'torch')}"
+        + (", as files are" if found.decoding.get("hearing") else "")
+    )
     for name, label in (("silence", "silence and faint sounds"), ("noise", "noise and music")):
         if name in scores:
             probes = scores[name]

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from voxloop.workspace import Transaction, Workspace
 
 BLOCK_S = 600.0  # seconds of audio read and decoded at a time
-ASKED_MORE = 60  # clips, spread over the test, whose language is detected and whose words are placed in time
+TIMED = 60  # clips, spread over the test, whose words are placed in time though their references have no times
+DETECTED = 30  # clips, spread likewise, whose language is detected
 
 
 def evaluate(
@@ -199,21 +200,21 @@ def _decode(
 ) -> tuple[list[Scored], float]:
     """What the model hears in every row, in their order, and the seconds that decoding took.
 
-    Where the model `can`, word times are asked of rows whose references have some, and word times and language of
-    `ASKED_MORE` rows besides.
+    Where the model `can`, word times are asked of rows whose references have some and of `TIMED` rows besides, and
+    the language of `DETECTED` rows.
     """
     scored: dict[str, Scored] = {}
     done_s = took_s = 0.0
     all_s = sum(row.duration for row in rows)
     changes = ws.settings.normaliser
-    more = {rows[place * len(rows) // ASKED_MORE].utterance for place in range(ASKED_MORE)}
+    placed, named = _spread(rows, TIMED), _spread(rows, DETECTED)
     detects = "language detection" in can
     for language, block in in_blocks(rows, decoding):
         asked = replace(decoding, language=language)
         with ws.read() as reader:
             around = _around(reader, block)
         timed = [
-            "word times" in can and (bool(spoken) or row.utterance in more)
+            "word times" in can and (bool(spoken) or row.utterance in placed)
             for row, (*_, spoken) in zip(block, around, strict=True)
         ]
         began = time.perf_counter()
@@ -221,7 +222,7 @@ def _decode(
         took_s += time.perf_counter() - began
         texts = [(one.hypothesis.text, one.hypothesis.confidence) for one in heard]
         detected: dict[str, str] = {}
-        if detects and language and (known := [row for row in block if row.utterance in more and row.language]):
+        if detects and language and (known := [row for row in block if row.utterance in named and row.language]):
             detected = _detected(ws, recogniser, known, asked)
             detects = bool(detected)  # none of an English-only model, which is not asked again
         for row, one, found, (session, snr_db, spoken) in zip(
@@ -240,6 +241,11 @@ def _decode(
         if progress:
             progress(done_s, all_s)
     return [scored[row.utterance] for row in rows], took_s
+
+
+def _spread(rows: Sequence[DatasetRow], count: int) -> set[str]:
+    """At most so many utterances, spread over the rows."""
+    return {rows[place * len(rows) // count].utterance for place in range(count)}
 
 
 def _heard(
