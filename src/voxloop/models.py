@@ -285,12 +285,13 @@ def device(ws: Workspace) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def engine(ws: Workspace, model: Model | None = None) -> str:
+def engine(ws: Workspace, model: Model | None = None, *, asked: str = "") -> str:
     """What runs a model here (None: the one that is used by default), as `Decoding.engine` names it.
 
-    `torch`, or ctranslate2 with what it computes in. Raises UsageError for an engine that the model's family lacks.
+    `torch`, or ctranslate2 with what it computes in. `asked` is an engine, with or without a number format; empty: the
+    setting. Raises UsageError for an engine that the model's family lacks.
     """
-    asked = ws.settings.engine
+    asked, _, compute_type = (asked or ws.settings.engine).partition("-")
     if asked == "torch":
         return asked
     kind = family((model or base_model(ws)).family)
@@ -300,7 +301,8 @@ def engine(ws: Workspace, model: Model | None = None) -> str:
             return asked
     else:
         require(kind, "ctranslate2")
-    return f"{asked}-{ws.settings.compute_type or ('float16' if device(ws).startswith('cuda') else 'int8')}"
+    compute_type = compute_type or ws.settings.compute_type
+    return f"{asked}-{compute_type or ('float16' if device(ws).startswith('cuda') else 'int8')}"
 
 
 def converted(ws: Workspace, model: Model, compute_type: str) -> Path:

@@ -63,6 +63,9 @@ class Settings:
     compute_type: str = ""
     """What CTranslate2 computes in: `int8`, `float32`, `float16`, `int8_float16` and others; empty: int8 on the CPU,
     float16 on a GPU."""
+    serving_engines: tuple[str, ...] = ()
+    """Everything that will run the champion, such as `ctranslate2-int8, torch`: a model is promoted only where it is no
+    worse on any of them, and the verdict rests on the first. Empty: `engine` alone."""
     threads: int = 0
     """CPU threads for models; 0: as many as there are cores."""
     batch_seconds: float = 120.0
@@ -109,7 +112,7 @@ class Settings:
     promote_joined_margin: float = 0.10
     """Word error rate that speech of 30 s may lose: a handful of inputs decides no finer."""
     promote_silence_words: int = 0
-    """Words more than before that may be heard in silence and faint noise."""
+    """Words more than before that may be heard where nobody speaks, whether or not that is luck."""
     promote_general: str = ""
     """Dataset on whose test split a challenger must not be worse, too: name or id; empty: none."""
     promote_general_margin: float = 0.02
@@ -165,6 +168,13 @@ class Settings:
             raise SettingError(
                 f"compute_type is {self.compute_type!r}: it must be empty or one of {', '.join(COMPUTE_TYPES)}"
             )
+        for served in self.serving_engines:
+            name, _, compute_type = served.partition("-")
+            if name not in ENGINES or (compute_type and (name != "ctranslate2" or compute_type not in COMPUTE_TYPES)):
+                raise SettingError(
+                    f"serving_engines names {served!r}: needed are {', '.join(ENGINES)}, or ctranslate2 with what it "
+                    f"computes in ({', '.join(COMPUTE_TYPES)}), such as ctranslate2-int8"
+                )
         if self.checkpoints_to_blobs not in ("auto", "on", "off"):
             raise SettingError(f"checkpoints_to_blobs is {self.checkpoints_to_blobs!r}: it must be auto, on or off")
         if self.channels not in ("mix", "split"):
@@ -244,7 +254,7 @@ def _convert(name: str, value: Any, like: Any, where: str) -> Any:
         if isinstance(like, dict):
             made = json.loads(value) if isinstance(value, str) else value
             return {str(key): item for key, item in made.items()}
-        if name == "trackers":
+        if name in ("trackers", "serving_engines"):
             names = value.split(",") if isinstance(value, str) else value
             return tuple(part.strip() for part in names if part.strip())
         if isinstance(like, tuple):

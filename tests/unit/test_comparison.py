@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -207,8 +207,11 @@ def test_too_few_utterances_come_before_everything() -> None:
 # Guards
 
 
-def evaluation(*, silence: int = 0, joined: float | None = None) -> Evaluation:
-    scores: dict[str, Any] = {"silence": {"inputs": 4, "words": silence, "texts": ["you"] * silence}}
+def evaluation(*, silence: Sequence[int] = (0,) * 20, joined: float | None = None, **scores: Any) -> Evaluation:
+    """An evaluation that heard so many words in each of the sounds without speech."""
+    counts = {f"sound {number}": count for number, count in enumerate(silence)}
+    scores["silence"] = {"inputs": 20, "words": sum(silence), "counts": counts, "texts": []}
+    scores["noise"] = {"inputs": 0, "words": 0, "counts": {}, "texts": []}
     if joined is not None:
         scores["joined"] = {"inputs": 3, "words": 100, "errors": round(100 * joined), "wer": joined, "texts": []}
     return Evaluation(
@@ -216,11 +219,111 @@ def evaluation(*, silence: int = 0, joined: float | None = None) -> Evaluation:
     )
 
 
-@pytest.mark.parametrize(("before", "after", "passed"), [(0, 0, True), (2, 2, True), (3, 1, True), (0, 1, False)])
-def test_silence_may_not_begin_to_speak(before: int, after: int, passed: bool) -> None:
+@pytest.mark.parametrize(
+    ("before", "after", "passed", "said"),
+    [
+        ([0] * 20, [0] * 20, True, "nothing heard in 20 sounds"),
+        ([1, *[0] * 19], [1, 2, *[0] * 18], True, "which may be luck"),  # what once refused a far better model
+        ([0] * 20, [*[1] * 6, *[0] * 14], True, "which may be luck (1.6 %)"),
+        ([0] * 20, [*[1] * 7, *[0] * 13], False, "chance of luck 0.78 %"),
+        ([2] * 10 + [0] * 10, [1] * 20, True, "20 words in 20 of 20"),
+    ],
+)
+def test_silence_may_not_begin_to_speak_luck_aside(
+    before: list[int], after: list[int], passed: bool, said: str
+) -> None:
     guard = guards.silence_guard(evaluation(silence=after), evaluation(silence=before), more_words=0)
-    assert guard.passed == passed
-    assert passed or "'you'" in guard.finding
+    assert (guard.passed, guard.measured) == (passed, True)
+    assert said in guard.finding
+    assert guards.silence_guard(evaluation(silence=after), evaluation(silence=before), more_words=20).passed
+
+
+def test_silence_of_an_earlier_version_is_not_compared() -> None:
+    old = evaluation()
+    del old.scores["silence"]["counts"]
+    guard = guards.silence_guard(evaluation(silence=[3] * 20), old, more_words=0)
+    assert (guard.passed, guard.measured, guard.state) == (True, False, "not measured")
+
+
+def test_a_model_that_is_worse_on_another_engine_is_held_back() -> None:
+    rows = [scored(n, "ann", 2) for n in range(40)]
+
+    def heard(worse: int) -> guards.Guard:
+        after = [replace(row, errors=3) if n < worse else row for n, row in enumerate(rows)]
+        return guards.engine_guard(rows, after, engine="ctranslate2-int8")
+
+    assert (heard(0).state, heard(3).state, heard(20).state) == ("kept", "not sure", "failed")
+    assert "on ctranslate2-int8: word error rate 40.0 % before, 50.0 % after" in heard(20).finding
+
+
+def test_a_language_that_is_found_no_more_is_held_against_a_model() -> None:
+    rows = [replace(scored(n, "ann", 0), language="vi", detected="vi") for n in range(40)]
+
+    def lost(count: int) -> guards.Guard:
+        return guards.language_guard(rows, [replace(r, detected="en") if n < count else r for n, r in enumerate(rows)])
+
+    assert (lost(0).state, lost(6).state, lost(7).state) == ("kept", "kept", "failed")
+    assert "language detected wrongly in 7 of 40 test clips, in 0 before" in lost(7).finding
+    deaf = [replace(row, detected=None) for row in rows]
+    assert guards.language_guard(rows, deaf).state == "not measured"
+
+
+def test_words_may_not_drift_in_time() -> None:
+    rows = [replace(scored(n, "ann", 0), edge_error_s=0.2) for n in range(40)]
+
+    def moved(count: int, to: float, **values: Any) -> guards.Guard:
+        after = [replace(row, edge_error_s=to, **values) if n < count else row for n, row in enumerate(rows)]
+        return guards.times_guard(rows, after)
+
+    assert moved(40, 0.25).state == "kept"  # 25 ms at each end: less than the margin
+    assert moved(40, 0.5).state == "failed"
+    assert "words lie 250 ms from the ends of the speech on average, 100 ms before" in moved(40, 0.5).finding
+    assert "which may be luck" in moved(3, 10.0).finding
+    timed = [replace(row, timed_words=4, start_error_s=0.2, end_error_s=0.2) for row in rows]
+    late = [replace(row, start_error_s=1.0) for row in timed]
+    assert "from the references' times" in guards.times_guard(timed, late).finding
+    assert guards.times_guard(timed, late).state == "failed"
+    bare = [scored(n, "ann", 0) for n in range(4)]
+    assert guards.times_guard(bare, bare).state == "not measured"
+
+
+def test_capitals_and_punctuation_may_not_be_lost() -> None:
+    def said(reference: str, hypothesis: str, count: int = 20) -> list[Scored]:
+        return [replace(scored(n, "ann", 0), reference=reference, hypothesis=hypothesis) for n in range(count)]
+
+    good = said("Well, Ann came.", "Well, Ann came.")
+    lost = guards.written_guard(good, said("Well, Ann came.", "well ann came"))
+    assert lost.state == "failed"
+    assert "capitals and punctuation: 100.0 % of 60 words" in lost.finding
+    # A word that the champion did not hear is no loss, however the challenger writes it.
+    assert guards.written_guard(said("Well, Ann came.", "came."), said("Well, Ann came.", "well ann came.")).passed
+    # What the references do not have is not asked for.
+    assert guards.written_guard(
+        said("well, ann came", "Well, Ann came"), said("well, ann came", "well, ann came")
+    ).passed
+    plain = guards.written_guard(said("well ann came", "Well, Ann came."), said("well ann came", "well ann came"))
+    assert plain.state == "not measured"
+
+
+def test_texts_of_unlabelled_speech_may_not_fall_silent_loop_or_change_their_length() -> None:
+    def heard(odd: int, characters: int = 40, clips: int = 40) -> Evaluation:
+        each = {
+            f"clip {n}": {"seconds": 3.0, "characters": characters + n, "odd": "empty" if n < odd else ""}
+            for n in range(clips)
+        }
+        return evaluation(unlabelled={"each": each})
+
+    def judged(*after: int) -> guards.Guard:
+        return guards.unlabelled_guard(heard(*after), heard(1))
+
+    assert (judged(1).state, judged(7).state, judged(8).state) == ("kept", "kept", "failed")
+    assert "8 of 40 clips without a reference came out empty, looping or too long for their sound, 1 before" in (
+        judged(8).finding
+    )
+    assert judged(1, 10).state == "not sure"
+    assert judged(1, 35).state == "kept"
+    assert judged(1, 40, 19).state == "not measured"
+    assert guards.unlabelled_guard(evaluation(unlabelled=None), heard(1)).state == "not measured"
 
 
 @pytest.mark.parametrize(

@@ -78,9 +78,33 @@ def test_a_better_model_becomes_champion_with_its_evidence(tmp_path: Path) -> No
     assert (kept.by, kept.verdict, kept.previous) == ("ann", "promote", pair.old.id)
     assert kept.evidence["wer_before"] == pytest.approx(0.15)
     assert kept.evidence["champion_evaluation"] != kept.evidence["challenger_evaluation"]
-    assert {guard["name"] for guard in kept.evidence["guards"]} == {"slices", "silence", "30 s"}
+    assert {guard["name"] for guard in kept.evidence["guards"]} == {
+        "slices",
+        "silence",
+        "30 s",
+        "language",
+        "time stamps",
+        "written form",
+        "unlabelled",
+    }
     assert comparisons(pair.ws) == [outcome.comparison]
     assert (pair.told("model.promoted"), pair.told("model.evaluated")) == (1, 2)
+
+
+@pytest.mark.parametrize(("worse", "verdict"), [(0.0, "promote"), (1.0, "reject"), (0.8, "insufficient evidence")])
+def test_a_model_must_be_no_worse_on_any_engine_that_serves(tmp_path: Path, worse: float, verdict: str) -> None:
+    pair = Pair(tmp_path)
+    settings = {"serving_engines": ("torch", "ctranslate2-float32"), "base_model": str(tmp_path / "champion")}
+    with open_loop(pair.ws.folder, threads=1, device="cpu", guards=False, **settings) as ws:
+        for model, share in ((pair.old, 0.75), (pair.new, worse)):
+            frozen_speech.remember(ws, model, pair.frozen, frozen_speech.wrong_in(share), engine="ctranslate2-float32")
+        outcome = promote(ws, pair.new.id)
+        assert outcome.verdict == verdict
+        assert outcome.comparison is not None
+        (guard,) = [one for one in outcome.comparison.guards if one.name == "on ctranslate2-float32"]
+        assert guard.passed == outcome.moved
+        assert "word error rate 15.0 % before" in guard.finding
+        assert pair.told("model.evaluated") == 4
 
 
 def test_the_reigning_champion_is_left_where_it_is(tmp_path: Path) -> None:
@@ -413,7 +437,8 @@ def test_the_gate_hears_with_the_very_model_that_transcribes(tmp_path: Path) -> 
             judged = reader.get(Evaluation, outcome.comparison.challenger_evaluation)
             ids = [recording.id for recording in reader.all(Recording)]
         served = {transcript.utterance: transcript for transcript in transcripts.transcribe(ws, ids)}
-        assert judged.decoding == json.loads(json.dumps(transcripts.decoding(ws).as_dict()))
+        asked = json.loads(json.dumps(transcripts.decoding(ws).as_dict()))
+        assert judged.decoding == asked | {"hearing": judged.decoding["hearing"]}
         rows = promotion.evaluation.scored_rows(ws, judged)
         assert len(rows) == len(served) == 3
         for row in rows:

@@ -206,19 +206,46 @@ def print_evaluations(rows: list[tuple[str, Evaluation]]) -> None:
 
 
 def print_scores(found: Evaluation) -> None:
-    """What one evaluation says beside its rates: silence, noise, long speech, word times, slices."""
+    """What one evaluation says beside its rates: how it was heard, sounds without speech, times, style, slices."""
     scores = found.scores
-    for name, label in (("silence", "silence and faint noise"), ("noise", "loud noise")):
+    typer.echo(
+        f"heard by {found.decoding.get('engine', 'torch')}"
+        + (", as files are" if found.decoding.get("hearing") else "")
+    )
+    for name, label in (("silence", "silence and faint sounds"), ("noise", "noise and music")):
         if name in scores:
-            words = scores[name]["words"]
-            typer.echo(f"{label}: {words} words heard" if words else f"{label}: nothing heard, as it should be")
+            probes = scores[name]
+            reached = f" ({probes['reached']} reached the model)" if "reached" in probes else ""
+            words = f"{probes['words']} words heard" if probes["words"] else "nothing heard, as it should be"
+            typer.echo(f"{label}: {words} in {probes['inputs']} sounds{reached}")
     if scores.get("joined"):
         typer.echo(f"clips joined up to 30 s: WER {percent(scores['joined']['wer'])}")
+    if scores.get("language"):
+        known = scores["language"]
+        typer.echo(f"language detected rightly: {known['right']} of {known['utterances']} clips")
     if scores.get("word_times"):
         times = scores["word_times"]
         typer.echo(
             f"word times: begun {1000 * times['start_error_s']:.0f} ms off on average, ended "
             f"{1000 * times['end_error_s']:.0f} ms ({times['words']} words)"
+        )
+    if scores.get("edges"):
+        typer.echo(
+            f"first and last words: {1000 * scores['edges']['error_s']:.0f} ms from the ends of the speech on average "
+            f"({scores['edges']['utterances']} clips)"
+        )
+    if scores.get("written") and scores["written"]["words"]:
+        style = scores["written"]
+        kinds = " and ".join(kind for kind in ("capitals", "punctuation") if style[kind])
+        typer.echo(
+            f"{kinds}: {percent(style['right'] / style['words'])} of {style['words']} words heard right are written as "
+            "in the references"
+        )
+    if scores.get("unlabelled"):
+        clips = scores["unlabelled"]
+        typer.echo(
+            f"clips without a reference: {clips['empty']} of {clips['clips']} came out empty, {clips['loops']} loop, "
+            f"{clips['too_long']} are too long for their sound"
         )
     if scores["slices"]:
         typer.echo("")
@@ -239,10 +266,14 @@ def print_scores(found: Evaluation) -> None:
 
 
 def print_comparison(found: Comparison) -> None:
-    """A verdict with its reasons."""
+    """A verdict with its reasons and what each guard found."""
     typer.echo(f"verdict: {found.verdict}")
     for reason in found.reasons:
         typer.echo(f"  {reason}")
+    if found.guards:
+        typer.echo("what must not get worse:")
+    for guard in found.guards:
+        typer.echo(f"  {guard.state}: {guard.name}: {guard.finding}")
 
 
 def write_report(

@@ -114,6 +114,9 @@ class Decoding:
     """What runs the model: `torch`, or `ctranslate2-` and the type that it computes in, such as ctranslate2-int8."""
     guards: Guards | None = None
     """None: the likeliest text is taken as it is, and silence is decoded like speech."""
+    hearing: str = ""
+    """What of the sound the model was given, as an evaluation names it (`steps.hearing.identity`): detector, margins
+    and spans. Empty: the bare spans. A recogniser hears what it is given, so this changes nothing there."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -20,6 +20,7 @@ from voxloop.models import base_model, engine, loaded
 from voxloop.records import SAMPLE_RATE, Guard, Model, Recording, Transcript, Utterance, Word, seconds
 from voxloop.speech import subtitles
 from voxloop.speech import text as _text
+from voxloop.steps import hearing
 from voxloop.steps import utterances as _utterances
 from voxloop.stores import tables
 from voxloop.stores.catalog import chunks
@@ -82,14 +83,12 @@ def transcribe(ws: Workspace, recordings: str | Sequence[str]) -> list[Transcrip
         complete(heard_before, [])
     for language, group in _by_language(waiting):
         for part in _parts(group, ws.settings.batch_seconds):
-            waveforms, before = zip(*_utterances.with_surroundings(ws, part), strict=True)
             asked = decoding(ws, language, model=model)
             with loaded(ws, model) as recogniser:
-                heard = recogniser.transcribe(waveforms, asked, word_times=ws.settings.word_times, heard=ws.told)
+                heard = hearing.hear(ws, recogniser, part, asked, word_times=ws.settings.word_times, told=ws.told)
             found: dict[str, list[Transcript]] = {}
-            for utterance, one, samples in zip(part, heard, before, strict=True):
-                one = replace(one, words=_within(one.words, utterance, samples))
-                found.setdefault(utterance.recording, []).append(_hypothesis(utterance, model, one))
+            for utterance, one in zip(part, heard, strict=True):
+                found.setdefault(utterance.recording, []).append(_hypothesis(utterance, model, one.hypothesis))
             for id, transcripts in found.items():
                 left[id] -= len(transcripts)
                 made += transcripts
@@ -358,8 +357,7 @@ def transcribe_file(
             progress(0.0, seconds(samples))
         asked = decoding(ws, language, audio_context, model=record)
         speaker = using.enter_context(loaded(ws, record))
-        trimmed = speaker.context(audio_context) == "trimmed"
-        joining = _utterances.PHRASES if trimmed else _utterances.WINDOWS
+        joining = _utterances.joining(speaker.context(audio_context))
         spans = _utterances.spans_in(read, samples, ws.settings, joining)
         heard_spans = _utterances.with_margins(spans, samples)
         speech = sum(end - start for start, end in heard_spans)
@@ -388,19 +386,6 @@ def transcribe_waveforms(ws: Workspace, waveforms: Sequence[Waveform], model: Mo
         return recogniser.transcribe(waveforms, decoding(ws, model=model))
 
 
-def _within(words: Sequence[Word], utterance: Utterance, before: int) -> tuple[Word, ...]:
-    """Words of an utterance and `before` samples ahead of it, their times from its beginning and within it."""
-    last = seconds(utterance.samples)
-    return tuple(
-        replace(word, start=min(max(word.start, 0.0), last), end=min(max(word.end, 0.0), last))
-        for word in _moved(words, -seconds(before))
-    )
-
-
-def _moved(words: Sequence[Word], by: float) -> tuple[Word, ...]:
-    return tuple(replace(word, start=round(word.start + by, 3), end=round(word.end + by, 3)) for word in words)
-
-
 T = TypeVar("T")
 
 
@@ -420,7 +405,7 @@ def blocks(items: Sequence[T], samples: Sequence[int], limit_s: float = BLOCK_S)
 
 def _segment(span: _utterances.Span, first: int, heard: Hypothesis) -> Segment:
     """What was heard in a span and its margins, which begin with the sample `first`."""
-    words = _moved(heard.words, seconds(first))
+    words = hearing.moved(heard.words, seconds(first))
     start, end = map(seconds, span)
     return Segment(
         # A word that the detector cut into begins or ends outside of the span.

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import sqlalchemy as sa
 
@@ -29,6 +29,7 @@ from voxloop.speech import voice
 from voxloop.speech.quality import measure
 from voxloop.steps.recordings import read_audio
 from voxloop.stores import tables
+from voxloop.stores.catalog import chunks
 from voxloop.stores.jobs import News
 
 if TYPE_CHECKING:
@@ -63,6 +64,11 @@ class Joining:
 PHRASES = Joining(gap=int(0.8 * SAMPLE_RATE), longest=15 * SAMPLE_RATE)
 # For a model that is fed 30 s whatever there is to hear: a phrase alone would take it as long.
 WINDOWS = Joining(gap=2 * SAMPLE_RATE, longest=MAX_UTTERANCE_SAMPLES)
+
+
+def joining(context: str) -> Joining:
+    """How the speech of a file is joined for a model that is fed in this context."""
+    return PHRASES if context == "trimmed" else WINDOWS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -155,31 +161,48 @@ def read_span(ws: Workspace, recording_id: str, start: int, end: int) -> Wavefor
     return read_audio(ws, recording_id, start, end)
 
 
-def with_surroundings(ws: Workspace, utterances: Sequence[Utterance]) -> list[tuple[Waveform, int]]:
-    """What a model is given of utterances: (S,) float32 at 16 kHz, and how many samples of it lie before each.
+class Placed(Protocol):
+    """Anything that lies in a recording: an utterance, or a row of a dataset."""
 
-    Of those that the detector cut, the margins as well; segments that came with a recording are heard as they were
-    given, since what lies around them may be somebody else's words.
+    @property
+    def recording(self) -> str: ...
+
+    @property
+    def start(self) -> int: ...
+
+    @property
+    def end(self) -> int: ...
+
+
+def heard_spans(ws: Workspace, placed: Sequence[Placed]) -> list[tuple[Span, bool]]:
+    """The part of its recording that a model is given of each utterance, and whether that is the whole recording.
+
+    What the detector cut is given with its margins. Segments that came with a recording are given as they are, since
+    what lies around them may be somebody else's words. Raises UnknownRecord.
     """
     table = tables.utterance
-    ids = list(dict.fromkeys(utterance.recording for utterance in utterances))
-    query = sa.select(table.c.recording, table.c.start, table.c.end)
-    query = query.where(table.c.recording.in_(ids), table.c.status != "rejected").order_by(table.c.start)
+    ids = list(dict.fromkeys(one.recording for one in placed))
     beside: dict[str, list[Span]] = {id: [] for id in ids}
+    recordings: dict[str, Recording] = {}
     with ws.read() as reader:
-        recordings = {id: reader.get(Recording, id) for id in ids}
-        for recording, start, end in reader.connection.execute(query):
-            beside[recording].append((start, end))
+        for part in chunks(ids):
+            recordings |= {id: reader.get(Recording, id) for id in part}
+            query = sa.select(table.c.recording, table.c.start, table.c.end)
+            query = query.where(table.c.recording.in_(part), table.c.status != "rejected").order_by(table.c.start)
+            for recording, start, end in reader.connection.execute(query):
+                beside[recording].append((start, end))
     wider: dict[tuple[str, int, int], Span] = {}
     for id, spans in beside.items():
         if not recordings[id].segments:
             found = with_margins(spans, recordings[id].samples)
             wider |= {(id, *span): wide for span, wide in zip(spans, found, strict=True)}
-    heard = []
-    for one in utterances:
-        start, end = wider.get((one.recording, one.start, one.end), (one.start, one.end))
-        heard.append((read_span(ws, one.recording, start, end), one.start - start))
-    return heard
+    return [
+        (
+            wider.get((one.recording, one.start, one.end), (one.start, one.end)),
+            (one.start, one.end) == (0, recordings[one.recording].samples),
+        )
+        for one in placed
+    ]
 
 
 def speech_spans(waveform: Waveform, settings: Settings) -> list[Span]:

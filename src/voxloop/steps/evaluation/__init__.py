@@ -4,10 +4,14 @@ A model decodes the references of a dataset's split once; every text heard is
 kept, and the scores are counted from what was kept.
 
     measuring.py   decode, keep, count       probes.py       silence, noise, 30 s
-    scores.py      errors, rates, slices     word_times.py   where words lie in time
+    scores.py      errors, rates, slices     sounds.py       in which nobody speaks
+    word_times.py  where words lie in time   unlabelled.py   speech without a reference
+    written.py     capitals, punctuation
 """
 
 from voxloop.steps.evaluation.measuring import (
+    as_heard,
+    as_served,
     evaluate,
     evaluation_id,
     find_evaluation,
@@ -15,19 +19,18 @@ from voxloop.steps.evaluation.measuring import (
     normalisers,
     scored_rows,
 )
-from voxloop.steps.evaluation.probes import noise_inputs, quiet_inputs
 from voxloop.steps.evaluation.scores import Scored, interval, score, scores_of, slices, wer
 
 __all__ = [
     "Scored",
+    "as_heard",
+    "as_served",
     "evaluate",
     "evaluation_id",
     "find_evaluation",
     "interval",
     "measure",
-    "noise_inputs",
     "normalisers",
-    "quiet_inputs",
     "score",
     "scored_rows",
     "scores_of",

@@ -18,7 +18,15 @@ from voxloop.families.contract import Decoding
 from voxloop.records import Dataset, Evaluation, Model, Split, Verdict
 from voxloop.steps.evaluation import Scored, scored_rows, significance, wer
 from voxloop.steps.evaluation.words import Change, SliceChange, changes, slice_changes
-from voxloop.steps.gate.guards import Guard, clusters, general_guard, joined_guard, paired, silence_guard, slice_guard
+from voxloop.steps.gate.guards import (
+    Guard,
+    clusters,
+    engine_guard,
+    general_guard,
+    paired,
+    served_guards,
+    slice_guard,
+)
 from voxloop.stores import tables
 
 if TYPE_CHECKING:
@@ -124,17 +132,16 @@ def compare(
     champion: Evaluation,
     *,
     general: tuple[Evaluation, Evaluation] | None = None,
+    engines: Sequence[tuple[Evaluation, Evaluation]] = (),
 ) -> Comparison:
     """Judge the challenger by what both models heard. Raises UsageError where the two cannot be compared.
 
-    `general` are both models' evaluations on a set that is only guarded.
+    `general` are both models' evaluations on a set that is only guarded, `engines` those on other engines that serve.
     """
     before, after = _rows(ws, challenger, champion)
     margins = ws.settings
-    found_guards = [
-        silence_guard(challenger, champion, more_words=margins.promote_silence_words),
-        joined_guard(challenger, champion, margin=margins.promote_joined_margin),
-    ]
+    found_guards = served_guards(challenger, champion, before, after, margins)
+    found_guards += [engine_guard(*_rows(ws, *pair), engine=pair[0].decoding["engine"]) for pair in engines]
     if general:
         with ws.read() as reader:
             name = reader.get(Dataset, general[0].dataset).name

@@ -17,6 +17,7 @@ from voxloop.steps.gate.comparison import Comparison, compare
 from voxloop.stores import tables
 
 if TYPE_CHECKING:
+    from voxloop.families.contract import Decoding
     from voxloop.records import Progress
     from voxloop.stores.catalog import Reader
     from voxloop.workspace import Transaction, Workspace
@@ -147,24 +148,34 @@ def _evidence(
             )
         # What is judged is what is served: the model's own files, or their conversion, through
         # `models.recogniser`, with the workspace's decoding, which names the engine.
-        reigned, challenged = _measured(ws, reigning, challenger, dataset=dataset, progress=progress)
+        served = zip(evaluation.as_served(ws, reigning), evaluation.as_served(ws, challenger), strict=True)
+        (reigned, challenged), *others = (
+            _measured(ws, reigning, challenger, dataset=dataset, decodings=pair, progress=progress)
+            for pair in dict.fromkeys(served)
+        )
         besides = _measured(ws, reigning, challenger, dataset=general, progress=progress)[::-1] if general else None
     except UsageError as error:
         if not force:
             raise
         return None, str(error)
-    return compare(ws, challenged, reigned, general=besides), None
+    return compare(ws, challenged, reigned, general=besides, engines=[pair[::-1] for pair in others]), None
 
 
 def _measured(
-    ws: Workspace, reigning: Model, challenger: Model, *, dataset: str | None, progress: Progress | None
+    ws: Workspace,
+    reigning: Model,
+    challenger: Model,
+    *,
+    dataset: str | None,
+    decodings: tuple[Decoding | None, Decoding | None] = (None, None),
+    progress: Progress | None,
 ) -> tuple[Evaluation, Evaluation]:
     """Both models on a dataset's test split; what was measured before is reused."""
     reigned, challenged = (
         evaluation.measure(
-            ws, model.id, dataset=dataset, split="test", decoding=None, progress=progress, writing=ws.transaction
+            ws, model.id, dataset=dataset, split="test", decoding=decoding, progress=progress, writing=ws.transaction
         )
-        for model in (reigning, challenger)
+        for model, decoding in zip((reigning, challenger), decodings, strict=True)
     )
     return reigned, challenged
 
