@@ -252,18 +252,15 @@ def run_list(ctx: typer.Context, as_json: Json = False) -> None:
         print_json(found)
         return
     table(
-        ["run", "status", "base", "method", "dataset", "steps", "val WER", "model", "from"],
+        ["run", "status", "method", "dataset", "val WER", "model"],  # the rest fits no 80 columns: `run show` has it
         [
             [
                 short(r.id),
                 r.status + (f" ({r.wanted} asked)" if r.wanted else ""),
-                short(r.base),
                 r.method,
                 short(r.dataset),
-                r.progress.get("step", 0),
                 _wer(r),
                 short(r.model) if r.model else None,
-                short(r.retry_of) if r.retry_of else None,
             ]
             for r in found
         ],
