@@ -30,13 +30,13 @@ def _few_threads() -> None:
 
 @pytest.fixture(scope="module")
 def spoken() -> list[tuple[np.ndarray, str]]:
-    """Eight sentences of English, some 30 s in all, with what is said in them."""
+    """Five sentences of English, some 20 s in all, with what is said in them."""
     folder = SHARED_DATA / "kathleen_en"
     if not folder.is_dir():
         folder = ROOT / "demo" / "speech"
     rows = [json.loads(row) for row in (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
     name = "file" if "file" in rows[0] else "file_name"
-    return [(decode(folder / row[name]), row["text"]) for row in rows[::40][:8]]
+    return [(decode(folder / row[name]), row["text"]) for row in rows[::40][:5]]
 
 
 @pytest.fixture(scope="module")

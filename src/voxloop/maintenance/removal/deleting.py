@@ -62,7 +62,8 @@ def delete_model(ws: Workspace, name: str, *, by: str = "cli") -> Deleted:
         tx.connection.execute(sa.delete(tables.model).where(tables.model.c.id == model.id))
         if model.run is not None:  # else `verify` and `run show` would send people to what is gone
             tx.connection.execute(sa.update(tables.run).where(tables.run.c.model == model.id).values(model=None))
-        removal = _write_down(tx, "model", model.id, model.name, keys, folders, by)
+        removal = _write_down(tx, "model", model.id, keys, folders, by)
+        tx.emit("model.deleted", model.id, key=removal, payload={"by": by, "name": model.name})
     finish(ws, removal, None)
     return Deleted(kind="model", id=model.id, name=model.name, evaluations=count, blobs=len(keys))
 
@@ -81,7 +82,8 @@ def delete_run(ws: Workspace, name: str, *, by: str = "cli") -> Deleted:
         for table in (tables.run_metric, tables.run_log, tables.run_folder):
             tx.connection.execute(sa.delete(table).where(table.c.run == run.id))
         tx.connection.execute(sa.delete(tables.run).where(tables.run.c.id == run.id))
-        removal = _write_down(tx, "run", run.id, None, keys, [f"runs/{run.id}"], by)
+        removal = _write_down(tx, "run", run.id, keys, [f"runs/{run.id}"], by)
+        tx.emit("run.deleted", run.id, key=removal, payload={"by": by, "name": None})
     finish(ws, removal, None)
     return Deleted(kind="run", id=run.id, name=None, evaluations=0, blobs=len(keys))
 
@@ -107,7 +109,8 @@ def delete_dataset(ws: Workspace, name: str, *, by: str = "cli") -> Deleted:
         d = tables.dataset
         tx.connection.execute(sa.update(d).where(d.c.parent == dataset.id).values(parent=dataset.parent))
         tx.connection.execute(sa.delete(d).where(d.c.id == dataset.id))
-        removal = _write_down(tx, "dataset", dataset.id, dataset.name, keys, [], by)
+        removal = _write_down(tx, "dataset", dataset.id, keys, [], by)
+        tx.emit("dataset.deleted", dataset.id, key=removal, payload={"by": by, "name": dataset.name})
     finish(ws, removal, None)
     return Deleted(kind="dataset", id=dataset.id, name=dataset.name, evaluations=count, blobs=len(keys))
 
@@ -186,15 +189,12 @@ def _drop_evaluations(tx: Transaction, which: sa.ColumnElement[bool]) -> tuple[l
     return [one.hypotheses for one in found], len(found)
 
 
-def _write_down(
-    tx: Transaction, kind: Deletable, id: str, name: str | None, keys: list[str], folders: list[str], by: str
-) -> str:
-    """The audit entry with what is still to be deleted, and the event; the entry's id."""
+def _write_down(tx: Transaction, kind: Deletable, id: str, keys: list[str], folders: list[str], by: str) -> str:
+    """The audit entry with what is still to be deleted; its id."""
     removal = str(ULID())
     row: dict[str, Any] = {"id": removal, "created": tx.now(), "kind": kind, "by": by, "counts": {"deleted": id}}
     pending = {"blobs": keys, "folders": folders}
     tx.connection.execute(sa.insert(tables.removal).values(**row, datasets=[], models=[], pending=pending))
-    tx.emit(f"{kind}.deleted", id, key=removal, payload={"by": by, "name": name})
     return removal
 
 
