@@ -49,10 +49,10 @@ KEPT = 2  # loaded models that stay in memory while nobody uses them: an evaluat
 def base_model(ws: Workspace, name: str | None = None) -> Model:
     """The model that `name` means, registered in the catalog.
 
-    `name` is an alias (`champion`), a model's id, `starter`, a local folder (transformers' form or CTranslate2's), a
-    Hub id such as `openai/whisper-small`, or what faster-whisper calls a model that it has in the Hub's cache (`base`,
-    `tiny.en`); None means the champion or, before there is one, the setting `base_model`. The Hub is asked about a name
-    once in a workspace. Raises ModelError or UnknownRecord.
+    `name` is an alias (`champion`), a model's name or id, `starter`, a local folder (transformers' form or
+    CTranslate2's), a Hub id such as `openai/whisper-small`, or what faster-whisper calls a model that it has in the
+    Hub's cache (`base`, `tiny.en`); None means the champion or, before there is one, the setting `base_model`. The Hub
+    is asked about a name once in a workspace. Raises ModelError or UnknownRecord.
     """
     with ws.read() as reader:
         aliased = reader.connection.execute(
@@ -60,6 +60,9 @@ def base_model(ws: Workspace, name: str | None = None) -> Model:
         ).scalar()
         if aliased:
             return reader.get(Model, aliased)
+        named = reader.all(Model, tables.model.c.name == name) if name else []
+        if named:
+            return named[0]
     if name == CHAMPION:
         raise UnknownRecord("no model is champion yet: `voxloop model promote MODEL` makes one, on evidence")
     return _named(ws, name or ws.settings.base_model)

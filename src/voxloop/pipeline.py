@@ -37,6 +37,8 @@ EVENTS: Mapping[str, str] = {
     "review.prioritised": "The order of the review queue was computed.",
     "dataset.new_sample": "An utterance was given a reference.",
     "dataset.frozen": "A dataset was built; the payload has its name and counts by split.",
+    "dataset.renamed": "A dataset was given another name, which the payload has with the one before.",
+    "dataset.deleted": "A dataset was deleted, with the evaluations on it.",
     "training.queued": "A run waits for its turn: it is new, or it is to continue.",
     "training.started": "A run's process was started.",
     "training.progress": "A run wrote how far it is: step, loss, word error rate on val.",
@@ -45,10 +47,13 @@ EVENTS: Mapping[str, str] = {
     "training.stopped": "A run was stopped for good before its end, without a model.",
     "training.failed": "A run failed; the payload has the error.",
     "training.completed": "A run ended with a model, which the payload names.",
+    "run.deleted": "A run was deleted, with its log, metrics and folder.",
     "model.evaluated": "A model was measured on a split of a dataset; the payload has the scores.",
     "model.compared": "The gate compared a model with the one that holds the alias; the payload has its evidence.",
     "model.promoted": "An alias moved to a model; the payload has the verdict.",
     "model.rolled_back": "An alias moved back to the model that held it before.",
+    "model.renamed": "A model was given a name, which the payload has.",
+    "model.deleted": "A model was deleted, with its evaluations and files.",
 }
 """Every event that is emitted, in one sentence. Its subject is the id of the record that it is about; a path for
 `recording.rejected`, and the removal's id for what was forgotten."""

@@ -230,6 +230,7 @@ class Model:
     run: str | None = None
     files: dict[str, str] = field(default_factory=dict)  # name -> sha256-<hex>
     forgotten: int = 0  # utterances that it was trained or chosen on and that were removed since: it cannot unlearn
+    name: str | None = None  # that a person gave it
     created: float = 0.0
 
 

@@ -375,6 +375,22 @@ def has_cost_estimate(case: Case, folder: Path) -> None:
     assert found.window_operations > found.token_weights > 0
 
 
+def has_other_programs(case: Case, folder: Path) -> None:
+    kind, trainable = require(case.family, "other programs"), case.trainable
+    torch.nn.init.normal_(trainable.model.model.decoder.layer_norm.bias)  # as a trained one has
+    case.family.save(trainable, trainable.model, folder / "saved")
+    assert kind.complete(folder / "saved", folder / "whole")
+    assert not kind.complete(folder / "whole", folder / "again")
+    asked = Decoding(language="en", max_new_tokens=8, audio_context="full")
+    before, after = (case.family.load(folder / name).transcribe(sounds(1.0), asked) for name in ("saved", "again"))
+    assert [one.text for one in before] == [one.text for one in after]
+    (found,) = kind.read_elsewhere("transformers", folder / "whole", sounds(1.0), None, None)
+    assert found.heard is not None, found.missing
+    (broken,) = kind.read_elsewhere("transformers", folder / "nowhere", sounds(1.0), None, None)
+    assert broken.heard is None
+    assert "failed" in str(broken.missing)
+
+
 WORKS: dict[Capability, Callable[[Case, Path], None]] = {
     "word times": has_word_times,
     "no-speech": has_no_speech,
@@ -385,6 +401,7 @@ WORKS: dict[Capability, Callable[[Case, Path], None]] = {
     "cost estimate": has_cost_estimate,
     "embeddings": has_embeddings,
     "encoder states": has_encoder_states,
+    "other programs": has_other_programs,
 }
 
 

@@ -193,7 +193,7 @@ def test_models_are_printed_as_the_step_returns_them(tmp_path: Path) -> None:
         assert (shown.evaluations, [move.id for move in shown.promotions]) == ((), ["p"])
         assert printed("-C", str(tmp_path), "model", "show", base.id) == stored(shown)
     said = run("-C", str(tmp_path), "model", "list")[1]
-    for part in ("starter", "champion", "25.0 %", "4 clips"):
+    for part in ("starter", "champion", "25.0 %", "starter  full    default      4 "):
         assert part in said
 
 

@@ -1,4 +1,4 @@
-"""dataset build, list, show, exclusions, diff, export, import."""
+"""dataset build, list, show, exclusions, diff, export, import, rename, delete."""
 
 from __future__ import annotations
 
@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from voxloop.cli.screen import Json, opened, percent, print_json, progress, short, table
+from voxloop.cli.screen import (
+    By,
+    Json,
+    Yes,
+    confirm,
+    opened,
+    percent,
+    print_json,
+    progress,
+    short,
+    table,
+    told_of_deletion,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -15,7 +27,9 @@ if TYPE_CHECKING:
     from voxloop.records import Dataset
     from voxloop.steps.datasets import Summary
 
-dataset = typer.Typer(no_args_is_help=True, help="Frozen datasets: build, list, show, compare, export, import.")
+dataset = typer.Typer(
+    no_args_is_help=True, help="Frozen datasets: build, list, show, compare, export, import, rename, delete."
+)
 
 MOST_SHOWN = 20  # rows of a table; --json has all
 
@@ -30,8 +44,9 @@ def register(app: typer.Typer) -> None:
 def dataset_build(
     ctx: typer.Context,
     name: Annotated[
-        str, typer.Option(help="Name of the dataset; building it again makes its next version.")
-    ] = "default",
+        str | None,
+        typer.Option(help="Name of the dataset; building it again makes its next version.", show_default="default"),
+    ] = None,
     ratios: Annotated[
         str | None,
         typer.Option(help="Shares of train/val/test, such as 0.8/0.1/0.1.", show_default="the setting ratios"),
@@ -78,6 +93,7 @@ def dataset_build(
     """Freeze what has been reviewed so far, split by speaker into train, val and test."""
     from dataclasses import replace
 
+    from voxloop.maintenance.naming import rename_dataset
     from voxloop.settings import parse_ratios
     from voxloop.steps.datasets import Filters, build, exclusions
 
@@ -94,7 +110,7 @@ def dataset_build(
         changed: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         made = build(
             ws,
-            name=name,
+            name=name or "default",
             ratios=parse_ratios(ratios) if ratios else None,
             machine_text=machine_text,
             speakers=speaker,
@@ -102,12 +118,15 @@ def dataset_build(
             train_limit=train_limit,
             filters=replace(Filters.of(ws.settings), **changed),
         )
+        before = made.name
+        if name and made.name != name:  # the same content, frozen before under another name
+            made = rename_dataset(ws, made.id, name)
         reviewed = len(exclusions(ws, made.id, reviewed=True))
     if as_json:
         print_json(made)
         return
-    if made.name != name:
-        typer.echo(f"the same clips and texts are frozen already, under the name {made.name}:")
+    if name and before != name:
+        typer.echo(f"the same clips and texts were frozen already, as {before}; the dataset is called {name} now:")
     _print_dataset(made, reviewed)
 
 
@@ -322,3 +341,39 @@ def dataset_import(
     origin = made.filters.get("imported")
     if origin and origin != made.id:
         typer.echo(f"it was {short(origin)} where it came from: parts of recordings became recordings of their own")
+
+
+@dataset.command("rename")
+def dataset_rename(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="DATASET", help="A dataset's name or id.")],
+    new: Annotated[str, typer.Argument(metavar="NAME", help="Letters, digits, dots, hyphens and underscores.")],
+    by: By = "cli",
+    as_json: Json = False,
+) -> None:
+    """Give a dataset another name."""
+    from voxloop.maintenance.naming import rename_dataset
+
+    with opened(ctx) as ws:
+        found = rename_dataset(ws, name, new, by=by)
+    if as_json:
+        print_json(found)
+        return
+    typer.echo(f"{short(found.id)} is called {found.name}")
+
+
+@dataset.command("delete")
+def dataset_delete(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="DATASET", help="A dataset's name or id.")],
+    yes: Yes = False,
+    by: By = "cli",
+    as_json: Json = False,
+) -> None:
+    """Delete a dataset that no run learnt from, with the evaluations on it; recordings and texts stay."""
+    from voxloop.maintenance.removal import delete_dataset
+
+    with opened(ctx) as ws:
+        confirm(f"Delete the dataset {name} for good?", yes)
+        done = delete_dataset(ws, name, by=by)
+    print_json(done) if as_json else told_of_deletion(done)

@@ -10,7 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from voxloop.cli.screen import PLAIN_EVERY_S, Json, opened, percent, print_json, short, table
+from voxloop.cli.screen import (
+    PLAIN_EVERY_S,
+    By,
+    Json,
+    Yes,
+    confirm,
+    opened,
+    percent,
+    print_json,
+    short,
+    table,
+    told_of_deletion,
+)
 
 if TYPE_CHECKING:
     from voxloop.records import Run
@@ -18,7 +30,7 @@ if TYPE_CHECKING:
     from voxloop.workspace import Workspace
 
 run = typer.Typer(
-    no_args_is_help=True, help="Training runs: list, show, logs, pause, resume, stop, retry; from any terminal."
+    no_args_is_help=True, help="Training runs: list, show, logs, pause, resume, stop, retry, delete; from any terminal."
 )
 
 CURVE_ROWS = 8
@@ -240,18 +252,15 @@ def run_list(ctx: typer.Context, as_json: Json = False) -> None:
         print_json(found)
         return
     table(
-        ["run", "status", "base", "method", "dataset", "steps", "val WER", "model", "from"],
+        ["run", "status", "method", "dataset", "val WER", "model"],  # the rest fits no 80 columns: `run show` has it
         [
             [
-                r.id,
+                short(r.id),
                 r.status + (f" ({r.wanted} asked)" if r.wanted else ""),
-                short(r.base),
                 r.method,
                 short(r.dataset),
-                r.progress.get("step", 0),
                 _wer(r),
                 short(r.model) if r.model else None,
-                r.retry_of,
             ]
             for r in found
         ],
@@ -400,3 +409,20 @@ def run_retry(
 
     with opened(ctx) as ws:
         see_through(ws, training.retry(ws, id, set or ()), no_wait=no_wait, as_json=as_json)
+
+
+@run.command("delete")
+def run_delete(
+    ctx: typer.Context,
+    id: Annotated[str, typer.Argument(metavar="RUN", help="A run's id.")],
+    yes: Yes = False,
+    by: By = "cli",
+    as_json: Json = False,
+) -> None:
+    """Delete a run that has ended without a model, or whose model was deleted: its log, metrics and folder."""
+    from voxloop.maintenance.removal import delete_run
+
+    with opened(ctx) as ws:
+        confirm(f"Delete the run {id} for good?", yes)
+        done = delete_run(ws, id, by=by)
+    print_json(done) if as_json else told_of_deletion(done)

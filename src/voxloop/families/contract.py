@@ -44,6 +44,7 @@ Capability = Literal[
     "embeddings",
     "encoder states",
     "cost estimate",
+    "other programs",
 ]
 REMEDIES: Mapping[Capability, str] = {
     "word times": "set `word_times` to false",
@@ -60,6 +61,7 @@ REMEDIES: Mapping[Capability, str] = {
     "embeddings": "name another embedding model, such as `starter`",
     "encoder states": "set ctc_weight=0 and encoder_copies=0",
     "cost estimate": "try it on a few clips",
+    "other programs": "export it with --format transformers",
 }
 """For each capability: what it takes to go without."""
 
@@ -357,6 +359,52 @@ class Cost:
     """Numbers that training keeps of 30 s for the way back."""
 
 
+ExportFormat = Literal["transformers", "ctranslate2", "ggml", "peft"]
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What another program read in a clip."""
+
+    text: str
+    end: float | None = None  # of the last segment, seconds; None where it tells no times, or heard nothing
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reading:
+    """What another program made of an exported model."""
+
+    format: ExportFormat
+    program: str  # and how it was called
+    version: str | None  # of its package; None: it is not installed
+    heard: tuple[Heard, ...] | None = None  # by clip; None where it read nothing
+    missing: str | None = None  # why not
+
+
+class Portable(Family, Protocol):
+    """The capability `other programs`: a saved model in forms that other programs read, and what they make of it."""
+
+    def complete(self, folder: Path, target: Path) -> bool:
+        """Write a saved folder into `target` with all that other programs take for granted; whether any was lacking.
+
+        Raises ModelError or OSError.
+        """
+        ...
+
+    def write_ggml(self, folder: Path, target: Path) -> None:
+        """Write the form that whisper.cpp reads, of a completed folder, into `target`. Raises ModelError or OSError."""
+        ...
+
+    def read_elsewhere(
+        self, format: ExportFormat, folder: Path, clips: Sequence[Waveform], language: str | None, base: Path | None
+    ) -> list[Reading]:
+        """What every program that takes the format reads in clips (S,), called as its users call it.
+
+        `base` is the folder that adapters belong to. A program that is not installed, or fails, is told of.
+        """
+        ...
+
+
 class Costed(Family, Protocol):
     """The capability `cost estimate`: what a model needs, without loading it."""
 
@@ -394,6 +442,8 @@ def require(family: Family, capability: Literal["ctranslate2"]) -> Conversion: .
 def require(family: Family, capability: Literal["encoder states"]) -> EncoderStates: ...
 @overload
 def require(family: Family, capability: Literal["cost estimate"]) -> Costed: ...
+@overload
+def require(family: Family, capability: Literal["other programs"]) -> Portable: ...
 @overload
 def require(family: Family, capability: Capability) -> Family: ...
 def require(family: Family, capability: Capability) -> Any:

@@ -258,6 +258,8 @@ model = sa.Table(
     sa.Column("run", sa.String),
     sa.Column("files", sa.JSON, nullable=False),
     sa.Column("forgotten", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("name", sa.String),
+    sa.Index("ix_model_name", "name", unique=True),
 )
 
 evaluation = sa.Table(

@@ -13,6 +13,9 @@ Whisper folder that stock transformers loads.
     words.py       words and their times, of tokens with theirs
     recogniser.py  the torch engine, with timing.py: when each token was said
     ctranslate.py  the CTranslate2 engine, and conversion for it
+    portable.py    what other programs take for granted: time stamp tokens, positions, files
+    ggml.py        whisper.cpp's model file
+    elsewhere.py   what other programs make of an exported model
     ctranslate_folder.py  a CTranslate2 folder as a base: weights, tokenizer and settings read back
 
 What reads with CTranslate2 imports no transformers, which takes longer than the text of a short file.
@@ -51,7 +54,7 @@ from voxloop.families.whisper.reading import Vocabulary, vocabulary
 from voxloop.records import MAX_UTTERANCE_S, SAMPLE_RATE
 
 if TYPE_CHECKING:
-    from voxloop.families.contract import Cost, Waveform
+    from voxloop.families.contract import Cost, ExportFormat, Reading, Waveform
     from voxloop.families.whisper.ctranslate import CTranslateRecogniser
     from voxloop.families.whisper.recogniser import WhisperRecogniser
 
@@ -77,6 +80,7 @@ class Whisper:
         (
             *("word times", "no-speech", "language detection", "guards"),
             *("short context", "ctranslate2", "embeddings", "encoder states", "cost estimate"),
+            "other programs",
         )
     )
     lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
@@ -112,6 +116,27 @@ class Whisper:
     def load_converted(self, converted: Path, *, device: str = "cpu") -> CTranslateRecogniser:
         """Open what `convert` made of a saved model. Raises ModelError with the remedy."""
         return ctranslate.load(converted, device)
+
+    def complete(self, folder: Path, target: Path) -> bool:
+        """Write a folder with the time stamp tokens and files that other programs look for. Raises ModelError."""
+        from voxloop.families.whisper.portable import complete
+
+        return complete(folder, target)
+
+    def write_ggml(self, folder: Path, target: Path) -> None:
+        """Write whisper.cpp's model file of a completed folder into `target`. Raises ModelError."""
+        from voxloop.families.whisper import ggml
+
+        target.mkdir(parents=True, exist_ok=True)
+        ggml.write(folder, target / ggml.FILE)
+
+    def read_elsewhere(
+        self, format: ExportFormat, folder: Path, clips: Sequence[Waveform], language: str | None, base: Path | None
+    ) -> list[Reading]:
+        """What transformers, PEFT, faster-whisper or whisper.cpp read in clips (S,)."""
+        from voxloop.families.whisper import elsewhere
+
+        return elsewhere.read(format, folder, clips, language, base)
 
     def load(self, folder: str | Path, *, device: str = "cpu", dtype: str = "float32") -> WhisperRecogniser:
         """Open a folder or Hub id. Raises ModelError with the remedy."""

@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from voxloop import __version__, models
 from voxloop.errors import UsageError, VoxloopError
 from voxloop.families.contract import Decoding
+from voxloop.files import replaced
 from voxloop.records import Dataset, Evaluation, Model, Progress, Run
 from voxloop.steps import evaluation, training
 from voxloop.steps.evaluation import Scored, forecast, scored_rows
@@ -115,10 +116,9 @@ def write(
         notes.append(f"the sound of {sounds.left_out} utterances was left out: the page would grow too large")
     if sounds.missing:
         notes.append(f"the sound of {sounds.missing} utterances is not in the workspace any more")
-    partial = file.with_name(f"{file.name}.partial")
     try:
-        partial.write_text(page, encoding="utf-8")
-        partial.replace(file)
+        with replaced(file) as partial:
+            partial.write_text(page, encoding="utf-8")
     except OSError as error:
         raise UsageError(f"the report cannot be written to {file}: {error}") from error
     return Written(file=file, size=file.stat().st_size, notes=tuple(notes))
