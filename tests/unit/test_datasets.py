@@ -210,7 +210,7 @@ def test_a_few_commands_said_many_times_are_shared_out_by_recording(workspace: W
     assert found.heard == {"val": 10, "test": 20}
     (told,) = found.warnings
     assert told.kind == "heard texts"
-    assert told.message.startswith("20 of 20 clips in test say a sentence that the same speaker says in training, too")
+    assert told.message.startswith("20 of 20 clips in test say a sentence that training has, too")
 
 
 def test_two_speakers_saying_the_same_are_not_the_same_sentence() -> None:

@@ -42,7 +42,7 @@ class Advice:
     warnings: tuple[DatasetWarning, ...]
     styles: dict[str, Style]  # of the references, by language
     restored: int  # clips whose case and punctuation come from a recogniser
-    heard: dict[Split, int]  # clips of val and test that say what the same speaker says in training, too
+    heard: dict[Split, int]  # clips of val and test whose sentence is said in training, too
     untrained: int  # training clips that no model has been trained on: `--fresh-test` may draw from them
 
 
@@ -78,11 +78,11 @@ def advise(ws: Workspace, name: str | None = None) -> Advice:
 
 
 def heard_texts(listed: Iterable[DatasetRow]) -> dict[Split, int]:
-    """How many clips of val and of test say what the same speaker says in a training clip, too."""
-    said = [(row.split, row.speaker, sentence(row.text)) for row in listed]
-    learnt = {(speaker, text) for split, speaker, text in said if split == "train"}
+    """How many clips of val and of test say what somebody says in a training clip, too."""
+    said = [(row.split, sentence(row.text)) for row in listed]
+    learnt = {text for split, text in said if split == "train"}
     held: tuple[Split, ...] = ("val", "test")
-    return {split: sum(mine == split and (speaker, text) in learnt for mine, speaker, text in said) for split in held}
+    return {split: sum(mine == split and text in learnt for mine, text in said) for split in held}
 
 
 def _testable(row: DatasetRow) -> bool:
@@ -165,8 +165,8 @@ def _heard(clips: dict[Split, int], heard: dict[Split, int]) -> DatasetWarning |
         return None
     return DatasetWarning(
         kind="heard texts",
-        message=f"{heard['test']} of {_clips(clips['test'])} in test say a sentence that the same speaker says in "
-        "training, too: an error rate on these tells little about new sentences.",
+        message=f"{heard['test']} of {_clips(clips['test'])} in test say a sentence that training has, too: "
+        "an error rate on these tells little about new sentences.",
         remedy="record sentences that training does not have, if that is what the model is for",
     )
 

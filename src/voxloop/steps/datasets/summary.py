@@ -31,7 +31,7 @@ class SplitSummary:
     words: int
     vocabulary: int  # different words, normalised
     unseen: int  # words, counted as often as they are said, that the training split does not have
-    heard: int  # clips that say what the same speaker says in a training clip, too
+    heard: int  # clips whose sentence is said in a training clip, too
     machine: int  # clips whose text no person wrote
     lengths: tuple[int, ...]  # clips by length, between the edges LENGTHS_S
 
