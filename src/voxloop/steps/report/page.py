@@ -263,8 +263,8 @@ def rate_in_words(scores: dict[str, Any]) -> str:
     if scores["wer"] <= 1:
         return "of the words are wrong: word error rate (WER)"
     return (
-        f"word error rate (WER): more words are wrong than there are, {errors} errors on {scores['words']} words, "
-        f"since {scores['insertions']} words were heard that nobody said; measured"
+        f"More words are wrong than were said: {errors} errors on {scores['words']} words, {scores['insertions']} of "
+        "them words that nobody said. Word error rate (WER)"
     )
 
 
@@ -285,7 +285,7 @@ def _bar(subject: Subject, scores: dict[str, Any], *, top: float) -> Bar:
     low, high = scores.get("wer_low"), scores.get("wer_high")
     text = percent(scores["wer"])
     span = f", 95 % interval {100 * low:.1f} to {100 * high:.1f}" if low is not None and high is not None else ""
-    label = f"{subject.name}: {text} of words wrong{span}"
+    label = f"{subject.name}: word error rate {text}{span}"
     return Bar(
         subject=subject,
         text=text,
