@@ -20,6 +20,7 @@ import hashlib
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from functools import cache, partial
 from typing import Generic, Protocol, TypeVar
 
 from voxloop.records import SPLITS, Split
@@ -73,9 +74,18 @@ def strictest(splits: set[Split]) -> Split:
 
 def sentence(text: str) -> str:
     """What a text says, without case, punctuation and spacing: equal for the same sentence."""
-    letters = unicodedata.normalize("NFC", text).casefold()
-    # Marks are kept: they are the vowel signs of Hindi and Thai.
-    return " ".join("".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in letters).split())
+    return " ".join(unicodedata.normalize("NFC", text).casefold().translate(_LETTERS).split())
+
+
+class _Letters(dict[int, str]):
+    """Characters that count, others as spaces. Marks count: they are the vowel signs of Hindi and Thai."""
+
+    def __missing__(self, code: int) -> str:
+        self[code] = kept = chr(code) if unicodedata.category(chr(code))[0] in "LMN" else " "
+        return kept
+
+
+_LETTERS = _Letters()
 
 
 def split_at(place: float, ratios: Ratios) -> Split:
@@ -116,7 +126,7 @@ def assign_splits(
     counts = {one.id: 1 if clips is None else clips.get(one.id, 0) for one in utterances}
     recordings = {one.recording for one in utterances}
     wanted = _Wanted(utterances, counts, ratios, afresh=afresh)
-    alike = _by_text(recordings, said)
+    alike = cache(partial(_by_text, recordings, said))  # gone through only where it is asked for
     assigned: dict[Id, Split] = {}
     for grouping in _groupings(utterances, recordings, alike, sessions):
         assigned = _by_group(utterances, grouping, wanted, counts)
@@ -196,17 +206,19 @@ class _Grouping(Generic[Id]):
 def _groupings(
     utterances: Sequence[Placed[Id]],
     recordings: set[str],
-    alike: Mapping[str, str] | None,
+    texts: Callable[[], Mapping[str, str] | None],
     sessions: Mapping[str, str | None],
 ) -> Iterator[_Grouping[Id]]:
     """Ways to group, the strictest first."""
 
     def by_text(one: Placed[Id]) -> str:
+        alike = texts()
         return f"recording {alike[one.recording] if alike else one.recording}"
 
     speakers, named = _speaker_groups(utterances, by_text)
     if named >= MIN_SPEAKERS or _disjoint(utterances):
         yield _Grouping(speakers, finer=by_text, by_speaker=True)
+    alike = texts()
     in_session = {recording: sessions[recording] for recording in recordings if sessions.get(recording)}
     if alike and in_session:
         both = _Joined()
@@ -285,10 +297,13 @@ def _by_group(
     for utterance in utterances:
         if utterance.split:
             of_group.setdefault(grouping.name(utterance), set()).add(utterance.split)
-            of_finer.setdefault(grouping.finer(utterance), set()).add(utterance.split)
             of_recording.setdefault(utterance.recording, set()).add(utterance.split)
             if utterance.speaker:
                 of_speaker.setdefault(utterance.speaker, set()).add(utterance.split)
+    if any(len(splits) > 1 for splits in of_group.values()):
+        for utterance in utterances:
+            if utterance.split:
+                of_finer.setdefault(grouping.finer(utterance), set()).add(utterance.split)
     torn = _torn(utterances, grouping, of_group, of_speaker)
     speakers: dict[str, set[str]] = {}  # of each recording in such a group
     for utterance in utterances if torn else ():
@@ -297,7 +312,7 @@ def _by_group(
     assigned: dict[Id, Split] = {}
     free: dict[str, list[Id]] = {}
     for utterance in utterances:
-        group, finer = grouping.name(utterance), grouping.finer(utterance)
+        group = grouping.name(utterance)
         before = of_group.get(group, set())
         if utterance.split:
             assigned[utterance.id] = utterance.split
@@ -312,10 +327,10 @@ def _by_group(
             known = [of_speaker.get(one, set()) for one in speakers.get(utterance.recording, ())]
             if known and all(known) and len(set().union(*known)) == 1:
                 assigned[utterance.id] = next(iter(known[0]))
-        elif finer in of_finer:
-            assigned[utterance.id] = strictest(of_finer[finer])
+        elif grouping.finer(utterance) in of_finer:
+            assigned[utterance.id] = strictest(of_finer[grouping.finer(utterance)])
         else:
-            free.setdefault(finer, []).append(utterance.id)
+            free.setdefault(grouping.finer(utterance), []).append(utterance.id)
     return assigned | _shared_out(free, wanted, counts, spread=SPREAD_BY_SPEAKER if grouping.by_speaker else SPREAD)
 
 

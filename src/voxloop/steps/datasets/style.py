@@ -36,7 +36,7 @@ class Styles:
     def add(self, text: str, language: str | None) -> None:
         """Count one text."""
         counts = self._counts.setdefault(language, [0, 0, 0, 0])
-        capitals, small = any(map(str.isupper, text)), any(map(str.islower, text))
+        capitals, small = text != text.lower(), text != text.upper()
         counts[0] += 1
         counts[1] += capitals or small
         counts[2] += capitals and small
