@@ -213,14 +213,19 @@ def test_a_few_commands_said_many_times_are_shared_out_by_recording(workspace: W
     assert told.message.startswith("20 of 20 clips in test say a sentence that training has, too")
 
 
-def test_two_speakers_saying_the_same_are_not_the_same_sentence() -> None:
-    utterances = [utterance(f"r{i}", speaker=f"s{i % 2}") for i in range(100)]
-    said = [(one.recording, one.speaker, f"text {n // 2}") for n, one in enumerate(utterances)]
-    assigned = datasets.assign_splits(utterances, RATIOS, sessions={}, said=lambda: said)
-    assert Counter(assigned.values()) == {"train": 60, "val": 20, "test": 20}
-    assert any(
-        assigned[one.id] != assigned[other.id] for one, other in zip(utterances[::2], utterances[1::2], strict=True)
-    )
+@pytest.mark.parametrize(("sentences", "across"), [(50, True), (12, False)])
+def test_sentences_that_several_speakers_read(sentences: int, across: bool) -> None:
+    """Test says what nobody says in training or, where the sentences are few, what that speaker does not."""
+    utterances = [utterance(f"r{i}", speaker=f"s{i % 4}") for i in range(4 * sentences)]
+    said = [(one.recording, one.speaker, f"text {n // 4}") for n, one in enumerate(utterances)]
+    copies = [utterance(f"copy{i}", speaker="s1") for i in range(4)]
+    said += [(one.recording, one.speaker, f"Text {n}!") for n, one in enumerate(copies)]
+    assigned = datasets.assign_splits([*utterances, *copies], RATIOS, sessions={}, said=lambda: said)
+    splits: dict[str, set[Split]] = {}
+    for one, (_, speaker, text) in zip([*utterances, *copies], said, strict=True):
+        key = datasets.sentence(text)
+        splits.setdefault(key if across else f"{speaker} {key}", set()).add(assigned[one.id])
+    assert all(len(found) == 1 for found in splits.values())
 
 
 @given(st.integers(1, 20_000))

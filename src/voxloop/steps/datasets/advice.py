@@ -167,7 +167,7 @@ def _heard(clips: dict[Split, int], heard: dict[Split, int]) -> DatasetWarning |
         kind="heard texts",
         message=f"{heard['test']} of {_clips(clips['test'])} in test say a sentence that training has, too: "
         "an error rate on these tells little about new sentences.",
-        remedy="record sentences that training does not have, if that is what the model is for",
+        remedy="record sentences that training does not have, if the model is to understand new ones",
     )
 
 
@@ -176,7 +176,8 @@ def _doubtful(count: int) -> DatasetWarning | None:
         return None
     return DatasetWarning(
         kind="doubtful",
-        message=f"{_clips(count)} stay out, since the text does not fit the length of the speech.",
+        message=f"{_clips(count)} {'stays' if count == 1 else 'stay'} out: the text does not fit the length of the "
+        "speech.",
         remedy="`voxloop review list --warning 'doubtful text'`; a text that a person saves is taken",
     )
 

@@ -6,8 +6,9 @@ that fills every split:
 
 1. a speaker, with those who share a recording, where there are enough speakers;
 2. a session, with what says the same sentence as one of its clips;
-3. a recording, with those in which the same speaker says the same sentence, so that
-   test says something new: read twice, or kept as a lossy copy, it is one;
+3. a recording, with those in which the same sentence is said, so that test says something
+   new: read twice, or kept as a lossy copy, it is one. Where few sentences are left when
+   those of all speakers are taken together, each speaker's count by themselves;
 4. a session; 5. a recording: a few commands said many times cannot be told apart
    by what they say.
 
@@ -252,16 +253,23 @@ def _disjoint(utterances: Sequence[Placed[Id]]) -> bool:
 
 
 def _by_text(recordings: set[str], said: Said) -> dict[str, str] | None:
-    """For each recording the one that stands for all in which its speaker says the same; None: too few texts."""
-    joined = _Joined()
-    first: dict[int, str] = {}  # by a hash of speaker and sentence, which takes less memory than these
-    for recording, speaker, text in said():
-        key = sentence(text)
-        if key:
-            digest = hashlib.blake2b(f"{speaker or ''}\n{key}".encode(), digest_size=8).digest()
-            joined.join(recording, first.setdefault(int.from_bytes(digest), recording))
-    found = {recording: joined.root(recording) for recording in recordings}
-    return found if len(set(found.values())) >= min(MANY_TEXTS, TEXT_SHARE * len(recordings)) else None
+    """For each recording the one that stands for all in which the same is said; None: too few texts.
+
+    Said by anybody or, where so few sentences are left, by the same speaker.
+    """
+    for by_anybody in (True, False):
+        joined = _Joined()
+        first: dict[int, str] = {}  # by a hash of speaker and sentence, which takes less memory than these
+        for recording, speaker, text in said():
+            key = sentence(text)
+            if key:
+                who = "" if by_anybody else speaker or ""
+                digest = hashlib.blake2b(f"{who}\n{key}".encode(), digest_size=8).digest()
+                joined.join(recording, first.setdefault(int.from_bytes(digest), recording))
+        found = {recording: joined.root(recording) for recording in recordings}
+        if len(set(found.values())) >= min(MANY_TEXTS, TEXT_SHARE * len(recordings)):
+            return found
+    return None
 
 
 def _speaker_groups(
