@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections import Counter
 from pathlib import Path
@@ -9,9 +10,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from tests.unit.speech import add_utterance
+from voxloop.cli import app
 from voxloop.errors import UsageError
+from voxloop.pipeline import open_loop
 from voxloop.records import SPLITS, Dataset, Utterance
 from voxloop.steps import datasets, review
 from voxloop.steps.datasets.picture import draw
@@ -150,6 +154,37 @@ def test_a_dataset_says_what_it_lacks(workspace: Workspace) -> None:
         "languages",
         "val has no clip in de, which training has: there, nothing is measured.",
     )
+
+
+def test_build_and_show_say_what_a_dataset_lacks_at_80_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with open_loop(tmp_path / "w", create=True) as ws:
+        for i in range(12):
+            add_utterance(ws, f"r{i}", reference=f"text {i}", language="en", speaker="a speaker with a long name")
+        add_utterance(ws, "short", reference="a", language="en", duration=0.04, by="metadata")
+
+    def said(*arguments: str) -> str:
+        done = CliRunner().invoke(app, ["-C", str(tmp_path / "w"), "dataset", *arguments])
+        assert done.exit_code == 0, done.output
+        return done.stdout
+
+    built = said("build", "--name", "my-first-voice", "--ratios", "1/0/0")
+    assert "Shortest clip taken: 0.25 s, by the length of the others (--min-seconds sets it)" in built
+    assert "Texts in en: 0% with capitals, 0% with punctuation (--restore-style takes them from" in built
+    assert "Warning: The test split has 0 clips; a promotion needs at least 20." in built
+    assert "Warning: The val split is empty: training cannot tell which of its checkpoints is best." in built
+    assert "What helps: `voxloop dataset build --fresh-test` (draws from 12 clips that no model" in built
+    fresh = said("build", "--name", "my-first-voice", "--fresh-test")
+    assert [line.split()[:2] for line in fresh.splitlines()[2:5]] == [["train", "6"], ["val", "1"], ["test", "5"]]
+    shown = said("show")
+    assert "a promotion needs at least 20" in shown
+    # Tables keep to 80 columns; sentences are for the terminal to wrap.
+    tables = [line for line in (shown + said("list")).splitlines() if "  " in line.strip() and "Warning" not in line]
+    assert tables
+    assert max(len(line.rstrip()) for line in tables if not line.startswith("  ")) <= 80
+    assert said("exclusions").splitlines()[1].split()[:3] == ["13", "short", "0.0"]
+    as_json = json.loads(said("show", "--json"))
+    assert {one["kind"] for one in as_json["advice"]["warnings"]} == {"small test"}
 
 
 @pytest.fixture

@@ -360,6 +360,7 @@ def test_what_is_left_out_is_counted_and_listed(workspace: Workspace) -> None:
     add_utterance(workspace, "blank", reference=" ")
     hiss = Quality(level_dbfs=-20, peak_dbfs=-3, snr_db=1.5, clipping=0, silence=0, bandwidth_hz=4000)
     add_utterance(workspace, "noisy", reference="yes", quality=hiss, by="metadata")
+    add_utterance(workspace, "no pause in it", reference="yes", quality=hiss, by="metadata", duration=0.6)
     (bad,) = add_utterance(workspace, "bad", reference="yes")
     review.reject(workspace, bad, reason="two people talk", by="ann")
     made = datasets.build(workspace)

@@ -32,6 +32,7 @@ SHORTEST_S, SHORT_ENOUGH_S = (
     0.1,
     0.5,
 )  # between which that bound lies: a spoken vowel, and a short word with its margins
+SNR_FROM_S = 1.0  # a clip cut tightly around a word has no pause in which its noise could be measured
 FEW_OF_SPEAKER, FEW = 10, 30  # clips of a speaker, and of a language, below which they say nothing about what is usual
 LEAST_FACTOR = 3.0  # a rate within a third and three times of what is usual is no outlier, however alike the others are
 SPREAD = 1.4826  # the median absolute deviation of a normal distribution times this is its standard deviation
@@ -47,7 +48,7 @@ class Filters:
     max_seconds: float = MAX_UTTERANCE_S
     """Longer utterances stay out; no model hears more than 30 s at once."""
     min_snr_db: float = 5.0
-    """Utterances measured noisier than this stay out."""
+    """Utterances of 1 s and more that are measured noisier than this stay out."""
     max_characters_per_second: float = 40.0
     """Faster than anybody speaks: a text and its audio do not belong together, unless a person says so."""
     max_label_tokens: int | None = None
@@ -213,8 +214,9 @@ class Judge:
         quality = utterance.quality
         if quality and quality.soundless:
             return "nothing to hear (digital silence, or a constant level)", ""
-        if quality and quality.snr_db is not None and quality.snr_db < filters.min_snr_db:
-            return f"SNR below {filters.min_snr_db:g} dB (--min-snr-db)", f"{quality.snr_db:.1f} dB"
+        snr_db = quality.snr_db if quality and utterance.duration >= SNR_FROM_S else None
+        if snr_db is not None and snr_db < filters.min_snr_db:
+            return f"SNR below {filters.min_snr_db:g} dB (--min-snr-db)", f"{snr_db:.1f} dB"
         labels, most = self.labels, filters.max_label_tokens
         # Counting takes longer than looking at the bytes, of which a token has one at least.
         if labels and most and len(text.text.encode()) + labels.around > most:
