@@ -137,6 +137,7 @@ class Utterance:
     status: UtteranceStatus = "new"
     quality: Quality | None = None
     priority: float = 0.0  # higher is reviewed sooner
+    doubt: str | None = None  # why a dataset left its text out until a person confirms it
 
     @property
     def samples(self) -> int:

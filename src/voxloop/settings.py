@@ -92,10 +92,11 @@ class Settings:
     """Pause that ends an utterance."""
     vad_pad_ms: int = 100
     """Kept on both sides of the speech found."""
-    ratios: tuple[float, float, float] = (0.92, 0.04, 0.04)
-    """Shares of train, val and test among speakers (or recordings, where speakers are few)."""
-    min_clip_s: float = 0.5
-    """Utterances shorter than this stay out of datasets."""
+    ratios: tuple[float, float, float] | tuple[()] = ()
+    """Shares of train, val and test, such as [0.8, 0.1, 0.1]; empty: chosen by the number of clips, so that the test
+    split is large enough for a verdict where the clips suffice."""
+    min_clip_s: float = 0.0
+    """Utterances shorter than this stay out of datasets; 0: a bound derived from the clips themselves."""
     max_clip_s: float = 30.0
     """Utterances longer than this stay out of datasets."""
     min_snr_db: float = 5.0
@@ -142,10 +143,12 @@ class Settings:
     characters). In the environment: JSON."""
 
     def __post_init__(self) -> None:
-        if len(self.ratios) != 3 or any(r < 0 for r in self.ratios) or abs(sum(self.ratios) - 1) > 1e-6:
+        if self.ratios and (
+            len(self.ratios) != 3 or any(r < 0 for r in self.ratios) or abs(sum(self.ratios) - 1) > 1e-6
+        ):
             raise SettingError(
-                f"ratios are {self.ratios}: needed are three shares (train, val, test) of 0 or more that sum to 1; "
-                "for example 0.8/0.1/0.1"
+                f"ratios are {self.ratios}: give three shares (train, val, test) of 0 or more that add up to 1, "
+                "such as 0.8/0.1/0.1"
             )
         for name in ("lease_s", "review_lease_s", "poll_s", "batch_seconds", "max_recording_hours", "keep_jobs_days"):
             if getattr(self, name) <= 0:
@@ -232,7 +235,7 @@ def parse_ratios(text: str) -> tuple[float, float, float]:
         parts = [part / 100 for part in parts]
     if len(parts) != 3 or any(p < 0 for p in parts) or abs(sum(parts) - 1) > 1e-6:
         raise SettingError(
-            f"ratios {text!r}: needed are three shares (train/val/test) that sum to 1, such as 0.8/0.1/0.1 or 80/10/10"
+            f"ratios {text!r}: give three shares (train/val/test) that add up to 1, such as 0.8/0.1/0.1 or 80/10/10"
         )
     return parts[0], parts[1], parts[2]
 
@@ -258,6 +261,8 @@ def _convert(name: str, value: Any, like: Any, where: str) -> Any:
             names = value.split(",") if isinstance(value, str) else value
             return tuple(part.strip() for part in names if part.strip())
         if isinstance(like, tuple):
+            if not value:
+                return ()
             return parse_ratios(value if isinstance(value, str) else "/".join(str(v) for v in value))
         if isinstance(like, bool):
             return _BOOLEANS[str(value).lower()]

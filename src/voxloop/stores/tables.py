@@ -106,6 +106,7 @@ utterance = sa.Table(
     sa.Column("status", sa.String, nullable=False),
     sa.Column("quality", sa.JSON),
     sa.Column("priority", sa.Double, nullable=False, default=0.0),
+    sa.Column("doubt", sa.String),
     # `created` of its recording, here so that an index can hold both; written by `Writer.add`, no part of the record.
     sa.Column("ingested", sa.Double, nullable=False, server_default="0"),
     # How sure the machine is of its text (`machine_confidence`), here for the same reason and written there, too.

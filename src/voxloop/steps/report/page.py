@@ -6,6 +6,7 @@ page.html.j2  the page                        sound.py    speech as data URIs
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -168,11 +169,12 @@ def _subjects(
             continue
         with ws.read() as reader:
             record = reader.get(Model, id)
+            bases = {record.base: reader.find(Model, record.base)} if record.run else {}
         subjects.append(
             Subject(
                 color=len(subjects),
                 role=role,
-                name=_name(record, aliases),
+                name=_name(record, aliases, bases.get(record.base)),
                 model=record,
                 evaluation=measured,
                 rows=tuple(scored_rows(ws, measured)),
@@ -181,12 +183,15 @@ def _subjects(
     return subjects
 
 
-def _name(model: Model, aliases: dict[str, str]) -> str:
-    """What people call a model: its alias, where it came from, or the beginning of its id."""
+def _name(model: Model, aliases: dict[str, str], base: Model | None) -> str:
+    """What people call a model: its alias, else where it came from; of a tuned one, what it was tuned from."""
     alias = sorted(name for name, id in aliases.items() if id == model.id)
     if alias:
         return f"{alias[0]} ({short(model.id)})"
-    return Path(model.base).name if model.run is None else short(model.id)
+    if model.run is None:
+        return Path(model.base).name
+    origin = "tuned again" if base is None or base.run else f"{Path(base.base).name}, tuned"
+    return f"{origin} ({short(model.id)})"
 
 
 def _render(ws: Workspace, subjects: Sequence[Subject], sounds: Sounds) -> str:
@@ -214,6 +219,7 @@ def _render(ws: Workspace, subjects: Sequence[Subject], sounds: Sounds) -> str:
         lstrip_blocks=True,
     )
     environment.filters["percent"] = percent
+    environment.filters["rate"] = rate_in_words
     environment.filters["points"] = points
     environment.filters["spoken"] = forecast.spoken
     environment.filters["short"] = short
@@ -251,6 +257,17 @@ def percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f} %"
 
 
+def rate_in_words(scores: dict[str, Any]) -> str:
+    """What a word error rate says, behind the number: above 100 % it is no share of the words."""
+    errors = scores["substitutions"] + scores["deletions"] + scores["insertions"]
+    if scores["wer"] <= 1:
+        return "of the words are wrong: word error rate (WER)"
+    return (
+        f"More words are wrong than were said: {errors} errors on {scores['words']} words, {scores['insertions']} of "
+        "them words that nobody said. Word error rate (WER)"
+    )
+
+
 def short(id: str) -> str:
     """The part of an id that people know a model or dataset by."""
     return id.removeprefix("sha256-")[:12]
@@ -268,7 +285,7 @@ def _bar(subject: Subject, scores: dict[str, Any], *, top: float) -> Bar:
     low, high = scores.get("wer_low"), scores.get("wer_high")
     text = percent(scores["wer"])
     span = f", 95 % interval {100 * low:.1f} to {100 * high:.1f}" if low is not None and high is not None else ""
-    label = f"{subject.name}: {text} of words wrong{span}"
+    label = f"{subject.name}: word error rate {text}{span}"
     return Bar(
         subject=subject,
         text=text,
@@ -309,7 +326,9 @@ def _learnt(ws: Workspace, subject: Subject, run: Run, dataset: Dataset | None) 
     lines = training.metrics(ws, run.id)
 
     def curve(name: str) -> list[Point]:
-        return [Point(x=line.get("step", 0), y=line[name]) for line in lines if line.get(name) is not None]
+        # A loss that overflowed stands as NaN in the metrics.
+        values = [(line.get("step", 0), line.get(name)) for line in lines]
+        return [Point(x=step, y=value) for step, value in values if value is not None and math.isfinite(value)]
 
     wer, loss = curve("val_wer"), curve("loss")
     return Learnt(

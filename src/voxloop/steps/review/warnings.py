@@ -23,6 +23,7 @@ WarningKind = Literal[
     "clipped",
     "noisy",
     "too quiet",
+    "doubtful text",
 ]
 WARNINGS: dict[WarningKind, str] = {
     "no text": "nothing was heard",
@@ -36,6 +37,7 @@ WARNINGS: dict[WarningKind, str] = {
     "clipped": "samples at full scale",
     "noisy": "little louder than its background",
     "too quiet": "much quieter than speech usually is",
+    "doubtful text": "`dataset build` left the given text out, since its length does not fit the audio",
 }
 
 # Characters a second of speech. Reading aloud is 10 to 18 in languages with letters (Trauzettel-Klosinski et al. 2012,
@@ -78,6 +80,8 @@ def warnings_of(utterance: Utterance, transcripts: Sequence[Transcript]) -> tupl
     found: list[ReviewWarning] = []
     if text is not None:
         found += _about_length(utterance, text)
+    if utterance.doubt and utterance.status == "transcribed":  # nobody has confirmed the text since
+        found.append(ReviewWarning(kind="doubtful text", detail=utterance.doubt))
     if machine is not None and reference is None:
         found += _about_recognition(machine)
     return (*found, *_about_sound(utterance))

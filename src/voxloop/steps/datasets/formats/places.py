@@ -60,7 +60,7 @@ def begin(place: Blobs, what: dict[str, Any]) -> set[str]:
 
 def check_same(place: Blobs, key: str, what: dict[str, Any]) -> None:
     """Raises UsageError where a mark is of another export."""
-    found = json.loads(place.get(key))
+    found = {"file_names": True, **json.loads(place.get(key))}  # older exports do not say
     differing = [name for name, value in what.items() if found.get(name) != value]
     if differing:
         told = ", ".join(f"{name} {found.get(name)!r} instead of {what[name]!r}" for name in differing)
