@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from voxloop import __version__
-from voxloop.cli import bases, datasets, evaluation, keep, models, recipes, review, runs, speech, work
+from voxloop.cli import bases, datasets, evaluation, keep, models, recipes, review, runs, speech, vocabulary, work
 from voxloop.errors import UsageError, VoxloopError
 from voxloop.settings import THREADS_WAIT
 
@@ -81,6 +81,7 @@ bases.register(app)
 evaluation.register(app)
 models.register(app)
 keep.register(app)
+vocabulary.register(app)
 
 
 def main() -> None:

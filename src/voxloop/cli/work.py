@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from voxloop.cli.screen import Json, opened, percent, print_json, short, table, when
+from voxloop.cli.screen import Json, opened, percent, print_json, short, table, tell_speechless, when
 
 if TYPE_CHECKING:
     from voxloop.automation.worker import BatchReport
@@ -79,6 +79,9 @@ def _print_status(found: Status) -> None:
         )
     for dead in found.dead[:5]:
         typer.echo(f"failed: {dead.step} of {short(dead.subject)}: {dead.error}")
+    if found.speechless:
+        typer.echo()
+        tell_speechless(found.speechless)
     if found.next_steps:
         typer.echo("\nnext:")
         for step in found.next_steps:
@@ -116,6 +119,7 @@ def worker(
     import time
 
     from voxloop.automation.worker import COUNTED, work
+    from voxloop.steps.utterances import speechless
 
     stop = threading.Event()
     began = time.monotonic()
@@ -136,13 +140,17 @@ def worker(
     with opened(ctx) as ws:
         if retry_dead:
             typer.echo(f"{ws.jobs.retry()} failed jobs woken")
+        with ws.read() as reader:
+            since = reader.now()
         done = work(ws, steps or (), until_idle=until_idle, stop=stop, progress=ended)
         with ws.read() as reader:
             dead = len(ws.jobs.dead(reader))
+        silent = [one.name for one in speechless(ws, since=since)]
     typer.echo(
         f"{done} jobs done in {time.monotonic() - began:.1f} s"
         + (f"; {dead} given up, see `voxloop status`" if dead else "")
     )
+    tell_speechless(silent)
     if dead and until_idle:
         raise typer.Exit(1)
 
