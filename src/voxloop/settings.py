@@ -84,7 +84,7 @@ class Settings:
     prompt: str = ""
     """Text that Whisper takes for what was said before each utterance: its spelling and style carry over. Of a long
     one the last 223 tokens count."""
-    vocabulary_bonus: float = 1.0
+    vocabulary_bonus: float = 2.0
     """How far texts with terms of the vocabulary (`voxloop vocabulary`) are preferred: added to the log-probability for
     each token of a whole term; 0: not at all."""
     vocabulary_prompt: bool = False

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 ROUNDS = 4  # times that a text is replaced, at most
-SLACK = 2.0  # by how much a term may fall behind its bonus before what follows it is heard
+SLACK = 2.0  # by how much the beginning of a term may fall behind the bonus of its tokens
 BRANCHES = 12  # of a clip that are followed at once, the likeliest first
 
 Logprobs = np.ndarray[tuple[int, int], np.dtype[np.float32]]
@@ -30,18 +30,17 @@ class Node:
 
     children: dict[int, Node] = field(default_factory=dict)
     bonus: float = 0.0  # of the term that ends here; 0: none does
-    most: float = 0.0  # the largest bonus of the terms that begin like this
+    earned: float = 0.0  # the bonus of the tokens so far
 
 
 def trie(terms: Sequence[Sequence[int]], bonus: float, limit: float) -> Node:
     """The trie of terms given as tokens; a term's bonus is so much a token, up to the limit."""
     root = Node()
     for tokens in terms:
-        node, whole = root, min(limit, bonus * len(tokens))
-        for token in tokens:
-            node = node.children.setdefault(token, Node())
-            node.most = max(node.most, whole)
-        node.bonus = whole
+        node = root
+        for count, token in enumerate(tokens, start=1):
+            node = node.children.setdefault(token, Node(earned=min(limit, bonus * count)))
+        node.bonus = node.earned
     return root
 
 
@@ -91,15 +90,14 @@ class Preference:
         self.spelled = spelled
         self.spaced = spaced  # whether words are written with spaces between them
         self._firsts = np.array(list(root.children), dtype=np.int64)
-        self._most = np.array([node.most for node in root.children.values()], dtype=np.float32)
+        self._earned = np.array([node.earned for node in root.children.values()], dtype=np.float32)
 
-    def prefer(self, texts: Sequence[list[int]], limits: Sequence[int], read: Read) -> list[Reading | None]:
-        """For each text the one preferred to it, None where it stays."""
-        chosen: list[Reading | None] = [None] * len(texts)
-        rows = [row for row, text in enumerate(texts) if text]
-        if not rows or not len(self._firsts):
+    def prefer(self, readings: Sequence[Reading], limits: Sequence[int], read: Read) -> list[Reading | None]:
+        """For each text the one preferred to it, of at most so many tokens; None where it stays."""
+        chosen: list[Reading | None] = [None] * len(readings)
+        if not len(self._firsts):
             return chosen
-        now = dict(zip(rows, read(rows, [texts[row] for row in rows], [0] * len(rows)), strict=True))
+        now = {row: reading for row, reading in enumerate(readings) if reading.tokens}
         for _ in range(ROUNDS):
             completed = self._completed(now, limits, read)
             if not completed:
@@ -182,7 +180,7 @@ class Preference:
         for place, logprobs in enumerate(reading.logprobs):
             if place < len(reading.tokens) and self._begins(reading.tokens, place):
                 behind = logprobs.max() - logprobs[self._firsts]
-                for index in np.flatnonzero(behind <= self._most + SLACK):
+                for index in np.flatnonzero(behind <= self._earned + SLACK):
                     token = int(self._firsts[index])
                     yield _Branch(row, place, nodes[index], (token,), float(behind[index]))
 
@@ -204,11 +202,11 @@ class Preference:
             logprobs = ahead[index]
             for token, child in one.node.children.items():
                 behind = one.behind + float(logprobs.max() - logprobs[token])
-                if behind <= child.most + SLACK:
+                if behind <= child.earned + SLACK:
                     branch = _Branch(one.row, one.place, child, (*one.tokens, token), behind)
                     grown.setdefault(one.row, []).append(branch)
         return [branch for mine in grown.values() for branch in self._likeliest(iter(mine))]
 
     @staticmethod
     def _likeliest(branches: Iterator[_Branch]) -> list[_Branch]:
-        return sorted(branches, key=lambda one: (one.behind - one.node.most, one.place, one.tokens))[:BRANCHES]
+        return sorted(branches, key=lambda one: (one.behind - one.node.earned, one.place, one.tokens))[:BRANCHES]

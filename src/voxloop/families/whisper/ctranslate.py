@@ -316,7 +316,7 @@ class CTranslateRecogniser(Reader):
         return [(codes[index], chance) for index, chance in zip(best.tolist(), chances.tolist(), strict=True)]
 
     def _likeliest(
-        self, states: Any, mask: None, prompts: Sequence[Sequence[int]], limits: Sequence[int], beams: int
+        self, states: Any, mask: None, prompts: Sequence[Sequence[int]], limits: Sequence[int], beams: int, keep: bool
     ) -> list[Draft]:
         if beams == 1:
             results = self._generate(states, prompts, max(limits))
@@ -334,7 +334,8 @@ class CTranslateRecogniser(Reader):
             tokens = [*text, self.vocabulary.end][: min(limit, len(result.logits[0]))]
             logits = _logits(result, 0, len(tokens))
             chances = logits.softmax(dim=-1).gather(1, torch.tensor(tokens)[:, None])[:, 0]
-            drafts.append(Draft(tokens, chances.tolist(), self._no_speech(result)))
+            kept = log_softmax(logits.numpy()) if keep else None
+            drafts.append(Draft(tokens, chances.tolist(), self._no_speech(result), logprobs=kept))
         return drafts
 
     def _drawn(

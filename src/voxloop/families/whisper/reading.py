@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
@@ -21,7 +21,7 @@ import torch
 
 from voxloop.errors import ModelError, UsageError, nearest
 from voxloop.families.contract import REMEDIES, Decoding, Guards, Hypothesis
-from voxloop.families.whisper.bias import Preference, Reading, trie
+from voxloop.families.whisper.bias import Logprobs, Preference, Reading, trie
 from voxloop.families.whisper.features import CONTEXT_KEY, HOP, AudioContext, frames_in
 from voxloop.families.whisper.words import spelled, without_silence, words_of
 from voxloop.records import MAX_UTTERANCE_SAMPLES, SAMPLE_RATE, Guard, Word, seconds
@@ -107,6 +107,7 @@ class Draft:
     no_speech: float | None
     temperature: float = 0.0
     text: str = ""
+    logprobs: Logprobs | None = None  # of all places, where they were kept
     fired: tuple[Guard, ...] = ()
     history: tuple[Guard, ...] = field(default=())  # what fired on this clip's earlier drafts as well
 
@@ -171,9 +172,9 @@ class Reader(ABC):
 
     @abstractmethod
     def _likeliest(
-        self, states: Any, mask: Any, prompts: Sequence[Sequence[int]], limits: Sequence[int], beams: int
+        self, states: Any, mask: Any, prompts: Sequence[Sequence[int]], limits: Sequence[int], beams: int, keep: bool
     ) -> list[Draft]:
-        """The likeliest text of each clip, of at most so many tokens, without `text`."""
+        """The likeliest text of each clip, of at most so many tokens, without `text`; `logprobs` only to `keep`."""
 
     @abstractmethod
     def _drawn(
@@ -332,7 +333,7 @@ class Reader(ABC):
         tasks, languages = self._prompts(states, mask, len(clips), decoding.language)
         prompts = [[*before, *task] for task in tasks]
         limits = [self._limit(len(clip), decoding.max_new_tokens, len(prompts[0])) for clip in clips]
-        drafts = self._likeliest(states, mask, prompts, limits, decoding.beams)
+        drafts = self._likeliest(states, mask, prompts, limits, decoding.beams, preference is not None)
         if preference:
             drafts = self._preferred(drafts, states, mask, prompts, limits, preference)
         drafts = self._worded(drafts)
@@ -410,11 +411,12 @@ class Reader(ABC):
         def read(rows: Sequence[int], texts: Sequence[list[int]], more: Sequence[int]) -> list[Reading]:
             return self._read_on(states, mask, rows, [prompts[row] for row in rows], texts, more)
 
-        found = preference.prefer([draft.tokens for draft in drafts], limits, read)
-        return [
-            replace(draft, tokens=reading.tokens, chances=reading.chances) if reading else draft
-            for draft, reading in zip(drafts, found, strict=True)
-        ]
+        readings = [Reading(draft.tokens, draft.logprobs) for draft in drafts if draft.logprobs is not None]
+        for draft, reading in zip(drafts, preference.prefer(readings, limits, read), strict=True):
+            draft.logprobs = None
+            if reading:
+                draft.tokens, draft.chances = reading.tokens, reading.chances
+        return drafts
 
     def _limit(self, samples: int, most: int, before: int) -> int:
         """Tokens that a clip's text may have, behind a prompt of so many."""

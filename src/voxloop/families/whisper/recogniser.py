@@ -71,9 +71,16 @@ class WhisperRecogniser(Reader):
         prompts: Sequence[Sequence[int]],
         limits: Sequence[int],
         beams: int,
+        keep: bool,
     ) -> list[Draft]:
         given, most = self._tensors(prompts, limits)
-        return self._greedy(states, mask, given, most) if beams == 1 else self._beams(states, mask, given, most, beams)
+        found = self._greedy(states, mask, given, most) if beams == 1 else self._beams(states, mask, given, most, beams)
+        if keep:
+            texts = [draft.tokens for draft in found]
+            readings = self._read_on(states, mask, range(len(found)), prompts, texts, [0] * len(found))
+            for draft, reading in zip(found, readings, strict=True):
+                draft.logprobs = reading.logprobs
+        return found
 
     def _drawn(
         self,
