@@ -1,4 +1,4 @@
-"""Prompt, beam search and vocabulary on real weights: the texts of faster-whisper, and names that stock Whisper misses."""
+"""Prompt, beams and vocabulary on real weights: the texts of faster-whisper, and names that stock Whisper misses."""
 
 from __future__ import annotations
 
