@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from voxloop.records import MAX_UTTERANCE_SAMPLES
 from voxloop.speech.audio import decode
 
 PROMPT = "Notes of Captain Philip, in full sentences. Names: Raoul, Jeanne"
-SAID = {"arctic_a0274": "Raoul", "arctic_b0326": "Howison", "arctic_a0080": "Jeanne"}  # by file, in kathleen_en
+SAID = "Raoul"  # in the recording arctic_a0274 of kathleen_en; tiny.en hears "row"
 
 
 @pytest.fixture(autouse=True)
@@ -55,20 +54,19 @@ def test_the_texts_are_those_of_faster_whisper(
     assert [one.text for one in ours] == [text(clip) for clip in clips]
 
 
-@pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="the recordings with these names are not in the repository")
+@pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="the recording with this name is not in the repository")
 @pytest.mark.parametrize("engine", ["torch", "ctranslate2"])
-def test_names_are_heard_that_are_in_the_vocabulary(tiny_en: Path, exact: Reader, tmp_path: Path, engine: str) -> None:
-    rows = [json.loads(line) for line in (SHARED_DATA / "kathleen_en" / "metadata.jsonl").read_text().splitlines()]
-    chosen = {name: row["file"] for row in rows for name in SAID if row["file"].startswith(name)}
-    clips = [decode(SHARED_DATA / "kathleen_en" / chosen[name]) for name in SAID]
+def test_a_name_is_heard_that_is_in_the_vocabulary(tiny_en: Path, exact: Reader, tmp_path: Path, engine: str) -> None:
+    file = next((SHARED_DATA / "kathleen_en").glob("arctic_a0274*.flac"))
+    clips = [decode(file)]
     reader = exact
     if engine == "torch":
         WHISPER.restore(tiny_en, tmp_path / "restored")
         reader = WHISPER.load(tmp_path / "restored")
     distractors = ("Zbigniew", "Gwendolyn", "Thaddeus", "Siobhan", "Ramanujan")
-    known = PersonalVocabulary(terms=tuple(map(Term, (*SAID.values(), *distractors))), bonus=2.0)
-    plain = " ".join(one.text for one in reader.transcribe(clips, GREEDY))
-    heard = " ".join(one.text for one in reader.transcribe(clips, replace(GREEDY, vocabulary=known)))
-    assert not any(name in plain.split() for name in SAID.values())
-    assert all(name in heard for name in SAID.values())
-    assert not any(name in heard for name in distractors)
+    known = PersonalVocabulary(terms=tuple(map(Term, (SAID, *distractors))), bonus=2.0)
+    (plain,) = reader.transcribe(clips, GREEDY)
+    (heard,) = reader.transcribe(clips, replace(GREEDY, vocabulary=known))
+    assert SAID not in plain.text
+    assert SAID in heard.text
+    assert not any(name in heard.text for name in distractors)
