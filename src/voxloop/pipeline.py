@@ -27,6 +27,7 @@ EVENTS: Mapping[str, str] = {
     "recording.described": "A text or segments were given for a recording that was known already.",
     "recording.rejected": "A file was refused at ingest; the payload has the reason.",
     "recording.segmented": "A recording was cut into utterances, or its utterances were cut anew.",
+    "recording.speechless": "No speech was found in a recording when it was cut, so it has no utterances.",
     "recording.forgotten": "A recording was removed, and all that was made of it.",
     "speaker.forgotten": "All recordings of a speaker were removed, and all that was made of them.",
     "transcription.asked": "A recording is to be transcribed again, by another model than before.",

@@ -24,6 +24,7 @@ CONFIG_NAME = "voxloop.toml"
 WORKSPACE_VARIABLE = "VOXLOOP_WORKSPACE"
 DEFAULT_WORKSPACE = "voxloop-workspace"
 PREFIX = "VOXLOOP_"
+MOST_BONUS = 5.0  # of a token's log-probability: beyond, terms are heard everywhere
 ENGINES = ("torch", "ctranslate2", "auto")
 COMPUTE_TYPES = ("int8", "int8_float32", "int8_float16", "int8_bfloat16", "int16", "float16", "bfloat16", "float32")
 
@@ -80,6 +81,17 @@ class Settings:
     """A text whose tokens have a lower mean log-probability is a guess (Whisper's default)."""
     guard_no_speech: float = 0.6
     """Above this no-speech probability, a text that is a guess too is dropped (Whisper's default)."""
+    beams: int = 1
+    """Texts that are followed at once while decoding; 1: only the likeliest. More take about as many times as long and
+    make somewhat fewer errors."""
+    prompt: str = ""
+    """Text that Whisper takes for what was said before each utterance: its spelling and style carry over. Of a long
+    one the last 223 tokens count."""
+    vocabulary_bonus: float = 2.0
+    """How far texts with terms of the vocabulary (`voxloop vocabulary`) are preferred: added to the log-probability for
+    each token of a whole term; 0: not at all."""
+    vocabulary_prompt: bool = False
+    """Put the vocabulary's terms, as many as fit, in front of each utterance as well, as `prompt` is."""
     channels: str = "mix"
     """Files of several channels: `mix` them, or `split` them, each channel a recording with a speaker of its own."""
     max_file_mb: int = 4096
@@ -159,6 +171,10 @@ class Settings:
                 f"{self.guard_logprob} and {self.guard_no_speech}: needed are a ratio above 0, a logarithm below 0 "
                 "and a probability; `guards = false` turns them off"
             )
+        if self.beams < 1:
+            raise SettingError(f"beams is {self.beams}: it must be 1 or more")
+        if not 0 <= self.vocabulary_bonus <= MOST_BONUS:
+            raise SettingError(f"vocabulary_bonus is {self.vocabulary_bonus}: it must be from 0 to {MOST_BONUS:g}")
         _text.check_changes(self.normaliser)
         if self.embedding_model in ("", "champion"):
             raise SettingError(

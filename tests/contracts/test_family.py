@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,17 @@ import torch
 
 from tests.unit import tiny_voxtral, tiny_whisper
 from voxloop.errors import ModelError, TrainingError, UsageError
-from voxloop.families.contract import REMEDIES, Capability, Decoding, Family, Guards, Trainable, require
+from voxloop.families.contract import (
+    REMEDIES,
+    Capability,
+    Decoding,
+    Family,
+    Guards,
+    PersonalVocabulary,
+    Term,
+    Trainable,
+    require,
+)
 from voxloop.families.registry import OURS, family, family_of
 
 RATE = 16_000
@@ -391,11 +402,28 @@ def has_other_programs(case: Case, folder: Path) -> None:
     assert "failed" in str(broken.missing)
 
 
+def has_prompt(case: Case, made: Path) -> None:
+    recogniser, clips = case.family.load(case.folder), sounds(0.5, 1.0)
+    heard = [recogniser.transcribe(clips, Decoding(max_new_tokens=8, prompt=prompt)) for prompt in ("", "so far")]
+    assert [one.mean_logprob for one in heard[0]] != [one.mean_logprob for one in heard[1]]
+
+
+def has_biased_decoding(case: Case, made: Path) -> None:
+    recogniser, clips = case.family.load(case.folder), sounds(0.5, 1.0)
+    terms = tuple(Term(first + second) for first in ascii_lowercase for second in ascii_lowercase)
+    known = PersonalVocabulary(terms=terms, bonus=5.0, bonus_limit=100.0)
+    plain = recogniser.transcribe(clips, Decoding(max_new_tokens=12))
+    heard = recogniser.transcribe(clips, Decoding(max_new_tokens=12, vocabulary=known))
+    assert [one.text for one in heard] != [one.text for one in plain]
+
+
 WORKS: dict[Capability, Callable[[Case, Path], None]] = {
     "word times": has_word_times,
     "no-speech": has_no_speech,
     "language detection": has_language_detection,
     "guards": has_guards,
+    "prompt": has_prompt,
+    "biased decoding": has_biased_decoding,
     "short context": has_short_context,
     "ctranslate2": has_ctranslate2,
     "cost estimate": has_cost_estimate,
@@ -412,6 +440,11 @@ def asked_anyway(case: Case, capability: Capability) -> None:
         recogniser.transcribe(clips, Decoding(max_new_tokens=2), word_times=True)
     elif capability == "guards":
         recogniser.transcribe(clips, Decoding(max_new_tokens=2, guards=Guards()))
+    elif capability == "prompt":
+        recogniser.transcribe(clips, Decoding(max_new_tokens=2, prompt="so far"))
+    elif capability == "biased decoding":
+        known = PersonalVocabulary(terms=(Term("Zoë"),), bonus=1.0)
+        recogniser.transcribe(clips, Decoding(max_new_tokens=2, vocabulary=known))
     elif capability == "short context":
         with pytest.raises(UsageError, match="short context"):
             case.family.open_for_training(case.folder, audio_context="trimmed")

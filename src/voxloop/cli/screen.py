@@ -76,6 +76,22 @@ def _cell(value: Any) -> str:
     return str(value)
 
 
+SHOWN_SPEECHLESS = 10  # names on the screen; --json of `status` lists all
+SPEECHLESS = "play them; where somebody speaks, give their text (`voxloop ingest --metadata`)"
+
+
+def tell_speechless(names: Sequence[str], remedy: str = SPEECHLESS, *, err: bool = False) -> None:
+    """Name the files in which no speech was found, and what to do; nothing where there are none."""
+    if not names:
+        return
+    typer.echo(f"no speech found in {len(names)} file{'s' if len(names) > 1 else ''}:", err=err)
+    for name in names[:SHOWN_SPEECHLESS]:
+        typer.echo(f"  {name}", err=err)
+    if len(names) > SHOWN_SPEECHLESS:
+        typer.echo(f"  ... and {len(names) - SHOWN_SPEECHLESS} more", err=err)
+    typer.echo(f"  {remedy}", err=err)
+
+
 SIGNS = {"equal": "", "substitute": "S", "delete": "D", "insert": "I"}
 COLOURS = {"equal": "", "substitute": "bold yellow", "delete": "bold red", "insert": "bold green"}
 LABELS = ("ref  ", "hyp  ", "     ")

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from voxloop.cli.screen import Json, opened, print_json, progress, short, table
+from voxloop.cli.screen import Json, opened, print_json, progress, short, table, tell_speechless
 
 if TYPE_CHECKING:
     from voxloop.steps.recordings import IngestReport
+
+
+SILENT_FILES = "listen to them; where somebody speaks, try a lower `vad_threshold` (voxloop.toml) or --language"
 
 
 class Channels(StrEnum):
@@ -82,6 +85,7 @@ def ingest(
 ) -> None:
     """Ingest audio: decode it, measure it, store it once. What is refused is listed with its reason."""
     from voxloop.steps.recordings import ingest as take
+    from voxloop.steps.utterances import speechless
 
     with opened(ctx, create=True) as ws, progress("ingest", "files") as told:
         report = take(
@@ -97,10 +101,12 @@ def ingest(
             processes=processes,
             progress=lambda p: told(p.done, p.total),
         )
+        silent = [one.name for one in speechless(ws, report.known)]  # new files are listened to by the worker
     if as_json:
-        print_json(report)
+        print_json({**report.as_dict(), "speechless": silent})
     else:
         _print_ingest(report)
+        tell_speechless(silent)
     if report.refused and not report.taken and not report.known:
         raise typer.Exit(1)
 
@@ -153,6 +159,17 @@ def transcribe(
             "safe only for models tuned on it. full: 30 s."
         ),
     ] = Context.auto,
+    beams: Annotated[
+        int | None,
+        typer.Option(help="Texts followed at once; 1 is greedy.", min=1, show_default="the setting beams"),
+    ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            help="Text to take for what was said before: its spelling and style carry over.",
+            show_default="the setting prompt",
+        ),
+    ] = None,
 ) -> None:
     """Transcribe files without adding them to the workspace; every format but `text` has word times."""
     import tempfile
@@ -162,11 +179,13 @@ def transcribe(
     from voxloop.steps.transcripts import formatted, transcribe_file
 
     failed = 0
+    speechless: list[str] = []
+    asked = {"engine": engine.value if engine else None, "beams": beams, "prompt": prompt}
     with tempfile.TemporaryDirectory() as temporary:
         # Text for a file needs no workspace: without one the base model speaks.
         if ctx.obj is None and not (workspace_folder() / CONFIG_NAME).exists():
             ctx.obj = Path(temporary)
-        with opened(ctx, create=ctx.obj == Path(temporary), engine=engine.value if engine else None) as ws:
+        with opened(ctx, create=ctx.obj == Path(temporary), **asked) as ws:
             for file in files:
                 try:
                     with progress(file.name, "s") as told:
@@ -183,6 +202,8 @@ def transcribe(
                     typer.echo(f"error: {error}", err=True)
                     failed += 1
                     continue
+                if found.speechless:
+                    speechless.append(str(file))
                 text = formatted(found, format.value)
                 if output:
                     output.mkdir(parents=True, exist_ok=True)
@@ -192,6 +213,8 @@ def transcribe(
                     typer.echo(f"{file}\t{text}")
                 else:
                     typer.echo(text)
+    if speechless:
+        tell_speechless(speechless, SILENT_FILES, err=True)
     if failed:
         raise typer.Exit(1)
 

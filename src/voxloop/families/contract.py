@@ -9,6 +9,8 @@ Letters in shapes: `B` batch, `S` samples, `F` mel channels, `T` mel frames, `E`
 
 from __future__ import annotations
 
+import hashlib
+import json
 import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -51,8 +53,8 @@ REMEDIES: Mapping[Capability, str] = {
     "no-speech": "leave silence out before transcribing, as voice detection does",
     "language detection": "name the language",
     "guards": "set `guards` to false",
-    "prompt": "transcribe without a prompt",
-    "biased decoding": "transcribe without a vocabulary",
+    "prompt": "leave `prompt` empty and set `vocabulary_prompt` to false",
+    "biased decoding": "set `vocabulary_bonus` to 0",
     "n-best": "ask for one text",
     "prefix": "transcribe from the beginning of the clip",
     "cancelling": "wait for the batch to end",
@@ -98,6 +100,38 @@ def compression(text: str) -> float:
     return len(encoded) / len(zlib.compress(encoded)) if encoded else 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Term:
+    """A name or a piece of jargon, as it is to be written."""
+
+    text: str
+    language: str = ""
+    """ISO 639-1 code of the speech that it is said in; empty: any."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PersonalVocabulary:
+    """Words that a speaker is likelier to say than the model expects."""
+
+    terms: tuple[Term, ...]
+    bonus: float = 0.0
+    """Added to a text's log-probability for each token of a whole term that it holds; 0: none."""
+    bonus_limit: float = 8.0
+    """The most that one term may add."""
+    prompt: bool = False
+    """Put as many terms as fit in front of the text, as if they had been said just before."""
+
+    def texts(self, language: str | None) -> tuple[str, ...]:
+        """The terms that count in a language; all of them where it is not known (None)."""
+        return tuple(dict.fromkeys(term.text for term in self.terms if not language or term.language in ("", language)))
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the text: how the terms are used, and a hash in the place of the terms."""
+        listed = json.dumps(sorted((term.text, term.language) for term in self.terms), ensure_ascii=False)
+        found = {name: value for name, value in asdict(self).items() if name != "terms"}
+        return found | {"terms": f"sha256-{hashlib.sha256(listed.encode()).hexdigest()}"}
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Decoding:
     """How text is read off a model. `identity` is part of an evaluation's id."""
@@ -119,6 +153,9 @@ class Decoding:
     hearing: str = ""
     """What of the sound the model was given, as an evaluation names it (`steps.hearing.identity`): detector, margins
     and spans. Empty: the bare spans. A recogniser hears what it is given, so this changes nothing there."""
+    prompt: str = ""
+    """Text that the model takes for what was said just before: its spelling and style carry over."""
+    vocabulary: PersonalVocabulary | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -136,6 +173,8 @@ class Decoding:
         if self.guards:
             given = {field.name: (getattr(self.guards, field.name), field.default) for field in fields(self.guards)}
             found["guards"] = {name: value for name, (value, default) in given.items() if value != default}
+        if self.vocabulary:
+            found["vocabulary"] = self.vocabulary.identity()
         return found
 
     @classmethod
@@ -143,7 +182,10 @@ class Decoding:
         """The decoding that `as_dict` made a dictionary of, also after a way through JSON."""
         guards = values.get("guards")
         made = Guards(**guards | {"temperatures": tuple(guards["temperatures"])}) if guards else None
-        return cls(**{**values, "guards": made})
+        known = values.get("vocabulary")
+        terms = {"terms": tuple(Term(**term) for term in known["terms"])} if known else {}
+        vocabulary = PersonalVocabulary(**known | terms) if known else None
+        return cls(**{**values, "guards": made, "vocabulary": vocabulary})
 
 
 NO_TEXT = ("batch_seconds",)  # fields of `Decoding` that say how fast, not what
@@ -459,6 +501,8 @@ def check(family: Family, decoding: Decoding, *, word_times: bool = False) -> No
         "word times": word_times,
         "guards": decoding.guards is not None,
         "short context": decoding.audio_context == "trimmed",
+        "prompt": bool(decoding.prompt or (decoding.vocabulary and decoding.vocabulary.prompt)),
+        "biased decoding": bool(decoding.vocabulary and decoding.vocabulary.bonus),
     }
     for capability, wanted in asked.items():
         if wanted:

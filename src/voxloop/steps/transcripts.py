@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, TypeVar
 import sqlalchemy as sa
 
 from voxloop.errors import UsageError
-from voxloop.families.contract import AudioContext, Decoding, Guards, Hypothesis
+from voxloop.families.contract import AudioContext, Decoding, Guards, Hypothesis, PersonalVocabulary
 from voxloop.models import base_model, engine, loaded
 from voxloop.records import SAMPLE_RATE, Guard, Model, Recording, Transcript, Utterance, Word, seconds
 from voxloop.speech import subtitles
 from voxloop.speech import text as _text
 from voxloop.steps import hearing
 from voxloop.steps import utterances as _utterances
+from voxloop.steps import vocabulary
 from voxloop.stores import tables
 from voxloop.stores.catalog import chunks
 from voxloop.stores.jobs import News
@@ -55,7 +56,17 @@ def decoding(
         engine=engine(ws, model),
         batch_seconds=settings.batch_seconds,
         guards=guards if settings.guards else None,
+        beams=settings.beams,
+        prompt=settings.prompt,
+        vocabulary=_vocabulary(ws),
     )
+
+
+def _vocabulary(ws: Workspace) -> PersonalVocabulary | None:
+    """The terms to prefer, and how; None where there are none, or they are not to count."""
+    bonus, prompt = ws.settings.vocabulary_bonus, ws.settings.vocabulary_prompt
+    terms = vocabulary.entries(ws) if bonus or prompt else ()
+    return PersonalVocabulary(terms=terms, bonus=bonus, prompt=prompt) if terms else None
 
 
 def transcribe(ws: Workspace, recordings: str | Sequence[str]) -> list[Transcript]:
@@ -319,6 +330,11 @@ class FileTranscript:
     model: str
     duration: float  # seconds
     segments: tuple[Segment, ...]
+
+    @property
+    def speechless(self) -> bool:
+        """Whether no speech was found: there was nothing to transcribe, or it was silence to the model."""
+        return not any(segment.text for segment in self.segments)
 
     @property
     def text(self) -> str:

@@ -130,7 +130,42 @@ def _complete(ws: Workspace, recording: Recording, cuts: Sequence[_Cut], *, firs
             # A described recording to which nothing could be given is told of too: the next step waits for the word.
             news = [News(recording.id, None, {"utterances": 0})]
         tx.emit_all("recording.segmented", news)
+        if first and not any(one.utterances for one in cuts):
+            tx.emit("recording.speechless", recording.id)
         return _cut_before(tx, recording.id)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Speechless:
+    """A recording in which no speech was found."""
+
+    recording: str
+    name: str  # of the file that it came from
+
+
+def speechless(ws: Workspace, recordings: Sequence[str] | None = None, *, since: float = 0.0) -> list[Speechless]:
+    """The recordings (of those given, where they are) that have no utterances since no speech was found in them.
+
+    `since`: cut at that time or later, in seconds since the epoch by the catalog's clock. In order of their names.
+    """
+    with ws.read() as reader:
+        return speechless_in(reader, recordings, since=since)
+
+
+def speechless_in(reader: Reader, recordings: Sequence[str] | None = None, *, since: float = 0.0) -> list[Speechless]:
+    """As `speechless`, of what a reader sees."""
+    event, recording, utterance = tables.event.c, tables.recording.c, tables.utterance.c
+    query = (
+        sa.select(recording.id, recording.name)
+        .join_from(tables.event, tables.recording, event.subject == recording.id)
+        .where(event.type == "recording.speechless", event.created >= since)
+        # What was given a text or segments later has utterances.
+        .where(~sa.exists().where(utterance.recording == recording.id))
+        .order_by(recording.name, recording.id)
+    )
+    parts = [query] if recordings is None else [query.where(recording.id.in_(part)) for part in chunks(recordings)]
+    found = [Speechless(recording=id, name=name) for part in parts for id, name in reader.connection.execute(part)]
+    return sorted(found, key=lambda one: (one.name, one.recording))
 
 
 def _cut_before(reader: Reader, recording: str) -> list[Utterance]:

@@ -406,6 +406,15 @@ refusal = sa.Table(
     sa.Column("message", sa.Text, nullable=False),
 )
 
+# Names and jargon that speakers say, as they are to be written; `language` is empty where any is meant.
+vocabulary = sa.Table(
+    "vocabulary",
+    metadata,
+    sa.Column("term", sa.String, primary_key=True),
+    sa.Column("language", sa.String, primary_key=True),
+    _created(),
+)
+
 # What was forgotten, without whose it was. `pending` lists what is still to be deleted and ends as null.
 removal = sa.Table(
     "removal",

@@ -28,6 +28,7 @@ import torch
 from voxloop.errors import ModelError, first_line, install_command
 from voxloop.families.contract import Decoding
 from voxloop.families.whisper import ctranslate_folder
+from voxloop.families.whisper.bias import Reading, log_softmax
 from voxloop.families.whisper.features import (
     CONTEXT_KEY,
     FULL_FRAMES,
@@ -185,6 +186,10 @@ class Spelling:
         self._tokenizer = Tokenizer.from_file(str(file))
         self.added_tokens_decoder: dict[int, Any] = self._tokenizer.get_added_tokens_decoder()
 
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        found: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        return found
+
     def batch_decode(self, texts: Sequence[Sequence[int]], *, skip_special_tokens: bool) -> list[str]:
         """Texts without time stamps, as transformers' WhisperTokenizer writes them."""
         written = self._tokenizer.decode_batch([list(one) for one in texts], skip_special_tokens=skip_special_tokens)
@@ -311,7 +316,7 @@ class CTranslateRecogniser(Reader):
         return [(codes[index], chance) for index, chance in zip(best.tolist(), chances.tolist(), strict=True)]
 
     def _likeliest(
-        self, states: Any, mask: None, prompts: Sequence[Sequence[int]], limits: Sequence[int], beams: int
+        self, states: Any, mask: None, prompts: Sequence[Sequence[int]], limits: Sequence[int], beams: int, keep: bool
     ) -> list[Draft]:
         if beams == 1:
             results = self._generate(states, prompts, max(limits))
@@ -329,7 +334,8 @@ class CTranslateRecogniser(Reader):
             tokens = [*text, self.vocabulary.end][: min(limit, len(result.logits[0]))]
             logits = _logits(result, 0, len(tokens))
             chances = logits.softmax(dim=-1).gather(1, torch.tensor(tokens)[:, None])[:, 0]
-            drafts.append(Draft(tokens, chances.tolist(), self._no_speech(result)))
+            kept = log_softmax(logits.numpy()) if keep else None
+            drafts.append(Draft(tokens, chances.tolist(), self._no_speech(result), logprobs=kept))
         return drafts
 
     def _drawn(
@@ -371,6 +377,36 @@ class CTranslateRecogniser(Reader):
             running = still
         return drafts
 
+    def _read_on(
+        self,
+        states: Any,
+        mask: None,
+        rows: Sequence[int],
+        prompts: Sequence[Sequence[int]],
+        texts: Sequence[Sequence[int]],
+        more: Sequence[int],
+    ) -> list[Reading]:
+        found: dict[int, Reading] = {}
+        length = [len(text) + further for text, further in zip(texts, more, strict=True)]
+        order = sorted(range(len(rows)), key=lambda index: (length[index], index))
+        at_once = max(1, LOGITS_BYTES // self._at_once // (4 * self.config.vocab_size * max(length, default=1)))
+        for first in range(0, len(order), at_once):
+            part = order[first : first + at_once]
+            results = self._generate(
+                _rows(states, [rows[index] for index in part]),
+                [[*prompts[index], *texts[index]] for index in part],
+                max(length[index] for index in part),
+                suppress_blank=False,
+            )
+            for index, result in zip(part, results, strict=True):
+                places = [_array(step) for step in result.logits[0][: length[index]]]
+                tokens = list(texts[index])
+                while len(tokens) < len(places) and tokens[-1:] != [self.vocabulary.end]:
+                    tokens.append(int(places[len(tokens)].argmax()))
+                since = 0 if more[index] != 1 else len(tokens) - 1
+                found[index] = Reading(tokens, log_softmax(np.stack(places[since : len(tokens)])))
+        return [found[index] for index in range(len(rows))]
+
     def _token_times(
         self,
         states: Any,
@@ -402,7 +438,7 @@ class CTranslateRecogniser(Reader):
 
     def _generate(self, states: Any, prompts: Sequence[Sequence[int]], most: int, **options: Any) -> list[Any]:
         """At most so many tokens behind each prompt, those of a text that the prompts go on with counted."""
-        before = self._prompt_length
+        before = prompts[0].index(self.vocabulary.start) + self._prompt_length
         results: list[Any] = self.model.generate(
             states,
             [list(prompt) for prompt in prompts],

@@ -10,6 +10,7 @@ Whisper folder that stock transformers loads.
     network.py     encoder and decoder at any length, loading
     output.py      the loss behind the output layer
     reading.py     prompt, batches, guards, words: what both engines do alike
+    bias.py        a personal vocabulary: texts that hold its terms are preferred
     words.py       words and their times, of tokens with theirs
     recogniser.py  the torch engine, with timing.py: when each token was said
     ctranslate.py  the CTranslate2 engine, and conversion for it
@@ -78,7 +79,7 @@ class Whisper:
     name = "whisper"
     capabilities: frozenset[Capability] = frozenset(
         (
-            *("word times", "no-speech", "language detection", "guards"),
+            *("word times", "no-speech", "language detection", "guards", "prompt", "biased decoding"),
             *("short context", "ctranslate2", "embeddings", "encoder states", "cost estimate"),
             "other programs",
         )

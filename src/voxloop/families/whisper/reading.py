@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,10 +20,12 @@ import numpy as np
 import torch
 
 from voxloop.errors import ModelError, UsageError, nearest
-from voxloop.families.contract import Decoding, Guards, Hypothesis
+from voxloop.families.contract import REMEDIES, Decoding, Guards, Hypothesis
+from voxloop.families.whisper.bias import Logprobs, Preference, Reading, trie
 from voxloop.families.whisper.features import CONTEXT_KEY, HOP, AudioContext, frames_in
-from voxloop.families.whisper.words import without_silence, words_of
+from voxloop.families.whisper.words import spelled, without_silence, words_of
 from voxloop.records import MAX_UTTERANCE_SAMPLES, SAMPLE_RATE, Guard, Word, seconds
+from voxloop.speech.text import CHARACTER_LANGUAGES
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, WhisperConfig, WhisperProcessor
@@ -37,6 +40,7 @@ TOKENS_PER_S = 25
 SPARE_TOKENS = 16
 # -70 dBFS, ten steps of 16 bits: a clip that never gets louder holds nothing to hear, whatever the model makes of it.
 SILENT_PEAK = 10 ** (-70 / 20)
+PREVIOUS = "<|startofprev|>"  # begins what was said before: arXiv:2212.04356, section 2.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +107,7 @@ class Draft:
     no_speech: float | None
     temperature: float = 0.0
     text: str = ""
+    logprobs: Logprobs | None = None  # of all places, where they were kept
     fired: tuple[Guard, ...] = ()
     history: tuple[Guard, ...] = field(default=())  # what fired on this clip's earlier drafts as well
 
@@ -130,6 +135,8 @@ class Tokenizer(Protocol):
 
     added_tokens_decoder: Any
     """The tokens that are no text, and perhaps others that were added."""
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
 
     def batch_decode(self, texts: Any, *, skip_special_tokens: bool) -> list[str]: ...
 
@@ -165,9 +172,9 @@ class Reader(ABC):
 
     @abstractmethod
     def _likeliest(
-        self, states: Any, mask: Any, prompts: Sequence[Sequence[int]], limits: Sequence[int], beams: int
+        self, states: Any, mask: Any, prompts: Sequence[Sequence[int]], limits: Sequence[int], beams: int, keep: bool
     ) -> list[Draft]:
-        """The likeliest text of each clip, of at most so many tokens, without `text`."""
+        """The likeliest text of each clip, of at most so many tokens, without `text`; `logprobs` only to `keep`."""
 
     @abstractmethod
     def _drawn(
@@ -181,6 +188,18 @@ class Reader(ABC):
         draws: Sequence[np.ndarray[tuple[int], np.dtype[np.float64]]],
     ) -> list[Draft]:
         """Texts of some rows of a batch, drawn at a temperature by numbers from 0 to 1 for each token (`pick`)."""
+
+    @abstractmethod
+    def _read_on(
+        self,
+        states: Any,
+        mask: Any,
+        rows: Sequence[int],
+        prompts: Sequence[Sequence[int]],
+        texts: Sequence[Sequence[int]],
+        more: Sequence[int],
+    ) -> list[Reading]:
+        """Texts of some rows that begin with the tokens given, and go on with the likeliest: so many more at most."""
 
     @abstractmethod
     def _token_times(
@@ -226,12 +245,15 @@ class Reader(ABC):
                 if np.abs(waveform).max(initial=0.0) < SILENT_PEAK:
                     found[index] = Hypothesis(text="", confidence=None, language=decoding.language, guards=("silence",))
                     clips[index] = waveform[:0]
+        before = self._before(decoding)
+        preference = self._preference(decoding)
         with self._running():
             budget_s = decoding.batch_seconds / max(1, decoding.beams) / self._at_once
             batches = list(self._batches(clips, context, budget_s))
 
             def decoded(batch: list[int]) -> list[Hypothesis]:
-                return self._decode([clips[index] for index in batch], context, decoding, word_times)
+                chosen = [clips[index] for index in batch]
+                return self._decode(chosen, context, decoding, word_times, before, preference)
 
             for batch, hypotheses in zip(batches, self._each(decoded, batches), strict=True):
                 for index, hypothesis in zip(batch, hypotheses, strict=True):
@@ -299,15 +321,26 @@ class Reader(ABC):
             yield batch
 
     def _decode(
-        self, clips: Sequence[Waveform], context: AudioContext, decoding: Decoding, timed: bool
+        self,
+        clips: Sequence[Waveform],
+        context: AudioContext,
+        decoding: Decoding,
+        timed: bool,
+        before: list[int],
+        preference: Preference | None,
     ) -> list[Hypothesis]:
         states, mask = self._encode(clips, context)
-        prompts, languages = self._prompts(states, mask, len(clips), decoding.language)
+        tasks, languages = self._prompts(states, mask, len(clips), decoding.language)
+        prompts = [[*before, *task] for task in tasks]
         limits = [self._limit(len(clip), decoding.max_new_tokens, len(prompts[0])) for clip in clips]
-        drafts = self._worded(self._likeliest(states, mask, prompts, limits, decoding.beams))
+        drafts = self._likeliest(states, mask, prompts, limits, decoding.beams, preference is not None)
+        if preference:
+            drafts = self._preferred(drafts, states, mask, prompts, limits, preference)
+        drafts = self._worded(drafts)
         if decoding.guards:
             drafts = self._guarded(drafts, clips, states, mask, prompts, limits, decoding.guards)
-        times = self._times(drafts, clips, states, mask, prompts) if timed else {}
+        # Words are placed without what was said before, so that it has no part in where they are.
+        times = self._times(drafts, clips, states, mask, tasks) if timed else {}
         return [
             Hypothesis(
                 text=draft.text,
@@ -322,6 +355,68 @@ class Reader(ABC):
             )
             for index, (draft, (code, chance)) in enumerate(zip(drafts, languages, strict=True))
         ]
+
+    def _before(self, decoding: Decoding) -> list[int]:
+        """The tokens in front of the task: what the model is to take for the text so far. Raises UsageError.
+
+        Of a text that is too long the end counts, as in Whisper's own code; of a vocabulary, the terms that fit.
+        """
+        most = self.config.max_target_positions // 2 - 1
+        tokens = self._tokens(decoding.prompt)
+        if decoding.vocabulary and decoding.vocabulary.prompt:
+            listed: list[int] = []
+            for term in decoding.vocabulary.texts(decoding.language):
+                more = self._tokens(f", {term}" if listed else term)
+                if len(listed) + len(more) + len(tokens) >= most:
+                    break
+                listed += more
+            tokens = [*listed, *(self._tokens(".") if listed else []), *tokens]
+        if not tokens:
+            return []
+        start = next((id for id, added in self.tokenizer.added_tokens_decoder.items() if str(added) == PREVIOUS), None)
+        if start is None:
+            raise UsageError(f"this model has no {PREVIOUS}: {REMEDIES['prompt']}")
+        return [start, *tokens[-most:]]
+
+    def _tokens(self, text: str) -> list[int]:
+        """Tokens of a text behind others; special tokens that are written out in it are letters like others."""
+        text = text.strip()
+        if text and text[0] not in ",.":
+            text = f" {text}"
+        # The tokenizer takes "<|" for the beginning of a special token; in two pieces it cannot.
+        pieces = re.split(r"(?<=<)(?=\|)", text) if text else []
+        return [token for piece in pieces for token in self.tokenizer.encode(piece, add_special_tokens=False)]
+
+    def _preference(self, decoding: Decoding) -> Preference | None:
+        """What the vocabulary of a decoding prefers, by this model's tokens."""
+        known = decoding.vocabulary
+        if known is None or known.bonus <= 0:
+            return None
+        spaced = decoding.language not in CHARACTER_LANGUAGES
+        terms = [self._tokens(term) for term in known.texts(decoding.language)]
+        if not spaced:  # a word begins without a space there
+            terms = [self.tokenizer.encode(term, add_special_tokens=False) for term in known.texts(decoding.language)]
+        root = trie([tokens for tokens in terms if tokens], known.bonus, known.bonus_limit)
+        return Preference(root, self.vocabulary.end, lambda token: spelled(self.tokenizer, token), spaced=spaced)
+
+    def _preferred(
+        self,
+        drafts: list[Draft],
+        states: Any,
+        mask: Any,
+        prompts: Sequence[Sequence[int]],
+        limits: Sequence[int],
+        preference: Preference,
+    ) -> list[Draft]:
+        def read(rows: Sequence[int], texts: Sequence[list[int]], more: Sequence[int]) -> list[Reading]:
+            return self._read_on(states, mask, rows, [prompts[row] for row in rows], texts, more)
+
+        readings = [Reading(draft.tokens, draft.logprobs) for draft in drafts if draft.logprobs is not None]
+        for draft, reading in zip(drafts, preference.prefer(readings, limits, read), strict=True):
+            draft.logprobs = None
+            if reading:
+                draft.tokens, draft.chances = reading.tokens, reading.chances
+        return drafts
 
     def _limit(self, samples: int, most: int, before: int) -> int:
         """Tokens that a clip's text may have, behind a prompt of so many."""
