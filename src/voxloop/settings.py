@@ -19,6 +19,7 @@ from typing import Any, cast
 
 from voxloop.errors import SettingError, nearest
 from voxloop.speech import text as _text
+from voxloop.speech.languages import UnknownLanguage, language_code
 
 CONFIG_NAME = "voxloop.toml"
 WORKSPACE_VARIABLE = "VOXLOOP_WORKSPACE"
@@ -153,6 +154,11 @@ class Settings:
                 f"{self.guard_logprob} and {self.guard_no_speech}: needed are a ratio above 0, a logarithm below 0 "
                 "and a probability; `guards = false` turns them off"
             )
+        try:
+            # A frozen dataclass's own way to set a field while it is made.
+            object.__setattr__(self, "language", language_code(self.language) or "")
+        except UnknownLanguage as error:
+            raise SettingError(f"language is {self.language!r}: {error}") from error
         _text.check_changes(self.normaliser)
         if self.embedding_model in ("", "champion"):
             raise SettingError(

@@ -79,6 +79,7 @@ def dataset_build(
     from dataclasses import replace
 
     from voxloop.settings import parse_ratios
+    from voxloop.speech.languages import language_code
     from voxloop.steps.datasets import Filters, build, exclusions
 
     given: dict[str, float | int | None] = {
@@ -98,7 +99,7 @@ def dataset_build(
             ratios=parse_ratios(ratios) if ratios else None,
             machine_text=machine_text,
             speakers=speaker,
-            languages=language,
+            languages=[str(language_code(one)) for one in language] if language else None,
             train_limit=train_limit,
             filters=replace(Filters.of(ws.settings), **changed),
         )

@@ -20,6 +20,7 @@ from voxloop.models import base_model, engine, loaded
 from voxloop.records import SAMPLE_RATE, Guard, Model, Recording, Transcript, Utterance, Word, seconds
 from voxloop.speech import subtitles
 from voxloop.speech import text as _text
+from voxloop.speech.languages import language_code
 from voxloop.steps import utterances as _utterances
 from voxloop.stores import tables
 from voxloop.stores.catalog import chunks
@@ -356,7 +357,7 @@ def transcribe_file(
 
         if progress:
             progress(0.0, seconds(samples))
-        asked = decoding(ws, language, audio_context, model=record)
+        asked = decoding(ws, language_code(language), audio_context, model=record)
         speaker = using.enter_context(loaded(ws, record))
         trimmed = speaker.context(audio_context) == "trimmed"
         joining = _utterances.PHRASES if trimmed else _utterances.WINDOWS

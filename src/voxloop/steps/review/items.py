@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from voxloop.errors import UsageError, nearest
 from voxloop.records import Transcript, Utterance, UtteranceStatus
+from voxloop.speech.languages import language_code
 from voxloop.steps.review.warnings import LOW_CONFIDENCE, WARNINGS, ReviewWarning, WarningKind, warnings_of
 from voxloop.steps.transcripts import latest
 from voxloop.stores import search, tables
@@ -79,6 +80,7 @@ class Filters:
     warned: bool | None = None  # True: has any warning; False: has none
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "language", language_code(self.language))
         if self.warning is not None and self.warning not in WARNINGS:
             raise UsageError(f"there is no warning {self.warning!r}{nearest(self.warning, WARNINGS)}")
         for name in ("min_confidence", "max_confidence"):
