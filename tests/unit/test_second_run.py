@@ -14,7 +14,7 @@ import soundfile
 import sqlalchemy as sa
 
 from voxloop.records import Recording
-from voxloop.steps.recordings import conversion, ingest, ingesting, keeping
+from voxloop.steps.recordings import conversion, describing, ingest, ingesting, keeping
 from voxloop.steps.recordings.sources import Item
 from voxloop.stores import catalog, tables
 from voxloop.workspace import Workspace
