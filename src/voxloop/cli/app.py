@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from voxloop import __version__
-from voxloop.cli import bases, datasets, evaluation, keep, models, recipes, review, runs, speech, work
+from voxloop.cli import bases, datasets, evaluation, keep, models, recipes, recordings, review, runs, speech, work
 from voxloop.errors import UsageError, VoxloopError
 from voxloop.settings import THREADS_WAIT
 
@@ -87,6 +87,7 @@ def _main(
 
 work.register(app)
 speech.register(app)
+recordings.register(app)
 review.register(app)
 datasets.register(app)
 runs.register(app)

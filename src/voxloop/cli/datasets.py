@@ -195,6 +195,7 @@ def dataset_show(
         return
     _print_dataset(found.dataset, found.reviewed)
     _print_summary(found.summary)
+    typer.echo("source files: " + "; ".join(f"{count} clips {name}" for name, count in found.encodings.items()))
     if plot:
         typer.echo(f"\npicture: {plot}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from enum import StrEnum
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from voxloop.cli.screen import Json, opened, print_json, progress, short, table
+from voxloop.errors import UsageError
 
 if TYPE_CHECKING:
     from voxloop.steps.recordings import IngestReport
@@ -85,8 +87,14 @@ def ingest(
     as_json: Json = False,
 ) -> None:
     """Ingest audio: decode it, measure it, store it once. What is refused is listed with its reason."""
+    from voxloop.settings import CONFIG_NAME, workspace_folder
+    from voxloop.speech.languages import language_code
     from voxloop.steps.recordings import ingest as take
 
+    language = language_code(language)
+    # A mistyped path makes no workspace. (A link that leads nowhere is told of as a file.)
+    if not (workspace_folder(ctx.obj) / CONFIG_NAME).exists() and not any(map(os.path.lexists, paths)):
+        raise UsageError(f"there is nothing at {', '.join(map(str, paths[:3]))}: give audio files or folders of them")
     with opened(ctx, create=True) as ws, progress("ingest", "files") as told:
         report = take(
             ws,
@@ -189,7 +197,7 @@ def transcribe(
     import sys
     import tempfile
 
-    from voxloop.errors import AudioError, UsageError
+    from voxloop.errors import AudioError
     from voxloop.settings import CONFIG_NAME, workspace_folder
     from voxloop.speech.languages import language_code
     from voxloop.speech.subtitles import Layout

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from voxloop.records import SPLITS, Dataset, Split
 from voxloop.speech import text as _text
 from voxloop.steps.datasets.rows import DatasetRow, exclusions, find, rows
+from voxloop.steps.recordings.listing import encodings
 
 if TYPE_CHECKING:
     from voxloop.workspace import Workspace
@@ -59,17 +60,24 @@ class DatasetDetails:
     dataset: Dataset
     summary: Summary
     reviewed: int  # utterances left out although a person had written or accepted their text
+    encodings: dict[str, int]  # clips by codec, rate and channels of the files they came from, the most first
 
     def as_dict(self) -> dict[str, Any]:
         """The dataset's fields, and its summary."""
-        return {f.name: getattr(self.dataset, f.name) for f in fields(self.dataset)} | {"summary": self.summary}
+        return {f.name: getattr(self.dataset, f.name) for f in fields(self.dataset)} | {
+            "summary": self.summary,
+            "encodings": self.encodings,
+        }
 
 
 def details(ws: Workspace, name: str | None = None) -> DatasetDetails:
     """The dataset of this id or the newest of this name (None: of all), with what it holds. Raises UnknownRecord."""
     dataset = find(ws, name)
     reviewed = len(exclusions(ws, dataset.id, reviewed=True))
-    return DatasetDetails(dataset=dataset, summary=summarise(ws, dataset.id), reviewed=reviewed)
+    clips = Counter(row.recording for row in rows(ws, dataset.id))
+    with ws.read() as reader:
+        held = encodings(reader, clips)
+    return DatasetDetails(dataset=dataset, summary=summarise(ws, dataset.id), reviewed=reviewed, encodings=held)
 
 
 def summarise(ws: Workspace, dataset: str) -> Summary:

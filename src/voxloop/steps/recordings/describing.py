@@ -18,7 +18,7 @@ import sqlalchemy as sa
 
 from voxloop.errors import UsageError
 from voxloop.records import GivenSegment, Recording, Transcript, Utterance, plain, seconds, utterance_id
-from voxloop.speech.languages import language_code
+from voxloop.speech.languages import contradiction, language_code
 from voxloop.steps.recordings.manifests import name, plain_text
 from voxloop.stores import tables
 from voxloop.stores.catalog import chunks
@@ -97,6 +97,14 @@ def described(kept: Recording, given: Recording, *, decided: bool) -> Descriptio
     return Description(recording=replace(kept, **changed), corrected=corrected, notes=tuple(notes))
 
 
+def odd_texts(recording: Recording) -> list[str]:
+    """Where texts are written otherwise than their language is."""
+    parts = [(recording.text, recording.language)]
+    parts += [(one.text, one.language or recording.language) for one in recording.segments]
+    found = dict.fromkeys(filter(None, (contradiction(text or "", language) for text, language in parts)))
+    return list(found)
+
+
 def _segment(old: GivenSegment, new: GivenSegment, decided: bool) -> GivenSegment:
     return replace(
         old,
@@ -134,8 +142,10 @@ def write(tx: Transaction, before: Recording, description: Description, *, by: s
     tx.change(Recording, before.id, **stored)
     if description.corrected:
         _correct(tx, before, after, by=by)
-        old_and_new = {field: [plain(old), plain(new)] for field, (old, new) in description.corrected.items()}
-        payload = {"by": by, "changes": old_and_new}
+        # Neither names nor texts: who is forgotten must not stay in the audit trail.
+        payload = {"by": by, "fields": sorted(description.corrected)}
+        if "language" in description.corrected:
+            payload["language"] = list(description.corrected["language"])
         # The same correction may be made twice, with another one between: the moment tells them apart.
         key = f"{before.id}:{_hash([payload, tx.now()])}"
         tx.emit_all("recording.corrected", [News(before.id, key, payload)])

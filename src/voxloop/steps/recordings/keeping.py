@@ -262,6 +262,7 @@ class _Writing:
         if kept is None:
             self.there[id] = given
             self.new.append(id)
+            self.notes += [f"{item.path}: {note}" for note in describing.odd_texts(given)]
             if given.text and given.quality and given.quality.soundless:
                 self.notes.append(
                     f"{item.path}: there is nothing to hear in it (digital silence, or a constant level), "
