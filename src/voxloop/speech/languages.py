@@ -124,7 +124,7 @@ yue: ; Cantonese; 粵語, 粤语, 廣東話; CJK BOPOMOFO
 """
 LEAST_LETTERS = 4  # of an alphabet, from which a script says something: "OK" is written so in every language
 LEAST_SIGNS = 2  # of a script that writes syllables or words
-OWN_SHARE = 0.5  # of the letters that are in a script of the language; names and foreign words are in others
+OWN_SHARE = 0.2  # of the letters that are in a script of the language; names and foreign words are in others
 # A Vietnamese syllable is written with a mark in four of five cases, and spaces stand between syllables.
 VIETNAMESE_SYLLABLES = 4
 MARKED_SHARE = 0.1

@@ -198,7 +198,9 @@ def find(reader: Reader, given: str) -> Recording:
     named = reader.all(Recording, sa.or_(table.c.name == given, table.c.source == given), limit=2)
     if len(named) > 1:
         ids = ", ".join(one.id.removeprefix("sha256-")[:12] for one in named)
-        raise UsageError(f"several recordings are named {given!r} ({ids}, …): give an id of `voxloop recordings list`")
+        raise UsageError(
+            f"several recordings are named {given!r} ({ids}, …): give its path or an id of `voxloop recordings list`"
+        )
     return named[0] if named else reader.get(Recording, given)
 
 

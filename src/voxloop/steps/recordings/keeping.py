@@ -401,20 +401,24 @@ def _remember(tx: Transaction, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _close_lines(tx: Transaction, manifests: Sequence[Path], refused: set[str]) -> None:
-    table = tables.refusal
-    for manifest in manifests:
-        lines = table.c.path.startswith(f"{manifest}:", autoescape=True)
-        earlier = set(tx.connection.execute(sa.select(table.c.path).where(lines)).scalars())
+    path = tables.refusal.c.path
+    for manifest in {name for one in manifests for name in _names(str(one))}:
+        lines = path.startswith(f"{manifest}:", autoescape=True)
+        earlier = set(tx.connection.execute(sa.select(path).where(lines)).scalars())
         for paths in chunks(sorted(earlier - refused)):
-            tx.connection.execute(sa.delete(table).where(table.c.path.in_(paths)))
+            tx.connection.execute(sa.delete(tables.refusal).where(path.in_(paths)))
+
+
+def _names(path: str) -> set[str]:
+    """How a file may have been named when it was refused."""
+    return {path, os.path.abspath(path), os.path.relpath(path)}  # noqa: PTH100
 
 
 def _keep_refusals(tx: Transaction, refused: Sequence[Refusal], accepted: Iterable[str]) -> None:
     """Write refusals in the place of earlier ones of the same files and lines; those of accepted files are closed."""
     table = tables.refusal
     latest = {refusal.path: refusal for refusal in refused}
-    # A file may have been named otherwise when it was refused.
-    closed = {name for path in accepted for name in (path, os.path.abspath(path), os.path.relpath(path))}  # noqa: PTH100
+    closed = {name for path in accepted for name in _names(path)}
     for paths in chunks(sorted({*latest, *closed})):
         tx.connection.execute(sa.delete(table).where(table.c.path.in_(paths)))
     now = tx.now() if latest else 0.0
