@@ -432,12 +432,8 @@ def test_special_tokens_written_out_in_a_text_are_letters(case: Case) -> None:
     """As in `{"text": "<|endoftext|>"}`: what is learnt, and counted, is how it is spelled."""
     trainable = case.trainable
     texts = ["a <|endoftext|> b", "<|0.00|>hi<|2.00|>", "<|en|>", "[INST]", "<s>a</s>"]
-    tokenizer = trainable.processor.tokenizer
-    if hasattr(tokenizer, "add_tokens"):  # Whisper's time stamps are added tokens that are not special
-        try:
-            tokenizer.add_tokens(["<|0.00|>", "<|2.00|>"], special_tokens=False)
-        except (NotImplementedError, ValueError):
-            pass
+    if case.family.name == "whisper":  # whose time stamps are added tokens that are not special
+        trainable.processor.tokenizer.add_tokens(["<|0.00|>", "<|2.00|>"], special_tokens=False)
     for text in texts:
         expected = case.label(text, None)
         assert case.family.text_tokens(trainable, text) == expected[-1 - len(text.encode()) : -1]
