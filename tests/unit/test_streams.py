@@ -95,3 +95,15 @@ def test_players(tmp_path: Path) -> None:
     (tools / "ffplay").unlink()
     done = shell(f"{run} recordings play a.wav", PATH=f"{tools}:/bin")
     assert (done.returncode, b"aplay (no card)" in done.stderr) == (1, True), done.stderr
+
+
+def test_an_export_is_written_through_a_link_and_to_a_pipe(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "link.jsonl").symlink_to(tmp_path / "real.jsonl")
+    os.mkfifo(tmp_path / "pipe")
+    shell(f"{VOXLOOP} -C {folder} review export {tmp_path / 'link.jsonl'}")
+    assert (tmp_path / "link.jsonl").is_symlink()
+    assert (tmp_path / "real.jsonl").is_file()
+    export = f"{VOXLOOP} -C {folder} review export {tmp_path / 'pipe'} --format csv"
+    done = shell(f"timeout 60 cat {tmp_path / 'pipe'} & {export} >/dev/null; wait")
+    assert done.stdout.startswith(b"utterance,text")
+    assert (tmp_path / "pipe").is_fifo()

@@ -106,12 +106,16 @@ def export(
                 progress(counted["utterances"], None)
             yield rows
 
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    # A link is written through, and a device or pipe written to: neither is replaced by a file.
+    target = path.resolve() if path.is_symlink() else path
+    special = target.exists() and not target.is_file() and not target.is_dir()
+    unfinished = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            _write(unfinished, format, groups())
-            unfinished.replace(path)
+            _write(target if special else unfinished, format, groups())
+            if not special:
+                unfinished.replace(target)
         finally:
             unfinished.unlink(missing_ok=True)
         if format == "label-studio":
