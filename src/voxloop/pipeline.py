@@ -25,6 +25,7 @@ from voxloop.workspace import Workspace, open_workspace
 EVENTS: Mapping[str, str] = {
     "recording.ingested": "A recording was stored that was not known before.",
     "recording.described": "A text or segments were given for a recording that was known already.",
+    "recording.corrected": "What is said of a known recording was corrected; the payload names the fields.",
     "recording.rejected": "A file was refused at ingest; the payload has the reason.",
     "recording.segmented": "A recording was cut into utterances, or its utterances were cut anew.",
     "recording.speechless": "No speech was found in a recording when it was cut, so it has no utterances.",

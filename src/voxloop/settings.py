@@ -19,6 +19,7 @@ from typing import Any, cast
 
 from voxloop.errors import SettingError, nearest
 from voxloop.speech import text as _text
+from voxloop.speech.languages import UnknownLanguage, language_code
 
 CONFIG_NAME = "voxloop.toml"
 WORKSPACE_VARIABLE = "VOXLOOP_WORKSPACE"
@@ -175,6 +176,11 @@ class Settings:
             raise SettingError(f"beams is {self.beams}: it must be 1 or more")
         if not 0 <= self.vocabulary_bonus <= MOST_BONUS:
             raise SettingError(f"vocabulary_bonus is {self.vocabulary_bonus}: it must be from 0 to {MOST_BONUS:g}")
+        try:
+            # A frozen dataclass's own way to set a field while it is made.
+            object.__setattr__(self, "language", language_code(self.language) or "")
+        except UnknownLanguage as error:
+            raise SettingError(f"language is {self.language!r}: {error}") from error
         _text.check_changes(self.normaliser)
         if self.embedding_model in ("", "champion"):
             raise SettingError(

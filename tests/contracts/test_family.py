@@ -476,3 +476,16 @@ def test_what_is_not_said_is_not_there(case: Case) -> None:
     if "language detection" not in case.family.capabilities:
         assert (found.language, found.language_probability) == (None, None)
     assert found.words == ()
+
+
+def test_special_tokens_written_out_in_a_text_are_letters(case: Case) -> None:
+    """As in `{"text": "<|endoftext|>"}`: what is learnt, and counted, is how it is spelled."""
+    trainable = case.trainable
+    texts = ["a <|endoftext|> b", "<|0.00|>hi<|2.00|>", "<|en|>", "[INST]", "<s>a</s>"]
+    if case.family.name == "whisper":  # whose time stamps are added tokens that are not special
+        trainable.processor.tokenizer.add_tokens(["<|0.00|>", "<|2.00|>"], special_tokens=False)
+    for text in texts:
+        expected = case.label(text, None)
+        assert case.family.text_tokens(trainable, text) == expected[-1 - len(text.encode()) : -1]
+        counted = case.family.labels(case.folder)
+        assert counted.tokens(text) == len(text.encode())

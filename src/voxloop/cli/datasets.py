@@ -121,6 +121,7 @@ def dataset_build(
     from voxloop.maintenance.naming import rename_dataset
     from voxloop.records import plain
     from voxloop.settings import parse_ratios
+    from voxloop.speech.languages import language_code
     from voxloop.steps.datasets import Filters, advise, build, exclusions
 
     given: dict[str, float | int | None] = {
@@ -139,7 +140,7 @@ def dataset_build(
             ratios=parse_ratios(ratios) if ratios else None,
             machine_text=machine_text,
             speakers=speaker,
-            languages=language,
+            languages=[str(language_code(one)) for one in language] if language else None,
             train_limit=train_limit,
             filters=replace(Filters.of(ws.settings), **changed),
             fresh_test=fresh_test,
@@ -285,6 +286,7 @@ def dataset_show(
     _print_dataset(found.dataset, found.reviewed)
     _print_advice(found.dataset, found.advice)
     _print_summary(found.summary)
+    typer.echo("source files: " + "; ".join(f"{count} clips {name}" for name, count in found.encodings.items()))
     if plot:
         typer.echo(f"\nPicture: {plot}")
 

@@ -171,6 +171,17 @@ def confirm(question: str, yes: bool) -> None:
     typer.confirm(question, abort=True)
 
 
+def clock(samples: int) -> str:
+    """A place in a recording, as players show it: 1:02:03.4, or 2:03.4."""
+    from voxloop.records import seconds
+
+    tenths = round(10 * seconds(samples))
+    minutes, rest = divmod(tenths, 600)
+    hours, minutes = divmod(minutes, 60)
+    shown = f"{minutes}:{rest // 10:02}.{rest % 10}"
+    return f"{hours}:{minutes:02}:{rest // 10:02}.{rest % 10}" if hours else shown
+
+
 def when(seconds: float) -> str:
     """A moment, in seconds since the epoch, by the clock of this place."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))

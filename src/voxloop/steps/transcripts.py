@@ -20,9 +20,9 @@ from voxloop.models import base_model, engine, loaded
 from voxloop.records import SAMPLE_RATE, Guard, Model, Recording, Transcript, Utterance, Word, seconds
 from voxloop.speech import subtitles
 from voxloop.speech import text as _text
-from voxloop.steps import hearing
+from voxloop.speech.languages import language_code
+from voxloop.steps import hearing, vocabulary
 from voxloop.steps import utterances as _utterances
-from voxloop.steps import vocabulary
 from voxloop.stores import tables
 from voxloop.stores.catalog import chunks
 from voxloop.stores.jobs import News
@@ -330,6 +330,7 @@ class FileTranscript:
     model: str
     duration: float  # seconds
     segments: tuple[Segment, ...]
+    notes: tuple[str, ...] = ()  # what was not as it should be in the file, a sentence each
 
     @property
     def speechless(self) -> bool:
@@ -349,20 +350,26 @@ def transcribe_file(
     language: str | None = None,
     audio_context: AudioContext = "auto",
     word_times: bool = False,
+    track: int | None = None,
     progress: Callable[[float, float], None] | None = None,
 ) -> FileTranscript:
-    """Read one audio file aloud. `progress` is told seconds done and seconds in all. Raises AudioError.
+    """Read one audio file aloud.
 
-    The sound lies in a temporary file meanwhile, so memory does not grow with its length; what is heard is
-    what would be stored of it.
+    `track` is the audio track, counted from 0; None: the file's default one. `progress` is told seconds done and
+    seconds in all. Raises AudioError, and UsageError for a language that no model has. The sound lies in a temporary
+    file meanwhile, so memory does not grow with its length; what is heard is what would be stored of it.
     """
-    from voxloop.speech.audio import SAMPLE_BYTES, from_pcm16, stream, to_pcm16
+    from voxloop.speech import decoder_messages
+    from voxloop.speech.audio import SAMPLE_BYTES, Source, from_pcm16, stream, to_pcm16
 
+    language = language_code(language)
     record = base_model(ws, model)
+    source = Source()
     max_seconds, max_bytes = ws.settings.max_recording_hours * 3600, ws.settings.max_file_mb << 20
     with tempfile.TemporaryFile(prefix="voxloop-") as sound, ExitStack() as using:
-        for decoded in stream(file, max_seconds=max_seconds, max_bytes=max_bytes):
-            sound.write(to_pcm16(decoded))
+        with decoder_messages.caught() as messages:
+            for decoded in stream(file, max_seconds=max_seconds, max_bytes=max_bytes, track=track, source=source):
+                sound.write(to_pcm16(decoded))
         samples = sound.tell() // SAMPLE_BYTES
 
         def read(start: int, end: int) -> Waveform:
@@ -393,7 +400,13 @@ def transcribe_file(
             segments += [_segment(span, wider[0], one) for (span, wider), one in zip(block, heard, strict=True)]
         if progress:
             progress(seconds(samples), seconds(samples))
-    return FileTranscript(file=str(file), model=record.id, duration=seconds(samples), segments=tuple(segments))
+    return FileTranscript(
+        file=str(file),
+        model=record.id,
+        duration=seconds(samples),
+        segments=tuple(segments),
+        notes=(*source.notes, *decoder_messages.as_notes(messages)),
+    )
 
 
 def transcribe_waveforms(ws: Workspace, waveforms: Sequence[Waveform], model: Model) -> list[Hypothesis]:
@@ -439,16 +452,23 @@ def _segment(span: _utterances.Span, first: int, heard: Hypothesis) -> Segment:
     )
 
 
-FORMATS = ("text", "json", "srt", "vtt")
+FORMATS = ("text", "txt", "json", "srt", "vtt", "tsv")
 
 
-def formatted(transcript: FileTranscript, format: str) -> str:
-    """The transcript as `text`, `json`, `srt` (SubRip) or `vtt` (https://www.w3.org/TR/webvtt1/)."""
+def formatted(transcript: FileTranscript, format: str, layout: subtitles.Layout = subtitles.DEFAULT) -> str:
+    """The transcript as `text` (or `txt`), `json`, `srt` (SubRip), `vtt` (https://www.w3.org/TR/webvtt1/) or `tsv`.
+
+    `txt`, `srt`, `vtt` and `tsv` are those of openai/whisper: a segment on each line, start and end in milliseconds.
+    """
     if format == "text":
         return transcript.text
+    if format == "txt":
+        return "\n".join(segment.text for segment in transcript.segments if segment.text)
     if format == "json":
         return json.dumps(asdict(transcript) | {"text": transcript.text}, ensure_ascii=False)
-    if format not in ("srt", "vtt"):
+    if format not in FORMATS:
         raise UsageError(f"format {format!r} is not known; known: {', '.join(FORMATS)}")
-    cues = [cue for one in transcript.segments for cue in subtitles.cues(one.text, one.start, one.end, one.words)]
-    return subtitles.srt(cues) if format == "srt" else subtitles.vtt(cues)
+    cues = subtitles.timed(
+        cue for one in transcript.segments for cue in subtitles.cues(one.text, one.start, one.end, one.words, layout)
+    )
+    return {"srt": subtitles.srt, "vtt": subtitles.vtt, "tsv": subtitles.tsv}[format](cues)

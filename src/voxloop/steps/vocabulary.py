@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from voxloop.errors import UsageError
 from voxloop.families.contract import Term
-from voxloop.steps.recordings.sources import language_code
+from voxloop.speech.languages import language_code
 from voxloop.stores import tables
 from voxloop.stores.catalog import insert_new
 

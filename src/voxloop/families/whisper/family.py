@@ -173,10 +173,12 @@ class Whisper:
 
         @cache
         def tokenizer() -> Tokenizer:  # most texts are so short that nobody asks
-            return Tokenizer.from_file(str(file))
+            opened = Tokenizer.from_file(str(file))
+            opened.encode_special_tokens = True
+            return opened
 
         def tokens(text: str) -> int:
-            return len(tokenizer().encode(text, add_special_tokens=False).ids)
+            return sum(len(tokenizer().encode(part, add_special_tokens=False).ids) for part in _as_letters(text))
 
         return Labels(limit=LABEL_TOKENS, around=AROUND_TEXT, tokens=tokens)
 
@@ -279,8 +281,12 @@ class Whisper:
 
     def text_tokens(self, trainable: Trainable, text: str) -> list[int]:
         """Tokens of a text alone, without prompt and end."""
-        written: list[int] = trainable.processor.tokenizer(text, add_special_tokens=False).input_ids
-        return written
+        tokenizer = trainable.processor.tokenizer
+        return [
+            token
+            for part in _as_letters(text)
+            for token in tokenizer(part, add_special_tokens=False, split_special_tokens=True).input_ids
+        ]
 
     def encoder_positions(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Encoder positions of each clip (B,): one for every second mel frame."""
@@ -315,6 +321,15 @@ class Whisper:
     def save(self, trainable: Trainable, model: torch.nn.Module, folder: Path) -> None:
         """Write a complete folder that `load` and stock transformers open; LoRA is merged, `adapter/` kept beside."""
         save_folder(model, trainable.processor, folder)
+
+
+def _as_letters(text: str) -> list[str]:
+    """A text in parts that are tokenized one by one, so that `<|0.00|>` in it is what was said, not a time.
+
+    Tokenizers can be told to spell special tokens out. Time stamps are added tokens that are not special, and those
+    are found whatever they are told.
+    """
+    return re.split(r"(?<=<)(?=\|)", text)
 
 
 def _own(trainable: Trainable) -> WhisperTrainable:

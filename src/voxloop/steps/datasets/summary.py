@@ -11,6 +11,7 @@ from voxloop.records import SPLITS, Dataset, Split
 from voxloop.speech import text as _text
 from voxloop.steps.datasets.advice import Advice, advise, heard_texts
 from voxloop.steps.datasets.rows import DatasetRow, exclusions, find, rows
+from voxloop.steps.recordings.listing import encodings
 
 if TYPE_CHECKING:
     from voxloop.workspace import Workspace
@@ -62,19 +63,28 @@ class DatasetDetails:
     summary: Summary
     reviewed: int  # utterances left out although a person had written or accepted their text
     advice: Advice
+    encodings: dict[str, int]  # clips by codec, rate and channels of the files they came from, the most first
 
     def as_dict(self) -> dict[str, Any]:
-        """The dataset's fields, its summary, and what it lacks."""
+        """The dataset's fields, its summary, what it lacks, and what its source files are."""
         named = {f.name: getattr(self.dataset, f.name) for f in fields(self.dataset)}
-        return named | {"summary": self.summary, "advice": self.advice}
+        return named | {"summary": self.summary, "advice": self.advice, "encodings": self.encodings}
 
 
 def details(ws: Workspace, name: str | None = None) -> DatasetDetails:
     """The dataset of this id or the newest of this name (None: of all), with what it holds. Raises UnknownRecord."""
     dataset = find(ws, name)
     reviewed = len(exclusions(ws, dataset.id, reviewed=True))
-    summary = summarise(ws, dataset.id)
-    return DatasetDetails(dataset=dataset, summary=summary, reviewed=reviewed, advice=advise(ws, dataset.id))
+    clips = Counter(row.recording for row in rows(ws, dataset.id))
+    with ws.read() as reader:
+        held = encodings(reader, clips)
+    return DatasetDetails(
+        dataset=dataset,
+        summary=summarise(ws, dataset.id),
+        reviewed=reviewed,
+        advice=advise(ws, dataset.id),
+        encodings=held,
+    )
 
 
 def summarise(ws: Workspace, dataset: str) -> Summary:
