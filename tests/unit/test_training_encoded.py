@@ -51,7 +51,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def epochs(folder: Path, *overrides: str) -> Plan:
-    recipe = recipes.override(recipes.named("quick"), [*overrides])
+    recipe = recipes.override(recipes.named("quick"), ["audio_context=trimmed", *overrides])
     return Plan(
         read_rows(folder / "data" / "train.jsonl"),
         recipe,
