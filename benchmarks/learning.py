@@ -21,6 +21,7 @@ import random
 import resource
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -178,10 +179,14 @@ class Bench:
         return place
 
     def run(self, voice: str, base: str, clips: int, seed: int) -> Row:
-        """One cell, in a copy of the prepared workspace."""
-        place = self.asked.out / "cell"
-        shutil.rmtree(place, ignore_errors=True)
-        shutil.copytree(self.prepared(voice, base), place)
+        """One cell, in a copy of the prepared workspace that goes with it."""
+        prepared = self.prepared(voice, base)
+        with tempfile.TemporaryDirectory(prefix="cell-", dir=self.asked.out) as temporary:
+            place = shutil.copytree(prepared, Path(temporary) / "workspace")
+            return self.measured(place, voice, base, clips, seed)
+
+    def measured(self, place: Path, voice: str, base: str, clips: int, seed: int) -> Row:
+        """Train in a workspace, and measure before and after."""
         with open_loop(place, **self.settings(base)) as ws:
             total = len(speech(self.asked.data, voice))
             test = max(min(TEST / total, 0.35), 0.25)
