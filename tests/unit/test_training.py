@@ -266,6 +266,23 @@ class TestRun:
         kept = TrainingConfig.load(folder).recipe
         assert (kept["batch_seconds"], kept["accumulation"]) == (8, 2)
 
+    def test_out_of_memory_with_single_windows_computes_activations_twice(
+        self, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        folder = lay_out(tmp_path / "run", base, "audio_context=full", "max_steps=2", "batch_seconds=60")
+        real = Whisper.loss
+
+        def tight(self: Whisper, trainable: Any, model: Any, inputs: Any, **options: Any) -> Any:
+            if torch.is_grad_enabled() and not trainable.model.is_gradient_checkpointing:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return real(self, trainable, model, inputs, **options)
+
+        monkeypatch.setattr(Whisper, "loss", tight)
+        outcome = trainer.run(folder, StopFlag())
+        assert any("with a single window" in note for note in outcome.notes)
+        kept = TrainingConfig.load(folder).recipe
+        assert (kept["batch_seconds"], kept["accumulation"], kept["gradient_checkpointing"]) == (30, 2, True)
+
     def test_accumulation_changes_nothing_but_memory(self, base: Path, tmp_path: Path) -> None:
         # The loss of a step is over all its tokens: two small batches teach what one large does.
         data = write_data(tmp_path / "data", train=8)

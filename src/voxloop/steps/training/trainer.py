@@ -21,6 +21,7 @@ import torch
 from accelerate.utils import set_seed
 
 from voxloop.errors import TrainingError
+from voxloop.records import MAX_UTTERANCE_S
 from voxloop.steps.training import ctc, recipes
 from voxloop.steps.training.checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
 from voxloop.steps.training.files import BEST, is_writer, write_json
@@ -267,7 +268,9 @@ def run(folder: Path, stop: StopFlag) -> TrainingOutcome:
             if is_writer():
                 config.save(folder)
             notes.append(
-                f"memory ran out: batches are now {recipe.batch_seconds:g} s, {recipe.accumulation} to a step, "
+                "memory ran out with a single window: activations are computed twice (gradient_checkpointing=true)"
+                if recipe.gradient_checkpointing
+                else f"memory ran out: batches are now {recipe.batch_seconds:g} s, {recipe.accumulation} to a step, "
                 "so that a step still hears as much"
             )
             log.warning(notes[-1])
@@ -281,12 +284,15 @@ def _out_of_memory(error: BaseException) -> bool:
 
 
 def _smaller(recipe: Recipe, error: BaseException) -> Recipe:
-    if recipe.batch_seconds < 2:
-        raise TrainingError(
-            "memory ran out even with single clips: use method=lora, gradient_checkpointing=true, "
-            "or a smaller base model"
-        ) from error
-    return replace(recipe, batch_seconds=recipe.batch_seconds / 2, accumulation=recipe.accumulation * 2)
+    """The recipe with batches half as large; with activations computed twice where a batch is one window already."""
+    smallest = 1.0 if recipe.audio_context == "trimmed" else MAX_UTTERANCE_S
+    if recipe.batch_seconds / 2 >= smallest:
+        return replace(recipe, batch_seconds=recipe.batch_seconds / 2, accumulation=recipe.accumulation * 2)
+    if recipe.audio_context != "trimmed" and not recipe.gradient_checkpointing:
+        return replace(recipe, gradient_checkpointing=True)
+    raise TrainingError(
+        "memory ran out even with single clips: use method=lora, gradient_checkpointing=true, or a smaller base model"
+    ) from error
 
 
 def _attempt(folder: Path, config: TrainingConfig, recipe: Recipe, stop: StopFlag, notes: list[str]) -> TrainingOutcome:
