@@ -42,7 +42,8 @@ def resolved(ws: Workspace, recipe: Recipe, dataset: Dataset, base: Model) -> Re
     """
     kind = family(base.family)
     if recipe.audio_context == "auto":
-        recipe = replace(recipe, audio_context=packing.usual_context(kind, models.model_folder(ws, base)))
+        folder = models.model_folder(ws, base) if "short context" in kind.capabilities else base.where
+        recipe = replace(recipe, audio_context=packing.usual_context(kind, folder))
     if recipe.audio_context != "full":
         require(kind, "short context")
     if recipe.ctc_weight or recipe.encoder_copies:
