@@ -47,7 +47,7 @@ def test_the_best_blend_is_kept_and_told(base: Path, tmp_path: Path, monkeypatch
     for name in last:
         torch.testing.assert_close(kept[name], torch.lerp(first[name], last[name], 0.5))
     told = [(line["blend"], line["blend_wer"]) for line in metrics(folder) if "blend" in line]
-    assert told == [(0.25, 0.45), (0.5, 0.3), (0.75, 0.35)]
+    assert sorted(told) == [(0.25, 0.45), (0.5, 0.3), (0.75, 0.35)]
     assert read_json(folder / "eval_results.json")["best"]["blend"] == 0.5
 
 

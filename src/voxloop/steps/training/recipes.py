@@ -303,6 +303,7 @@ PUBLISHED: dict[str, Recipe] = {
         batch_seconds=30.0,
         silence_share=0.01,
         patience=4,
+        max_val_clips=60,
     ),
     "thorough": Recipe(
         name="thorough",

@@ -47,7 +47,7 @@ INTERMEDIATE = "intermediate"  # folder of the models that stay beside the best 
 ENDLESS = 10_000_000  # steps: where only the clock ends a run
 LISTENED = 8  # clips in which the base model hears which language it is
 MOST_STRINGS = 20  # of val's clips, which are heard joined as well
-BLENDS = (0.25, 0.5, 0.75)  # shares of the way from the base to the trained weights that are tried in the end
+BLENDS = (0.5, 0.75, 0.25)  # shares of the way from the base to the trained weights that are tried, while time is left
 UNCHANGED: dict[str, Any] = {  # settings with which clips are heard as they are, each once
     "speed": 0.0,
     "cut_share": 0.0,
@@ -407,7 +407,8 @@ class Session:
         """Share of the run that is over, by steps or by the clock, whichever is further."""
         share = step / self.steps
         if self.recipe.max_seconds is not None:
-            usable = max(1.0, self.recipe.max_seconds - self.reserve_s)
+            # Where evaluating takes long, half of the time is for training all the same: fewer blends are tried then.
+            usable = max(1.0, self.recipe.max_seconds - self.reserve_s, self.recipe.max_seconds / 2)
             share = max(share, self.elapsed_s / usable)
         return min(1.0, share)
 
@@ -541,6 +542,8 @@ class Session:
         trained = self._saved_weights(place)
         base = self._base_weights(trained)
         for share in BLENDS:
+            if self.recipe.max_seconds is not None and self.elapsed_s + self.eval_s > self.recipe.max_seconds:
+                break
             self._set_weights({name: torch.lerp(base[name], trained[name], share) for name in trained})
             score = self.measure(step, blend=share)
             scored(score)
