@@ -34,7 +34,7 @@ BACKWARD = {"lora": 3.0, "full": 3.5}  # cost of a training step over that of he
 KEPT = {"lora": 1.75, "full": 1.0}  # of what training keeps for the way back: adapters keep their own inputs
 RUNTIME_BYTES = {"int8": 400 << 20, "fp32": 600 << 20, "lora": 700 << 20, "full": 700 << 20}  # program and libraries
 HEARD_WINDOWS = 4  # decoded at once within the default `batch_seconds`
-TRAINED_WINDOWS = 4  # in a batch of training
+TRAINED_WINDOWS = {"lora": 4, "full": 1}  # in a batch of training, at most
 ADAPTER_SHARE = 0.03  # of the weights, with the default rank
 
 
@@ -141,7 +141,7 @@ def _trained(shape: Cost, machine: Machine, kind: Literal["lora", "full"]) -> Ne
     trained = shape.parameters if kind == "full" else round(ADAPTER_SHARE * shape.parameters)
     forward = shape.window_operations + 2 * TOKENS_PER_WINDOW * shape.token_weights
     memory = RUNTIME_BYTES[kind] + 4 * shape.parameters + 12 * trained
-    memory += round(KEPT[kind] * TRAINED_WINDOWS * 4 * shape.window_floats)
+    memory += round(KEPT[kind] * TRAINED_WINDOWS[kind] * 4 * shape.window_floats)
     return Need(memory_bytes=memory, seconds=OVERHEAD * BACKWARD[kind] * forward / machine.operations_per_s)
 
 

@@ -48,7 +48,7 @@ EVENTS: Mapping[str, str] = {
     "training.interrupted": "A run's processes died without a word; it can be continued.",
     "training.stopped": "A run was stopped for good before its end, without a model.",
     "training.failed": "A run failed; the payload has the error.",
-    "training.completed": "A run ended with a model, which the payload names.",
+    "training.completed": "A run ended; the payload names its model, or none where it made its base no better.",
     "run.deleted": "A run was deleted, with its log, metrics and folder.",
     "model.evaluated": "A model was measured on a split of a dataset; the payload has the scores.",
     "model.compared": "The gate compared a model with the one that holds the alias; the payload has its evidence.",

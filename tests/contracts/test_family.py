@@ -298,7 +298,7 @@ def test_labels_are_as_long_as_counted(case: Case) -> None:
 
 
 def test_seconds_in_a_batch(case: Case) -> None:
-    assert case.family.padded_seconds(3.0, "full") == 30.0
+    assert case.family.padded_seconds(3.0, 30.0) == 30.0
 
 
 def test_the_first_engine_runs_the_model(case: Case) -> None:
@@ -336,9 +336,9 @@ def has_guards(case: Case, folder: Path) -> None:
 
 
 def has_short_context(case: Case, folder: Path) -> None:
-    assert case.family.padded_seconds(1.0, "trimmed") < 3.0
+    assert case.family.padded_seconds(1.0) < 3.0
     trainable = case.family.open_for_training(case.folder, audio_context="trimmed")
-    own, full = batch(case, trainable), batch(case, trainable, full_length=True)
+    own, full = batch(case, trainable), batch(case, trainable, at_least_s=30.0)
     assert sum(tensor.nbytes for tensor in own.values()) < sum(tensor.nbytes for tensor in full.values())
     case.family.save(trainable, trainable.model, folder)
     assert case.family.load(folder).context("auto") == "trimmed"
@@ -371,7 +371,7 @@ def has_embeddings(case: Case, folder: Path) -> None:
 
 def has_encoder_states(case: Case, folder: Path) -> None:
     kind, trainable = require(case.family, "encoder states"), case.trainable
-    inputs = batch(case, trainable, full_length=True)
+    inputs = batch(case, trainable, at_least_s=30.0)
     encoded = kind.encode(trainable, inputs)
     assert loss_of(case, trainable, encoded) == pytest.approx(loss_of(case, trainable, inputs), rel=1e-5)
     states = case.family.loss(trainable, trainable.model, inputs)[1].encoder_last_hidden_state

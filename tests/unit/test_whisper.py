@@ -13,7 +13,7 @@ from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneratio
 
 from tests.unit import tiny_whisper
 from voxloop.errors import ModelError, TrainingError, UsageError
-from voxloop.families.contract import Decoding
+from voxloop.families.contract import Decoding, Segment
 from voxloop.families.registry import family
 from voxloop.families.whisper import WHISPER
 from voxloop.families.whisper.features import MARGIN_S, features_of, log_mel, padded_frames
@@ -228,26 +228,56 @@ class TestEmbed:
 
 
 class TestTraining:
-    def test_labels_follow_transformers_convention(self, english: Path, multilingual: Path) -> None:
+    def test_the_text_and_its_end_are_learnt_and_the_prompt_is_not(self, english: Path, multilingual: Path) -> None:
         for folder, code in ((english, None), (multilingual, "de")):
             trainable = WHISPER.open_for_training(folder, audio_context="trimmed")
             tokenizer = WhisperProcessor.from_pretrained(folder).tokenizer
             batch = WHISPER.collate(trainable, noise(0.5, 0.7), ["one", "two zero"], [code, code])
             names = tokenizer.convert_ids_to_tokens([t for t in batch["labels"][0].tolist() if t != -100])
             prompt = ["<|notimestamps|>"] if code is None else ["<|de|>", "<|transcribe|>", "<|notimestamps|>"]
-            assert names == [*prompt, "o", "n", "e", "<|endoftext|>"]
-            assert (batch["labels"][0] == -100).sum() == len("two zero") - len("one")
-            assert WHISPER.label_length(trainable, "one", code) == len(names)
+            # A model that hears 30 s was published, and its texts begin with a space.
+            assert names == ["Ġ", "o", "n", "e", "<|endoftext|>"]
+            given = tokenizer.convert_ids_to_tokens(batch["decoder_input_ids"][0].tolist())
+            assert given[: len(prompt) + 5] == ["<|startoftranscript|>", *prompt, *names[:-1]]
+            assert WHISPER.label_length(trainable, "one", code) == len(prompt) + len(names)
+
+    def test_a_model_tuned_to_short_contexts_writes_no_space_before_its_texts(
+        self, english: Path, tmp_path: Path
+    ) -> None:
+        trainable = WHISPER.open_for_training(english, audio_context="trimmed")
+        WHISPER.save(trainable, trainable.model, tmp_path / "tuned")
+        assert WHISPER.tuned_context(english) == "full"
+        assert WHISPER.tuned_context(tmp_path / "tuned") == "trimmed"
+        again = WHISPER.open_for_training(tmp_path / "tuned", audio_context="trimmed")
+        said = WHISPER.collate(again, noise(0.5), ["one"], [None])["labels"]
+        assert again.processor.tokenizer.decode(said[said != -100][:-1]) == "one"
+
+    def test_segments_are_written_with_their_times_in_steps_of_20_ms(self, tmp_path: Path) -> None:
+        folder = tiny_whisper.make(tmp_path / "timed", multilingual=True, vocabulary=256 + 11 + 1501)
+        trainable = WHISPER.open_for_training(folder, audio_context="full")
+        assert trainable.time_stamps
+        first = trainable.processor.tokenizer.convert_tokens_to_ids("<|notimestamps|>") + 1
+        parts = [Segment(text="a", start=0.0, end=1.235), Segment(text="b", start=1.4, end=30.0)]
+        batch = WHISPER.collate(trainable, noise(3.0, 2.0), [parts, "c"], ["de", "de"], at_least_s=10.0)
+        stamped, plain = batch["labels"].tolist()
+        space, a, b = (trainable.processor.tokenizer.convert_tokens_to_ids(name) for name in ("Ġ", "a", "b"))
+        end = trainable.vocabulary.end
+        assert stamped == [-100, -100, first, space, a, first + 62, first + 70, space, b, first + 1500, end]
+        assert batch["decoder_input_ids"][0].tolist()[:4] == [*trainable.vocabulary.prompt("de")[:-1], first]
+        assert plain[:3] == [-100] * 3
+        assert WHISPER.label_length(trainable, parts, "de") == len(stamped)
+        assert batch["input_features"].shape[-1] == 1008
+        assert "attention_mask" not in batch
 
     def test_full_length_batches_are_padded_to_30_s_without_a_mask(self, english: Path) -> None:
         trainable = WHISPER.open_for_training(english, audio_context="trimmed")
-        batch = WHISPER.collate(trainable, noise(0.5, 0.7), ["a", "b"], [None, None], full_length=True)
+        batch = WHISPER.collate(trainable, noise(0.5, 0.7), ["a", "b"], [None, None], at_least_s=30.0)
         assert batch["input_features"].shape == (2, 80, 3000)
         assert "attention_mask" not in batch
 
     def test_too_long_a_text_is_refused_with_its_length(self, english: Path) -> None:
         trainable = WHISPER.open_for_training(english, audio_context="trimmed")
-        with pytest.raises(TrainingError, match="102 tokens and the model writes at most 96"):
+        with pytest.raises(TrainingError, match="103 tokens and the model writes at most 96"):
             WHISPER.collate(trainable, noise(0.5), ["a" * 100], [None])
 
     @pytest.mark.parametrize("lora", [False, True])

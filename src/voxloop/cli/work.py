@@ -261,10 +261,19 @@ def demo(
     audio: Annotated[Path, typer.Argument(help="Folder of audio with a metadata.jsonl.")],
     speaker: Annotated[str | None, typer.Option(help="Only this speaker.")] = None,
     clips: Annotated[int, typer.Option(help="Number of training clips at most.", min=5)] = 50,
-    train_seconds: Annotated[float, typer.Option(help="Seconds of training.", min=5)] = 60.0,
+    base: Annotated[
+        str | None,
+        typer.Option(help="The model to begin with, as for `train`.", show_default="the setting base_model"),
+    ] = None,
+    train_seconds: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds of training at most.", min=5, show_default="60 for the starter, 300 for a published model"
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the workspace and result.json.")] = Path("build/demo"),
 ) -> None:
     """Run the whole loop on one speaker: ingest, transcribe, freeze, train, evaluate, promote, compare."""
     from voxloop.demo import run_demo
 
-    run_demo(audio, speaker=speaker, clips=clips, train_seconds=train_seconds, out=out, say=typer.echo)
+    run_demo(audio, speaker=speaker, clips=clips, base=base, train_seconds=train_seconds, out=out, say=typer.echo)

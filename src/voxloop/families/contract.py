@@ -233,6 +233,21 @@ class Recogniser(Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Segment:
+    """What is said in a part of a waveform, and when."""
+
+    text: str
+    start: float
+    """Seconds from the waveform's beginning."""
+    end: float
+
+
+def words_alone(text: str | Sequence[Segment]) -> str:
+    """A text without the times of its parts."""
+    return text if isinstance(text, str) else " ".join(segment.text for segment in text)
+
+
 @dataclass(kw_only=True, slots=True)
 class Trainable:
     """A model opened for training, with what a trainer needs to feed it; a family may add fields of its own."""
@@ -244,6 +259,8 @@ class Trainable:
     """How the base was tuned to be fed."""
     language: str | None = None
     """Of clips that name none."""
+    time_stamps: bool = False
+    """Whether the model writes when each part of a text begins and ends, so that `collate` takes segments."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -298,15 +315,17 @@ class Family(Protocol):
         self,
         trainable: Trainable,
         waveforms: Sequence[Waveform],
-        texts: Sequence[str],
+        texts: Sequence[str | Sequence[Segment]],
         languages: Sequence[str | None],
         *,
-        full_length: bool = False,
+        at_least_s: float = 0.0,
     ) -> dict[str, torch.Tensor]:
         """A batch for `loss`, with `labels` (B, U): what the model should say at each place, or `label_pad`.
 
-        All other keys are the family's own. `full_length` pads to 30 s, without a mask. Raises TrainingError for a
-        text longer than the model can write.
+        A text given as segments is learnt with the times of its parts, where `Trainable.time_stamps` says so. Nothing
+        is learnt of the prompt. All other keys are the family's own. A shorter clip is heard with silence behind it
+        that fills `at_least_s` seconds; 30 fills the whole window. Raises TrainingError for a text longer than the
+        model can write.
         """
         ...
 
@@ -332,7 +351,11 @@ class Family(Protocol):
         """
         ...
 
-    def padded_seconds(self, seconds: float, context: Context = "trimmed") -> float:
+    def tuned_context(self, folder: str | Path) -> Context:
+        """How a saved model was tuned to be fed, read without loading it."""
+        ...
+
+    def padded_seconds(self, seconds: float, at_least_s: float = 0.0) -> float:
         """Seconds that a clip takes up in a batch, what it is padded with included."""
         ...
 
@@ -340,8 +363,8 @@ class Family(Protocol):
         """Tokens that the model can write, prompt and end included."""
         ...
 
-    def label_length(self, trainable: Trainable, text: str, language: str | None) -> int:
-        """Tokens of the label of a text, prompt and end included."""
+    def label_length(self, trainable: Trainable, text: str | Sequence[Segment], language: str | None) -> int:
+        """Tokens of the label of a text, prompt, times and end included."""
         ...
 
     def text_tokens(self, trainable: Trainable, text: str) -> list[int]:

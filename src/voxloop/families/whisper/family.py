@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from voxloop.errors import ModelError, TrainingError
-from voxloop.families.contract import Capability, Labels, Part, Trainable
+from voxloop.families.contract import Capability, Labels, Part, Segment, Trainable, words_alone
 from voxloop.families.folders import hide_frames, on_device, save_folder, without_adapters
 from voxloop.families.whisper import ctranslate, ctranslate_folder
 from voxloop.families.whisper.cost import cost as cost_of
@@ -47,12 +47,14 @@ from voxloop.families.whisper.features import (
     HOP,
     POSITION_SAMPLES,
     AudioContext,
-    features_of,
+    frame_mask,
+    frames_of_at_least,
+    log_mel,
     mel_filters,
-    padded_frames,
 )
 from voxloop.families.whisper.reading import Vocabulary, vocabulary
-from voxloop.records import MAX_UTTERANCE_S, SAMPLE_RATE
+from voxloop.records import SAMPLE_RATE
+from voxloop.speech.text import CHARACTER_LANGUAGES
 
 if TYPE_CHECKING:
     from voxloop.families.contract import Cost, ExportFormat, Reading, Waveform
@@ -63,6 +65,8 @@ if TYPE_CHECKING:
 STATE_BYTES = 4  # of a number in float32
 LABEL_TOKENS = 448  # arXiv:2212.04356, table 1 and openai/whisper, model.py: n_text_ctx
 AROUND_TEXT = 5  # start, language, task, no timestamps, end: arXiv:2212.04356, figure 1
+TIME_STEP_S = 0.02  # between two time stamp tokens: arXiv:2212.04356, section 2.3
+TIME_STAMPS = 1501  # from <|0.00|> to <|30.00|>
 
 
 @dataclass(kw_only=True, slots=True)
@@ -71,6 +75,13 @@ class WhisperTrainable(Trainable):
 
     vocabulary: Vocabulary
     filters: torch.Tensor  # of mel channels, (F, 201)
+    spaced: bool
+    """Whether a text begins with a space, as Whisper's own texts do: else a published model has to unlearn it."""
+
+    def time_stamp(self, seconds: float) -> int:
+        """The token of a time from the window's beginning."""
+        step = min(TIME_STAMPS - 1, max(0, round(seconds / TIME_STEP_S)))
+        return self.vocabulary.no_timestamps + 1 + step
 
 
 class Whisper:
@@ -155,13 +166,24 @@ class Whisper:
         base_context: AudioContext = getattr(model.config, CONTEXT_KEY, "full")
         setattr(model.config, CONTEXT_KEY, audio_context)
         model.config.apply_spec_augment = False  # the recipe augments
+        known = vocabulary(model.config, model.generation_config, processor)
         return WhisperTrainable(
             model=model,
             processor=processor,
             base_context=base_context,
-            vocabulary=vocabulary(model.config, model.generation_config, processor),
+            # The time stamps are the last tokens of Whisper's vocabularies; not every tokenizer names them.
+            time_stamps=model.config.vocab_size >= known.no_timestamps + 1 + TIME_STAMPS,
+            vocabulary=known,
             filters=mel_filters(processor),
+            spaced=base_context == "full",
         )
+
+    def tuned_context(self, folder: str | Path) -> AudioContext:
+        """What config.json says; `full` where it says nothing, or is on the Hub still."""
+        file = Path(folder, "config.json")
+        told = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        context: AudioContext = told.get(CONTEXT_KEY, "full")
+        return context
 
     def labels(self, folder: str | Path) -> Labels:
         """How long the texts of Whisper may be, counted by the tokenizer of a saved model."""
@@ -203,32 +225,36 @@ class Whisper:
         self,
         trainable: Trainable,
         waveforms: Sequence[Waveform],
-        texts: Sequence[str],
+        texts: Sequence[str | Sequence[Segment]],
         languages: Sequence[str | None],
         *,
-        full_length: bool = False,
+        at_least_s: float = 0.0,
     ) -> dict[str, torch.Tensor]:
         """A batch for the model's forward: input_features (B, F, T), attention_mask (B, T), labels (B, U)."""
-        context: AudioContext = "full" if full_length else "trimmed"
         own = _own(trainable)
-        features, mask = features_of(waveforms, context, own.filters, "cpu")
+        frames = [frames_of_at_least(len(clip), at_least_s) for clip in waveforms]
+        features = log_mel(waveforms, frames, own.filters)
         limit = self.label_limit(trainable)
         labels = [self._label(trainable, text, code) for text, code in zip(texts, languages, strict=True)]
-        for label, text in zip(labels, texts, strict=True):
-            if len(label) > limit:
+        for (prompt, said), text in zip(labels, texts, strict=True):
+            if len(prompt) + len(said) > limit:
                 raise TrainingError(
-                    f"a text has {len(label)} tokens and the model writes at most {limit}: {text[:60]!r}…; "
-                    "leave it out of the dataset or cut its recording into shorter utterances"
+                    f"a text has {len(prompt) + len(said)} tokens and the model writes at most {limit}: "
+                    f"{words_alone(text)[:60]!r}…; leave it out of the dataset or cut its recording into shorter "
+                    "utterances"
                 )
-        padded = torch.full((len(labels), max(map(len, labels))), trainable.label_pad)
-        for row, label in zip(padded, labels, strict=True):
-            row[: len(label)] = torch.tensor(label)
-        start = torch.full((len(labels), 1), own.vocabulary.start)
-        given = torch.cat([start, padded[:, :-1]], dim=1)
+        longest = max(len(prompt) + len(said) for prompt, said in labels)
         # Past its end a text is padded with the end token, which is not learnt from.
-        given = given.masked_fill(given == trainable.label_pad, own.vocabulary.end)
-        batch = {"input_features": features, "decoder_input_ids": given, "labels": padded}
-        return batch if mask is None else batch | {"attention_mask": mask}
+        given = torch.full((len(labels), longest), own.vocabulary.end)
+        learnt = torch.full((len(labels), longest), trainable.label_pad)
+        for row, (prompt, said) in enumerate(labels):
+            before = [own.vocabulary.start, *prompt, *said[:-1]]
+            given[row, : len(before)] = torch.tensor(before)
+            learnt[row, len(prompt) : len(prompt) + len(said)] = torch.tensor(said)
+        batch = {"input_features": features, "decoder_input_ids": given, "labels": learnt}
+        if min(frames) == max(frames):
+            return batch
+        return batch | {"attention_mask": frame_mask(torch.tensor(frames), max(frames)).long()}
 
     def masked(
         self,
@@ -255,29 +281,41 @@ class Whisper:
         states = encoder(inputs["input_features"], attention_mask=inputs.get("attention_mask")).last_hidden_state
         return {name: given for name, given in inputs.items() if name != "input_features"} | {"encoder_outputs": states}
 
-    def padded_seconds(self, seconds: float, context: AudioContext = "trimmed") -> float:
+    def padded_seconds(self, seconds: float, at_least_s: float = 0.0) -> float:
         """Seconds that a clip takes up in a batch, its margin included."""
-        if context == "full":
-            return MAX_UTTERANCE_S
-        return padded_frames(round(seconds * SAMPLE_RATE)) * HOP / SAMPLE_RATE
+        return frames_of_at_least(round(seconds * SAMPLE_RATE), at_least_s) * HOP / SAMPLE_RATE
 
     def label_limit(self, trainable: Trainable) -> int:
         """Tokens that the model can write, prompt and end included."""
         limit: int = trainable.model.config.max_target_positions
         return limit
 
-    def label_length(self, trainable: Trainable, text: str, language: str | None) -> int:
-        """Tokens of the label of a text, prompt and end included."""
-        return len(self._label(trainable, text, language))
+    def label_length(self, trainable: Trainable, text: str | Sequence[Segment], language: str | None) -> int:
+        """Tokens of the label of a text, prompt, times and end included."""
+        return sum(map(len, self._label(trainable, text, language)))
 
-    def _label(self, trainable: Trainable, text: str, language: str | None) -> list[int]:
-        """What the decoder is to write after its start token: the rest of the prompt, the text, the end.
+    def _label(
+        self, trainable: Trainable, text: str | Sequence[Segment], language: str | None
+    ) -> tuple[list[int], list[int]]:
+        """What follows the start token: the rest of the prompt, and what the decoder is to write after it.
 
-        So do transformers' own fine-tuning examples (run_speech_recognition_seq2seq.py), which learn the prompt too.
+        Only the latter is learnt. Learning the prompt as well, as transformers' fine-tuning examples do, teaches a
+        model that is tuned in one language to hear it everywhere.
         """
-        known = _own(trainable).vocabulary
+        own = _own(trainable)
         language = language or trainable.language
-        return [*known.prompt(language)[1:], *self.text_tokens(trainable, text), known.end]
+        prompt = own.vocabulary.prompt(language)[1:]
+        spaced = own.spaced and language not in CHARACTER_LANGUAGES
+        if isinstance(text, str):
+            return prompt, [*self._written(trainable, text, spaced), own.vocabulary.end]
+        said: list[int] = []
+        for part in text:
+            words = self._written(trainable, part.text, spaced)
+            said += [own.time_stamp(part.start), *words, own.time_stamp(part.end)]
+        return prompt[:-1], [*said, own.vocabulary.end]
+
+    def _written(self, trainable: Trainable, text: str, spaced: bool) -> list[int]:
+        return self.text_tokens(trainable, f" {text}" if spaced and text else text)
 
     def text_tokens(self, trainable: Trainable, text: str) -> list[int]:
         """Tokens of a text alone, without prompt and end."""

@@ -87,6 +87,12 @@ def frames_in(samples: int, context: AudioContext) -> int:
     return FULL_FRAMES if context == "full" else padded_frames(samples)
 
 
+def frames_of_at_least(samples: int, seconds: float) -> int:
+    """Mel frames of a clip of `samples` with its margin, and with more silence where it is shorter than `seconds`."""
+    step = HOP * FRAMES_STEP
+    return min(FULL_FRAMES, max(padded_frames(samples), -(-round(seconds * SAMPLE_RATE) // step) * FRAMES_STEP))
+
+
 def features_of(
     clips: Sequence[Waveform], context: AudioContext, filters: torch.Tensor, device: str | torch.device
 ) -> tuple[torch.Tensor, torch.Tensor | None]:

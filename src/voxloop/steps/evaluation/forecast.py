@@ -25,7 +25,7 @@ from voxloop.steps import datasets, hearing, transcripts
 from voxloop.steps.evaluation.curves import FALLS, MIN_RUNS, Curve, Trial, extrapolate
 from voxloop.steps.evaluation.measuring import as_heard, in_blocks, normalisers
 from voxloop.steps.evaluation.scores import score
-from voxloop.steps.training import control, device_lock, disk, locks, parameters, recipes
+from voxloop.steps.training import control, device_lock, disk, locks, recipes, suited
 from voxloop.steps.training.files import CONFIG, LOG, STATUS, read_json, write_json
 from voxloop.steps.training.recipes import Recipe
 
@@ -127,7 +127,7 @@ def plan(
     if seeds < MIN_RUNS:
         raise UsageError(f"{seeds} seeds: needed are {MIN_RUNS} or more, to tell chance from speech")
     folder = Path(models.model_folder(ws, model))
-    chosen = recipes.named(recipe) if recipe else _suited(frozen, folder)
+    chosen = suited(frozen, folder, recipe)
     # The end is a number of steps, the same for every share and on every machine.
     chosen = replace(recipes.override(chosen, overrides), max_steps=steps, max_seconds=None, max_epochs=None, seed=1)
     # The models are made to be measured and are converted for no engine.
@@ -156,13 +156,6 @@ def plan(
     )
     kept = [found for clips_, seed in _pairs(made) if (found := _kept(made, clips_, seed))]
     return replace(made, done=len(kept), seconds_each=_pace(ws, made, kept))
-
-
-def _suited(dataset: Dataset, folder: Path) -> Recipe:
-    return recipes.choose(
-        train_seconds=dataset.hours.get("train", 0.0) * 3600,
-        parameters=parameters(folder),
-    )
 
 
 def _pairs(plan: Plan) -> list[tuple[int, int]]:
