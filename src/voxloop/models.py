@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -279,10 +280,14 @@ def _from_cache(model: Model, checked: bool) -> Path:
 # What runs it --------------------------------------------------------------------------------------------------------
 
 
-def device(ws: Workspace) -> str:
-    """`cuda` or `cpu`, as set or as found."""
+def device(ws: Workspace, engine: str = "torch") -> str:
+    """`cuda` or `cpu`, as set or as an engine finds it."""
     if ws.settings.device:
         return ws.settings.device
+    if engine.startswith("ctranslate2") and find_spec("ctranslate2"):
+        import ctranslate2
+
+        return "cuda" if ctranslate2.get_cuda_device_count() else "cpu"
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
@@ -305,7 +310,7 @@ def engine(ws: Workspace, model: Model | None = None, *, asked: str = "") -> str
     else:
         require(kind, "ctranslate2")
     compute_type = compute_type or ws.settings.compute_type
-    return f"{asked}-{compute_type or ('float16' if device(ws).startswith('cuda') else 'int8')}"
+    return f"{asked}-{compute_type or ('float16' if device(ws, asked).startswith('cuda') else 'int8')}"
 
 
 def converted(ws: Workspace, model: Model, compute_type: str) -> Path:
@@ -395,7 +400,8 @@ def loaded(ws: Workspace, model: Model, engine_name: str | None = None) -> Itera
     This makes loading safe for threads, not the recogniser: whether two may transcribe
     with it at the same moment is for its family to say.
     """
-    key = (model.id, device(ws), engine_name or engine(ws, model))
+    engine_name = engine_name or engine(ws, model)
+    key = (model.id, device(ws, engine_name), engine_name)
     with _COUNTING:
         held = _LOADED[key] = _LOADED.pop(key) if key in _LOADED else LoadedModel()
         held.users += 1
@@ -431,12 +437,13 @@ def _free(stay: int) -> None:
 
 
 def _load(ws: Workspace, model: Model, on: str, engine_name: str) -> Recogniser:
-    if ws.settings.threads:
-        import torch
-
-        torch.set_num_threads(ws.settings.threads)  # also what CTranslate2 goes by
     kind = family(model.family)
     name, _, compute_type = engine_name.partition("-")
     if name == "torch":
+        if ws.settings.threads:
+            import torch
+
+            torch.set_num_threads(ws.settings.threads)
         return kind.load(model_folder(ws, model), device=on)
-    return require(kind, "ctranslate2").load_converted(converted(ws, model, compute_type), device=on)
+    folder = converted(ws, model, compute_type)
+    return require(kind, "ctranslate2").load_converted(folder, device=on, threads=ws.settings.threads)

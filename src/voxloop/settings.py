@@ -26,6 +26,7 @@ WORKSPACE_VARIABLE = "VOXLOOP_WORKSPACE"
 DEFAULT_WORKSPACE = "voxloop-workspace"
 PREFIX = "VOXLOOP_"
 MOST_BONUS = 5.0  # of a token's log-probability: beyond, terms are heard everywhere
+AUDIO_CONTEXTS = ("auto", "adaptive", "full", "trimmed")
 ENGINES = ("torch", "ctranslate2", "auto")
 COMPUTE_TYPES = ("int8", "int8_float32", "int8_float16", "int8_bfloat16", "int16", "float16", "bfloat16", "float32")
 
@@ -70,6 +71,10 @@ class Settings:
     worse on any of them, and the verdict rests on the first. Empty: `engine` alone."""
     threads: int = 0
     """CPU threads for models; 0: as many as there are cores."""
+    audio_context: str = "auto"
+    """What Whisper hears of a clip: `auto` (what the model was tuned on, and `adaptive` where it was not tuned),
+    `adaptive` (twice the clip and at least 10 s, 30 s where the text is doubtful), `full` (30 s), `trimmed` (the clip
+    itself; for models tuned on it)."""
     batch_seconds: float = 120.0
     """Padded seconds of audio transcribed at once."""
     word_times: bool = True
@@ -202,6 +207,10 @@ class Settings:
                 )
         if self.checkpoints_to_blobs not in ("auto", "on", "off"):
             raise SettingError(f"checkpoints_to_blobs is {self.checkpoints_to_blobs!r}: it must be auto, on or off")
+        if self.audio_context not in AUDIO_CONTEXTS:
+            raise SettingError(
+                f"audio_context is {self.audio_context!r}: it must be one of {', '.join(AUDIO_CONTEXTS)}"
+            )
         if self.channels not in ("mix", "split"):
             raise SettingError(f"channels is {self.channels!r}: it must be mix or split")
         if self.max_attempts < 1:

@@ -120,6 +120,18 @@ def test_the_features_are_those_of_faster_whisper(tiny_en: Path, clips: list[np.
         np.testing.assert_allclose(mine, theirs, atol=2e-3)
 
 
+def test_engines_hear_the_same_of_about_10_s(folder: Path, clips: list[np.ndarray], tmp_path: Path) -> None:
+    """And nearly what they hear of 30 s, though most clips are not heard twice."""
+    WHISPER.convert(folder, tmp_path / "converted", "float32")
+    fast = WHISPER.load_converted(tmp_path / "converted")
+    asked = Decoding(language="en", audio_context="adaptive")
+    found = fast.transcribe(clips, asked)
+    assert [one.text for one in found] == [WHISPER.load(folder).transcribe([clip], asked)[0].text for clip in clips]
+    at_30_s = fast.transcribe(clips, GREEDY)
+    assert sum(one.mean_logprob != other.mean_logprob for one, other in zip(found, at_30_s, strict=True)) >= 6
+    assert sum(one.text == other.text for one, other in zip(found, at_30_s, strict=True)) >= 5
+
+
 def test_half_precision_is_taken_as_it_is(tiny_en: Path, tmp_path: Path) -> None:
     WHISPER.convert(tiny_en, tmp_path / "same", "float16")
     assert (tmp_path / "same" / "model.bin").samefile(tiny_en / "model.bin") or (

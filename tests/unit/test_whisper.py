@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,11 @@ from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneratio
 
 from tests.unit import tiny_whisper
 from voxloop.errors import ModelError, TrainingError, UsageError
-from voxloop.families.contract import Decoding, Segment
+from voxloop.families.contract import Decoding, Guards, Segment
 from voxloop.families.registry import family
 from voxloop.families.whisper import WHISPER
-from voxloop.families.whisper.features import MARGIN_S, features_of, log_mel, padded_frames
-from voxloop.families.whisper.reading import SPARE_TOKENS, TOKENS_PER_S
+from voxloop.families.whisper.features import MARGIN_S, features_of, frames_in, log_mel, padded_frames
+from voxloop.families.whisper.reading import SPARE_TOKENS, TOKENS_PER_S, Reader
 from voxloop.families.whisper.recogniser import WhisperRecogniser
 
 RATE = 16_000
@@ -46,6 +47,10 @@ def trimmed(folder: Path) -> WhisperRecogniser:
 
 
 class TestFeatures:
+    def test_a_clip_is_fed_as_twice_its_length_and_10_s_at_least(self) -> None:
+        for clip_s, fed_s in ((0.1, 10), (5.0, 10), (5.1, 12), (7.0, 14), (14.9, 30), (15.1, 30), (30.0, 30)):
+            assert frames_in(round(clip_s * RATE), "adaptive") == 100 * fed_s
+
     def test_equal_those_of_transformers_clip_by_clip(self) -> None:
         extractor = WhisperFeatureExtractor(feature_size=80)
         filters = torch.tensor(np.asarray(extractor.mel_filters).T, dtype=torch.float32)
@@ -208,6 +213,29 @@ class TestTranscribe:
         with caplog.at_level(logging.WARNING):
             recogniser.transcribe(noise(0.3), Decoding(audio_context="trimmed", max_new_tokens=2))
         assert "not tuned on trimmed audio" in caplog.text
+
+    @pytest.mark.parametrize("engine", ["torch", "ctranslate2"])
+    def test_a_doubtful_text_is_read_again_at_30_s(self, engine: str, english: Path, tmp_path: Path) -> None:
+        """What fires is the guard on repetition, at any text; the rest of the batch is not read again."""
+        if engine == "torch":
+            recogniser: Reader = WHISPER.load(english)
+        else:
+            WHISPER.convert(english, tmp_path / "converted", "float32")
+            recogniser = WHISPER.load_converted(tmp_path / "converted")
+        clips, heard = noise(0.7, 3.0, 11.0), []
+        doubtful = Guards(max_compression=0.01, min_logprob=-100.0, temperatures=())
+        asked = Decoding(guards=doubtful, max_new_tokens=8)
+        full = recogniser.transcribe(clips, asked)
+        adaptive = recogniser.transcribe(clips, replace(asked, untuned="adaptive"), heard=heard.append)
+        assert [one.text for one in adaptive] == [one.text for one in full]
+        assert [one.mean_logprob for one in adaptive] == pytest.approx([one.mean_logprob for one in full], abs=1e-4)
+        assert sum(heard) == pytest.approx(14.7)  # each clip is counted once
+
+    def test_an_untuned_model_is_fed_as_is_asked_for(self, english: Path) -> None:
+        recogniser = WHISPER.load(english)
+        assert recogniser.context("auto") == "full"
+        assert recogniser.context("auto", untuned="adaptive") == "adaptive"
+        assert trimmed(english).context("auto", untuned="adaptive") == "trimmed"
 
     def test_leaves_a_training_model_training(self, english: Path) -> None:
         trainable = WHISPER.open_for_training(english, audio_context="trimmed")

@@ -33,6 +33,7 @@ class Engine(StrEnum):
 
 class Context(StrEnum):
     auto = "auto"
+    adaptive = "adaptive"
     trimmed = "trimmed"
     full = "full"
 
@@ -194,7 +195,8 @@ def transcribe(
     audio_context: Annotated[
         Context,
         typer.Option(
-            help="What the encoder is given. auto: as the model was tuned. trimmed: the clip's own length, fast, and "
+            help="What the encoder is given. auto: the setting audio_context, by default what the model was tuned on. "
+            "adaptive: about twice the clip, and 30 s where the text is doubtful. trimmed: the clip's own length, "
             "safe only for models tuned on it. full: 30 s."
         ),
     ] = Context.auto,

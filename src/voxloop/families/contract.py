@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     Waveform = np.ndarray[tuple[int], np.dtype[np.float32]]  # (S,), 16 kHz, -1 to 1
 
-AudioContext = Literal["auto", "trimmed", "full"]
-Context = Literal["trimmed", "full"]
+AudioContext = Literal["auto", "adaptive", "trimmed", "full"]
+Context = Literal["adaptive", "trimmed", "full"]
 Part = Literal["encoder", "embeddings"]
 """A part of a model that training may leave as it is: what hears, or the embedding of tokens."""
 
@@ -143,7 +143,10 @@ class Decoding:
     max_new_tokens: int = 224
     """Longest text, in tokens; 224 is half of Whisper's context, as its authors decode."""
     audio_context: AudioContext = "auto"
-    """auto: as the model was tuned (its config says); full: padded to 30 s; trimmed: own length plus margin."""
+    """auto: as the model was tuned (its config says), else `untuned`; full: padded to 30 s; adaptive: padded to twice
+    its length and at least 10 s, and to 30 s where the text is doubtful; trimmed: own length plus margin."""
+    untuned: Context = "full"
+    """What auto means for a model whose config does not say how it was tuned."""
     batch_seconds: float = 120.0
     """Padded seconds of audio decoded at once."""
     engine: str = "torch"
@@ -224,8 +227,8 @@ class Recogniser(Protocol):
         """
         ...
 
-    def context(self, asked: AudioContext) -> Context:
-        """How clips are fed when that is asked for: at their own length, or filled to 30 s."""
+    def context(self, asked: AudioContext, untuned: Context = "full") -> Context:
+        """How clips are fed when that is asked for; `untuned`: what `auto` means where the model's config is silent."""
         ...
 
     def embed(self, waveforms: Sequence[Waveform]) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
@@ -255,7 +258,7 @@ class Trainable:
     model: Any  # transformers PreTrainedModel
     processor: Any
     label_pad: int = -100  # of labels that are not learnt from
-    base_context: Context = "full"
+    base_context: Literal["trimmed", "full"] = "full"
     """How the base was tuned to be fed."""
     language: str | None = None
     """Of clips that name none."""
@@ -391,8 +394,8 @@ class Conversion(Family, Protocol):
         """Whether a folder is what `convert` once wrote: all of it, and nothing damaged."""
         ...
 
-    def load_converted(self, converted: Path, *, device: str = "cpu") -> Recogniser:
-        """Open what `convert` made of a saved model. Raises ModelError with the remedy."""
+    def load_converted(self, converted: Path, *, device: str = "cpu", threads: int = 0) -> Recogniser:
+        """Open what `convert` made of a saved model; 0 threads: as many as there are. Raises ModelError."""
         ...
 
     def holds(self, folder: Path) -> bool:

@@ -111,7 +111,7 @@ def cut(
     waveforms: Sequence[Waveform], recogniser: Recogniser, decoding: Decoding, settings: Settings
 ) -> list[list[Span]]:
     """The spans of speech in whole recordings (S,), joined as the recogniser is fed."""
-    joined = joining(recogniser.context(decoding.audio_context))
+    joined = joining(recogniser.context(decoding.audio_context, decoding.untuned))
     order = sorted(range(len(waveforms)), key=lambda index: len(waveforms[index]))
     spans: dict[int, list[Span]] = {}
     for first in range(0, len(order), voice.TOGETHER):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import sqlalchemy as sa
 
@@ -52,7 +52,8 @@ def decoding(
     )
     return Decoding(
         language=language or settings.language or None,
-        audio_context=audio_context,
+        audio_context=cast(AudioContext, settings.audio_context) if audio_context == "auto" else audio_context,
+        untuned="adaptive",
         engine=engine(ws, model),
         batch_seconds=settings.batch_seconds,
         guards=guards if settings.guards else None,
@@ -380,7 +381,7 @@ def transcribe_file(
             progress(0.0, seconds(samples))
         asked = decoding(ws, language, audio_context, model=record)
         speaker = using.enter_context(loaded(ws, record))
-        joining = _utterances.joining(speaker.context(audio_context))
+        joining = _utterances.joining(speaker.context(asked.audio_context, asked.untuned))
         spans = _utterances.spans_in(read, samples, ws.settings, joining)
         heard_spans = _utterances.with_margins(spans, samples)
         speech = sum(end - start for start, end in heard_spans)

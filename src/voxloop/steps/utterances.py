@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from voxloop.stores.catalog import Reader
     from voxloop.workspace import Workspace
 
-MIN_SPEECH_MS = 100  # Silero's 250 ms would lose a short word said alone
+MIN_SPEECH = SAMPLE_RATE // 10  # samples: Silero's 250 ms would lose a short word said alone
 SHORT = 8 * SAMPLE_RATE  # samples: a recording so short is taken as one phrase
 
 # Silero hears little in quiet speech: at 20 dB less it lost 88 of 432 clips, and 2 where they were made louder first.
@@ -287,22 +287,20 @@ def spans_of(
     if not probabilities:
         return []
     found = partial(
-        voice.silero().get_speech_timestamps_from_probs,
-        list(probabilities),
-        sampling_rate=SAMPLE_RATE,
-        min_speech_duration_ms=MIN_SPEECH_MS,
-        max_speech_duration_s=MAX_UTTERANCE_S,
-        min_silence_duration_ms=settings.vad_min_silence_ms,
-        speech_pad_ms=settings.vad_pad_ms,
-        audio_length_samples=samples,
+        voice.stretches,
+        probabilities,
+        samples,
+        shortest=MIN_SPEECH,
+        pause=int(settings.vad_min_silence_ms * SAMPLE_RATE / 1000),
+        padding=int(settings.vad_pad_ms * SAMPLE_RATE / 1000),
     )
     # Where nothing is heard at all, what is half as likely counts: noise stays far below that.
     pieces = found(threshold=settings.vad_threshold) or found(threshold=settings.vad_threshold / 2)
     spans: list[Span] = []
-    for piece in pieces:
+    for first, last in pieces:
         # Padding may reach over the neighbour or, at a hard cut, over the 30 s.
-        start = max(int(piece["start"]), spans[-1][1] if spans else 0)
-        end = min(int(piece["end"]), samples, start + MAX_UTTERANCE_SAMPLES)
+        start = max(first, spans[-1][1] if spans else 0)
+        end = min(last, samples, start + MAX_UTTERANCE_SAMPLES)
         if end <= start:
             continue
         near = spans and start - spans[-1][1] < joining.gap

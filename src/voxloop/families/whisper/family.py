@@ -19,7 +19,7 @@ Whisper folder that stock transformers loads.
     elsewhere.py   what other programs make of an exported model
     ctranslate_folder.py  a CTranslate2 folder as a base: weights, tokenizer and settings read back
 
-What reads with CTranslate2 imports no transformers, which takes longer than the text of a short file.
+What reads with CTranslate2 imports neither PyTorch nor transformers, which take longer than the text of a short file.
 
 Letters in shapes: `B` batch, `F` mel channels, `T` mel frames, `U` label tokens.
 """
@@ -33,13 +33,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import torch
+from typing import TYPE_CHECKING, Any, Literal
 
 from voxloop.errors import ModelError, TrainingError
 from voxloop.families.contract import Capability, Labels, Part, Segment, Trainable, words_alone
-from voxloop.families.folders import hide_frames, on_device, save_folder, without_adapters
 from voxloop.families.whisper import ctranslate, ctranslate_folder
 from voxloop.families.whisper.cost import cost as cost_of
 from voxloop.families.whisper.features import (
@@ -57,6 +54,8 @@ from voxloop.records import SAMPLE_RATE
 from voxloop.speech.text import CHARACTER_LANGUAGES
 
 if TYPE_CHECKING:
+    import torch
+
     from voxloop.families.contract import Cost, ExportFormat, Reading, Waveform
     from voxloop.families.whisper.ctranslate import CTranslateRecogniser
     from voxloop.families.whisper.recogniser import WhisperRecogniser
@@ -125,9 +124,9 @@ class Whisper:
         """Whether what `convert` wrote is whole."""
         return ctranslate.intact(converted)
 
-    def load_converted(self, converted: Path, *, device: str = "cpu") -> CTranslateRecogniser:
+    def load_converted(self, converted: Path, *, device: str = "cpu", threads: int = 0) -> CTranslateRecogniser:
         """Open what `convert` made of a saved model. Raises ModelError with the remedy."""
-        return ctranslate.load(converted, device)
+        return ctranslate.load(converted, device, threads)
 
     def complete(self, folder: Path, target: Path) -> bool:
         """Write a folder with the time stamp tokens and files that other programs look for. Raises ModelError."""
@@ -152,6 +151,9 @@ class Whisper:
 
     def load(self, folder: str | Path, *, device: str = "cpu", dtype: str = "float32") -> WhisperRecogniser:
         """Open a folder or Hub id. Raises ModelError with the remedy."""
+        import torch
+
+        from voxloop.families.folders import on_device
         from voxloop.families.whisper.network import load
         from voxloop.families.whisper.recogniser import WhisperRecogniser
 
@@ -160,10 +162,12 @@ class Whisper:
 
     def open_for_training(self, folder: str | Path, *, audio_context: AudioContext) -> Trainable:
         """Open a folder or Hub id for training, float32 on the CPU; its config remembers the audio context."""
+        import torch
+
         from voxloop.families.whisper.network import load
 
         model, processor = load(folder, torch.float32)
-        base_context: AudioContext = getattr(model.config, CONTEXT_KEY, "full")
+        base_context: Literal["trimmed", "full"] = getattr(model.config, CONTEXT_KEY, "full")
         setattr(model.config, CONTEXT_KEY, audio_context)
         model.config.apply_spec_augment = False  # the recipe augments
         known = vocabulary(model.config, model.generation_config, processor)
@@ -217,6 +221,7 @@ class Whisper:
 
     def recogniser(self, trainable: Trainable, model: torch.nn.Module) -> WhisperRecogniser:
         """The model as it is now, half-way through training; LoRA adapters stay in it."""
+        from voxloop.families.folders import without_adapters
         from voxloop.families.whisper.recogniser import WhisperRecogniser
 
         return WhisperRecogniser(without_adapters(model), trainable.processor)
@@ -231,6 +236,8 @@ class Whisper:
         at_least_s: float = 0.0,
     ) -> dict[str, torch.Tensor]:
         """A batch for the model's forward: input_features (B, F, T), attention_mask (B, T), labels (B, U)."""
+        import torch
+
         own = _own(trainable)
         frames = [frames_of_at_least(len(clip), at_least_s) for clip in waveforms]
         features = log_mel(waveforms, frames, own.filters)
@@ -263,6 +270,8 @@ class Whisper:
         hide: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     ) -> dict[str, Any]:
         """The batch with its features (B, F, T) as `hide` changes them; a clip's frames are 10 ms each."""
+        from voxloop.families.folders import hide_frames
+
         return hide_frames(inputs, samples, HOP, hide)
 
     def loss(
@@ -274,11 +283,13 @@ class Whisper:
         outputs = model(**given, answers=inputs["labels"], smoothing=smoothing, use_cache=False)
         return outputs.loss, outputs
 
-    @torch.no_grad()
     def encode(self, trainable: Trainable, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """A batch of `collate` with the encoder's states (B, E, D) as `encoder_outputs` in the place of its sound."""
+        import torch
+
         encoder = trainable.model.get_encoder().eval()
-        states = encoder(inputs["input_features"], attention_mask=inputs.get("attention_mask")).last_hidden_state
+        with torch.no_grad():
+            states = encoder(inputs["input_features"], attention_mask=inputs.get("attention_mask")).last_hidden_state
         return {name: given for name, given in inputs.items() if name != "input_features"} | {"encoder_outputs": states}
 
     def padded_seconds(self, seconds: float, at_least_s: float = 0.0) -> float:
@@ -328,6 +339,8 @@ class Whisper:
 
     def encoder_positions(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Encoder positions of each clip (B,): one for every second mel frame."""
+        import torch
+
         features = inputs["input_features"]
         mask = inputs.get("attention_mask")
         if mask is None:
@@ -358,6 +371,8 @@ class Whisper:
 
     def save(self, trainable: Trainable, model: torch.nn.Module, folder: Path) -> None:
         """Write a complete folder that `load` and stock transformers open; LoRA is merged, `adapter/` kept beside."""
+        from voxloop.families.folders import save_folder
+
         save_folder(model, trainable.processor, folder)
 
 

@@ -10,19 +10,18 @@ import logging
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import numpy as np
-import torch
 
 from voxloop.errors import ModelError, UsageError, nearest
 from voxloop.families.contract import REMEDIES, Decoding, Guards, Hypothesis
 from voxloop.families.whisper.bias import Logprobs, Preference, Reading, trie
-from voxloop.families.whisper.features import CONTEXT_KEY, HOP, AudioContext, frames_in
+from voxloop.families.whisper.features import CONTEXT_KEY, FULL_FRAMES, HOP, AudioContext, frames_in
 from voxloop.families.whisper.words import spelled, without_silence, words_of
 from voxloop.records import MAX_UTTERANCE_SAMPLES, SAMPLE_RATE, Guard, Word, seconds
 from voxloop.speech.text import CHARACTER_LANGUAGES
@@ -149,7 +148,7 @@ class Reader(ABC):
     What the encoder made of a batch, `states`, is the engine's own; its `mask` (B, T) is None where nothing is padded.
     """
 
-    def __init__(self, config: Config, vocabulary: Vocabulary, tokenizer: Tokenizer, filters: torch.Tensor) -> None:
+    def __init__(self, config: Config, vocabulary: Vocabulary, tokenizer: Tokenizer, filters: Any) -> None:
         self.config = config
         self.vocabulary = vocabulary
         self.tokenizer = tokenizer
@@ -187,7 +186,10 @@ class Reader(ABC):
         temperature: float,
         draws: Sequence[np.ndarray[tuple[int], np.dtype[np.float64]]],
     ) -> list[Draft]:
-        """Texts of some rows of a batch, drawn at a temperature by numbers from 0 to 1 for each token (`pick`)."""
+        """Texts of some rows of a batch, drawn at a temperature by numbers from 0 to 1 for each token.
+
+        A token is the first at which the cumulative distribution reaches the number.
+        """
 
     @abstractmethod
     def _read_on(
@@ -237,7 +239,7 @@ class Reader(ABC):
         heard: Callable[[float], None] | None = None,
     ) -> list[Hypothesis]:
         """Texts in the order given. Raises UsageError for a waveform longer than 30 s."""
-        context = self.context(decoding.audio_context)
+        context = self.context(decoding.audio_context, decoding.untuned)
         found = [Hypothesis(text="", confidence=None)] * len(waveforms)
         clips = list(waveforms)
         if decoding.guards:
@@ -249,17 +251,29 @@ class Reader(ABC):
         preference = self._preference(decoding)
         with self._running():
             budget_s = decoding.batch_seconds / max(1, decoding.beams) / self._at_once
-            batches = list(self._batches(clips, context, budget_s))
 
-            def decoded(batch: list[int]) -> list[Hypothesis]:
-                chosen = [clips[index] for index in batch]
-                return self._decode(chosen, context, decoding, word_times, before, preference)
+            def hear(clips: Sequence[Waveform], context: AudioContext) -> list[int]:
+                """Fill `found`; the clips that are to be heard at 30 s instead."""
 
-            for batch, hypotheses in zip(batches, self._each(decoded, batches), strict=True):
-                for index, hypothesis in zip(batch, hypotheses, strict=True):
-                    found[index] = hypothesis
-                if heard:
-                    heard(seconds(sum(len(clips[index]) for index in batch)))
+                def decoded(batch: list[int]) -> list[Hypothesis | None]:
+                    chosen = [clips[index] for index in batch]
+                    return self._decode(chosen, context, decoding, word_times, before, preference)
+
+                doubtful = []
+                batches = list(self._batches(clips, context, budget_s))
+                for batch, hypotheses in zip(batches, self._each(decoded, batches), strict=True):
+                    for index, hypothesis in zip(batch, hypotheses, strict=True):
+                        if hypothesis is None:
+                            doubtful.append(index)
+                        else:
+                            found[index] = hypothesis
+                    if heard and (done := set(batch) - set(doubtful)):
+                        heard(seconds(sum(len(clips[index]) for index in done)))
+                return doubtful
+
+            again = set(hear(clips, context))
+            if again:
+                hear([clip if index in again else clip[:0] for index, clip in enumerate(clips)], "full")
         return found
 
     def _each(self, work: Callable[[list[int]], T], batches: Sequence[list[int]]) -> Iterator[T]:
@@ -286,18 +300,18 @@ class Reader(ABC):
                 vectors[batch] = means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
         return vectors
 
-    def context(self, asked: str) -> AudioContext:
+    def context(self, asked: AudioContext | Literal["auto"], untuned: AudioContext = "full") -> AudioContext:
         """How clips are fed when a context is asked for; warns once of a trimmed one that the model does not know."""
-        tuned: AudioContext = getattr(self.config, CONTEXT_KEY, "full")
+        tuned: AudioContext | None = getattr(self.config, CONTEXT_KEY, None)
         if asked == "auto":
-            return tuned
-        if asked == "trimmed" and tuned == "full" and not self._warned:
+            return tuned or untuned
+        if asked == "trimmed" and tuned != "trimmed" and not self._warned:
             self._warned = True
             log.warning(
                 "this model was not tuned on trimmed audio: its texts may repeat or lose words; "
                 "use audio_context=auto, or fine-tune it first"
             )
-        return "trimmed" if asked == "trimmed" else "full"
+        return asked
 
     def _batches(self, waveforms: Sequence[Waveform], context: AudioContext, budget_s: float) -> Iterator[list[int]]:
         """Indices of the waveforms that hold sound, similar lengths together, up to the budget of padded seconds."""
@@ -328,7 +342,8 @@ class Reader(ABC):
         timed: bool,
         before: list[int],
         preference: Preference | None,
-    ) -> list[Hypothesis]:
+    ) -> list[Hypothesis | None]:
+        """Texts of a batch; with the adaptive context None for a clip that should be heard at 30 s."""
         states, mask = self._encode(clips, context)
         tasks, languages = self._prompts(states, mask, len(clips), decoding.language)
         prompts = [[*before, *task] for task in tasks]
@@ -337,12 +352,21 @@ class Reader(ABC):
         if preference:
             drafts = self._preferred(drafts, states, mask, prompts, limits, preference)
         drafts = self._worded(drafts)
+        again: set[int] = set()
+        if context == "adaptive":
+            again = {
+                index
+                for index, (draft, clip, limit) in enumerate(zip(drafts, clips, limits, strict=True))
+                if frames_in(len(clip), context) < FULL_FRAMES and self._doubtful(draft, limit, decoding.guards)
+            }
         if decoding.guards:
-            drafts = self._guarded(drafts, clips, states, mask, prompts, limits, decoding.guards)
+            drafts = self._guarded(drafts, clips, states, mask, prompts, limits, decoding.guards, but=again)
         # Words are placed without what was said before, so that it has no part in where they are.
-        times = self._times(drafts, clips, states, mask, tasks) if timed else {}
+        times = self._times(drafts, clips, states, mask, tasks, but=again) if timed else {}
         return [
-            Hypothesis(
+            None
+            if index in again
+            else Hypothesis(
                 text=draft.text,
                 confidence=draft.confidence,
                 words=self._words(draft, times[index], clips[index], code) if index in times else (),
@@ -418,6 +442,15 @@ class Reader(ABC):
                 draft.tokens, draft.chances = reading.tokens, reading.chances
         return drafts
 
+    def _doubtful(self, draft: Draft, limit: int, guards: Guards | None) -> bool:
+        """Whether a text read at less than 30 s is to be read again at 30 s: empty, cut off, or going round in circles.
+
+        A low probability alone does not count. It marks speech that is hard at any length: reading it again took half
+        of the gain in speed and made as many words wrong as right.
+        """
+        fired = (guards or Guards()).fired(draft.text, draft.mean_logprob, draft.no_speech)
+        return not draft.text or len(draft.tokens) == limit or "repetition" in fired or "no speech" in fired
+
     def _limit(self, samples: int, most: int, before: int) -> int:
         """Tokens that a clip's text may have, behind a prompt of so many."""
         room: int = self.config.max_target_positions - before
@@ -441,8 +474,9 @@ class Reader(ABC):
         prompts: Sequence[Sequence[int]],
         limits: Sequence[int],
         guards: Guards,
+        but: Collection[int] = (),
     ) -> list[Draft]:
-        """The drafts that pass, decoded again at rising temperatures where they fail.
+        """The drafts that pass, decoded again at rising temperatures where they fail; `but` some are left as they are.
 
         Where none passes, the likeliest of a clip's drafts is taken, one that does not repeat itself
         before one that does (so does faster-whisper; Whisper itself takes the last).
@@ -450,6 +484,7 @@ class Reader(ABC):
         tried = [[self._check(draft, guards)] for draft in drafts]
         for temperature in guards.temperatures:
             failing = [index for index, mine in enumerate(tried) if set(mine[-1].fired) - {"no speech"}]
+            failing = [index for index in failing if index not in but]
             if not failing:
                 break
             again = self._drawn(
@@ -492,9 +527,10 @@ class Reader(ABC):
         states: Any,
         mask: Any,
         prompts: Sequence[Sequence[int]],
+        but: Collection[int] = (),
     ) -> dict[int, list[float]]:
-        """When the tokens of each clip with a text begin, and when it ends."""
-        spoken = [index for index, draft in enumerate(drafts) if draft.text]
+        """When the tokens of each clip with a text begin, and when it ends; `but` of some."""
+        spoken = [index for index, draft in enumerate(drafts) if draft.text and index not in but]
         if not spoken:
             return {}
         found = self._token_times(
@@ -527,9 +563,3 @@ def _draws(clip: Waveform, temperature: float, count: int) -> np.ndarray[tuple[i
     """Numbers above 0 to 1 that only the clip and the temperature decide: a text is drawn the same in any batch."""
     seed = hashlib.sha256(np.ascontiguousarray(clip).tobytes() + f"{temperature:g}".encode()).digest()
     return 1.0 - np.random.default_rng(list(seed)).random(count)
-
-
-def pick(logits: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
-    """Tokens (B,) of logits (B, V), by the inverse of their cumulative distribution."""
-    summed = logits.softmax(dim=-1).double().cumsum(dim=-1)
-    return (summed < draws[:, None] * summed[:, -1:]).sum(dim=-1)

@@ -19,7 +19,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from voxloop.families.folders import evaluating
 from voxloop.families.whisper.bias import Reading
 from voxloop.families.whisper.features import AudioContext, features_of, frame_mask, mel_filters
-from voxloop.families.whisper.reading import Draft, Reader, pick, vocabulary
+from voxloop.families.whisper.reading import Draft, Reader, vocabulary
 from voxloop.families.whisper.timing import let_listen, word_times
 
 if TYPE_CHECKING:
@@ -279,3 +279,9 @@ class WhisperRecogniser(Reader):
         always = torch.tensor(generation.suppress_tokens or [], dtype=torch.long, device=device)
         first = torch.tensor(generation.begin_suppress_tokens or [], dtype=torch.long, device=device)
         return always, first
+
+
+def pick(logits: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+    """Tokens (B,) of logits (B, V), by the inverse of their cumulative distribution."""
+    summed = logits.softmax(dim=-1).double().cumsum(dim=-1)
+    return (summed < draws[:, None] * summed[:, -1:]).sum(dim=-1)
