@@ -5,8 +5,10 @@ kept, and the scores are counted from what was kept.
 
     measuring.py   decode, keep, count       probes.py       silence, noise, 30 s
     scores.py      errors, rates, slices     word_times.py   where words lie in time
+    heard_texts.py texts heard in training, and new ones
 """
 
+from voxloop.steps.evaluation.heard_texts import lineage, parted, texts_heard, with_texts
 from voxloop.steps.evaluation.measuring import (
     evaluate,
     evaluation_id,
@@ -24,13 +26,17 @@ __all__ = [
     "evaluation_id",
     "find_evaluation",
     "interval",
+    "lineage",
     "measure",
     "noise_inputs",
     "normalisers",
+    "parted",
     "quiet_inputs",
     "score",
     "scored_rows",
     "scores_of",
     "slices",
+    "texts_heard",
     "wer",
+    "with_texts",
 ]
