@@ -2,8 +2,8 @@
 
     python -m benchmarks.gate_decode DATA [--out FOLDER]
 
-`tiny.en` and `base` in int8 by CTranslate2: greedily, and `base` twice more at temperature 0.4 with other seeds. The two
-sampled decodings are exchangeable, so neither is truly better: a real null. What is kept already is not decoded again.
+`tiny.en` and `base` in int8 by CTranslate2: greedily, and `base` twice more at temperature 0.4 with other seeds. The
+two sampled decodings are exchangeable, so neither is truly better: a real null. What is kept is not decoded again.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
     python -m benchmarks.gate_nights [--years N] [--nights N] [--out FOLDER]
 
-Every night a challenger is trained. It copies the champion on four clips of ten and hears the rest afresh, a share of its
-errors truly saved or added; all of a year share one growing test set and one champion, so that their p-values depend on
-each other as they do in use. All years go on side by side in NumPy. Promoted is what passes the exact sign-flip test at
-the level of the rule and saves two errors of a hundred; guards, which can only hold back, are left out.
+Every night a challenger is trained. It copies the champion on four clips of ten and hears the rest afresh, a share of
+its errors truly saved or added; all of a year share one growing test set and one champion, so that their p-values
+depend on each other as they do in use. All years go on side by side in NumPy. Promoted is what passes the exact
+sign-flip test at the level of the rule and saves two errors of a hundred; guards are left out.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
@@ -169,7 +168,8 @@ def verdict(changes: list[int], *, each: int = 2, limits: Limits = LIMITS, guard
     """Of a champion with `each` errors in every utterance of 10 words, and a challenger with these many more."""
     rows = [scored(n, "ann", each, words=10) for n in range(len(changes))]
     after = [replace(row, errors=row.errors + change) for row, change in zip(rows, changes, strict=True)]
-    return judge(weigh(rows, after, settings=SETTINGS, guards=guards), limits=limits, settings=SETTINGS)
+    found = weigh(rows, after, settings=SETTINGS, guards=guards, resamples=1000)
+    return judge(found, limits=limits, settings=SETTINGS)
 
 
 @pytest.mark.parametrize(
@@ -228,11 +228,14 @@ def test_a_test_of_the_size_advised_shows_the_gain_in_four_of_five_cases() -> No
         return rng.choice([-2, -1, 0, 1, 2], size, p=[0.03, 0.18, 0.62, 0.14, 0.03]).tolist()
 
     level = 0.004
-    limits = Limits(now=level, again=level, fresh=level)
-    hint = verdict(draw(4000), limits=Limits(now=1e-12, again=level, fresh=level))
-    hint = replace(hint.found, paired=replace(hint.found.paired, saved=round(0.04 * 4000)))
-    size = math.ceil(4000 * significance.growth(hint.paired, level))
-    shown = [verdict(draw(size), limits=limits).found.paired.chance <= level for _ in range(200)]
+    limits = Limits(now=1e-12, again=level, fresh=level)
+    hint = verdict([-2] * 15 + [-1] * 90 + [0] * 310 + [1] * 70 + [2] * 15, limits=limits)  # 500 in these shares
+    size = hint.needed_utterances
+    assert size is not None
+    shown = [
+        significance.chance_of_improvement(np.array(draw(size)), unheard=hint.found.paired.unheard) <= level
+        for _ in range(300)
+    ]
     assert 0.7 < sum(shown) / len(shown) < 0.9
 
 

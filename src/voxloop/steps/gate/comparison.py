@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from voxloop.workspace import Workspace
 
 WORSE_ERROR = 0.01  # chance of calling a model clearly worse that is as good
+FEW_DIFFER = 10  # fewer recordings or speakers with unequal errors make an interval that cannot rule out a gain
 MUCH_LARGER = 100  # times as large a test as there is: not worth naming
 EXAMPLE = 0.2  # share of errors saved, for which the size of a test is told where no gain was seen
 
@@ -422,7 +423,7 @@ def _verdict(found: Found, limits: Limits, settings: Settings) -> tuple[Verdict,
         )
     if pair.chance_worse <= WORSE_ERROR:
         return "reject", [f"Clearly worse (p = {pair.chance_worse:.2g} for a loss this large by luck)."], NO_BETTER
-    if -pair.low < least * found.before:
+    if pair.differing >= FEW_DIFFER and -pair.low < least * found.before:
         most = f"at best it saves {_saved(-pair.low, found.before)} of errors, {100 * least:g} % are asked for"
         return "reject", [f"No better: {most}."], NO_BETTER
     if pair.difference >= 0:
