@@ -69,8 +69,8 @@ def _grid(rows: list[dict[str, Any]]) -> list[str]:
 def _real(rows: list[dict[str, Any]]) -> list[str]:
     lines = [
         "Test sets drawn from real errors (int8, greedy or sampled at temperature 0.4). Swapped: a coin decides by "
-        + "clip which model is called champion; tilted: clips drawn so that both err equally often. Promoted, in brackets by "
-        + "the rule before:",
+        + "clip which model is called champion; tilted: clips drawn so that both err equally often. "
+        + "Promoted, in brackets by the rule before:",
         "",
         "| speech | models | WER of both | 50 clips | 100 clips | 200 clips | rejected, 100 clips |",
         "|---|---|---|---|---|---|---|",
