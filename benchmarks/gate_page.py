@@ -32,15 +32,15 @@ def tables(found: dict[str, Any]) -> str:
 
 def _nights(found: dict[str, Any]) -> list[str]:
     lines = [
-        f"{found['years']} years of {found['count']} nights each, by rule:",
+        f"{found['years']} years side by side, {found['count']} nights each where not said otherwise:",
         "",
-        "| challengers, test clips | rule | false | true gains promoted a year | errors left after it |",
+        "| challengers, test clips | rule | false | true gains promoted, of those offered | errors left |",
         "|---|---|---|---|---|",
     ]
     for row in found["rows"]:
         true = f"{row['true a year']:.1f} of {row['offered']:.1f}" if row["offered"] else "–"
         lines.append(
-            f"| {row['scenario']} | {row['rule']} | {share(row['fdr'])} ± {100 * 1.96 * row['fdr error']:.1f} | {true} "
+            f"| {row['scenario']} | {row['rule'].partition(' ')[0]} | {share(row['fdr'])} ± {100 * 1.96 * row['fdr error']:.1f} | {true} "
             f"| {100 * row['wer']:.0f} % |"
         )
     return lines
