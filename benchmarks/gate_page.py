@@ -39,8 +39,9 @@ def _nights(found: dict[str, Any]) -> list[str]:
     ]
     for row in found["rows"]:
         true = f"{row['true a year']:.1f} of {row['offered']:.1f}" if row["offered"] else "–"
+        rule = row["rule"].partition(" ")[0]
         lines.append(
-            f"| {row['scenario']} | {row['rule'].partition(' ')[0]} | {share(row['fdr'])} ± {100 * 1.96 * row['fdr error']:.1f} | {true} "
+            f"| {row['scenario']} | {rule} | {share(row['fdr'])} ± {100 * 1.96 * row['fdr error']:.1f} | {true} "
             f"| {100 * row['wer']:.0f} % |"
         )
     return lines

@@ -382,12 +382,12 @@ def judge(
     verdict, why, after = _verdict(found, limits, settings)
     needed = needed_utterances(found, limits, settings) if verdict == "insufficient evidence" else None
     pair = found.paired
-    reasons = [*why, f"WER {percent(found.before)} -> {percent(found.after)} on {_sizes(found)}."]
-    if found.utterances >= settings.promote_min_utterances:
-        reasons.append(
-            f"Change {points(pair.difference)} points (95 % interval {points(pair.low)} to {points(pair.high)})."
-        )
-        reasons.append(f"{_p(pair.chance)} (limit {limits.now:.2g}).")
+    reasons = [
+        *why,
+        f"WER {percent(found.before)} -> {percent(found.after)} on {_sizes(found)}.",
+        f"Change {points(pair.difference)} points (95 % interval {points(pair.low)} to {points(pair.high)}).",
+        f"{_p(pair.chance)} (limit {limits.now:.2g}).",
+    ]
     reasons += _about_texts(rests_on, texts, settings)
     if verdict == "promote" and found.counted_by == "recording" and found.speakers:
         who = f"the {found.speakers} speakers" if found.speakers > 1 else "the one speaker"
