@@ -15,14 +15,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from voxloop.advice import spelled_out
 from voxloop.automation.worker import work
 from voxloop.errors import UsageError
 from voxloop.pipeline import open_loop
 from voxloop.records import Dataset, Evaluation, Utterance
 from voxloop.settings import CONFIG_NAME
 from voxloop.steps import datasets, evaluation, training
-from voxloop.steps.evaluation import scored_rows
+from voxloop.steps.evaluation import evaluate, scored_rows
 from voxloop.steps.gate import promotion
+from voxloop.steps.gate.comparison import compare
 from voxloop.steps.recordings import ingest
 from voxloop.workspace import Workspace
 
@@ -88,15 +90,21 @@ def run_demo(
         say("\n5. Evaluate both models on the same unseen clips, and promote the new one if it is really better")
         outcome = promotion.promote(ws, run.model, dataset=dataset.id, by="demo")
         comparison = outcome.comparison
-        if comparison is None:
-            raise UsageError(outcome.message)
-        say(f"   {comparison.utterances} clips that neither model has learnt from:")
+        if comparison is None:  # it was not tried on test; to look at the clips is free
+            say(f"   {outcome.message}")
+            new, old = (evaluate(ws, model, dataset=dataset.id) for model in (run.model, outcome.reigning))
+            comparison = compare(ws, new, old)
+        texts = " with texts that neither model was trained on" if comparison.rests_on == "new texts" else ""
+        say(f"   {comparison.utterances} clips that neither model has learnt from{texts}:")
         say(f"   {'':<24}{'before':>10}{'after':>10}")
         say(f"   {'word error rate':<24}{comparison.wer_before:>10.1%}{comparison.wer_after:>10.1%}")
         say(f"   {'character error rate':<24}{comparison.cer_before:>10.1%}{comparison.cer_after:>10.1%}")
-        say(f"   verdict: {comparison.verdict}")
+        verdict = outcome.verdict or comparison.verdict
+        say(f"   verdict: {verdict}")
         for reason in comparison.reasons:
             say(f"     {reason}")
+        if outcome.next_step:
+            say(f"   next: {spelled_out(ws, outcome.next_step, run.model)}")
         _side_by_side(ws, comparison.champion_evaluation, comparison.challenger_evaluation, say)
         result = DemoResult(
             wer_before=comparison.wer_before,
@@ -105,7 +113,7 @@ def run_demo(
             train_clips=dataset.clips["train"],
             train_seconds=round(train_took, 1),
             total_seconds=round(time.monotonic() - began, 1),
-            verdict=comparison.verdict,
+            verdict=verdict,
             workspace=str(folder),
         )
     _write_result(out, result)

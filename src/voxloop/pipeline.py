@@ -52,6 +52,7 @@ EVENTS: Mapping[str, str] = {
     "run.deleted": "A run was deleted, with its log, metrics and folder.",
     "model.evaluated": "A model was measured on a split of a dataset; the payload has the scores.",
     "model.compared": "The gate compared a model with the one that holds the alias; the payload has its evidence.",
+    "model.tried": "An attempt to promote was charged to the gate's ledger; the payload has its p-value and its limit.",
     "model.promoted": "An alias moved to a model; the payload has the verdict.",
     "model.rolled_back": "An alias moved back to the model that held it before.",
     "model.renamed": "A model was given a name, which the payload has.",

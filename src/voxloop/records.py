@@ -218,6 +218,11 @@ class Run:
     wanted: RunWish | None = None  # what a person asked of it and has not been done yet
     retry_of: str | None = None  # the run whose settings it began with
 
+    @property
+    def no_better(self) -> bool:
+        """Whether training made nothing better on val, so that what is kept is the base again."""
+        return (self.progress.get("best") or {}).get("step") == 0
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Model:

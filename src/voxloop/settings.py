@@ -120,10 +120,10 @@ class Settings:
     min_snr_db: float = 5.0
     """Utterances measured noisier than this stay out of datasets."""
     promote_confidence: float = 0.95
-    """How sure a promotion must be; what is left is the chance that any model that is no better passes, over all that
-    are tried on one test set."""
+    """Share of promotions that must be true: with 0.95, at most 5 % of all promotions over time are false."""
     promote_min_utterances: int = 20
-    """With fewer test utterances the verdict is `insufficient evidence`."""
+    """With fewer test utterances the verdict is `insufficient evidence`; it rests on texts not heard in training where
+    there are so many of them."""
     promote_min_improvement: float = 0.02
     """Share of the champion's word errors that a challenger must save at least: 0.02 is two errors of a hundred."""
     promote_slice_margin: float = 0.01

@@ -142,7 +142,7 @@ def _next_steps(
         steps.append("voxloop train    fine-tune on the newest dataset")
     for waits in unfinished:
         steps.append(f"voxloop run resume {waits.id}    go on with the run that is {waits.status}")
-    if run is not None and run.status == "completed" and run.model and run.model != champion:
+    if run is not None and run.status == "completed" and run.model and run.model != champion and not run.no_better:
         steps.append(f"voxloop model promote {run.model[7:19]}    make it champion, if it is really better")
     if run is not None and run.status == "failed":
         steps.append(f"voxloop run show {run.id}    see why the last run failed")

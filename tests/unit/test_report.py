@@ -195,7 +195,7 @@ def test_from_the_command_line(made: tuple[Path, Path]) -> None:
     run = CliRunner().invoke(app, [*arguments, "--report", str(folder / "cli.html"), "--no-audio"])
     assert run.exit_code == 0, run.output
     assert "-5.0 points" in run.output
-    assert "3 of 12 utterances are better, 0 worse, 9 as before" in run.output
+    assert "Utterances: 3 better, 0 worse, 9 the same." in run.output
     assert "[-the-] {+thex+}" in run.output or "{+" in run.output
     assert "report:" in run.output
     assert Page((folder / "cli.html").read_text()).all("audio") == []

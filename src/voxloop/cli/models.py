@@ -16,6 +16,7 @@ from voxloop.cli.evaluation import (
     evaluate,
     print_comparison,
     print_evaluations,
+    print_next,
 )
 from voxloop.cli.screen import (
     By,
@@ -169,21 +170,21 @@ def model_promote(
     """Make a model champion if it is really better; exit with status 1 if it is not."""
     from voxloop.steps.gate.promotion import promote
 
-    with opened(ctx) as ws, progress("evaluate", "s") as told:
-        outcome = promote(ws, name, dataset=dataset, general=general, by=by, force=force, progress=told)
-    if as_json:
-        print_json(outcome)
-    else:
-        if outcome.comparison:
-            c = outcome.comparison
-            typer.echo(
-                f"WER {percent(c.wer_before)} -> {percent(c.wer_after)} on {c.utterances} unseen utterances "
-                f"({c.words} words)"
-            )
-            print_comparison(c)
-        # The reasons stand above where there are any.
-        typer.echo(outcome.message.partition(": ")[0] if outcome.comparison else outcome.message)
-    if outcome.comparison and not outcome.moved:
+    with opened(ctx) as ws:
+        with progress("evaluate", "s") as told:
+            outcome = promote(ws, name, dataset=dataset, general=general, by=by, force=force, progress=told)
+        if as_json:
+            print_json(outcome)
+        else:
+            if outcome.comparison:
+                print_comparison(outcome.comparison)
+            # The reasons stand above where there are any.
+            typer.echo(outcome.message.partition(": ")[0] if outcome.comparison else outcome.message)
+            if outcome.moved:
+                typer.echo("next: transcribe as before, this model does it now; `voxloop model rollback` goes back")
+            else:
+                print_next(ws, outcome.next_step, outcome.model)
+    if outcome.verdict and not outcome.moved:
         raise typer.Exit(1)
 
 
@@ -201,11 +202,41 @@ def model_rollback(ctx: typer.Context, by: By = "cli", as_json: Json = False) ->
 
 
 @model.command("history")
-def model_history(ctx: typer.Context, as_json: Json = False) -> None:
+def model_history(
+    ctx: typer.Context,
+    attempts: Annotated[
+        bool, typer.Option("--attempts", help="List the attempts that were charged to the gate's ledger instead.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """List every move of an alias with its evidence, oldest first."""
 
+    from voxloop.steps.gate.promotion import attempts as tried
     from voxloop.steps.gate.promotion import history
 
+    if attempts:
+        with opened(ctx) as ws:
+            found = tried(ws)
+        if as_json:
+            print_json(found)
+            return
+        table(
+            ["when", "model", "against", "dataset", "p", "limit", "outcome"],
+            [
+                [
+                    when(one.created),
+                    short(one.model),
+                    short(one.champion),
+                    short(one.dataset),
+                    f"{one.p:.2g}",
+                    f"{one.level:.2g}",
+                    "promoted" if one.promoted else "not promoted",
+                ]
+                for one in found
+            ],
+            empty="no attempt to promote yet: `voxloop model promote MODEL` makes one",
+        )
+        return
     with opened(ctx) as ws:
         moves = history(ws)
     if as_json:

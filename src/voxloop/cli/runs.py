@@ -184,7 +184,7 @@ def see_through(ws: Workspace, found: Run, *, no_wait: bool, as_json: bool) -> N
     if done.status == "paused":
         typer.echo(f"next: voxloop run resume {done.id}")
     elif done.model:
-        typer.echo(f"next: voxloop model promote {short(done.model)}")
+        _print_next(ws, done)
 
 
 def train(
@@ -223,6 +223,17 @@ def train(
         if found.recipe["why"] and not as_json:
             typer.echo(f"recipe {found.recipe['name']}, since {found.recipe['why']}", err=True)
         see_through(ws, found, no_wait=no_wait, as_json=as_json)
+
+
+def _print_next(ws: Workspace, ended: Run) -> None:
+    """What to do with the model of a run that has ended."""
+    from voxloop.advice import spelled_out
+    from voxloop.steps.gate.comparison import NO_BETTER
+
+    if ended.no_better:
+        typer.echo(f"next: {spelled_out(ws, NO_BETTER, ended.base)}")
+    elif ended.model:
+        typer.echo(f"next: voxloop model promote {short(ended.model)}")
 
 
 def _print_run(found: Run, as_json: bool) -> None:
@@ -399,7 +410,10 @@ def run_stop(
     from voxloop.steps import training
 
     with opened(ctx) as ws:
-        _asked(training.stop(ws, id, discard=discard), as_json)
+        now = training.stop(ws, id, discard=discard)
+        _asked(now, as_json)
+        if now.model and not now.wanted and not as_json:
+            _print_next(ws, now)
 
 
 def _asked(now: Run, as_json: bool) -> None:
@@ -414,7 +428,6 @@ def _asked(now: Run, as_json: bool) -> None:
         typer.echo(f"paused at step {step}; `voxloop run resume {now.id}` goes on")
     elif now.model:
         typer.echo(f"{now.status} at step {step}; model {short(now.model)} is kept, val WER {_wer(now)}")
-        typer.echo(f"next: voxloop model promote {short(now.model)}")
     else:
         typer.echo(f"{now.status} at step {step}" + (f": {now.error}" if now.error else ""))
 

@@ -117,7 +117,7 @@ def scores_of(rows: Sequence[Scored]) -> dict[str, Any]:
         "utterances": len(rows),
         "recordings": len({row.recording for row in rows}),
         "seconds": sum(row.duration for row in rows),
-        "slices": [_slice(by, name, part) for (by, name), part in slices(rows).items()],
+        "slices": [slice_of(by, name, part) for (by, name), part in slices(rows).items()],
         "word_times": _word_times(rows),
         "edges": _edges(rows),
         "language": _language(rows),
@@ -141,7 +141,8 @@ def interval(rows: Sequence[Scored]) -> tuple[float, float]:
     )
 
 
-def _slice(by: str, name: str, part: Sequence[Scored]) -> dict[str, Any]:
+def slice_of(by: str, name: str, part: Sequence[Scored]) -> dict[str, Any]:
+    """The numbers of a part of a test set, named by what it was parted by."""
     low, high = interval(part)
     return {
         "by": by,

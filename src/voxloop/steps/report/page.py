@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,6 +111,10 @@ def write(
     check_place(file)
     notes: list[str] = []
     subjects = _subjects(ws, found, against, progress, notes)
+    # Parted alike for all, so that bars beside each other are of the same utterances.
+    heard = evaluation.texts_heard(ws, *(one.model.id for one in subjects))
+    if heard is not None:
+        subjects = [replace(one, evaluation=evaluation.with_texts(ws, one.evaluation, heard)) for one in subjects]
     sounds = Sounds(ws, wanted=audio)
     page = _render(ws, subjects, sounds)
     if sounds.left_out:
@@ -316,7 +320,7 @@ def _slice_bars(subjects: Sequence[Subject]) -> dict[str, list[SliceBars]]:
     whole = subjects[0].scores["utterances"]
     return {
         by: kinds[by]
-        for by in ("speaker", "language", "length", "SNR", "session")
+        for by in ("texts", "speaker", "language", "length", "SNR", "session")
         # One slice that holds everything says what the page has said above.
         if by in kinds and (len(kinds[by]) > 1 or kinds[by][0].utterances < whole)
     }
