@@ -306,7 +306,7 @@ def _labels(ws: Workspace) -> Labels | None:
     """How long texts the model can write that a run would start from, where it lies on this machine."""
     try:
         model = models.base_model(ws)
-        return family(model.family).labels(models.model_folder(ws, model, checked=False))
+        return family(model.family).labels(models.own_folder(ws, model, checked=False))
     except (ModelError, UnknownRecord):
         return None  # training counts with its own model, and says what it leaves out
 
