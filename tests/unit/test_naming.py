@@ -87,9 +87,9 @@ def test_a_dataset_built_under_another_name_takes_it(tmp_path: Path) -> None:
     with_settings = {"VOXLOOP_MIN_SNR_DB": "-99"}
     again = CliRunner().invoke(app, run, env=with_settings)
     assert again.exit_code == 0, again.output
-    assert again.output.startswith(f"dataset first {short(frozen.id)}")  # nobody asked for another name
+    assert again.output.startswith(f"Dataset first ({short(frozen.id)})")  # nobody asked for another name
     named = CliRunner().invoke(app, [*run, "--name", "second"], env=with_settings)
-    assert "frozen already, as first; the dataset is called second now" in named.output
+    assert "frozen before, as first. That dataset is now called second" in named.output
     with open_loop(tmp_path / "w") as ws:
         assert datasets.find(ws, "second").id == frozen.id
         assert len(datasets.all_datasets(ws)) == 1
