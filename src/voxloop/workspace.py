@@ -150,7 +150,7 @@ def open_workspace(
     if not marker.exists():
         if not create:
             raise WorkspaceError(
-                f"There is no workspace at {folder}. Create one with `voxloop -C {folder} init`, "
+                f"there is no workspace at {folder}. Create one with `voxloop -C {folder} init`, "
                 "or pass another folder with -C."
             )
         try:

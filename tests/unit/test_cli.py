@@ -216,4 +216,4 @@ def test_a_damaged_catalog_is_said_in_a_line(tmp_path: Path) -> None:
     (tmp_path / "catalog.db").write_bytes(b"no database at all" * 500)
     code, said = run("-C", str(tmp_path), "status")
     assert code == 1
-    assert "is damaged (file is not a database): keep the file, and restore a backup" in said
+    assert "is damaged (file is not a database). Keep the file, and restore a backup" in said

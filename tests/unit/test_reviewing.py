@@ -105,7 +105,7 @@ def test_an_edit_or_a_reason_may_be_abandoned(workspace: Workspace) -> None:
     (id,) = add_utterance(workspace, "a", heard="text a")
     said = reviewed(workspace, f"e{CTRL_C}r{CTRL_C}r{ENTER}e{CTRL_U}{ENTER}q")
     assert review.history(workspace, id) == []
-    assert "the text is empty" in said
+    assert "text is empty" in said
 
 
 def test_nobody_elses_text_is_replaced_unseen(workspace: Workspace) -> None:
@@ -118,7 +118,7 @@ def test_nobody_elses_text_is_replaced_unseen(workspace: Workspace) -> None:
         yield
 
     said = reviewed(workspace, "aq", play=meanwhile)
-    assert "changed while you worked on it" in said
+    assert "changed while you were reviewing it" in said
     assert texts(workspace) == {"a": "eve's text"}
 
 

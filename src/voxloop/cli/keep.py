@@ -79,7 +79,7 @@ def _print_removal(done: Removal) -> None:
         ("blobs", done.blobs),
     ]
     for name, count in rows:
-        typer.echo(f"  {name:<12}{count:,}" + (" changed" if name == "evaluations" and count else ""))
+        typer.echo(f"  {name:<13}{count:,}" + (" changed" if name == "evaluations" and count else ""))
     for dataset in done.datasets:
         typer.echo(f"dataset {dataset.name} {short(dataset.id)}: {counted(dataset.utterances, 'utterance')} removed")
     for model in done.models:
@@ -117,7 +117,7 @@ def _print_verification(found: Verification) -> None:
     typer.echo(f"checked in {lasting(found.elapsed)}:")
     for kind, count in found.checked.items():
         if count:
-            typer.echo(f"  {kind:<12}{count:,}")
+            typer.echo(f"  {kind:<13}{count:,}")
     repaired = sum(finding.repaired for finding in found.findings)
     if not found.findings:
         typer.echo("no problems found")

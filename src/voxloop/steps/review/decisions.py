@@ -109,14 +109,14 @@ def accept(
         heard = {version.id: version for version in item.versions if version.kind in ("clean", "hypothesis")}
         if wanted is None or wanted not in heard:
             found = f"no machine text {wanted!r}" if wanted else "no machine text to accept"
-            raise UsageError(f"{item.utterance.id} has {found}. Save a text instead.")
+            raise UsageError(f"utterance {item.number} has {found}. Save a text instead.")
         return write_reference(tx, item, _text(heard[wanted].text), by=reviewer(by), kind="accept")
 
 
 def reject(ws: Workspace, utterance: str, *, reason: str, by: str, seen: str | None = None) -> Utterance:
     """Exclude an utterance from all future datasets; saving a text later reverses this. `seen` as in `save`."""
     if not reason.strip():
-        raise UsageError("The reason is empty. Say why the utterance must not be used.")
+        raise UsageError("the reason is empty. Say why the utterance must not be used.")
     with ws.completion() as tx:
         item = _opened(tx, utterance)
         _check_seen(tx, item, by=reviewer(by), seen=seen)
@@ -146,14 +146,14 @@ def undo(ws: Workspace, utterance: str, *, by: str, decision: int | None = None)
         undone = {one.undoes for one in made}
         last = next((one for one in reversed(made) if one.kind != "undo" and one.seq not in undone), None)
         if last is None:
-            raise UsageError(f"{item.utterance.id} has no decision to undo")
+            raise UsageError(f"utterance {item.number} has no decision to undo")
         if decision is not None and decision != last.seq:
             raise ConflictError(
                 f"decision {decision} is not the last one. The last is {last.seq}: {last.kind} by {last.by!r}."
             )
         if decision is None and last.by != reviewer(by):
             raise ConflictError(
-                f"the last decision on {item.utterance.id} is not yours: {last.kind} by {last.by!r}. "
+                f"the last decision on utterance {item.number} is not yours: {last.kind} by {last.by!r}. "
                 f"To undo it anyway, pass --decision {last.seq}."
             )
         if last.transcript:
@@ -316,20 +316,21 @@ def _check_seen(tx: Transaction, item: Item, *, by: str, seen: str | None) -> No
             return
         else:
             raise ConflictError(
-                f"{item.utterance.id} has a text that you may not have seen: {current.by!r} saved {current.text!r}. "
+                f"utterance {item.number} has a text that you may not have seen: {current.by!r} saved "
+                f"{current.text!r}. "
                 f"To replace it, pass --seen {current.id}."
             )
     if seen != item.version:
         saved = f"{current.by!r} saved {current.text!r}" if current else "the text was withdrawn"
         raise ConflictError(
-            f"{item.utterance.id} changed while you were reviewing it: {saved}. Check it and save again."
+            f"utterance {item.number} changed while you were reviewing it: {saved}. Check it and save again."
         )
 
 
 def _text(text: str) -> str:
     text = " ".join(text.split())
     if not text:
-        raise UsageError("The text is empty. If nothing is said, reject the utterance.")
+        raise UsageError("the text is empty. If nothing is said, reject the utterance.")
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -56,7 +56,7 @@ def diff(
     if right is None or heard is None:
         lacks, remedy = ("reference", "against") if right is None else ("machine text", "version")
         raise UsageError(
-            f"{item.utterance.id} has no {lacks} to compare. Choose another of its "
+            f"utterance {item.number} has no {lacks} to compare. Choose another of its "
             f"{counted(len(item.versions), 'version')}, such as --{remedy} 1; `voxloop review show` lists them."
         )
     return _difference(ws, item, right, heard, written=written)
@@ -111,5 +111,5 @@ def _version(item: Item, name: str) -> Transcript:
     named = [one for one in versions if name in (one.id, one.kind)]
     if not named:
         known = ", ".join(f"{number} ({one.kind})" for number, one in enumerate(versions, 1)) or "none"
-        raise UsageError(f"{item.utterance.id} has no version {name!r}. Its versions: {known}.")
+        raise UsageError(f"utterance {item.number} has no version {name!r}. Its versions: {known}.")
     return max(named, key=lambda one: (one.created, one.id))

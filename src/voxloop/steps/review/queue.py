@@ -59,7 +59,7 @@ class Ranking:
 def reviewer(by: str) -> str:
     """Check and return a reviewer's name. Raises UsageError."""
     if not by.strip():
-        raise UsageError("The reviewer has no name. Pass --by (`by` in Python) or set the variable USER.")
+        raise UsageError("the reviewer has no name. Pass --by (`by` in Python) or set the variable USER.")
     return by.strip()
 
 
