@@ -50,7 +50,7 @@ def _meaning(parameter: Any) -> str:
         told.append("Required.")
     elif isinstance(parameter.show_default, str):
         told.append(f"Default: {parameter.show_default}.")
-    elif parameter.default not in (None, False, ()) and not callable(parameter.default):
+    elif not (parameter.default in (None, ()) or parameter.default is False or callable(parameter.default)):
         told.append(f"Default: `{_default(parameter)}`.")
     return " ".join(told)
 

@@ -136,7 +136,7 @@ def _next_steps(
     if not counts["recordings"]:
         steps.append("voxloop ingest FOLDER    add audio (a folder or files)")
     elif open_jobs:
-        steps.append(f"voxloop worker --until-idle    run {counted(open_jobs, 'waiting job')}")
+        steps.append(f"voxloop worker --until-idle    finish {counted(open_jobs, 'open job')}")
     elif counts["utterances"].get("transcribed", 0):
         steps.append("voxloop review    correct the least certain transcripts")
     if counts["references"] and dataset is None:

@@ -29,9 +29,10 @@ DATES = ["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S"]
 def filters(
     *,
     status: Annotated[Status | None, typer.Option(help="Only utterances with this status.")] = None,
-    speaker: Annotated[str | None, typer.Option(help="Only utterances by this speaker.")] = None,
+    speaker: Annotated[str | None, typer.Option(metavar="NAME", help="Only utterances by this speaker.")] = None,
     language: Annotated[
-        str | None, typer.Option(help="Only utterances in this language: an ISO 639-1 code such as `en`.")
+        str | None,
+        typer.Option(metavar="CODE", help="Only utterances in this language: an ISO 639-1 code such as `en`."),
     ] = None,
     min_confidence: Annotated[
         float | None, typer.Option(help="Only hypotheses with at least this confidence, from 0 to 1.")

@@ -27,8 +27,10 @@ def register(app: typer.Typer) -> None:
 
 def forget(
     ctx: typer.Context,
-    speaker: Annotated[str | None, typer.Option(help="Forget every recording in which this speaker speaks.")] = None,
-    recording: Annotated[str | None, typer.Option(help="Forget the recording with this id.")] = None,
+    speaker: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Forget every recording in which this speaker speaks.")
+    ] = None,
+    recording: Annotated[str | None, typer.Option(metavar="ID", help="Forget the recording with this id.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be deleted without deleting it.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Only finish interrupted removals.")] = False,

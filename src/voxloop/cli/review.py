@@ -46,6 +46,7 @@ Seen = Annotated[
         help="To replace someone else's text, pass the id of the reference you saw (empty if there was none).",
     ),
 ]
+Named = Annotated[str, typer.Argument(metavar="UTTERANCE", help="Number or id of the utterance.")]
 OfFormat = Annotated[
     ExchangeFormat | None, typer.Option("--format", help="File format.", show_default="from the file's suffix")
 ]
@@ -157,7 +158,7 @@ def review_next(
 
 
 @review.command("show")
-def review_show(ctx: typer.Context, utterance: str, as_json: Json = False) -> None:
+def review_show(ctx: typer.Context, utterance: Named, as_json: Json = False) -> None:
     """Show an utterance with every version of its text and every decision."""
     from voxloop.steps.review import item_history
 
@@ -203,7 +204,7 @@ def _tell(item: Item) -> None:
 
 
 @review.command("play")
-def review_play(ctx: typer.Context, utterance: str) -> None:
+def review_play(ctx: typer.Context, utterance: Named) -> None:
     """Play an utterance."""
     from voxloop.records import seconds
     from voxloop.steps.recordings.listening import play
@@ -286,7 +287,12 @@ def _tell_diff(one: Difference) -> None:
 
 @review.command("save")
 def review_save(
-    ctx: typer.Context, utterance: str, text: str, by: By = "cli", seen: Seen = None, as_json: Json = False
+    ctx: typer.Context,
+    utterance: Named,
+    text: Annotated[str, typer.Argument(help="The correct text.")],
+    by: By = "cli",
+    seen: Seen = None,
+    as_json: Json = False,
 ) -> None:
     """Save a corrected text as the reference."""
     from voxloop.steps.review import save
@@ -300,7 +306,9 @@ def review_save(
 
 
 @review.command("accept")
-def review_accept(ctx: typer.Context, utterance: str, by: By = "cli", seen: Seen = None, as_json: Json = False) -> None:
+def review_accept(
+    ctx: typer.Context, utterance: Named, by: By = "cli", seen: Seen = None, as_json: Json = False
+) -> None:
     """Accept the hypothesis as the reference."""
     from voxloop.steps.review import accept
 
@@ -315,7 +323,7 @@ def review_accept(ctx: typer.Context, utterance: str, by: By = "cli", seen: Seen
 @review.command("reject")
 def review_reject(
     ctx: typer.Context,
-    utterance: str,
+    utterance: Named,
     reason: Annotated[str, typer.Option(help="Why the utterance must not be used.")],
     by: By = "cli",
     seen: Seen = None,
@@ -333,7 +341,7 @@ def review_reject(
 
 
 @review.command("skip")
-def review_skip(ctx: typer.Context, utterance: str, by: By = "cli", as_json: Json = False) -> None:
+def review_skip(ctx: typer.Context, utterance: Named, by: By = "cli", as_json: Json = False) -> None:
     """Skip an utterance. It comes back after `review_skip_s` seconds, or when nothing else is left to review."""
     from voxloop.steps.review import skip
 
@@ -348,7 +356,7 @@ def review_skip(ctx: typer.Context, utterance: str, by: By = "cli", as_json: Jso
 @review.command("undo")
 def review_undo(
     ctx: typer.Context,
-    utterance: str,
+    utterance: Named,
     by: By = "cli",
     decision: Annotated[int | None, typer.Option(help="To undo someone else's decision, pass its number.")] = None,
     as_json: Json = False,
@@ -411,7 +419,7 @@ def review_rank(ctx: typer.Context, as_json: Json = False) -> None:
 def review_export(
     ctx: typer.Context,
     *,
-    path: Path,
+    path: Annotated[Path, typer.Argument(help="File to write.")],
     format: OfFormat = None,
     where: Filters,
     clips: Annotated[Path | None, typer.Option(help="Folder for each utterance's audio, as WAV.")] = None,
@@ -451,7 +459,7 @@ def review_export(
 @review.command("import")
 def review_import(
     ctx: typer.Context,
-    path: Path,
+    path: Annotated[Path, typer.Argument(help="File to read.")],
     format: OfFormat = None,
     by: By = "cli",
     overwrite: Annotated[

@@ -26,7 +26,16 @@ if TYPE_CHECKING:
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
-By = Annotated[str, typer.Option("--by", help="Your name, stored with the decision.", envvar="USER")]
+By = Annotated[
+    str,
+    typer.Option(
+        "--by",
+        metavar="NAME",
+        help="Your name, stored with the decision.",
+        envvar="USER",
+        show_default="the variable USER, or else cli",
+    ),
+]
 
 PLAIN_EVERY_S = 5.0  # minimum time between progress lines when stderr is not a terminal
 

@@ -71,11 +71,11 @@ def _print_status(found: Status) -> None:
         ("models", f"{found.models:,} trained"),
         ("champion", short(found.champion) if found.champion else f"none; {found.base_model} transcribes"),
     ]
-    if found.refused:
-        lines.insert(2, ("refused", _total(found.refused, "file")))
     if dataset is not None:
         clips = ", ".join(f"{count:,} {split}" for split, count in dataset.clips.items())
-        lines.append(("newest set", f"{dataset.name} {short(dataset.id)}: {clips}"))
+        lines.insert(5, ("  newest", f"{dataset.name} {short(dataset.id)}: {clips}"))
+    if found.refused:
+        lines.insert(2, ("refused", _total(found.refused, "file")))
     if run is not None and run.status == "running":
         step, wer = run.progress.get("step", 0), percent(run.progress.get("val_wer"))
         lines.append(("training", f"{short(run.id)}: step {step:,}, val WER {wer}"))
@@ -263,7 +263,7 @@ def _tried(ws: Workspace) -> list[tuple[str, str]]:
 
 def demo(
     audio: Annotated[Path, typer.Argument(help="Folder with audio files and a metadata.jsonl.")],
-    speaker: Annotated[str | None, typer.Option(help="Use only this speaker.")] = None,
+    speaker: Annotated[str | None, typer.Option(metavar="NAME", help="Use only this speaker.")] = None,
     clips: Annotated[int, typer.Option(help="Maximum number of training clips.", min=5)] = 50,
     base: Annotated[
         str | None,

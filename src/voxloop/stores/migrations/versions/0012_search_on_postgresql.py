@@ -56,8 +56,8 @@ def upgrade() -> None:
     except sa.exc.DatabaseError as error:
         said = " ".join(str(error.orig).split())
         raise WorkspaceError(
-            f"PostgreSQL's extension pg_trgm, which finds texts, cannot be added to the database ({said}): let its "
-            "owner or an administrator run `CREATE EXTENSION pg_trgm` in it, then try again"
+            f"cannot add PostgreSQL's extension pg_trgm, needed for searching texts, to the database ({said}). "
+            "Have its owner or an administrator run `CREATE EXTENSION pg_trgm`, then try again."
         ) from error
     connection.exec_driver_sql(casefold())
     op.execute(INDEX)
