@@ -122,7 +122,7 @@ class TestOfTheHub:
 
         shutil.rmtree(there.cache)
         message = there.ask(NAME, offline=True)
-        assert "the Hugging Face Hub did not give it" in message
+        assert "could not be downloaded from the Hugging Face Hub" in message
         assert "check the name and the network" in message
         assert there.ask(NAME) == first
 
