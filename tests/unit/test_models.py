@@ -161,7 +161,7 @@ class TestOfTheHub:
 
     def test_what_the_hub_has_not_is_said(self, hub: hub_server.HubServer, tmp_path: Path) -> None:
         message = Elsewhere(tmp_path, hub.url).ask("nobody/nothing")
-        assert message.startswith("model 'nobody/nothing' is not a folder here, and the Hugging Face Hub did not")
+        assert message.startswith("model 'nobody/nothing' is not a local folder and could not be downloaded")
 
 
 class Reads:

@@ -41,10 +41,10 @@ def base_list(ctx: typer.Context, as_json: Json = False) -> None:
         if one.refused:
             typer.echo(f"\n{one.name} cannot be used as a base: {one.refused}")
     typer.echo(
-        f"\nEstimated memory and time on {machine.device} (measured now: {machine.operations_per_s / 1e9:,.0f} "
-        "GFLOP/s).\n"
-        "int8, fp32: transcribing one minute of speech with ctranslate2 (int8) or torch (fp32).\n"
-        "LoRA, full: training on one 30 s clip for one epoch, in batches of up to four clips.\n"
+        f"\nEstimated memory and time on {machine.device} "
+        f"(measured: {machine.operations_per_s / 1e9:,.0f} GFLOP/s).\n"
+        "int8, fp32: transcribe one minute of speech with ctranslate2 or torch.\n"
+        "LoRA, full: train on one 30 s clip once, in batches of up to four clips.\n"
         "Choose a base with `--base NAME` or with `base_model` in voxloop.toml."
     )
 
