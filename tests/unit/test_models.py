@@ -123,7 +123,7 @@ class TestOfTheHub:
         shutil.rmtree(there.cache)
         message = there.ask(NAME, offline=True)
         assert "could not be downloaded from the Hugging Face Hub" in message
-        assert "check the name and the network" in message
+        assert "Check the name and the network" in message
         assert there.ask(NAME) == first
 
     def test_other_files_under_the_same_revision_are_refused(
