@@ -1,7 +1,7 @@
-"""Bases: which models this machine could start from, and what each would need here in memory and time.
+"""Base models available on this machine, and the memory and time that each needs here.
 
-The figures are arithmetic from a model's shape, scaled by how fast this machine multiplies and reads memory just now.
-They tell a model that fits from one that does not, and minutes from hours: within a factor of two, not to the second.
+The figures are computed from a model's shape and this machine's current speed of multiplying and reading memory.
+They are right within a factor of two: enough to see whether a model fits, and whether it takes minutes or hours.
 """
 
 from __future__ import annotations
@@ -25,15 +25,20 @@ if TYPE_CHECKING:
 
 Form = Literal["starter", "transformers", "ctranslate2"]
 
-WINDOW_S = 30.0  # of audio that Whisper is fed at once
-TOKENS_PER_WINDOW = 80  # of speech: 150 words a minute, and the end
-PROBE_S = 0.12  # for each of two probes, besides their first round
+WINDOW_S = 30.0  # seconds of audio in one Whisper input
+TOKENS_PER_WINDOW = 80  # at 150 words per minute, with the end token
+PROBE_S = 0.12  # duration of each of two probes, without the warm-up round
 # Measured with tiny.en and base on two cores with AVX-512 (docs/log.md).
-INT8_GAIN = 2.5  # of 8-bit integers over float32
-OVERHEAD = 1.2  # of a real model over its multiplications: attention's softmax, norms, features, Python
-BACKWARD = {"lora": 3.0, "full": 3.5}  # cost of a training step over that of hearing alone
-KEPT = {"lora": 1.75, "full": 1.0}  # of what training keeps for the way back: adapters keep their own inputs
-RUNTIME_BYTES = {"int8": 400 << 20, "fp32": 600 << 20, "lora": 700 << 20, "full": 700 << 20}  # program and libraries
+INT8_GAIN = 2.5  # speed of 8-bit integers relative to float32
+OVERHEAD = 1.2  # time of a real model relative to its multiplications: softmax, norms, features, Python
+BACKWARD = {"lora": 3.0, "full": 3.5}  # time of a training step relative to the forward pass
+KEPT = {"lora": 1.75, "full": 1.0}  # activations kept for the backward pass; adapters also keep their own inputs
+RUNTIME_BYTES = {
+    "int8": 400 << 20,
+    "fp32": 600 << 20,
+    "lora": 700 << 20,
+    "full": 700 << 20,
+}  # of the program and its libraries
 HEARD_WINDOWS = 4  # decoded at once within the default `batch_seconds`
 TRAINED_WINDOWS = {"lora": 4, "full": 1}  # in a batch of training, at most
 ADAPTER_SHARE = 0.03  # of the weights, with the default rank
@@ -41,25 +46,25 @@ ADAPTER_SHARE = 0.03  # of the weights, with the default rank
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Machine:
-    """How fast this machine was when it was asked."""
+    """The measured speed of this machine."""
 
     device: str
-    operations_per_s: float  # of float32 matrix products
-    bytes_per_s: float  # read from memory by products of a matrix and a vector
+    operations_per_s: float  # in float32 matrix products
+    bytes_per_s: float  # read from memory in matrix-vector products
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Need:
-    """What one use of a base takes."""
+    """The memory and time that one use of a base needs."""
 
     memory_bytes: int
     seconds: float
-    """For a minute of speech where it is transcribed, for a clip of 30 s where it is trained on once."""
+    """To transcribe one minute of speech, or to train on one 30 s clip once."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Base:
-    """A model that training and transcription could start from."""
+    """A model that can serve as a base."""
 
     name: str  # as `base_model` and `--base` take it
     form: Form
@@ -71,17 +76,17 @@ class Base:
     fp32: Need | None = None  # transcribed by PyTorch
     lora: Need | None = None
     full: Need | None = None
-    refused: str | None = None  # why it cannot be taken, and the remedy
+    refused: str | None = None  # why it cannot be used, and the remedy
 
 
 def here(ws: Workspace) -> tuple[Machine, list[Base]]:
-    """The machine and its bases: the starter, the folder that `base_model` names, the Hub's cache; by size."""
+    """This machine and its bases (the starter, the folder in `base_model`, the Hub's cache), smallest first."""
     machine = probe(device(ws))
     found = [_base(name, form, folder, machine) for name, form, folder in _places(ws)]
     return machine, sorted(found, key=lambda base: (base.parameters, base.name))
 
 
-# Whisper's sizes by the repository that has them, with their weights (github.com/openai/whisper, model card).
+# Whisper's repositories and their numbers of parameters (github.com/openai/whisper, model card).
 PUBLISHED = {
     "openai/whisper-tiny": 37_800_000,
     "openai/whisper-base": 72_600_000,
@@ -92,10 +97,10 @@ PUBLISHED = {
 
 
 def larger(ws: Workspace, folder: Path) -> tuple[str, int] | None:
-    """The next larger base that can be tuned with LoRA in this machine's memory: its name and its weights.
+    """The name and parameter count of the next larger base that LoRA can train in this machine's memory.
 
-    One that is here already comes before one that the Hub has. None where none fits, or
-    where the size of the model in `folder` cannot be told.
+    Local models are preferred to those on the Hub. None if none fits or if the size of the
+    model in `folder` is unknown.
     """
     try:
         shape = require(family(family_of(folder)), "cost estimate").cost(folder)
@@ -114,7 +119,7 @@ def larger(ws: Workspace, folder: Path) -> tuple[str, int] | None:
 
 
 def _memory(where: str) -> int:
-    """Bytes of memory that a training may use on a device."""
+    """Bytes of memory available for training on a device."""
     if where.startswith("cuda"):
         import torch
 
@@ -139,7 +144,7 @@ def _places(ws: Workspace) -> Iterator[tuple[str, Form, Path]]:
 
 
 def _is_known(folder: Path) -> bool:
-    """Whether a folder holds a model of a family whose cost can be told."""
+    """Whether a folder holds a model whose family can estimate its cost."""
     try:
         return "cost estimate" in family(family_of(folder)).capabilities
     except ModelError:
@@ -151,7 +156,7 @@ def _base(name: str, form: Form, folder: Path, machine: Machine) -> Base:
     try:
         shape = require(family(family_of(folder)), "cost estimate").cost(folder)
         if form != "ctranslate2" and not any(folder.glob("*.safetensors")):
-            raise ModelError("it has no safetensors weights: pickled ones are refused, since loading them can run code")
+            raise ModelError("it has no safetensors weights, and pickled weights are refused because they can run code")
     except ModelError as error:
         return Base(name=name, form=form, folder=folder, disk_bytes=size, refused=str(error))
     return Base(
@@ -169,7 +174,7 @@ def _base(name: str, form: Form, folder: Path, machine: Machine) -> Base:
 
 
 def _heard(shape: Cost, machine: Machine, kind: Literal["int8", "fp32"]) -> Need:
-    """What transcribing needs: weights, the states of the windows at hand, and the scores of each step."""
+    """Transcription needs memory for the weights, the windows' states and the scores of each step."""
     size, gain = (1, INT8_GAIN) if kind == "int8" else (4, 1.0)
     window = OVERHEAD * shape.window_operations / machine.operations_per_s / gain
     # Each token reads all weights once for the windows decoded side by side, and each window's states.
@@ -179,7 +184,7 @@ def _heard(shape: Cost, machine: Machine, kind: Literal["int8", "fp32"]) -> Need
 
 
 def _trained(shape: Cost, machine: Machine, kind: Literal["lora", "full"]) -> Need:
-    """What training needs: weights, gradients and AdamW's two averages of those trained, and a batch's activations."""
+    """Training needs memory for weights, gradients, AdamW's two averages and a batch's activations."""
     trained = shape.parameters if kind == "full" else round(ADAPTER_SHARE * shape.parameters)
     forward = shape.window_operations + 2 * TOKENS_PER_WINDOW * shape.token_weights
     memory = RUNTIME_BYTES[kind] + 4 * shape.parameters + 12 * trained
@@ -188,7 +193,7 @@ def _trained(shape: Cost, machine: Machine, kind: Literal["lora", "full"]) -> Ne
 
 
 def probe(where: str) -> Machine:
-    """How fast a device multiplies and reads memory, by two short loops: a third of a second."""
+    """Measure how fast a device multiplies and reads memory, in about a third of a second."""
     import torch
 
     place = torch.device(where)

@@ -86,6 +86,11 @@ def nearest(wrong: str, right: Iterable[str]) -> str:
     return f"; did you mean {', '.join(close)}?" if close else f"; known: {', '.join(names)}"
 
 
+def counted(count: int, noun: str, plural: str | None = None) -> str:
+    """A number with its noun: 1 job, 2 jobs, 1,000 entries."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
 def install_command(extra: str) -> str:
     """The command that adds one of Voxloop's extras to this Python, from wherever Voxloop itself was installed."""
     # Imported here, since nearly every command imports this module and hardly one needs them.

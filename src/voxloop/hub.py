@@ -1,6 +1,6 @@
-"""The Hugging Face Hub: model repositories as local folders, and what its cache holds. Its errors are translated here.
+"""The Hugging Face Hub: model repositories as local folders, and its cache. Its errors are translated here.
 
-A name is `OWNER/NAME`, or `OWNER/NAME@REVISION` for a branch, a tag or a commit.
+A name is `OWNER/NAME`, or `OWNER/NAME@REVISION` for a branch, tag or commit.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Any
 
 from voxloop.errors import ModelError, first_line
 
-# model.bin is CTranslate2's form; pickled weights (pytorch_model.bin) are never fetched.
+# model.bin holds CTranslate2 weights. Pickled weights (pytorch_model.bin) are never downloaded.
 WANTED = ("*.json", "*.txt", "*.safetensors", "*.model", "model.bin")
 UNWANTED = ("*.fp32*", "flax*", "tf*")
 
-# faster-whisper's names of its models, and the repositories it takes them from (faster_whisper/utils.py).
+# The model names of faster-whisper and their repositories (faster_whisper/utils.py).
 FASTER_WHISPER = {
     size: f"Systran/faster-whisper-{size}"
     for size in (
@@ -33,7 +33,7 @@ FASTER_WHISPER = {
     "distil-large-v3": "Systran/faster-distil-whisper-large-v3",
     "distil-large-v3.5": "distil-whisper/distil-large-v3.5-ct2",
 }
-# The repositories that these were converted from, where that is known: OpenAI's, or distil-whisper's.
+# The repositories that these models were converted from: OpenAI's or distil-whisper's.
 ORIGINALS = {
     repository: repository.replace("Systran/faster-distil-whisper", "distil-whisper/distil")
     .replace("Systran/faster-whisper", "openai/whisper")
@@ -45,14 +45,14 @@ PREFIX = "models--"
 
 
 def repository(name: str) -> str:
-    """The repository that a name is of, without the revision."""
+    """The repository in a name, without the revision."""
     return name.partition("@")[0]
 
 
 def original(repository: str) -> str | None:
-    """The repository in transformers' form of the same weights: itself, where it is no converted one.
+    """The repository with the same weights in transformers format: itself unless it is a converted one.
 
-    None for a converted one whose original is not known.
+    None for a converted repository whose original is unknown.
     """
     if repository in ORIGINALS:
         return ORIGINALS[repository]
@@ -61,9 +61,9 @@ def original(repository: str) -> str | None:
 
 
 def download(name: str, *, again: bool = False) -> tuple[Path, str]:
-    """The local copy of a repository and its commit; what the Hub's cache holds already is not fetched.
+    """Download a repository, except for files already in the Hub's cache, and return its folder and commit.
 
-    `again` fetches every file, also those that are there. Raises ModelError.
+    `again` downloads every file, even those in the cache. Raises ModelError.
     """
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
     from huggingface_hub.errors import LocalEntryNotFoundError as NotHere
@@ -72,15 +72,15 @@ def download(name: str, *, again: bool = False) -> tuple[Path, str]:
         folder = _snapshot(name, force_download=again)
     except (HfHubHTTPError, NotHere, HFValidationError, OSError) as error:
         raise ModelError(
-            f"model {name!r} is not a folder here, and the Hugging Face Hub did not give it "
-            f"({type(error).__name__}: {first_line(error)}): check the name and the network, "
-            "or give a local folder, or use `starter`"
+            f"model {name!r} is not a local folder and could not be downloaded from the Hugging Face Hub "
+            f"({type(error).__name__}: {first_line(error)}). Check the name and the network, "
+            "or use a local folder or `starter`."
         ) from error
     return folder, folder.name
 
 
 def cached(name: str) -> Path | None:
-    """The local copy of a repository, found without the network; None where there is none, or only a part of it."""
+    """The cached copy of a repository, found without network access; None if it is missing or incomplete."""
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
@@ -90,7 +90,7 @@ def cached(name: str) -> Path | None:
 
 
 def wanted(files: Iterable[str]) -> list[str]:
-    """Those of a local copy's files that `download` fetches: other programs put theirs into the same folder."""
+    """The files that `download` would fetch, out of a local copy that may also hold other programs' files."""
 
     def matches(file: str, patterns: Iterable[str]) -> bool:
         return any(fnmatch.fnmatch(file, pattern) for pattern in patterns)
@@ -113,19 +113,19 @@ def _snapshot(name: str, **how: Any) -> Path:
     )
 
 
-# The cache, which programs that use the Hub share: `models--OWNER--NAME/refs/main` names a revision, and
-# `snapshots/REVISION/` holds its files --------------------------------------------------------------------------------
+# The cache is shared by all programs that use the Hub: `models--OWNER--NAME/refs/main` holds a revision, and
+# `snapshots/REVISION/` its files --------------------------------------------------------------------------------------
 
 
 def place() -> Path:
-    """The cache's folder, as `HF_HUB_CACHE` and `HF_HOME` set it."""
+    """The cache folder, as set by `HF_HUB_CACHE` and `HF_HOME`."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     return Path(HF_HUB_CACHE)
 
 
 def snapshot(repository: str) -> Path | None:
-    """The newest files of a repository `OWNER/NAME` in the cache; None where there are none."""
+    """The folder with the newest cached files of a repository `OWNER/NAME`; None if there are none."""
     folder = place() / (PREFIX + repository.replace("/", "--"))
     try:
         revision = (folder / "refs" / "main").read_text().strip()
@@ -136,14 +136,14 @@ def snapshot(repository: str) -> Path | None:
 
 
 def converted(repository: str) -> Path | None:
-    """The same of a repository in CTranslate2's form, where all that it needs is there."""
+    """Like `snapshot`, for a repository in CTranslate2 format; None unless all required files are present."""
     found = snapshot(repository)
     needed = ("model.bin", "config.json", "tokenizer.json")
     return found if found and all((found / name).is_file() for name in needed) else None
 
 
 def repositories() -> Iterator[tuple[str, Path]]:
-    """Every model repository in the cache, with its newest files, by name."""
+    """Every model repository in the cache with the folder of its newest files, ordered by name."""
     for folder in sorted(place().glob(f"{PREFIX}*--*")):
         name = folder.name.removeprefix(PREFIX).replace("--", "/", 1)
         found = snapshot(name)

@@ -1,15 +1,15 @@
-"""The automatic loop on one page: which event wakes which step.
+"""The automatic loop on one page: which event starts which step.
 
     recording.ingested ──► segment ──► recording.segmented (transcription.asked) ──► transcribe
         ──► transcription.completed ──► restore ──► nlp.postprocessed ──► index
                                     └─► align (a long recording's given text)
 
-    nlp.postprocessed, utterance.reviewed ──► rank (the order of review, one job for all that waits)
+    nlp.postprocessed, utterance.reviewed ──► rank (reorders the review queue; one job for the whole queue)
 
     training.queued ──► train
 
-What follows is a person's decision in this version, made from the command line:
-review, freeze a dataset, train, evaluate, promote.
+In this version, people start the other stages from the command line: review, build a
+dataset, train, evaluate, promote.
 """
 
 from __future__ import annotations
@@ -23,76 +23,76 @@ from voxloop.steps import alignment, review, similarity, training, transcripts, 
 from voxloop.workspace import Workspace, open_workspace
 
 EVENTS: Mapping[str, str] = {
-    "recording.ingested": "A recording was stored that was not known before.",
-    "recording.described": "A text or segments were given for a recording that was known already.",
-    "recording.corrected": "What is said of a known recording was corrected; the payload names the fields.",
+    "recording.ingested": "A new recording was stored.",
+    "recording.described": "A known recording received a text or segments.",
+    "recording.corrected": "A known recording's metadata was corrected; the payload names the fields.",
     "recording.rejected": "A file was refused at ingest; the payload has the reason.",
-    "recording.segmented": "A recording was cut into utterances, or its utterances were cut anew.",
-    "recording.speechless": "No speech was found in a recording when it was cut, so it has no utterances.",
-    "recording.forgotten": "A recording was removed, and all that was made of it.",
-    "speaker.forgotten": "All recordings of a speaker were removed, and all that was made of them.",
-    "transcription.asked": "A recording is to be transcribed again, by another model than before.",
+    "recording.segmented": "A recording was split into utterances, for the first time or again.",
+    "recording.speechless": "No speech was found in a recording, so it has no utterances.",
+    "recording.forgotten": "A recording and everything made from it were removed.",
+    "speaker.forgotten": "All recordings of a speaker and everything made from them were removed.",
+    "transcription.asked": "A recording is to be transcribed again by another model.",
     "transcription.completed": "A recording's utterances were transcribed; the payload names the model.",
-    "nlp.postprocessed": "A recording's hypotheses were restored to clean text.",
-    "utterance.reviewed": "A person saved, accepted, imported or rejected a text, or undid that.",
-    "utterance.aligned": "An utterance got its part of the text that a long recording came with.",
-    "review.prioritised": "The order of the review queue was computed.",
-    "dataset.new_sample": "An utterance was given a reference.",
-    "dataset.frozen": "A dataset was built; the payload has its name and counts by split.",
-    "dataset.renamed": "A dataset was given another name, which the payload has with the one before.",
-    "dataset.deleted": "A dataset was deleted, with the evaluations on it.",
-    "training.queued": "A run waits for its turn: it is new, or it is to continue.",
-    "training.started": "A run's process was started.",
-    "training.progress": "A run wrote how far it is: step, loss, word error rate on val.",
+    "nlp.postprocessed": "Punctuation and case of a recording's hypotheses were restored.",
+    "utterance.reviewed": "A reviewer saved, accepted, imported or rejected a text, or undid that.",
+    "utterance.aligned": "An utterance received its part of a long recording's given text.",
+    "review.prioritised": "The review queue was reordered.",
+    "dataset.new_sample": "An utterance received a reference.",
+    "dataset.frozen": "A dataset was built; the payload has its name and the number of clips per split.",
+    "dataset.renamed": "A dataset was renamed; the payload has the new and the old name.",
+    "dataset.deleted": "A dataset and the evaluations on it were deleted.",
+    "training.queued": "A run was queued, to start or to continue.",
+    "training.started": "A run's process started.",
+    "training.progress": "A run reported its progress: step, loss, val word error rate.",
     "training.paused": "A run was paused on request.",
-    "training.interrupted": "A run's processes died without a word; it can be continued.",
-    "training.stopped": "A run was stopped for good before its end, without a model.",
+    "training.interrupted": "A run's processes died; it can be resumed.",
+    "training.stopped": "A run was stopped early without a model; it cannot be resumed.",
     "training.failed": "A run failed; the payload has the error.",
-    "training.completed": "A run ended; the payload names its model, or none where it made its base no better.",
-    "run.deleted": "A run was deleted, with its log, metrics and folder.",
-    "model.evaluated": "A model was measured on a split of a dataset; the payload has the scores.",
-    "model.compared": "The gate compared a model with the one that holds the alias; the payload has its evidence.",
-    "model.tried": "An attempt to promote was charged to the gate's ledger; the payload has its p-value and its limit.",
+    "training.completed": "A run finished; the payload names its model, or none if it is no better than its base.",
+    "run.deleted": "A run was deleted with its log, metrics and folder.",
+    "model.evaluated": "A model was evaluated on a split of a dataset; the payload has the scores.",
+    "model.compared": "The gate compared a model with the one behind the alias; the payload has the evidence.",
+    "model.tried": "A promotion attempt was entered in the gate's ledger; the payload has the p-value and its limit.",
     "model.promoted": "An alias moved to a model; the payload has the verdict.",
-    "model.rolled_back": "An alias moved back to the model that held it before.",
-    "model.renamed": "A model was given a name, which the payload has.",
-    "model.deleted": "A model was deleted, with its evaluations and files.",
+    "model.rolled_back": "An alias moved back to its previous model.",
+    "model.renamed": "A model was named; the payload has the name.",
+    "model.deleted": "A model was deleted with its evaluations and files.",
 }
-"""Every event that is emitted, in one sentence. Its subject is the id of the record that it is about; a path for
-`recording.rejected`, and the removal's id for what was forgotten."""
+"""Every event, in one sentence. An event's subject is the id of the record it is about, except that it is the file's
+path for `recording.rejected` and the removal's id for forgotten recordings and speakers."""
 
 LISTENERS: Mapping[str, tuple[str, ...]] = {
     "recording.ingested": ("segment",),
-    "recording.described": ("segment",),  # a text or segments for audio that is known already
+    "recording.described": ("segment",),  # a text or segments for known audio
     "recording.segmented": ("transcribe",),
-    "transcription.asked": ("transcribe",),  # again, by a new champion
+    "transcription.asked": ("transcribe",),  # by a new champion
     "transcription.completed": ("restore", "align"),
     "nlp.postprocessed": ("index", "rank"),
     "utterance.reviewed": ("rank",),
     "training.queued": ("train",),
 }
 
-COALESCED = ("rank",)  # steps of which one job waits at most, whatever the number of events
+COALESCED = ("rank",)  # steps with at most one waiting job, however many events ask for it
 
-# Jobs of an event are as urgent as this, 0 where it is not named; what a job causes is as urgent as the job.
-LIVE = 20  # for `emit(priority=...)`: speech that somebody waits for now
+# The priority of an event's jobs; 0 unless listed. Jobs caused by a job inherit its priority.
+LIVE = 20  # for `emit(priority=...)`: speech that somebody is waiting for now
 PRIORITIES: Mapping[str, int] = {
-    "utterance.reviewed": 10,  # a person is at work
-    "transcription.asked": -10,  # everything again, by a new champion
+    "utterance.reviewed": 10,  # a person is working on it
+    "transcription.asked": -10,  # everything is transcribed again by a new champion
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A step of the loop: what it does with the subjects of a batch of jobs."""
+    """A step of the loop."""
 
     run: Callable[[Workspace, Sequence[str]], Any]
-    batch: int  # jobs taken at once (within `CLAIM_S` of audio): large where a batch is cheaper than its parts
-    free: Callable[[Workspace], bool] = lambda _: True  # whether this machine can take one now
+    batch: int  # maximum number of jobs per claim (within `CLAIM_S` of audio)
+    free: Callable[[Workspace], bool] = lambda _: True  # whether this machine can take a job now
     share: float = 0.0
-    """Of the time that a second of audio takes through the whole loop, what this step takes: told progress is even."""
+    """This step's share of the time that the whole loop needs for a second of audio, so that progress is even."""
     leads_to: tuple[str, ...] = ()
-    """The steps that its events wake which take a share of the time."""
+    """The steps that follow it and also take a share of the time."""
 
 
 STEPS: Mapping[str, Step] = {
@@ -107,12 +107,12 @@ STEPS: Mapping[str, Step] = {
 
 
 def share_ahead(step: str) -> float:
-    """The share of the loop's time that still lies ahead of audio which waits for a step."""
+    """The share of the loop's time that is left for audio waiting for a step."""
     return STEPS[step].share + sum(share_ahead(next) for next in STEPS[step].leads_to)
 
 
 def open_loop(folder: Path, *, create: bool = False, **settings: Any) -> Workspace:
-    """Open a workspace whose events wake the steps above."""
+    """Open a workspace whose events start the steps above."""
     return open_workspace(
         folder, listeners=LISTENERS, priorities=PRIORITIES, coalesced=COALESCED, create=create, **settings
     )

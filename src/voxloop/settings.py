@@ -1,7 +1,7 @@
-"""Every setting: its default, its meaning, and where it may be set.
+"""Every setting: its default, its meaning and where it can be set.
 
-The only reader of the environment and of `voxloop.toml`. Later wins: default,
-`voxloop.toml` in the workspace, `VOXLOOP_<NAME>` in the environment, keyword.
+Only this module reads the environment and `voxloop.toml`. In increasing order of precedence:
+the default, `voxloop.toml` in the workspace, `VOXLOOP_<NAME>` in the environment, a keyword argument.
 """
 
 from __future__ import annotations
@@ -25,139 +25,140 @@ CONFIG_NAME = "voxloop.toml"
 WORKSPACE_VARIABLE = "VOXLOOP_WORKSPACE"
 DEFAULT_WORKSPACE = "voxloop-workspace"
 PREFIX = "VOXLOOP_"
-MOST_BONUS = 5.0  # of a token's log-probability: beyond, terms are heard everywhere
+MOST_BONUS = 5.0  # added to a token's log-probability; with more, vocabulary terms appear everywhere
 AUDIO_CONTEXTS = ("auto", "adaptive", "full", "trimmed")
 ENGINES = ("torch", "ctranslate2", "auto")
 COMPUTE_TYPES = ("int8", "int8_float32", "int8_float16", "int8_bfloat16", "int16", "float16", "bfloat16", "float32")
 
-# For processes that compute; read once, when torch loads its OpenMP. A thread that waits by spinning costs the others
-# of a shared machine their core: transcribing was 20 times slower beside another busy process. One that sleeps at once
-# is woken for every operation: a training step took a fifth longer. So GNU's spins for some 0.2 ms (docs/log.md).
+# For processes that compute. Read once, when torch loads OpenMP. Threads that wait by spinning take a core from other
+# processes: transcription was 20 times slower next to another busy process. Threads that sleep at once have to be
+# woken for every operation: a training step took a fifth longer. So GNU's threads spin for about 0.2 ms (docs/log.md).
 THREADS_WAIT = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "4000"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Resolved settings of one workspace. Empty URLs mean the embedded store inside the workspace."""
+    """The resolved settings of one workspace. An empty URL means the embedded store inside the workspace."""
 
     catalog: str = field(default="", repr=False)  # may hold a password
-    """SQLAlchemy URL of the catalog, postgresql+psycopg://USER:PASSWORD@HOST/DATABASE (the extra `postgres`); empty:
-    SQLite in the workspace."""
+    """SQLAlchemy URL of the catalog, such as postgresql+psycopg://USER:PASSWORD@HOST/DATABASE (needs the extra
+    `postgres`). Empty: SQLite in the workspace."""
     blobs: str = field(default="", repr=False)
-    """URL of the object store; empty: the folder `blobs` in the workspace."""
+    """URL of the object store (file://, s3://, gs:// or az://). Empty: the folder `blobs` in the workspace."""
     bus: str = field(default="local", repr=False)
-    """`local`: workers poll the job table."""
+    """How workers learn of new jobs. Only `local`: they poll the job table."""
     base_model: str = "starter"
-    """What transcribes before there is a champion: `starter`, a Hub id such as openai/whisper-small (with @REVISION,
-    where it is not to be the newest), a folder in transformers' or CTranslate2's form, or what faster-whisper calls a
-    model that it has here (`base`, `tiny.en`). The Hub is asked about a name once; then the workspace keeps to the
-    commit that it found."""
+    """Model that transcribes until there is a champion: `starter`, a Hub id such as openai/whisper-small (add @REVISION
+    to pin a version), a folder in transformers or CTranslate2 format, or the faster-whisper name of a cached model
+    (`base`, `tiny.en`). A Hub id is resolved once; after that the workspace stays with that commit."""
     embedding_model: str = "starter"
-    """What gives utterances the vectors by which similar ones are found: `starter`, `base` (what `base_model` names),
-    a Hub id or a folder; never the champion, since vectors of different models do not compare. After a change,
-    utterances get new vectors as they are indexed again; `voxloop verify --repair` has that done for all."""
+    """Model that computes the vectors for similarity search: `starter`, `base` (the model in `base_model`), a Hub id or
+    a folder. It cannot be the champion, because vectors of different models are not comparable. After a change,
+    `voxloop verify --repair` queues every utterance for new vectors."""
     language: str = ""
-    """Language taken where a recording names none (ISO 639-1); empty: the model detects it."""
+    """Language of recordings that do not name one (ISO 639-1). Empty: the model detects it."""
     device: str = ""
-    """`cpu`, `cuda`, `cuda:1`; empty: the first GPU, or the CPU where there is none."""
+    """Device for models: `cpu`, `cuda` or `cuda:1`. Empty: the first GPU, or the CPU if there is none."""
     engine: str = "torch"
-    """What runs the model: `torch`, `ctranslate2` (faster on a CPU; the extra `fast`), or `auto`: the latter where it
-    is installed. What is evaluated, promoted and transcribed with is the same conversion."""
+    """Inference engine: `torch`, `ctranslate2` (faster on a CPU; needs the extra `fast`), or `auto` (`ctranslate2` if
+    installed). Evaluation, promotion and transcription all use the same converted model."""
     compute_type: str = ""
-    """What CTranslate2 computes in: `int8`, `float32`, `float16`, `int8_float16` and others; empty: int8 on the CPU,
+    """Number format for CTranslate2: `int8`, `float32`, `float16`, `int8_float16` and others. Empty: int8 on a CPU,
     float16 on a GPU."""
     serving_engines: tuple[str, ...] = ()
-    """Everything that will run the champion, such as `ctranslate2-int8, torch`: a model is promoted only where it is no
-    worse on any of them, and the verdict rests on the first. Empty: `engine` alone."""
+    """Engines that will serve the champion, such as `ctranslate2-int8, torch`. A model is promoted only if it is no
+    worse on any of them; the verdict rests on the first. Empty: only `engine`."""
     threads: int = 0
-    """CPU threads for models; 0: as many as there are cores."""
+    """CPU threads for models. 0: one per core."""
     audio_context: str = "auto"
-    """What Whisper hears of a clip: `auto` (what the model was tuned on, and `adaptive` where it was not tuned),
-    `adaptive` (twice the clip and at least 10 s, 30 s where the text is doubtful), `full` (30 s), `trimmed` (the clip
-    itself; for models tuned on it)."""
+    """Length of Whisper's input window: `auto` (as in the model's fine-tuning, or `adaptive` if it was not fine-tuned),
+    `adaptive` (twice the clip, at least 10 s, and 30 s if the text is doubtful), `full` (30 s), or `trimmed` (the clip
+    itself; only for models fine-tuned this way)."""
     batch_seconds: float = 120.0
-    """Padded seconds of audio transcribed at once."""
+    """Seconds of audio per transcription batch, including padding."""
     word_times: bool = True
-    """Keep each word's place and probability with a text; transcribing takes a little longer."""
+    """Store the time and probability of each word. Makes transcription slightly slower."""
     guards: bool = True
-    """Decode again, at rising temperatures, what repeats itself or is a guess; drop texts of silence."""
+    """Decode again at rising temperatures if a text repeats itself or is improbable, and drop texts in silence."""
     guard_compression: float = 2.4
-    """A text that zlib makes smaller by more than this repeats itself (Whisper's default)."""
+    """A text with a higher zlib compression ratio counts as repeating itself (Whisper's default)."""
     guard_logprob: float = -1.0
-    """A text whose tokens have a lower mean log-probability is a guess (Whisper's default)."""
+    """A text with a lower mean token log-probability counts as improbable (Whisper's default)."""
     guard_no_speech: float = 0.6
-    """Above this no-speech probability, a text that is a guess too is dropped (Whisper's default)."""
+    """An improbable text with a higher no-speech probability is dropped (Whisper's default)."""
     beams: int = 1
-    """Texts that are followed at once while decoding; 1: only the likeliest. More take about as many times as long and
-    make somewhat fewer errors."""
+    """Beam width for decoding. 1: greedy decoding. Decoding time grows about in proportion; errors fall slightly."""
     prompt: str = ""
-    """Text that Whisper takes for what was said before each utterance: its spelling and style carry over. Of a long
-    one the last 223 tokens count."""
+    """Text that Whisper treats as preceding each utterance, so that its spelling and style carry over. Only the last
+    223 tokens are used."""
     vocabulary_bonus: float = 2.0
-    """How far texts with terms of the vocabulary (`voxloop vocabulary`) are preferred: added to the log-probability for
-    each token of a whole term; 0: not at all."""
+    """Bonus for terms of the vocabulary (`voxloop vocabulary`): added to the log-probability of each token of a
+    complete term. 0: no bonus; at most 5."""
     vocabulary_prompt: bool = False
-    """Put the vocabulary's terms, as many as fit, in front of each utterance as well, as `prompt` is."""
+    """Also put as many vocabulary terms as fit in the prompt of each utterance."""
     channels: str = "mix"
-    """Files of several channels: `mix` them, or `split` them, each channel a recording with a speaker of its own."""
+    """Multi-channel files: `mix` the channels, or `split` them into one recording with its own speaker per channel."""
     max_file_mb: int = 4096
-    """Files larger than this are refused."""
+    """Largest file to ingest, in MB; larger files are refused."""
     max_recording_hours: float = 24.0
-    """Recordings longer than this are refused."""
+    """Longest recording to ingest, in hours; longer recordings are refused."""
     vad_threshold: float = 0.5
-    """Speech probability above which a frame counts as speech (Silero's default)."""
+    """A frame with a higher speech probability counts as speech (Silero's default)."""
     vad_min_silence_ms: int = 300
-    """Pause that ends an utterance."""
+    """Shortest pause, in milliseconds, that ends an utterance."""
     vad_pad_ms: int = 100
-    """Kept on both sides of the speech found."""
+    """Audio kept before and after detected speech, in milliseconds."""
     ratios: tuple[float, float, float] | tuple[()] = ()
-    """Shares of train, val and test, such as [0.8, 0.1, 0.1]; empty: chosen by the number of clips, so that the test
-    split is large enough for a verdict where the clips suffice."""
+    """Shares of train, val and test, such as [0.8, 0.1, 0.1]. Empty: chosen from the number of clips so that the test
+    split is large enough for a verdict, if there are enough clips."""
     min_clip_s: float = 0.0
-    """Utterances shorter than this stay out of datasets; 0: a bound derived from the clips themselves."""
+    """Shortest utterance in a dataset, in seconds. 0: a bound derived from the clips."""
     max_clip_s: float = 30.0
-    """Utterances longer than this stay out of datasets."""
+    """Longest utterance in a dataset, in seconds."""
     min_snr_db: float = 5.0
-    """Utterances measured noisier than this stay out of datasets."""
+    """Lowest signal-to-noise ratio of an utterance in a dataset, in dB."""
     promote_confidence: float = 0.95
-    """Share of promotions that must be true: with 0.95, at most 5 % of all promotions over time are false."""
+    """Share of promotions that must be real improvements. With 0.95, at most 5 % of all promotions over time are
+    false."""
     promote_min_utterances: int = 20
-    """With fewer test utterances the verdict is `insufficient evidence`; it rests on texts not heard in training where
-    there are so many of them."""
+    """Fewest test utterances for a verdict; with fewer, it is `insufficient evidence`. If this many test texts do not
+    occur in training, the verdict rests on them alone."""
     promote_min_improvement: float = 0.02
-    """Share of the champion's word errors that a challenger must save at least: 0.02 is two errors of a hundred."""
+    """Smallest relative reduction of the champion's word errors. 0.02: two errors fewer in a hundred."""
     promote_slice_margin: float = 0.01
-    """Word error rate that a speaker, a language or a length may lose: 0.01 is one word of a hundred."""
+    """Largest allowed increase in word error rate for any speaker, language or clip length. 0.01: one word in a
+    hundred."""
     promote_joined_margin: float = 0.10
-    """Word error rate that speech of 30 s may lose: a handful of inputs decides no finer."""
+    """Largest allowed increase in word error rate on clips joined to 30 s. Larger than the other margins because there
+    are only a few such inputs."""
     promote_silence_words: int = 0
-    """Words more than before that may be heard where nobody speaks, whether or not that is luck."""
+    """Additional words that a challenger may output where nobody speaks, whether or not the increase is significant."""
     promote_general: str = ""
-    """Dataset on whose test split a challenger must not be worse, too: name or id; empty: none."""
+    """Name or id of a second dataset on whose test split a challenger must not be worse. Empty: none."""
     promote_general_margin: float = 0.02
-    """Word error rate that the general dataset may lose."""
+    """Largest allowed increase in word error rate on `promote_general`."""
     checkpoints_to_blobs: str = "auto"
-    """Copy each checkpoint of a run to the blob store, so that the run can go on on another machine: `on`, `off`, or
-    `auto`: where the blobs are not in a folder or the catalog is not SQLite."""
+    """Copy each checkpoint to the blob store so that a run can continue on another machine: `on`, `off`, or `auto` (on
+    if the blobs are not in a local folder or the catalog is not SQLite)."""
     lease_s: float = 30.0
-    """How long a worker's claim on a job lasts without renewal."""
+    """Duration of a worker's lease on a job, in seconds; workers renew it while they work."""
     max_attempts: int = 5
-    """Claims of one job before it is `dead`."""
+    """Attempts per job before it counts as failed for good (`dead`)."""
     keep_jobs_days: float = 30.0
-    """How long done jobs are kept."""
+    """Days before finished jobs are deleted."""
     review_lease_s: float = 600.0
-    """How long an utterance that a reviewer took is kept from the others."""
+    """Seconds for which an utterance is reserved for the reviewer who took it."""
     review_skip_s: float = 3600.0
-    """How long a skipped utterance is not offered again, as long as there are others."""
+    """Seconds before a skipped utterance comes back, unless nothing else is left to review."""
     trackers: tuple[str, ...] = ()
-    """What shows training runs beside Voxloop: `tensorboard`, `trackio`, `wandb`, each the name of an extra; nothing is
-    sent to other machines."""
+    """Experiment trackers that also show training runs: `tensorboard`, `trackio`, `wandb`. Each needs the extra of that
+    name. Nothing is sent to other machines."""
     poll_s: float = 0.5
-    """How often an idle worker looks for jobs."""
+    """Seconds between an idle worker's looks for new jobs."""
     normaliser: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    """How texts are made comparable, where a language is to differ from the default; last in the file, a table
-    `[normaliser.vi]` for each language, with `base` (whisper-english, whisper-basic, none), `numbers` (digits, whole,
-    as-written), `case` (lower, keep), `punctuation` (remove, keep), `diacritics` (keep, remove), `words` (spaces,
+    """Text normalisation for languages that need other rules than the default. At the end of the file, add a table per
+    language, such as `[normaliser.vi]`, with `base` (whisper-english, whisper-basic, none), `numbers` (digits, whole,
+    as-written), `case` (lower, keep), `punctuation` (remove, keep), `diacritics` (keep, remove) and `words` (spaces,
     characters). In the environment: JSON."""
 
     def __post_init__(self) -> None:
@@ -165,58 +166,58 @@ class Settings:
             len(self.ratios) != 3 or any(r < 0 for r in self.ratios) or abs(sum(self.ratios) - 1) > 1e-6
         ):
             raise SettingError(
-                f"ratios are {self.ratios}: give three shares (train, val, test) of 0 or more that add up to 1, "
-                "such as 0.8/0.1/0.1"
+                f"ratios is {'/'.join(map(str, self.ratios))}. Give three shares (train/val/test) that add up to 1, "
+                "such as 0.8/0.1/0.1."
             )
         for name in ("lease_s", "review_lease_s", "poll_s", "batch_seconds", "max_recording_hours", "keep_jobs_days"):
             if getattr(self, name) <= 0:
-                raise SettingError(f"{name} is {getattr(self, name)}: it must be above 0")
+                raise SettingError(f"{name} is {getattr(self, name)}. It must be above 0.")
         if self.guard_compression <= 0 or self.guard_logprob >= 0 or not 0 <= self.guard_no_speech <= 1:
             raise SettingError(
                 f"guard_compression, guard_logprob and guard_no_speech are {self.guard_compression}, "
-                f"{self.guard_logprob} and {self.guard_no_speech}: needed are a ratio above 0, a logarithm below 0 "
-                "and a probability; `guards = false` turns them off"
+                f"{self.guard_logprob} and {self.guard_no_speech}. Give a ratio above 0, a log-probability below 0 and "
+                "a probability from 0 to 1, or turn the guards off with `guards = false`."
             )
         if self.beams < 1:
-            raise SettingError(f"beams is {self.beams}: it must be 1 or more")
+            raise SettingError(f"beams is {self.beams}. It must be 1 or more.")
         if not 0 <= self.vocabulary_bonus <= MOST_BONUS:
-            raise SettingError(f"vocabulary_bonus is {self.vocabulary_bonus}: it must be from 0 to {MOST_BONUS:g}")
+            raise SettingError(f"vocabulary_bonus is {self.vocabulary_bonus}. It must be from 0 to {MOST_BONUS:g}.")
         try:
-            # A frozen dataclass's own way to set a field while it is made.
+            # The way to set a field of a frozen dataclass during construction.
             object.__setattr__(self, "language", language_code(self.language) or "")
         except UnknownLanguage as error:
             raise SettingError(f"language is {self.language!r}: {error}") from error
         _text.check_changes(self.normaliser)
         if self.embedding_model in ("", "champion"):
             raise SettingError(
-                f"embedding_model is {self.embedding_model!r}: needed is a model that stays, since its vectors compare "
-                "with no other's: `starter`, `base`, a Hub id or a folder"
+                f"embedding_model is {self.embedding_model!r}, but vectors of different models are not comparable. "
+                "Give a model that does not change: `starter`, `base`, a Hub id or a folder."
             )
         if self.engine not in ENGINES:
-            raise SettingError(f"engine is {self.engine!r}: it must be one of {', '.join(ENGINES)}")
+            raise SettingError(f"engine is {self.engine!r}. It must be one of {', '.join(ENGINES)}.")
         if self.compute_type and self.compute_type not in COMPUTE_TYPES:
             raise SettingError(
-                f"compute_type is {self.compute_type!r}: it must be empty or one of {', '.join(COMPUTE_TYPES)}"
+                f"compute_type is {self.compute_type!r}. It must be empty or one of {', '.join(COMPUTE_TYPES)}."
             )
         for served in self.serving_engines:
             name, _, compute_type = served.partition("-")
             if name not in ENGINES or (compute_type and (name != "ctranslate2" or compute_type not in COMPUTE_TYPES)):
                 raise SettingError(
-                    f"serving_engines names {served!r}: needed are {', '.join(ENGINES)}, or ctranslate2 with what it "
-                    f"computes in ({', '.join(COMPUTE_TYPES)}), such as ctranslate2-int8"
+                    f"serving_engines contains {served!r}. Use {', '.join(ENGINES)}, or ctranslate2 with a number "
+                    f"format ({', '.join(COMPUTE_TYPES)}), such as ctranslate2-int8."
                 )
         if self.checkpoints_to_blobs not in ("auto", "on", "off"):
-            raise SettingError(f"checkpoints_to_blobs is {self.checkpoints_to_blobs!r}: it must be auto, on or off")
+            raise SettingError(f"checkpoints_to_blobs is {self.checkpoints_to_blobs!r}. It must be auto, on or off.")
         if self.audio_context not in AUDIO_CONTEXTS:
             raise SettingError(
-                f"audio_context is {self.audio_context!r}: it must be one of {', '.join(AUDIO_CONTEXTS)}"
+                f"audio_context is {self.audio_context!r}. It must be one of {', '.join(AUDIO_CONTEXTS)}."
             )
         if self.channels not in ("mix", "split"):
-            raise SettingError(f"channels is {self.channels!r}: it must be mix or split")
+            raise SettingError(f"channels is {self.channels!r}. It must be mix or split.")
         if self.max_attempts < 1:
-            raise SettingError(f"max_attempts is {self.max_attempts}: it must be 1 or more")
+            raise SettingError(f"max_attempts is {self.max_attempts}. It must be 1 or more.")
         if not 0.5 <= self.promote_confidence < 1:
-            raise SettingError(f"promote_confidence is {self.promote_confidence}: it must be from 0.5 to below 1")
+            raise SettingError(f"promote_confidence is {self.promote_confidence}. It must be at least 0.5 and below 1.")
         for name in (
             "promote_min_improvement",
             "promote_slice_margin",
@@ -224,19 +225,19 @@ class Settings:
             "promote_general_margin",
         ):
             if not 0 <= getattr(self, name) < 1:
-                raise SettingError(f"{name} is {getattr(self, name)}: it must be a share from 0 to below 1")
+                raise SettingError(f"{name} is {getattr(self, name)}. It must be at least 0 and below 1.")
         if self.promote_silence_words < 0:
-            raise SettingError(f"promote_silence_words is {self.promote_silence_words}: it must be 0 or more")
+            raise SettingError(f"promote_silence_words is {self.promote_silence_words}. It must be 0 or more.")
 
 
 def described() -> list[tuple[str, Any, str]]:
-    """Every setting with its default and its meaning, as this module states them."""
+    """Every setting with its default and meaning."""
     defaults = Settings()
     return [(name, getattr(defaults, name), meaning) for name, meaning in meanings(Settings).items()]
 
 
 def meanings(settings: type) -> dict[str, str]:
-    """What each field of a class of settings means: the docstrings below them."""
+    """The meaning of each field of a settings class, from the docstring below it."""
     tree = ast.parse(inspect.getsource(settings))
     body = cast("ast.ClassDef", tree.body[0]).body
     return {
@@ -247,8 +248,8 @@ def meanings(settings: type) -> dict[str, str]:
 
 
 def template() -> str:
-    """A `voxloop.toml` that names every setting, each commented out at its default."""
-    lines = ["# Settings of this workspace. Remove the # of a line to change it.", ""]
+    """A `voxloop.toml` with every setting commented out at its default."""
+    lines = ["# Settings of this workspace. To change one, remove the # before its name.", ""]
     for name, default, meaning in described():
         value = list(default) if isinstance(default, tuple) else default
         shown = json.dumps(value)
@@ -257,7 +258,7 @@ def template() -> str:
 
 
 def parse_ratios(text: str) -> tuple[float, float, float]:
-    """`0.8/0.1/0.1` (or with commas) as three shares; percentages that sum to 100 are taken too."""
+    """Parse `0.8/0.1/0.1` (commas also work) into three shares. Accepts percentages that add up to 100."""
     try:
         parts = [float(part) for part in text.replace(",", "/").split("/")]
     except ValueError:
@@ -266,7 +267,7 @@ def parse_ratios(text: str) -> tuple[float, float, float]:
         parts = [part / 100 for part in parts]
     if len(parts) != 3 or any(p < 0 for p in parts) or abs(sum(parts) - 1) > 1e-6:
         raise SettingError(
-            f"ratios {text!r}: give three shares (train/val/test) that add up to 1, such as 0.8/0.1/0.1 or 80/10/10"
+            f"ratios is {text!r}. Give three shares (train/val/test) that add up to 1, such as 0.8/0.1/0.1 or 80/10/10."
         )
     return parts[0], parts[1], parts[2]
 
@@ -275,7 +276,7 @@ _KINDS = {
     bool: "true or false",
     int: "an integer",
     float: "a number",
-    str: "a text",
+    str: "a string",
     tuple: "three shares",
     dict: "a table",
 }
@@ -283,7 +284,7 @@ _BOOLEANS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "
 
 
 def _convert(name: str, value: Any, like: Any, where: str) -> Any:
-    """A value from a file or the environment in the type of its default."""
+    """Convert a value from a file or the environment to the type of its default."""
     try:
         if isinstance(like, dict):
             made = json.loads(value) if isinstance(value, str) else value
@@ -303,13 +304,13 @@ def _convert(name: str, value: Any, like: Any, where: str) -> Any:
             return float(value)
         return str(value)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise SettingError(f"{where}: {name} is {value!r}; it must be {_KINDS[type(like)]}") from error
+        raise SettingError(f"{where}: {name} is {value!r}. It must be {_KINDS[type(like)]}.") from error
 
 
 def resolve(
     folder: Path, *, environ: Mapping[str, str] | None = None, overrides: Mapping[str, Any] | None = None
 ) -> Settings:
-    """The settings of the workspace in `folder`. Raises SettingError naming the wrong name or value."""
+    """Resolve the settings of the workspace in `folder`. Raises SettingError for an unknown name or invalid value."""
     defaults = Settings()
     known = {f.name: getattr(defaults, f.name) for f in fields(Settings)}
     values: dict[str, Any] = {}
@@ -318,12 +319,12 @@ def resolve(
         try:
             given = tomllib.loads(config.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
-            raise SettingError(f"{config} cannot be read as text in UTF-8: {error}") from error
+            raise SettingError(f"cannot read {config} as UTF-8 text: {error}") from error
         except tomllib.TOMLDecodeError as error:
             raise SettingError(f"{config} is not valid TOML: {error}") from error
         for name, value in given.items():
             if name not in known:
-                raise SettingError(f"{config}: there is no setting {name!r}{nearest(name, known)}")
+                raise SettingError(f"{config}: unknown setting {name!r}{nearest(name, known)}")
             values[name] = _convert(name, value, known[name], str(config))
     environ = os.environ if environ is None else environ
     for variable, text in environ.items():
@@ -331,16 +332,16 @@ def resolve(
         if not variable.startswith(PREFIX) or variable == WORKSPACE_VARIABLE:
             continue
         if name not in known:
-            raise SettingError(f"environment: there is no setting {variable}{nearest(name, known)}")
+            raise SettingError(f"environment: unknown setting {variable}{nearest(name, known)}")
         values[name] = _convert(name, text, known[name], f"environment variable {variable}")
     for name, value in (overrides or {}).items():
         if name not in known:
-            raise SettingError(f"there is no setting {name!r}{nearest(name, known)}")
+            raise SettingError(f"unknown setting {name!r}{nearest(name, known)}")
         values[name] = value
     return replace(defaults, **values)
 
 
 def workspace_folder(given: Path | None = None, *, environ: Mapping[str, str] | None = None) -> Path:
-    """The workspace that is meant: the one given, VOXLOOP_WORKSPACE, or `voxloop-workspace` here."""
+    """The workspace folder: the one given, else VOXLOOP_WORKSPACE, else `voxloop-workspace` in the current folder."""
     environ = os.environ if environ is None else environ
     return given or Path(environ.get(WORKSPACE_VARIABLE) or DEFAULT_WORKSPACE)

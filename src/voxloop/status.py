@@ -1,4 +1,4 @@
-"""What is where, waiting, running and failed, and what to do next: one screen."""
+"""The workspace's contents, its jobs and the next step, on one screen."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 import sqlalchemy as sa
 
+from voxloop.errors import counted
 from voxloop.models import CHAMPION
 from voxloop.records import Dataset, Model, Run, Transcript, Utterance, UtteranceStatus
 from voxloop.steps import training
@@ -16,12 +17,12 @@ from voxloop.stores import tables
 from voxloop.stores.catalog import Reader
 from voxloop.workspace import Workspace
 
-SAMPLE = 50  # utterances looked at to guess which status is the most frequent
+SAMPLE = 50  # utterances read to guess the most frequent status
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeadJob:
-    """A job whose attempts are spent."""
+    """A job that failed on every attempt."""
 
     id: str
     step: str
@@ -31,29 +32,29 @@ class DeadJob:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Status:
-    """The state of a workspace, counted."""
+    """The counts that describe a workspace."""
 
     workspace: str
     recordings: int
     hours: float
-    refused: dict[str, int]  # files by reason
+    refused: dict[str, int]  # number of files by reason
     speechless: tuple[str, ...]  # names of the recordings in which no speech was found
     utterances: dict[str, int]  # by status
     references: int
-    jobs: dict[str, dict[str, int]]  # by step and state; without those that are done
+    jobs: dict[str, dict[str, int]]  # by step and state, except done jobs
     dead: tuple[DeadJob, ...]
     datasets: int
     newest_dataset: Dataset | None
     runs: dict[str, int]  # by status
     newest_run: Run | None
-    models: int  # that came from runs
+    models: int  # made by training runs
     champion: str | None
     base_model: str
-    next_steps: tuple[str, ...]  # commands, most useful first
+    next_steps: tuple[str, ...]  # "command    purpose", most useful first
 
 
 def status(ws: Workspace) -> Status:
-    """Count everything, from indexes alone: tens of milliseconds at a million utterances."""
+    """Count everything from indexes alone, which takes tens of milliseconds with a million utterances."""
     training.reconcile(ws)
     with ws.read() as reader:
         recordings, samples = reader.connection.execute(
@@ -65,7 +66,7 @@ def status(ws: Workspace) -> Status:
         datasets = reader.all(Dataset, order=tables.dataset.c.created.desc(), limit=1)
         runs = reader.all(Run, order=tables.run.c.created.desc(), limit=1)
         unfinished = reader.all(Run, tables.run.c.status.in_(("paused", "interrupted")), limit=3)
-        counted: dict[str, Any] = {
+        counts: dict[str, Any] = {
             "recordings": recordings,
             "refused": _grouped(reader, tables.refusal.c.reason),
             "speechless": tuple(one.name for one in speechless_in(reader)),
@@ -90,17 +91,18 @@ def status(ws: Workspace) -> Status:
         newest_run=newest_run,
         champion=champion,
         base_model=ws.settings.base_model,
-        next_steps=_next_steps(counted, dead, newest_dataset, newest_run, unfinished, champion),
-        **counted,
+        next_steps=_next_steps(counts, dead, newest_dataset, newest_run, unfinished, champion),
+        **counts,
     )
 
 
 def _by_status(reader: Reader) -> dict[str, int]:
-    """Utterances by status.
+    """The number of utterances by status.
 
-    Counting all rows takes a tenth of the time of counting those of a value. So the
-    most frequent status is what the others leave of all. Which one that is, is
-    guessed from the first ids, which are hashes and so a sample; the counts are exact whatever the guess.
+    Counting all rows takes a tenth of the time of counting the rows with one value, so the
+    count of the most frequent status is the total minus the other counts. The most frequent
+    status is guessed from the first ids, which are hashes and thus a random sample. The
+    counts are exact whatever the guess.
     """
     status, id = tables.utterance.c.status, tables.utterance.c.id
     sample = Counter(reader.connection.execute(sa.select(status).order_by(id).limit(SAMPLE)).scalars())
@@ -118,32 +120,33 @@ def _grouped(reader: Reader, column: sa.Column[Any]) -> dict[str, int]:
 
 
 def _next_steps(
-    counted: dict[str, Any],
+    counts: dict[str, Any],
     dead: tuple[DeadJob, ...],
     dataset: Dataset | None,
     run: Run | None,
     unfinished: list[Run],
     champion: str | None,
 ) -> tuple[str, ...]:
-    """The commands that bring this workspace on, the most useful first."""
+    """The commands to run next, most useful first."""
     steps = []
-    open_jobs = sum(states.get("ready", 0) + states.get("leased", 0) for states in counted["jobs"].values())
+    open_jobs = sum(states.get("ready", 0) + states.get("leased", 0) for states in counts["jobs"].values())
     if dead:
-        steps.append(f"voxloop worker --retry-dead --until-idle    try the {len(dead)} failed jobs again")
-    if not counted["recordings"]:
-        steps.append("voxloop ingest FOLDER    take in audio (a folder, or files)")
+        failed = sum(states.get("dead", 0) for states in counts["jobs"].values())
+        steps.append(f"voxloop worker --retry-dead --until-idle    retry {counted(failed, 'failed job')}")
+    if not counts["recordings"]:
+        steps.append("voxloop ingest FOLDER    add audio (a folder or files)")
     elif open_jobs:
-        steps.append(f"voxloop worker --until-idle    do the {open_jobs} waiting jobs")
-    elif counted["utterances"].get("transcribed", 0):
-        steps.append("voxloop review list    correct what the model is least sure of")
-    if counted["references"] and dataset is None:
-        steps.append("voxloop dataset build    freeze the corrected utterances")
+        steps.append(f"voxloop worker --until-idle    finish {counted(open_jobs, 'open job')}")
+    elif counts["utterances"].get("transcribed", 0):
+        steps.append("voxloop review    correct the least certain transcripts")
+    if counts["references"] and dataset is None:
+        steps.append("voxloop dataset build    make a dataset of the reviewed utterances")
     if dataset is not None and (run is None or run.dataset != dataset.id):
         steps.append("voxloop train    fine-tune on the newest dataset")
     for waits in unfinished:
-        steps.append(f"voxloop run resume {waits.id}    go on with the run that is {waits.status}")
+        steps.append(f"voxloop run resume {waits.id[-8:]}    continue the {waits.status} run")
     if run is not None and run.status == "completed" and run.model and run.model != champion and not run.no_better:
-        steps.append(f"voxloop model promote {run.model[7:19]}    make it champion, if it is really better")
+        steps.append(f"voxloop model promote {run.model[7:19]}    make it the champion if it is better")
     if run is not None and run.status == "failed":
-        steps.append(f"voxloop run show {run.id}    see why the last run failed")
+        steps.append(f"voxloop run show {run.id[-8:]}    see why the last run failed")
     return tuple(steps)

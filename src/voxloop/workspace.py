@@ -1,4 +1,4 @@
-"""The open workspace: the stores that the settings name. The only place that chooses a backend."""
+"""The open workspace: the stores named in the settings. The only place that chooses a backend."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from voxloop.stores.vectors import CatalogVectors, Vectors
 
 
 class Transaction(Writer):
-    """A write to the catalog that can tell of events. `woken` are the steps that have jobs once it is committed."""
+    """A write to the catalog that can emit events. `woken` holds the steps that have new jobs after the commit."""
 
     def __init__(self, writer: Writer, jobs: Jobs, claim: Claim | None) -> None:
         super().__init__(writer.connection)
@@ -38,15 +38,15 @@ class Transaction(Writer):
         seconds: float = 0.0,
         priority: int | None = None,
     ) -> bool:
-        """Tell of an event: it and the jobs it causes are committed with this transaction. True where it is new.
+        """Emit an event; it and the jobs it causes are committed with this transaction. Return True if it is new.
 
-        `seconds` of audio is what each of these jobs stands for. Unless `priority` is given, what follows from a job
-        is as urgent as the job, and else as events of this type are.
+        `seconds` is the amount of audio behind each of these jobs. Unless `priority` is given, the jobs inherit the
+        priority of the job that is running, or else get the priority of the event type.
         """
         return bool(self.emit_all(type, [News(subject, key, payload, seconds)], priority=priority))
 
     def emit_all(self, type: str, news: Sequence[News], *, priority: int | None = None) -> int:
-        """As `emit`, for many subjects at once; the number of events that were new."""
+        """Like `emit`, for many subjects at once. Return the number of new events."""
         if priority is None and self._claim:
             priority = self._claim.priority
         new = self._jobs.emit_all(self, type, news, priority=priority)
@@ -55,7 +55,7 @@ class Transaction(Writer):
         return new
 
     def redo(self, step: str, subjects: Iterable[str]) -> int:
-        """Have a step done once more of subjects of which it was done; the number of jobs."""
+        """Queue a step again for subjects that it has already processed. Return the number of jobs."""
         again = self._jobs.redo(self, step, subjects)
         if again:
             self.woken.add(step)
@@ -64,7 +64,7 @@ class Transaction(Writer):
 
 @dataclass(frozen=True, kw_only=True)
 class Workspace:
-    """What every step takes first. `claim` and `stop` are set while a worker runs a step for the pipeline."""
+    """The first argument of every step. `claim` and `stop` are set while a worker runs a step."""
 
     folder: Path
     settings: Settings
@@ -74,8 +74,8 @@ class Workspace:
     jobs: Jobs
     bus: Bus
     claim: Claim | None = None
-    stop: threading.Event | None = None  # set when the worker is asked to end: long steps look at it
-    told: Callable[[float], None] | None = None  # told by long steps of each few seconds of audio that they are through
+    stop: threading.Event | None = None  # set to make the worker stop; long steps check it
+    told: Callable[[float], None] | None = None  # called by long steps with the seconds of audio just finished
 
     @contextmanager
     def read(self) -> Iterator[Reader]:
@@ -85,7 +85,7 @@ class Workspace:
 
     @contextmanager
     def transaction(self) -> Iterator[Transaction]:
-        """An intermediate write: committed at the block's end, refused where the worker's lease was lost."""
+        """An intermediate write, committed at the end of the block. Raises LeaseLost if the worker lost its lease."""
         with self.catalog.write() as writer:
             if self.claim:
                 self.jobs.fence(writer, self.claim)
@@ -95,11 +95,10 @@ class Workspace:
 
     @contextmanager
     def completion(self, *subjects: str) -> Iterator[Transaction]:
-        """The write that carries a step's result: it, its events and the job's done mark commit together.
+        """The write of a step's result: the result, its events and the job's `done` state are committed together.
 
-        A step that takes many subjects completes each as soon as its own work is done, so that a kill costs only what
-        is in hand; without `subjects` all that is left of the claim is done. Raises LeaseLost where another worker
-        took over.
+        A step that processes many subjects completes each one separately, so that a crash loses only the current one.
+        Without `subjects`, the rest of the claim is completed. Raises LeaseLost if another worker took over.
         """
         with self.catalog.write() as writer:
             tx = Transaction(writer, self.jobs, self.claim)
@@ -113,12 +112,12 @@ class Workspace:
             self.bus.wake(tx.woken)
 
     def under(self, claim: Claim) -> Workspace:
-        """This workspace, as the worker that holds `claim` uses it."""
+        """This workspace for the worker that holds `claim`."""
         return replace(self, claim=claim)
 
     @property
     def runs(self) -> Path:
-        """Where training runs keep their folders."""
+        """The folder that contains the training runs' folders."""
         return self.folder / "runs"
 
     def close(self) -> None:
@@ -141,26 +140,27 @@ def open_workspace(
     environ: Mapping[str, str] | None = None,
     **overrides: Any,
 ) -> Workspace:
-    """Open the workspace in `folder`, bringing its schema up to date.
+    """Open the workspace in `folder` and upgrade its schema if needed.
 
-    `listeners`, `priorities` and `coalesced` are those of `pipeline`; `overrides` are settings by name. Raises
-    WorkspaceError where there is none and `create` is false.
+    `listeners`, `priorities` and `coalesced` come from `pipeline`; `overrides` are settings by name. Raises
+    WorkspaceError if there is no workspace and `create` is false.
     """
     folder = folder.absolute()
     marker = folder / _settings.CONFIG_NAME
     if not marker.exists():
         if not create:
             raise WorkspaceError(
-                f"no workspace at {folder}: make one with `voxloop -C {folder} init`, or name it with -C"
+                f"there is no workspace at {folder}. Create one with `voxloop -C {folder} init`, "
+                "or pass another folder with -C."
             )
         try:
             folder.mkdir(parents=True, exist_ok=True)
             marker.write_text(_settings.template())
         except OSError as error:
-            raise WorkspaceError(f"a workspace cannot be made at {folder}: {error}") from error
+            raise WorkspaceError(f"cannot create a workspace at {folder}: {error}") from error
     settings = _settings.resolve(folder, environ=environ, overrides=overrides)
     if settings.bus != "local":
-        raise SettingError(f"bus is {settings.bus!r}: this version has `local` only")
+        raise SettingError(f"bus is {settings.bus!r}. This version supports only `local`.")
     catalog = Catalog(settings.catalog or f"sqlite:///{folder / 'catalog.db'}")
     catalog.migrate()
     return Workspace(

@@ -120,7 +120,7 @@ def test_a_difference_is_drawn_word_under_word(tmp_path: Path, monkeypatch: pyte
         "ref  open the big red door ***",
         "hyp  hope the *** red door now",
         "     S        D            I",
-        "3 errors in 5 words: 1 substituted, 1 deleted, 1 inserted; WER 60.0 %, CER 47.6 %",
+        "3 errors in 5 words: 1 substitution, 1 deletion, 1 insertion; WER 60.0 %, CER 47.6 %",
     ]
     assert run("-C", str(tmp_path), "review", "diff", "--worst", "3") == (0, said)
     assert json.loads(run("-C", str(tmp_path), "review", "diff", id, "--json")[1])["wer"] == 0.6
@@ -135,7 +135,7 @@ def test_a_difference_is_drawn_word_under_word(tmp_path: Path, monkeypatch: pyte
         "ref  red door ***",
         "hyp  red door now",
         "              I",
-        "3 errors in 5 words: 1 substituted, 1 deleted, 1 inserted; WER 60.0 %, CER 47.6 %",
+        "3 errors in 5 words: 1 substitution, 1 deletion, 1 insertion; WER 60.0 %, CER 47.6 %",
     ]
     for wrong in ([], [id, "--worst", "2"], [id, "--speaker", "s"], ["--worst", "2", "--version", "1"]):
         assert run("-C", str(tmp_path), "review", "diff", *wrong)[0] == 2
@@ -181,7 +181,7 @@ def test_what_may_not_be_read_is_said_in_a_line(tmp_path: Path) -> None:
     found = json.loads(said)
     assert (code, found["taken"]) == (0, 1)
     assert [(one["path"], one["reason"]) for one in found["refusals"]] == [(path, "unreadable") for path in paths[:3]]
-    for name, remedy in (("catalog.db", "mind the permissions"), ("voxloop.toml", "cannot be read")):
+    for name, remedy in (("catalog.db", "Check the permissions"), ("voxloop.toml", "cannot read")):
         (tmp_path / "w" / name).chmod(0)
         code, said = run("-C", str(tmp_path / "w"), "status")
         assert code in (1, 2)
@@ -216,4 +216,4 @@ def test_a_damaged_catalog_is_said_in_a_line(tmp_path: Path) -> None:
     (tmp_path / "catalog.db").write_bytes(b"no database at all" * 500)
     code, said = run("-C", str(tmp_path), "status")
     assert code == 1
-    assert "is damaged (file is not a database): keep the file, and restore a backup" in said
+    assert "is damaged (file is not a database). Keep the file, and restore a backup" in said

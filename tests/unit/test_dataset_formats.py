@@ -245,7 +245,7 @@ def test_places_that_hold_something_else_are_left_alone(workspace: Workspace, tm
     with pytest.raises(UsageError, match="there is no folder"):
         datasets.import_dataset(workspace, tmp_path / "nothing")
     assert not (tmp_path / "nothing").exists()
-    with pytest.raises(BlobError, match="needed is"):
+    with pytest.raises(BlobError, match="Give a file://"):
         datasets.import_dataset(workspace, "ftp://somewhere")
 
 

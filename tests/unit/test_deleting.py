@@ -49,11 +49,11 @@ def test_what_is_needed_is_kept_with_the_reason(ws: Workspace) -> None:
     champion, child = of_run(ws, "run1"), of_run(ws, "run2")
     frozen = datasets.find(ws, "frozen")
     refused: list[tuple[str, object]] = [
-        ("it is champion", lambda: removal.delete_model(ws, "champion")),
-        (f"{child.id[7:19]} is made from it", lambda: removal.delete_model(ws, champion.id)),
+        ("it is the champion", lambda: removal.delete_model(ws, "champion")),
+        (f"{child.id[7:19]} was trained from it", lambda: removal.delete_model(ws, champion.id)),
         ("`base_model` names it", lambda: removal.delete_model(ws, "starter")),
-        ("kept from it", lambda: removal.delete_run(ws, "run1")),
-        ("run run1 is on it", lambda: removal.delete_dataset(ws, frozen.id)),
+        ("made by it", lambda: removal.delete_run(ws, "run1")),
+        ("run run1 was trained on it", lambda: removal.delete_dataset(ws, frozen.id)),
     ]
     for reason, delete in refused:
         with pytest.raises(ConflictError, match=reason):
@@ -121,7 +121,7 @@ def test_a_run_that_can_go_on_keeps_its_base(ws: Workspace) -> None:
     removal.delete_model(ws, of_run(ws, "run2").id)
     with ws.transaction() as tx:
         tx.change(Run, "run2", status="paused")
-    with pytest.raises(ConflictError, match="going on from it"):
+    with pytest.raises(ConflictError, match="can continue"):
         removal.delete_model(ws, of_run(ws, "run1").id)
     with ws.transaction() as tx:
         tx.change(Run, "run2", status="queued")

@@ -122,8 +122,8 @@ class TestOfTheHub:
 
         shutil.rmtree(there.cache)
         message = there.ask(NAME, offline=True)
-        assert "the Hugging Face Hub did not give it" in message
-        assert "check the name and the network" in message
+        assert "could not be downloaded from the Hugging Face Hub" in message
+        assert "Check the name and the network" in message
         assert there.ask(NAME) == first
 
     def test_other_files_under_the_same_revision_are_refused(
@@ -161,7 +161,7 @@ class TestOfTheHub:
 
     def test_what_the_hub_has_not_is_said(self, hub: hub_server.HubServer, tmp_path: Path) -> None:
         message = Elsewhere(tmp_path, hub.url).ask("nobody/nothing")
-        assert message.startswith("model 'nobody/nothing' is not a folder here, and the Hugging Face Hub did not")
+        assert message.startswith("model 'nobody/nothing' is not a local folder and could not be downloaded")
 
 
 class Reads:

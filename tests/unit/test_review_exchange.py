@@ -209,10 +209,10 @@ def test_a_table_from_a_spreadsheet_is_taken(workspace: Workspace, tmp_path: Pat
     ("name", "content", "said"),
     [
         ("a.csv", "text\nhello\n", "utterance"),
-        ("a.csv", b"\xff\xfe", "cannot be read"),
-        ("a.json", "{", "cannot be read"),
-        ("a.txt", "", "format does not follow"),
-        ("missing.jsonl", None, "cannot be read"),
+        ("a.csv", b"\xff\xfe", "cannot read"),
+        ("a.json", "{", "cannot read"),
+        ("a.txt", "", "cannot tell the format"),
+        ("missing.jsonl", None, "cannot read"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_refused(

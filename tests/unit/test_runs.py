@@ -357,7 +357,7 @@ def test_the_commands_tell_how_a_run_stands(ws: Workspace, base: Path) -> None:
     for step, wer in ((0, 0.5), (10, 0.25)):
         append_line(folder / METRICS, {"step": step, "loss": 2.0 - step / 10, "val_wer": wer})
     assert voxloop("run", "pause", id) == f"paused at step 0; `voxloop run resume {id}` goes on\n"
-    assert f"voxloop run resume {id}    go on with the run that is paused" in voxloop("status")
+    assert f"voxloop run resume {id[-8:]}  continue the paused run" in voxloop("status")
     assert "is paused, and pause needs one that is queued, running" in voxloop("run", "pause", id, status=2)
     assert voxloop("run", "logs", id, "--follow") == "the log\n"  # it has ended: nothing to wait for
     shown = voxloop("run", "show", id)

@@ -100,5 +100,5 @@ def test_another_model_s_vectors_are_made_as_recordings_are_indexed_again(
 
 @pytest.mark.parametrize("name", ["champion", ""])
 def test_what_moves_cannot_give_vectors(name: str) -> None:
-    with pytest.raises(SettingError, match=r"embedding_model is .*: needed is a model that stays"):
+    with pytest.raises(SettingError, match=r"embedding_model is .*Give a model that does not change"):
         Settings(embedding_model=name)

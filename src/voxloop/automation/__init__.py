@@ -1,1 +1,1 @@
-"""What runs without anybody: workers that take the jobs of the pipeline."""
+"""Automation: workers that run the pipeline's jobs."""

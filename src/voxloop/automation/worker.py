@@ -1,4 +1,4 @@
-"""A process that runs steps as their jobs come: look, claim, work, commit; and lets go on Ctrl-C."""
+"""The worker: a process that claims jobs, runs their steps and commits the results, until stopped."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from voxloop.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
-COUNTED = 10_000  # waiting jobs told of at most: counting a million after each batch would slow the work down
+COUNTED = 10_000  # maximum number of waiting jobs to count, since counting a million after each batch would be slow
 
 
-ADDED_UP_S = 60.0  # how often, at most, waiting audio is added up where so many jobs wait that it takes a while
+ADDED_UP_S = 60.0  # minimum interval between sums of the waiting audio if there are too many jobs to count
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorkProgress:
-    """How far a worker is, told when a batch begins, while it is worked on and when it ends."""
+    """A worker's progress, reported at the start and end of each batch and during it."""
 
-    step: str  # of the batch
-    jobs: int  # done since the worker began
-    audio_s: float  # audio done since the worker began, in seconds of the whole loop
-    left_s: float  # audio still to do, likewise: by this worker and the others
-    waiting: int  # jobs of this worker's steps still to do, no more than `COUNTED`
-    error: str | None = None  # of the batch, where it failed
+    step: str  # the batch's step
+    jobs: int  # done since the worker started
+    audio_s: float  # audio done since the worker started, in seconds of the whole loop
+    left_s: float  # audio left for all workers, in the same unit
+    waiting: int  # jobs left in this worker's steps, at most `COUNTED`
+    error: str | None = None  # the batch's error, if it failed
 
 
 def work(
@@ -43,26 +43,25 @@ def work(
     stop: threading.Event | None = None,
     progress: Callable[[WorkProgress], None] | None = None,
 ) -> int:
-    """Run the jobs of `steps` (all, where none is named); the number done.
+    """Run the jobs of `steps` (by default, all steps). Return the number done.
 
-    With `until_idle` it returns when no job of these steps is waiting or held by
-    anybody, buried ones aside; else when `stop` is set. What nothing needs any more is pruned when there is nothing
-    to do, at most once an hour.
+    Returns when `stop` is set, or with `until_idle` when no job of these steps is waiting or held
+    by any worker, not counting dead jobs. When idle, it prunes the workspace at most once an hour.
     """
     chosen = tuple(steps) or tuple(STEPS)
     for step in chosen:
         if step not in STEPS:
-            raise UsageError(f"there is no step {step!r}{nearest(step, STEPS)}")
+            raise UsageError(f"unknown step {step!r}{nearest(step, STEPS)}")
     stop = stop or threading.Event()
     telling = _Telling(ws, chosen, progress) if progress else None
     done = 0
     pruned = -math.inf
     while not stop.is_set():
-        # Looked at before anything is written: an idle worker leaves the catalog to the others.
+        # Reads before writing, so that an idle worker does not block the catalog for others.
         with ws.read() as reader:
             ready = ws.jobs.ready(reader, chosen)
         claim = None
-        for step in ready:  # of equally urgent ones in the order of the loop, so that a batch fills before the next
+        for step in ready:  # equally urgent steps in the loop's order, so that batches fill up
             if STEPS[step].free(ws):
                 claim = ws.jobs.claim([step], limit=STEPS[step].batch)
             if claim:
@@ -81,16 +80,16 @@ def work(
 
 
 class _Telling:
-    """Adds up what a worker did and what is left to do, so that its progress is one line over all steps.
+    """Sums up a worker's finished and remaining work, so that its progress is one line for all steps.
 
-    Audio counts by the share of the loop's time that each step takes, so that the line is even.
+    Audio is weighted by each step's share of the loop's time, so that progress is even.
     """
 
     def __init__(self, ws: Workspace, steps: Sequence[str], progress: Callable[[WorkProgress], None]) -> None:
         self.ws, self.steps, self.progress = ws, steps, progress
         self.jobs, self.done_s, self.left_s, self.waiting = 0, 0.0, 0.0, 0
         self._claim: Claim | None = None
-        self._told_s = 0.0  # of the batch in hand
+        self._told_s = 0.0  # of the current batch
         self._looked = -math.inf
 
     def begin(self, claim: Claim) -> None:
@@ -100,7 +99,7 @@ class _Telling:
         self._tell(claim.step)
 
     def told(self, seconds: float) -> None:
-        """A step in hand is through so many seconds more."""
+        """Record that the current step has finished this many more seconds."""
         if self._claim is not None:
             self._told_s = min(self._told_s + seconds, self._claim.seconds)
             self._tell(self._claim.step)
@@ -139,7 +138,7 @@ class _Telling:
 
 
 def _run(ws: Workspace, claim: Claim, telling: _Telling | None) -> int:
-    """Do one claim; the number of jobs done. A failure is kept with its job, never raised."""
+    """Run one claim. Return the number of jobs done. A failure is stored with its job, never raised."""
     error: str | None = None
     if telling:
         telling.begin(claim)
@@ -147,7 +146,7 @@ def _run(ws: Workspace, claim: Claim, telling: _Telling | None) -> int:
     try:
         with ws.jobs.renewing(claim):
             STEPS[claim.step].run(ws.under(claim), claim.subjects)
-        # What a step asked to end has not finished goes back; what is finished is nobody's any more.
+        # If the step was asked to stop, its unfinished jobs are requeued.
         if ws.stop and ws.stop.is_set():
             ws.jobs.release(claim)
     except LeaseLost as lost:
@@ -160,7 +159,7 @@ def _run(ws: Workspace, claim: Claim, telling: _Telling | None) -> int:
             "%s of %s failed%s: %s",
             claim.step,
             ", ".join(claim.subjects[:3]),
-            " for the last time" if buried else "",
+            " on the last attempt" if buried else "",
             failure,
             extra={"action": "job_failed", "step": claim.step, "jobs": claim.jobs},
             exc_info=log.isEnabledFor(logging.DEBUG),

@@ -1,4 +1,4 @@
-"""base."""
+"""base list."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from voxloop.cli.screen import Json, opened, print_json, table
 if TYPE_CHECKING:
     from voxloop.bases import Need
 
-base = typer.Typer(no_args_is_help=True, help="Base models, which training and transcription start from: list.")
+base = typer.Typer(no_args_is_help=True, help="List the base models for training and transcription.")
 
 
 def register(app: typer.Typer) -> None:
@@ -21,7 +21,7 @@ def register(app: typer.Typer) -> None:
 
 @base.command("list")
 def base_list(ctx: typer.Context, as_json: Json = False) -> None:
-    """List the base models on this machine, and the memory and time that each needs here."""
+    """List the base models on this machine with the memory (GB) and time (s) that each needs."""
     from voxloop.bases import here
 
     with opened(ctx) as ws:
@@ -39,12 +39,13 @@ def base_list(ctx: typer.Context, as_json: Json = False) -> None:
     )
     for one in bases:
         if one.refused:
-            typer.echo(f"\n{one.name} cannot be a base: {one.refused}")
+            typer.echo(f"\n{one.name} cannot be used as a base: {one.refused}")
     typer.echo(
-        f"\nEstimates for {machine.device} ({machine.operations_per_s / 1e9:,.0f} GFLOP/s just now): memory, time.\n"
-        "int8, fp32: a minute of speech transcribed with the engine ctranslate2 or torch.\n"
-        "LoRA, full: a clip of 30 s trained on once, in batches of four.\n"
-        "Choose one with `--base NAME`, or `base_model` in voxloop.toml."
+        f"\nEstimated memory and time on {machine.device} "
+        f"(measured: {machine.operations_per_s / 1e9:,.0f} GFLOP/s).\n"
+        "int8, fp32: transcribe one minute of speech with ctranslate2 or torch.\n"
+        "LoRA, full: train on one 30 s clip once, in batches of up to four clips.\n"
+        "Choose a base with `--base NAME` or with `base_model` in voxloop.toml."
     )
 
 
@@ -56,5 +57,5 @@ def _need(need: Need | None) -> str:
 
 
 def _folded(name: str) -> str:
-    """A name, or a long path, in lines that leave room for the other columns in 80."""
+    """A name or long path, wrapped so that the table fits in 80 columns."""
     return "\n".join(textwrap.wrap(name, 22))

@@ -1,6 +1,6 @@
-"""The options that say which utterances are meant: declared once, the same for every review command that takes them."""
+"""The options that select utterances, declared once for every review command that takes them."""
 
-# No `from __future__ import annotations` here: `filtered` reads the annotations of `filters` as the objects they are.
+# No `from __future__ import annotations` here: `filtered` needs the annotations of `filters` as objects, not strings.
 
 import functools
 import inspect
@@ -28,21 +28,24 @@ DATES = ["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S"]
 
 def filters(
     *,
-    status: Annotated[Status | None, typer.Option(help="Only utterances of this status.")] = None,
-    speaker: Annotated[str | None, typer.Option(help="Only utterances of this speaker.")] = None,
-    language: Annotated[str | None, typer.Option(help="Only this language, as an ISO 639-1 code such as `en`.")] = None,
+    status: Annotated[Status | None, typer.Option(help="Only utterances with this status.")] = None,
+    speaker: Annotated[str | None, typer.Option(metavar="NAME", help="Only utterances by this speaker.")] = None,
+    language: Annotated[
+        str | None,
+        typer.Option(metavar="CODE", help="Only utterances in this language: an ISO 639-1 code such as `en`."),
+    ] = None,
     min_confidence: Annotated[
-        float | None, typer.Option(help="Only machine text of at least this confidence, from 0 to 1.")
+        float | None, typer.Option(help="Only hypotheses with at least this confidence, from 0 to 1.")
     ] = None,
     max_confidence: Annotated[
-        float | None, typer.Option(help="Only machine text of at most this confidence, from 0 to 1.")
+        float | None, typer.Option(help="Only hypotheses with at most this confidence, from 0 to 1.")
     ] = None,
     since: Annotated[
         datetime | None,
         typer.Option(
             formats=DATES,
             metavar="TIME",
-            help="Only utterances ingested at this local time or later, such as 2026-01-31T12:00.",
+            help="Only utterances ingested at or after this local time, such as 2026-01-31T12:00.",
         ),
     ] = None,
     until: Annotated[
@@ -52,13 +55,16 @@ def filters(
         ),
     ] = None,
     contains: Annotated[
-        str | None, typer.Option(help="Only text that contains this, even inside a word; case is ignored.")
+        str | None, typer.Option(help="Only texts that contain this string, even inside a word. Ignores case.")
     ] = None,
     warning: Annotated[
-        str | None, typer.Option(help="Only utterances with this warning, such as `noisy`; or `any`, or `none`.")
+        str | None,
+        typer.Option(
+            help="Only utterances with this warning, such as `noisy`; `any` for any warning, `none` for none."
+        ),
     ] = None,
 ) -> "Filters":
-    """The filters that the options of a command line describe. Raises UsageError for a value that does not exist."""
+    """Build the filters from the command's options. Raises UsageError for an unknown value."""
     from voxloop.steps.review import Filters
 
     return Filters(
@@ -76,7 +82,7 @@ def filters(
 
 
 def filtered(command: Callable[..., None]) -> Callable[..., None]:
-    """Replace a command's parameter `where: Filters` by the options of `filters`, and pass what they describe."""
+    """Replace a command's parameter `where: Filters` with the options of `filters`, and pass the filters they build."""
     options = inspect.signature(filters).parameters
     # `Filters` is imported for type checkers only, and its parameter is replaced anyway.
     types = get_type_hints(command, localns={"Filters": Any}, include_extras=True)

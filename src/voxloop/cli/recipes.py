@@ -1,4 +1,4 @@
-"""recipe."""
+"""recipe list, show."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import typer
 
 from voxloop.cli.screen import Json, opened, print_json, table
 
-recipe = typer.Typer(no_args_is_help=True, help="Recipes, how a model is trained: list, show.")
+recipe = typer.Typer(no_args_is_help=True, help="List and show training recipes.")
 
 
 def register(app: typer.Typer) -> None:
@@ -17,14 +17,16 @@ def register(app: typer.Typer) -> None:
 
 @recipe.command("list")
 def recipe_list(as_json: Json = False) -> None:
-    """List the recipes and what each is for."""
+    """List the training recipes and what each is for."""
     from voxloop.steps.training.recipes import RECIPES, SUITS
 
     if as_json:
         print_json([{"name": name, "suits": SUITS[name]} for name in RECIPES])
         return
     table(["recipe", "for"], [[name, SUITS[name]] for name in RECIPES])
-    typer.echo("\n`voxloop recipe show NAME` prints every setting; `voxloop train` chooses, where none is named")
+    typer.echo(
+        "\nSee every setting with `voxloop recipe show NAME`. `voxloop train` picks a recipe unless you name one."
+    )
 
 
 @recipe.command("show")
@@ -32,20 +34,22 @@ def recipe_show(
     ctx: typer.Context,
     name: Annotated[
         str | None,
-        typer.Argument(help="A recipe's name.", show_default="the one that `voxloop train` would choose here"),
+        typer.Argument(help="Recipe name.", show_default="the recipe that `voxloop train` would pick"),
     ] = None,
     published: Annotated[
         bool,
         typer.Option(
-            "--published", help="As it is for a published model, not for a small one such as the starter; with NAME."
+            "--published",
+            help="With NAME, show the values for a published model instead of a small one such as the starter.",
         ),
     ] = False,
     set: Annotated[
-        list[str] | None, typer.Option("--set", help="Change one setting, as name=value; repeatable, as for `train`.")
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Override a setting, as in `train`. Can be repeated."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show every setting of a recipe: its value, its default where it differs, and what it means."""
+    """Show each setting of a recipe with its value, its default if different, and its meaning."""
     from voxloop.steps.training import recipes
 
     if name is None:
@@ -62,7 +66,7 @@ def recipe_show(
         return
     typer.echo(f"{shown.name}: for {shown.suits}")
     if shown.why:
-        typer.echo(f"chosen, since {shown.why}")
+        typer.echo(f"picked because {shown.why}")
     typer.echo()
     table(
         ["setting", "value", "default", "meaning"],
@@ -71,7 +75,7 @@ def recipe_show(
 
 
 def _shown(value: Any) -> str:
-    """A value as `--set` takes it."""
+    """A value in the form that `--set` accepts."""
     if value is None:
         return "none"
     if isinstance(value, bool):

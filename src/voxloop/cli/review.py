@@ -1,4 +1,4 @@
-"""review list, next, show, diff, save, accept, reject, skip, undo, bulk-accept, rank, export, import, stats."""
+"""review list, next, show, play, diff, save, accept, reject, skip, undo, bulk-accept, rank, export, import, stats."""
 
 from __future__ import annotations
 
@@ -10,7 +10,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from voxloop.cli.filters import filtered
-from voxloop.cli.screen import By, Json, alignment, clock, opened, percent, print_json, progress, short, table, when
+from voxloop.cli.screen import (
+    By,
+    Json,
+    alignment,
+    clock,
+    counted,
+    lasting,
+    opened,
+    percent,
+    print_json,
+    progress,
+    short,
+    table,
+    when,
+)
 from voxloop.errors import UsageError
 
 if TYPE_CHECKING:
@@ -27,10 +41,14 @@ class ExchangeFormat(StrEnum):
 
 Seen = Annotated[
     str | None,
-    typer.Option(help="Id of the reference that you saw, empty for none; refused if it has changed since."),
+    typer.Option(
+        metavar="ID",
+        help="To replace someone else's text, pass the id of the reference you saw (empty if there was none).",
+    ),
 ]
+Named = Annotated[str, typer.Argument(metavar="UTTERANCE", help="Number or id of the utterance.")]
 OfFormat = Annotated[
-    ExchangeFormat | None, typer.Option("--format", help="Format of the file.", show_default="by the file's suffix")
+    ExchangeFormat | None, typer.Option("--format", help="File format.", show_default="from the file's suffix")
 ]
 
 
@@ -45,19 +63,21 @@ def review_session(
     *,
     by: By = "cli",
     where: Filters,
-    autoplay: Annotated[bool, typer.Option("--play/--no-play", help="Play each utterance as it comes up.")] = True,
+    autoplay: Annotated[bool, typer.Option("--play/--no-play", help="Play each utterance when it is shown.")] = True,
 ) -> None:
-    """Review in the terminal: hear, correct, accept or reject, by single keys. Or use one of the commands below."""
+    """Review utterances in the terminal: play, edit, accept or reject with single keys. Scripts use the subcommands."""
     from voxloop.steps.review import Filters as Given
 
     if ctx.invoked_subcommand is not None:
         if where != Given():
-            raise UsageError(f"give the filters after the command: voxloop review {ctx.invoked_subcommand} --speaker …")
+            raise UsageError(
+                f"Put the filters after the subcommand, as in `voxloop review {ctx.invoked_subcommand} --speaker NAME`."
+            )
         return
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UsageError(
-            "an interactive review needs a terminal; in scripts use `voxloop review next`, `save`, `accept` and "
-            "`reject`, or `review export` and `review import`"
+            "`voxloop review` needs a terminal. In scripts, use `voxloop review next`, `save`, `accept` and `reject`, "
+            "or `voxloop review export` and `import`."
         )
     from voxloop.cli.reviewing import Reviewing
 
@@ -71,11 +91,13 @@ def review_list(
     ctx: typer.Context,
     *,
     where: Filters,
-    limit: Annotated[int, typer.Option(help="Number of utterances at most.", min=1)] = 20,
-    after: Annotated[str | None, typer.Option(help="Continue after this cursor, which the last page printed.")] = None,
+    limit: Annotated[int, typer.Option(help="Maximum number of utterances.", min=1)] = 20,
+    after: Annotated[
+        str | None, typer.Option(metavar="CURSOR", help="Continue after the cursor printed by the previous page.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """List utterances, those that most need review first."""
+    """List utterances, the ones that most need review first."""
     from voxloop.steps.review import page
 
     with opened(ctx) as ws:
@@ -99,10 +121,10 @@ def review_list(
             ]
             for item in found.items
         ],
-        empty="no utterance matches: `voxloop status` counts what there is",
+        empty="no matching utterances; `voxloop status` shows how many there are",
     )
     if found.after:
-        typer.echo(f"there are more: --after {found.after}")
+        typer.echo(f"next page: --after {found.after}")
 
 
 def _short_utterance(id: str) -> str:
@@ -119,7 +141,7 @@ def review_next(
     where: Filters,
     as_json: Json = False,
 ) -> None:
-    """Take the next utterance to review; other reviewers are not offered it for a while."""
+    """Take the next utterance to review, and reserve it so that no other reviewer gets it."""
     from voxloop.steps import review as step
 
     with opened(ctx) as ws:
@@ -128,15 +150,15 @@ def review_next(
         print_json(turn)
         return
     if turn is None:
-        typer.echo("nothing waits for review")
+        typer.echo("nothing to review")
         return
     _tell(turn.item)
-    typer.echo(f"yours for {(turn.until - turn.taken) / 60:.0f} minutes")
+    typer.echo(f"reserved for you for {lasting(turn.until - turn.taken)}")
     typer.echo(f"next: voxloop review play|save|accept|reject|skip {turn.item.number}")
 
 
 @review.command("show")
-def review_show(ctx: typer.Context, utterance: str, as_json: Json = False) -> None:
+def review_show(ctx: typer.Context, utterance: Named, as_json: Json = False) -> None:
     """Show an utterance with every version of its text and every decision."""
     from voxloop.steps.review import item_history
 
@@ -147,7 +169,9 @@ def review_show(ctx: typer.Context, utterance: str, as_json: Json = False) -> No
         return
     _tell(found.item)
     if found.item.reference:
-        typer.echo(f"the reference is {found.item.reference.id}: to replace another person's, give it as --seen")
+        typer.echo(
+            f"current reference: {found.item.reference.id}\nTo replace someone else's text, pass this id with --seen."
+        )
     if found.decisions:
         table(
             ["decision", "by", "what", "when", "reason"],
@@ -166,7 +190,8 @@ def _tell(item: Item) -> None:
     )
     if found.quality:
         snr = "unknown" if found.quality.snr_db is None else f"{found.quality.snr_db:.0f} dB"
-        typer.echo(f"level {found.quality.level_dbfs:.0f} dBFS, SNR {snr}, clipping {found.quality.clipping:.1%}")
+        clipping = percent(found.quality.clipping)
+        typer.echo(f"level {found.quality.level_dbfs:.0f} dBFS, SNR {snr}, clipping {clipping}")
     for warning in item.warnings:
         typer.echo(f"{warning.kind}: {warning.detail}")
     table(
@@ -179,8 +204,8 @@ def _tell(item: Item) -> None:
 
 
 @review.command("play")
-def review_play(ctx: typer.Context, utterance: str) -> None:
-    """Play an utterance with a player that this machine has."""
+def review_play(ctx: typer.Context, utterance: Named) -> None:
+    """Play an utterance."""
     from voxloop.records import seconds
     from voxloop.steps.recordings.listening import play
     from voxloop.steps.review import show
@@ -197,36 +222,37 @@ def review_play(ctx: typer.Context, utterance: str) -> None:
 def review_diff(
     ctx: typer.Context,
     *,
-    utterance: Annotated[str | None, typer.Argument(help="An utterance's id.")] = None,
+    utterance: Annotated[str | None, typer.Argument(help="Number or id of an utterance.")] = None,
     version: Annotated[
         str | None,
         typer.Option(
-            help="Text to look at: its number in `review show`, an id, or a kind.", show_default="the machine's text"
+            help="Text to compare: its number in `review show`, its id or its kind.", show_default="the hypothesis"
         ),
     ] = None,
     against: Annotated[
-        str | None, typer.Option(help="Text taken as right, named in the same ways.", show_default="the reference")
+        str | None,
+        typer.Option(help="Text to compare it with, given in the same way.", show_default="the reference"),
     ] = None,
     worst: Annotated[
-        int | None, typer.Option(help="Instead of one utterance, show this many with the most word errors.", min=1)
+        int | None, typer.Option(help="Show this many utterances with the most word errors.", min=1)
     ] = None,
     as_written: Annotated[
-        bool, typer.Option("--as-written", help="Compare without the normaliser, so that case and punctuation count.")
+        bool, typer.Option("--as-written", help="Compare without the normaliser: case and punctuation count.")
     ] = False,
     where: Filters,
     as_json: Json = False,
 ) -> None:
-    """Compare what the machine heard with the reference, word under word."""
+    """Compare the machine's text with the reference, word by word."""
     from voxloop.steps import review as step
 
     if (utterance is None) == (worst is None):
-        raise UsageError("name either an utterance or a number of the worst ones, such as --worst 10")
+        raise UsageError("Name one utterance, or ask for the worst ones with --worst 10.")
     if worst is not None and (version or against):
         raise UsageError(
-            "--worst compares machine texts with references: --version and --against are for one utterance"
+            "--worst always compares hypotheses with references. Use --version and --against with a single utterance."
         )
     if utterance is not None and where != step.Filters():
-        raise UsageError("filters choose among the worst: give --worst with them, or one utterance without them")
+        raise UsageError("Filters work only with --worst. Add --worst, or remove the filters.")
     with opened(ctx) as ws:
         if utterance is not None:
             found = [step.diff(ws, utterance, version=version, against=against, written=as_written)]
@@ -236,7 +262,7 @@ def review_diff(
         print_json(found if utterance is None else found[0])
         return
     if not found:
-        typer.echo("no machine text differs from its reference")
+        typer.echo("every hypothesis matches its reference")
     for place, one in enumerate(found):
         if place:
             typer.echo()
@@ -252,14 +278,21 @@ def _tell_diff(one: Difference) -> None:
     )
     alignment(one.found.pieces)
     typer.echo(
-        f"{words.errors} errors in {words.units} words: {words.substitutions} substituted, {words.deletions} deleted, "
-        f"{words.insertions} inserted; WER {percent(words.rate)}, CER {percent(one.found.characters.rate)}"
+        f"{counted(words.errors, 'error')} in {counted(words.units, 'word')}: "
+        f"{counted(words.substitutions, 'substitution')}, {counted(words.deletions, 'deletion')}, "
+        f"{counted(words.insertions, 'insertion')}; "
+        f"WER {percent(words.rate)}, CER {percent(one.found.characters.rate)}"
     )
 
 
 @review.command("save")
 def review_save(
-    ctx: typer.Context, utterance: str, text: str, by: By = "cli", seen: Seen = None, as_json: Json = False
+    ctx: typer.Context,
+    utterance: Named,
+    text: Annotated[str, typer.Argument(help="The correct text.")],
+    by: By = "cli",
+    seen: Seen = None,
+    as_json: Json = False,
 ) -> None:
     """Save a corrected text as the reference."""
     from voxloop.steps.review import save
@@ -273,8 +306,10 @@ def review_save(
 
 
 @review.command("accept")
-def review_accept(ctx: typer.Context, utterance: str, by: By = "cli", seen: Seen = None, as_json: Json = False) -> None:
-    """Accept the machine's text as the reference."""
+def review_accept(
+    ctx: typer.Context, utterance: Named, by: By = "cli", seen: Seen = None, as_json: Json = False
+) -> None:
+    """Accept the hypothesis as the reference."""
     from voxloop.steps.review import accept
 
     with opened(ctx) as ws:
@@ -288,13 +323,13 @@ def review_accept(ctx: typer.Context, utterance: str, by: By = "cli", seen: Seen
 @review.command("reject")
 def review_reject(
     ctx: typer.Context,
-    utterance: str,
-    reason: Annotated[str, typer.Option(help="Why it must not be used.")],
+    utterance: Named,
+    reason: Annotated[str, typer.Option(help="Why the utterance must not be used.")],
     by: By = "cli",
     seen: Seen = None,
     as_json: Json = False,
 ) -> None:
-    """Keep an utterance out of every future dataset."""
+    """Exclude an utterance from all future datasets."""
     from voxloop.steps.review import reject
 
     with opened(ctx) as ws:
@@ -306,8 +341,8 @@ def review_reject(
 
 
 @review.command("skip")
-def review_skip(ctx: typer.Context, utterance: str, by: By = "cli", as_json: Json = False) -> None:
-    """Put an utterance off; it is offered again after `review_skip_s` seconds, or when nothing else waits."""
+def review_skip(ctx: typer.Context, utterance: Named, by: By = "cli", as_json: Json = False) -> None:
+    """Skip an utterance. It comes back after `review_skip_s` seconds, or when nothing else is left to review."""
     from voxloop.steps.review import skip
 
     with opened(ctx) as ws:
@@ -321,14 +356,12 @@ def review_skip(ctx: typer.Context, utterance: str, by: By = "cli", as_json: Jso
 @review.command("undo")
 def review_undo(
     ctx: typer.Context,
-    utterance: str,
+    utterance: Named,
     by: By = "cli",
-    decision: Annotated[
-        int | None, typer.Option(help="Number of the decision, to undo one that another person made.")
-    ] = None,
+    decision: Annotated[int | None, typer.Option(help="To undo someone else's decision, pass its number.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Undo the last decision on an utterance; run again, it undoes the one before."""
+    """Undo the last decision on an utterance. Run it again to undo the decision before that."""
     from voxloop.steps.review import show, undo
 
     with opened(ctx) as ws:
@@ -337,7 +370,7 @@ def review_undo(
     if as_json:
         print_json(noted)
     else:
-        typer.echo(f"undone: {item.utterance.id} is {item.utterance.status} again: {item.text}")
+        typer.echo(f"undone: utterance {item.number} is {item.utterance.status} again: {item.text}")
 
 
 @review.command("bulk-accept")
@@ -345,14 +378,14 @@ def review_undo(
 def review_bulk_accept(
     ctx: typer.Context,
     *,
-    above: Annotated[float, typer.Option(help="Lowest confidence that is accepted, above 0 and at most 1.")],
+    above: Annotated[float, typer.Option(help="Lowest confidence to accept: above 0, at most 1.")],
     by: By = "cli",
     where: Filters,
-    warned: Annotated[bool, typer.Option("--warned", help="Accept utterances with warnings, too.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count only; change nothing.")] = False,
+    warned: Annotated[bool, typer.Option("--warned", help="Also accept utterances with warnings.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count the utterances without accepting them.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Accept the machine's text wherever its confidence is high enough."""
+    """Accept every hypothesis whose confidence is high enough."""
     from voxloop.steps.review import bulk_accept
 
     with opened(ctx) as ws, progress("accepting", "utterances") as tell:
@@ -361,14 +394,14 @@ def review_bulk_accept(
         print_json(done)
         return
     said = "would be accepted" if dry_run else "accepted"
-    typer.echo(f"{done.accepted} utterances ({done.duration / 60:.1f} min) {said}")
+    typer.echo(f"{counted(done.accepted, 'utterance')} ({lasting(done.duration)}) {said}")
     if done.warned or done.taken:
-        typer.echo(f"left: {done.warned} with warnings (--warned takes them), {done.taken} in reviewers' hands")
+        typer.echo(f"left: {done.warned:,} with warnings (accept them with --warned), {done.taken:,} under review")
 
 
 @review.command("rank")
 def review_rank(ctx: typer.Context, as_json: Json = False) -> None:
-    """Reorder what waits for review now; it also happens by itself as reviews come in."""
+    """Reorder the review queue now. Workers also do this as reviews come in."""
     from voxloop.steps.review import prioritise
 
     with opened(ctx) as ws:
@@ -376,9 +409,9 @@ def review_rank(ctx: typer.Context, as_json: Json = False) -> None:
     if as_json:
         print_json(ranking)
         return
-    typer.echo(f"{ranking.waiting} waiting utterances ordered, {ranking.moved} moved")
+    typer.echo(f"{counted(ranking.waiting, 'waiting utterance')} ranked, {ranking.moved:,} moved")
     if ranking.without_vector:
-        typer.echo(f"{ranking.without_vector} are not indexed yet: `voxloop worker --until-idle` does that")
+        typer.echo(f"{ranking.without_vector:,} not indexed yet; index them with `voxloop worker --until-idle`")
 
 
 @review.command("export")
@@ -386,19 +419,19 @@ def review_rank(ctx: typer.Context, as_json: Json = False) -> None:
 def review_export(
     ctx: typer.Context,
     *,
-    path: Path,
+    path: Annotated[Path, typer.Argument(help="File to write.")],
     format: OfFormat = None,
     where: Filters,
-    clips: Annotated[Path | None, typer.Option(help="Folder to write each utterance's audio to, as WAV.")] = None,
+    clips: Annotated[Path | None, typer.Option(help="Folder for each utterance's audio, as WAV.")] = None,
     audio_url: Annotated[
-        str | None, typer.Option(help="URL prefix for audio: it is put before each clip's file name.")
+        str | None, typer.Option(metavar="URL", help="URL prefix to put before each clip's file name.")
     ] = None,
     all_versions: Annotated[
-        bool, typer.Option("--all-versions", help="Export every reference, not only the current one.")
+        bool, typer.Option("--all-versions", help="Export every reference instead of only the current one.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Export texts with authors, times and ids: .jsonl, .csv, or .json for Label Studio."""
+    """Export texts with authors, times and ids to .jsonl, .csv, or .json (Label Studio)."""
     from voxloop.steps.review import export
 
     with opened(ctx) as ws, progress("exporting", "utterances") as tell:
@@ -415,24 +448,29 @@ def review_export(
     if as_json:
         print_json(done)
         return
-    typer.echo(f"{done.path}: {done.utterances} utterances, {done.references} references, {done.clips} clips written")
+    typer.echo(
+        f"{done.path}: {counted(done.utterances, 'utterance')}, {counted(done.references, 'reference')}, "
+        f"{counted(done.clips, 'new clip')}"
+    )
     if done.format == "label-studio":
-        typer.echo(f"the labelling configuration for Label Studio: {done.path.with_suffix('.xml')}")
+        typer.echo(f"labelling configuration for Label Studio: {done.path.with_suffix('.xml')}")
 
 
 @review.command("import")
 def review_import(
     ctx: typer.Context,
-    path: Path,
+    path: Annotated[Path, typer.Argument(help="File to read.")],
     format: OfFormat = None,
     by: By = "cli",
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Take the file's text where it conflicts with the reference.")
+        bool, typer.Option("--overwrite", help="On a conflict, replace the reference with the file's text.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Report only; change nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be imported without importing it.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Import texts from a file that export or Label Studio wrote, or one with the columns utterance and text."""
+    """Import texts from `review export`, from Label Studio, or from any file with the columns utterance and text."""
     from voxloop.steps.review import import_reviews
 
     with opened(ctx) as ws, progress("importing", "utterances") as tell:
@@ -449,8 +487,8 @@ def review_import(
         print_json(done)
         return
     typer.echo(
-        f"{done.new} new, {done.same} same, {done.conflicting} conflicting, {done.unknown} unknown, "
-        f"{done.refused} unreadable, {done.without} without a text{' (nothing written)' if dry_run else ''}"
+        f"{done.new} new, {done.same} unchanged, {done.conflicting} conflicting, {done.unknown} unknown, "
+        f"{done.refused} unreadable, {done.without} without text{' (dry run: nothing imported)' if dry_run else ''}"
     )
     if done.notices:
         table(
@@ -458,12 +496,12 @@ def review_import(
             [[notice.outcome, _short_utterance(notice.utterance), notice.message] for notice in done.notices[:20]],
         )
     if len(done.notices) > 20:
-        typer.echo(f"and {len(done.notices) - 20} more: --json lists them")
+        typer.echo(f"and {len(done.notices) - 20} more; --json lists all of them")
 
 
 @review.command("stats")
 def review_stats(ctx: typer.Context, as_json: Json = False) -> None:
-    """Show how much is reviewed, by whom, and how fast."""
+    """Show review progress, reviewers and speed."""
     from voxloop.steps.review import stats
 
     with opened(ctx) as ws:
@@ -472,16 +510,20 @@ def review_stats(ctx: typer.Context, as_json: Json = False) -> None:
         print_json(found)
         return
     typer.echo(
-        f"{found.reviewed} reviewed and {found.rejected} rejected of {found.utterances} ({percent(found.share)}), "
-        f"{found.reviewed_hours:.2f} of {found.hours:.2f} hours; {found.waiting} wait, {found.taken} in hand"
+        f"{found.reviewed:,} reviewed and {found.rejected:,} rejected of {counted(found.utterances, 'utterance')} "
+        f"({percent(found.share)})\n"
+        f"{lasting(3600 * found.reviewed_hours)} of {lasting(3600 * found.hours)} of audio reviewed\n"
+        f"{found.waiting:,} waiting, {found.taken:,} under review now"
     )
     if found.sessions:
-        pace = "" if found.seconds is None else f", {found.seconds:.0f} s each (median)"
-        typer.echo(f"sessions: {found.sessions}, of {found.entries_per_session:.1f} entries on average{pace}")
+        pace = "" if found.seconds is None else f", median {lasting(found.seconds)} per utterance"
+        typer.echo(
+            f"{counted(found.sessions, 'session')}, {found.entries_per_session:.1f} utterances each on average{pace}"
+        )
     if not found.reviewers:
         return
     table(
-        ["by", "saved", "accepted", "in bulk", "rejected", "skipped", "imported", "undone", "s each", "sessions"],
+        ["reviewer", "saved", "accepted", "in bulk", "rejected", "skipped", "imported", "undone", "s each", "sessions"],
         [
             [
                 one.by,

@@ -1,4 +1,4 @@
-"""The interactive `voxloop review`: hear an utterance, correct its text and go on to the next, by single keys."""
+"""The interactive `voxloop review`: play an utterance, correct its text and move on, with single keys."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from prompt_toolkit.key_binding import KeyBindings
 from rich.console import Console
 from rich.text import Text
 
-from voxloop.cli.screen import percent
+from voxloop.cli.screen import clock, counted, percent
 from voxloop.errors import ConflictError, UsageError, VoxloopError
-from voxloop.records import Recording, seconds
+from voxloop.records import Recording
 from voxloop.steps import review
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from voxloop.steps.review import Filters, Item
     from voxloop.workspace import Workspace
 
-UNSURE = 0.5  # words that the model gave a lower probability are marked
+UNSURE = 0.5  # words with a lower probability are underlined
 KEYS = {
     "p": "play",
     "a": "accept",
@@ -38,21 +38,21 @@ KEYS = {
 ALSO = {"space": "play", "enter": "accept", "c-c": "quit", "c-d": "quit"}
 
 Play = Callable[["Utterance"], AbstractContextManager[None]]
-"""Starts to play an utterance; leaving the context ends it."""
+"""Starts playing an utterance; leaving the context stops it."""
 
 
 @dataclass(kw_only=True, slots=True)
 class Reviewing:
-    """One person's review at a terminal, until nothing waits or they leave. Every decision is kept as it is made."""
+    """One person's review session at a terminal. Every decision is saved at once."""
 
     ws: Workspace
     by: str
     where: Filters
-    play: Play | None  # None: nothing here can play sound
+    play: Play | None  # None: this machine cannot play sound
     autoplay: bool = True
     console: Console = field(default_factory=Console)
-    decided: list[str] = field(default_factory=list)  # utterances decided on in this session, for undo
-    passed: list[str] = field(default_factory=list)  # kept from others, undecided, until the session ends
+    decided: list[str] = field(default_factory=list)  # utterances decided in this session, for undo
+    passed: list[str] = field(default_factory=list)  # passed over undecided, reserved until the session ends
     _keys: PromptSession[str] = field(init=False)
     _line: PromptSession[str] = field(init=False)
     _playing: AbstractContextManager[None] = field(init=False, default_factory=nullcontext)
@@ -62,7 +62,7 @@ class Reviewing:
         self._line = PromptSession()
 
     def run(self) -> int:
-        """Review until nothing waits or the reviewer leaves; the number of decisions kept."""
+        """Review until the queue is empty or the reviewer quits. Return the number of decisions that stand."""
         try:
             while (item := self._next()) is not None:
                 if not self._decide(item):
@@ -81,12 +81,12 @@ class Reviewing:
         return turn.item if turn else None
 
     def _give_back(self) -> None:
-        """Offer again what was passed by without a decision."""
+        """Release the utterances that were passed over without a decision."""
         while self.passed:
             review.release(self.ws, self.passed.pop(), by=self.by)
 
     def _decide(self, item: Item) -> bool:
-        """Show one utterance and take keys until it is decided on; False: the reviewer leaves."""
+        """Show one utterance and handle keys until it is decided. Return False if the reviewer quits."""
         self._show(item)
         if self.autoplay:
             self._start(item.utterance)
@@ -113,10 +113,10 @@ class Reviewing:
                 self.console.print(Text(str(error), style="yellow"))
 
     def _carry_out(self, key: str, item: Item) -> bool:
-        """Write one decision; False where the reviewer thought better of it."""
+        """Save one decision. Return False if the reviewer cancels."""
         id, seen = item.utterance.id, item.version
         if key == "accept" and item.reference is not None:
-            # What stands on the screen is a person's text: confirming it makes it this reviewer's.
+            # The text shown is a person's. Accepting it saves it under this reviewer's name.
             self._kept("kept", review.save(self.ws, id, item.reference.text, by=self.by, seen=seen))
         elif key == "accept":
             shown = item.hypothesis.id if item.hypothesis else None
@@ -134,11 +134,11 @@ class Reviewing:
             self._say("rejected", reason)
         else:
             review.skip(self.ws, id, by=self.by)
-            self._say("skipped", "it comes back later")
+            self._say("skipped", "comes back later")
         return True
 
     def _undo(self) -> Item | None:
-        """Take back the last decision of this session and hand out its utterance again."""
+        """Undo the last decision of this session and return its utterance."""
         if not self.decided:
             self.console.print(Text("nothing to undo in this session", style="yellow"))
             return None
@@ -149,7 +149,7 @@ class Reviewing:
         return review.show(self.ws, id)
 
     def _asked(self, message: str, default: str) -> str | None:
-        """A line that is edited in place; None where it is abandoned by Ctrl-C."""
+        """Let the reviewer edit a line in place. Return None if they cancel with Ctrl-C."""
         try:
             return self._line.prompt(message, default=default).strip()
         except (KeyboardInterrupt, EOFError):
@@ -193,13 +193,13 @@ class Reviewing:
     def _say_end(self) -> None:
         found = review.stats(self.ws)
         self.console.print(
-            f"{len(self.decided)} decided in this session; {found.reviewed} of {found.utterances} utterances reviewed "
-            f"({percent(found.share)}), {found.waiting} waiting"
+            f"{counted(len(self.decided), 'decision')} in this session; {found.reviewed:,} of "
+            f"{counted(found.utterances, 'utterance')} reviewed ({percent(found.share)}), {found.waiting:,} waiting"
         )
 
 
 def _bindings() -> KeyBindings:
-    """Single keys that answer at once; anything else does nothing."""
+    """Bind the single keys that act at once. Every other key does nothing."""
     bindings = KeyBindings()
 
     def answering(action: str) -> Callable[[KeyPressEvent], None]:
@@ -216,12 +216,11 @@ def _legend(*, can_play: bool) -> str:
 
 
 def heading(ws: Workspace, item: Item) -> Text:
-    """Where an utterance lies, in the words of its file: name, time, length, speaker, language, confidence."""
+    """An utterance's heading: file name, position, length, speaker, language, confidence."""
     found = item.utterance
     with ws.read() as reader:
         name = reader.get(Recording, found.recording).name
-    start = seconds(found.start)
-    parts = [f"{clock(start)}-{clock(start + found.duration)} ({found.duration:.1f} s)"]
+    parts = [f"{clock(found.start)}-{clock(found.end)} ({found.duration:.1f} s)"]
     parts += [f"speaker {found.speaker}"] if found.speaker else []
     parts += [found.language] if found.language else []
     if item.reference is not None:
@@ -231,24 +230,15 @@ def heading(ws: Workspace, item: Item) -> Text:
     return Text.assemble((name, "bold"), "  ", "  ".join(parts))
 
 
-def clock(at: float) -> str:
-    """A time in a file as a player shows it: 1:02:03.4, or 2:03.4 within the first hour."""
-    tenths = round(at * 10)
-    minutes, rest = divmod(tenths, 600)
-    hours, minutes = divmod(minutes, 60)
-    head = f"{hours}:{minutes:02}" if hours else f"{minutes}"
-    return f"{head}:{rest // 10:02}.{rest % 10}"
-
-
 def marked(item: Item) -> Text:
-    """The text that counts; words that the model was unsure of are underlined where the text is the model's own."""
+    """The current text. In a hypothesis, words that the model was unsure of are underlined."""
     text = Text(item.text or "(no text)", style="" if item.text else "dim")
     if item.reference is None and item.hypothesis is not None:
         place = 0
         for word in item.hypothesis.words:
             said = word.text.strip()
             at = item.text.find(said, place) if said else -1
-            if at < 0:  # made clean, so that the word is written otherwise
+            if at < 0:  # the clean text spells this word differently
                 continue
             place = at + len(said)
             if word.probability < UNSURE:

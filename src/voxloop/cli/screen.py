@@ -1,4 +1,4 @@
-"""What the commands share of the screen: the workspace, tables, JSON, progress."""
+"""Shared output of the commands: opening the workspace, tables, JSON, progress."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from voxloop.errors import counted as counted
+
 if TYPE_CHECKING:
     from rich.text import Text
 
@@ -24,14 +26,23 @@ if TYPE_CHECKING:
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
-By = Annotated[str, typer.Option("--by", help="Name of the person who decides.", envvar="USER")]
+By = Annotated[
+    str,
+    typer.Option(
+        "--by",
+        metavar="NAME",
+        help="Your name, stored with the decision.",
+        envvar="USER",
+        show_default="the variable USER, or else cli",
+    ),
+]
 
-PLAIN_EVERY_S = 5.0  # where there is no terminal, a progress line at most this often
+PLAIN_EVERY_S = 5.0  # minimum time between progress lines when stderr is not a terminal
 
 
 @contextmanager
 def opened(ctx: typer.Context, *, create: bool = False, **settings: Any) -> Iterator[Workspace]:
-    """The workspace that the command line names; settings that are given, and not None, win over its own."""
+    """Open the workspace named on the command line. Settings given here, unless None, override the workspace's own."""
     from voxloop.pipeline import open_loop
     from voxloop.settings import workspace_folder
 
@@ -41,14 +52,14 @@ def opened(ctx: typer.Context, *, create: bool = False, **settings: Any) -> Iter
 
 
 def print_json(value: Any) -> None:
-    """A record, or a list of records, as JSON."""
+    """Print a record, or a list of records, as JSON."""
     from voxloop.records import plain
 
     typer.echo(json.dumps(plain(value), ensure_ascii=False, indent=2))
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str | None = None, empty: str = "") -> None:
-    """Print rows under columns; numbers to the right. `empty` is said where there are no rows."""
+    """Print rows under column headings, numbers aligned right; with no rows, print `empty` instead."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -76,15 +87,15 @@ def _cell(value: Any) -> str:
     return str(value)
 
 
-SHOWN_SPEECHLESS = 10  # names on the screen; --json of `status` lists all
-SPEECHLESS = "play them; where somebody speaks, give their text (`voxloop ingest --metadata`)"
+SHOWN_SPEECHLESS = 10  # names printed; `status --json` lists all
+SPEECHLESS = "Listen to them. If there is speech, supply its text with `voxloop ingest --metadata`."
 
 
 def tell_speechless(names: Sequence[str], remedy: str = SPEECHLESS, *, err: bool = False) -> None:
-    """Name the files in which no speech was found, and what to do; nothing where there are none."""
+    """List the files in which no speech was found, and say what to do. Print nothing if there are none."""
     if not names:
         return
-    typer.echo(f"no speech found in {len(names)} file{'s' if len(names) > 1 else ''}:", err=err)
+    typer.echo(f"no speech found in {counted(len(names), 'file')}:", err=err)
     for name in names[:SHOWN_SPEECHLESS]:
         typer.echo(f"  {name}", err=err)
     if len(names) > SHOWN_SPEECHLESS:
@@ -98,30 +109,30 @@ LABELS = ("ref  ", "hyp  ", "     ")
 
 
 def alignment(pieces: Sequence[Aligned]) -> None:
-    """Print two texts one over the other, their differences in colour and by sign."""
+    """Print the reference above the hypothesis, with the differences coloured and marked S, D or I."""
     from rich.console import Console
 
-    # COLUMNS counts where there is no terminal to ask.
+    # Without a terminal, the variable COLUMNS sets the width.
     width = shutil.get_terminal_size((100, 24)).columns
     Console(width=width, highlight=False, soft_wrap=True).print(*aligned_lines(pieces, width), sep="\n")
 
 
 def aligned_lines(pieces: Sequence[Aligned], width: int) -> list[Text]:
-    """Reference over hypothesis over signs, in blocks that are at most `width` cells wide.
+    """Reference, hypothesis and error marks as three aligned lines, in blocks at most `width` cells wide.
 
-    As NIST's sclite writes them: stars where the other side has a word more, and
-    below S (substituted), D (deleted: missing in the hypothesis), I (inserted).
+    The layout is that of NIST's sclite: asterisks stand for a word that only the other
+    line has, and the third line marks S (substitution), D (deletion) and I (insertion).
     """
     from rich.cells import cell_len, chop_cells
     from rich.text import Text
 
     room = max(width - len(LABELS[0]), 4)
     blocks: list[list[Text]] = []
-    left = 0  # cells of the block's lines that are free
+    left = 0  # free cells in the current block
     for piece in pieces:
         style, sign = COLOURS[piece.operation], SIGNS[piece.operation]
         words = (piece.reference, piece.hypothesis)
-        # A word wider than the screen goes on in the next block.
+        # A word wider than the screen continues in the next block.
         for parts in zip_longest(*(chop_cells(word or "", room) for word in words), fillvalue=""):
             cells = max(map(cell_len, (*parts, sign)))
             if cells > left:
@@ -141,12 +152,12 @@ def aligned_lines(pieces: Sequence[Aligned], width: int) -> list[Text]:
 def told_of_deletion(done: Deleted) -> None:
     """Print what was deleted."""
     name = f"{done.name} " if done.name else ""
-    went = f", {done.evaluations} evaluations" if done.evaluations else ""
-    typer.echo(f"deleted {done.kind} {name}{short(done.id)}: {done.blobs} blobs{went}")
+    went = f" and {counted(done.evaluations, 'evaluation')}" if done.evaluations else ""
+    typer.echo(f"deleted {done.kind} {name}{short(done.id)} with {counted(done.blobs, 'blob')}{went}")
 
 
 def percent(share: float | None) -> str:
-    """A share of 1 as a percentage, as error rates are read."""
+    """A fraction as a percentage with one decimal: 0.125 is 12.5 %."""
     return "–" if share is None else f"{100 * share:.1f} %"
 
 
@@ -154,25 +165,25 @@ ULID = re.compile(r"[0-9A-HJKMNP-TV-Z]{26}")
 
 
 def short(id: str) -> str:
-    """The part of an id that people type: the head of a hash, the tail of a ULID, which begins with the time."""
+    """The short form of an id: the first digits of a hash, or the last of a ULID, which starts with the time."""
     if id.startswith("sha256-"):
         return id.removeprefix("sha256-")[:12]
     return id[-8:] if ULID.fullmatch(id) else id
 
 
 def confirm(question: str, yes: bool) -> None:
-    """Ask before something goes for good; where nobody can answer, `--yes` is needed. Raises UsageError."""
+    """Ask before deleting. Raises UsageError if nobody can answer and `--yes` was not given."""
     from voxloop.errors import UsageError
 
     if yes:
         return
     if not sys.stdin.isatty():
-        raise UsageError("deleting cannot be undone: say --yes")
+        raise UsageError("Deleting cannot be undone. To delete without being asked, pass --yes.")
     typer.confirm(question, abort=True)
 
 
 def clock(samples: int) -> str:
-    """A place in a recording, as players show it: 1:02:03.4, or 2:03.4."""
+    """A position in a recording as players show it: 1:02:03.4, or 2:03.4 within the first hour."""
     from voxloop.records import seconds
 
     tenths = round(10 * seconds(samples))
@@ -183,17 +194,12 @@ def clock(samples: int) -> str:
 
 
 def when(seconds: float) -> str:
-    """A moment, in seconds since the epoch, by the clock of this place."""
+    """A time, given in seconds since the epoch, as local date and time."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
-def counted(count: int, noun: str, plural: str | None = None) -> str:
-    """A number with its noun: 1 job, 2 jobs, 1,000 entries."""
-    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
-
-
 def lasting(seconds: float) -> str:
-    """How long something takes, as people say it: 4.2 s, 55 s, 3 min 20 s, 2 h 5 min."""
+    """A duration: 4.2 s, 55 s, 3 min 20 s, 2 h 5 min."""
     if seconds < 9.95:
         return f"{max(seconds, 0.0):.1f} s"
     whole = round(seconds)
@@ -205,16 +211,16 @@ def lasting(seconds: float) -> str:
 
 
 def time_left(done: float, total: float | None, began: float) -> str:
-    """What is left of work that began at a `time.monotonic()`, at the rate until now; empty where nobody can know."""
+    """The estimated time left for work that started at `began` (`time.monotonic()`); empty if unknown."""
     rate = done / max(time.monotonic() - began, 1e-6)
     return f"{lasting(max(0.0, total - done) / rate)} left" if total and rate > 0 else ""
 
 
 @contextmanager
 def working() -> Iterator[Callable[[WorkProgress], None]]:
-    """Tell of a worker's progress over all waiting work: one line redrawn on a terminal, plain lines elsewhere.
+    """Show a worker's progress over all waiting work: one updating line on a terminal, plain lines elsewhere.
 
-    What fails is told of at once, in a line of its own.
+    Each failure is printed at once, on a line of its own.
     """
     from voxloop.automation.worker import COUNTED
 
@@ -257,9 +263,9 @@ def working() -> Iterator[Callable[[WorkProgress], None]]:
 
 @contextmanager
 def progress(label: str, unit: str) -> Iterator[Callable[[float, float | None], None]]:
-    """Tell of long work: a bar with rate and time left on a terminal, plain lines elsewhere.
+    """Show the progress of long work: a bar with rate and time left on a terminal, plain lines elsewhere.
 
-    Yields a function of what is done and what is to be done in all (None where unknown).
+    Yields a function to call with the amount done and the total (None if unknown).
     """
     if sys.stderr.isatty():
         from rich.console import Console

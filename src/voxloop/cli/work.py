@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from voxloop.status import Status
     from voxloop.workspace import Workspace
 
-PAYLOAD_SHOWN = 140  # characters of an event on a line; --json has all
+PAYLOAD_SHOWN = 140  # characters of an event's payload per line; --json prints all of it
+EVENT_HEAD = 71  # characters before the payload
+SHOWN_DEAD = 5  # failed jobs printed
 
 
 def register(app: typer.Typer) -> None:
@@ -38,7 +40,7 @@ def register(app: typer.Typer) -> None:
 
 
 def init(ctx: typer.Context) -> None:
-    """Create a workspace: a folder that holds everything, with its settings in voxloop.toml."""
+    """Create a workspace: a folder for all data, with its settings in voxloop.toml."""
     with opened(ctx, create=True) as ws:
         typer.echo(f"workspace: {ws.folder}")
         typer.echo(f"settings:  {ws.folder / 'voxloop.toml'}")
@@ -46,7 +48,7 @@ def init(ctx: typer.Context) -> None:
 
 
 def status(ctx: typer.Context, as_json: Json = False) -> None:
-    """Show what is there, waiting, running and failed, and what to do next."""
+    """Show the workspace's contents, its jobs and the next step."""
     from voxloop.status import status as look
 
     with opened(ctx) as ws:
@@ -58,28 +60,27 @@ def status(ctx: typer.Context, as_json: Json = False) -> None:
 
 
 def _print_status(found: Status) -> None:
-    utterances = found.utterances
+    dataset, run = found.newest_dataset, found.newest_run
     lines = [
         ("workspace", found.workspace),
-        ("recordings", f"{found.recordings} ({found.hours:.2f} h)" + _listed("refused files", found.refused)),
-        ("utterances", f"{sum(utterances.values())}" + _listed("", utterances)),
-        ("references", f"{found.references} texts by people"),
-        ("datasets", f"{found.datasets}" + (f", newest {_dataset(found)}" if found.newest_dataset else "")),
-        ("runs", f"{sum(found.runs.values())}" + _listed("", found.runs)),
-        (
-            "models",
-            f"{found.models} trained; champion: "
-            + (short(found.champion) if found.champion else f"none, {found.base_model} transcribes"),
-        ),
+        ("recordings", f"{found.recordings:,} ({lasting(found.hours * 3600)} of audio)"),
+        ("utterances", _total(found.utterances)),
+        ("references", f"{found.references:,}"),
+        ("datasets", f"{found.datasets:,}"),
+        ("runs", _total(found.runs)),
+        ("models", f"{found.models:,} trained"),
+        ("champion", short(found.champion) if found.champion else f"none; {found.base_model} transcribes"),
     ]
+    if dataset is not None:
+        clips = ", ".join(f"{count:,} {split}" for split, count in dataset.clips.items())
+        lines.insert(5, ("  newest", f"{dataset.name} {short(dataset.id)}: {clips}"))
+    if found.refused:
+        lines.insert(2, ("refused", _total(found.refused, "file")))
+    if run is not None and run.status == "running":
+        step, wer = run.progress.get("step", 0), percent(run.progress.get("val_wer"))
+        lines.append(("training", f"{short(run.id)}: step {step:,}, val WER {wer}"))
     for name, text in lines:
         typer.echo(f"{name:<12}{text}")
-    if found.newest_run and found.newest_run.status == "running":
-        progress = found.newest_run.progress
-        typer.echo(
-            f"{'training':<12}{found.newest_run.id}: step {progress.get('step', 0)}, "
-            f"val WER {percent(progress.get('val_wer'))}"
-        )
     if found.jobs:
         typer.echo()
         table(
@@ -89,43 +90,40 @@ def _print_status(found: Status) -> None:
                 for step, states in found.jobs.items()
             ],
         )
-    for dead in found.dead[:5]:
-        typer.echo(f"failed: {dead.step} of {short(dead.subject)}: {dead.error}")
+    for dead in found.dead[:SHOWN_DEAD]:
+        typer.echo(f"failed: {dead.step} {short(dead.subject)}: {dead.error}")
+    failed = sum(states.get("dead", 0) for states in found.jobs.values())
+    if failed > SHOWN_DEAD:
+        typer.echo(f"and {counted(failed - SHOWN_DEAD, 'more failed job')}; --json lists the errors")
     if found.speechless:
         typer.echo()
         tell_speechless(found.speechless)
     if found.next_steps:
         typer.echo("\nnext:")
-        for step in found.next_steps:
-            typer.echo(f"  {step}")
+        steps = [step.partition("    ") for step in found.next_steps]
+        width = max(len(command) for command, _, _ in steps)
+        for command, _, purpose in steps:
+            typer.echo(f"  {command:<{width}}  {purpose}")
 
 
-def _listed(name: str, counts: dict[str, int]) -> str:
-    if not counts:
-        return ""
-    return f"; {name + ': ' if name else ''}" + ", ".join(f"{count} {reason}" for reason, count in counts.items())
-
-
-def _dataset(found: Status) -> str:
-    dataset = found.newest_dataset
-    if dataset is None:
-        return ""
-    return (
-        f"{dataset.name} {short(dataset.id)} (" + ", ".join(f"{n} {split}" for split, n in dataset.clips.items()) + ")"
-    )
+def _total(counts: dict[str, int], noun: str = "") -> str:
+    """A total and what it consists of: 3: 2 completed, 1 failed."""
+    total = sum(counts.values())
+    head = counted(total, noun) if noun else f"{total:,}"
+    return head + (": " + ", ".join(f"{count:,} {name}" for name, count in counts.items()) if counts else "")
 
 
 def worker(
     ctx: typer.Context,
     steps: Annotated[
-        list[str] | None, typer.Argument(help="Only these steps.", show_default="all", metavar="[STEP]...")
+        list[str] | None, typer.Argument(help="Steps to run.", show_default="all steps", metavar="[STEP]...")
     ] = None,
-    until_idle: Annotated[bool, typer.Option("--until-idle", help="Exit when nothing is waiting.")] = False,
+    until_idle: Annotated[bool, typer.Option("--until-idle", help="Exit when no jobs are left.")] = False,
     retry_dead: Annotated[
-        bool, typer.Option("--retry-dead", help="First retry the jobs whose attempts are spent.")
+        bool, typer.Option("--retry-dead", help="First retry the jobs that failed on every attempt.")
     ] = False,
 ) -> None:
-    """Do the waiting work: segment, transcribe, restore, align, index, rank, train. Several workers share it."""
+    """Run waiting jobs: segment, transcribe, restore, align, index, rank, train. Several workers can run at once."""
     import signal
     import threading
     import time
@@ -135,7 +133,7 @@ def worker(
 
     stop = threading.Event()
     began = time.monotonic()
-    # A service manager says SIGTERM: finish the batch in hand, then end.
+    # Service managers send SIGTERM: finish the current batch, then exit.
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     with opened(ctx) as ws:
         if retry_dead:
@@ -149,7 +147,7 @@ def worker(
         silent = [one.name for one in speechless(ws, since=since)]
     typer.echo(
         f"{counted(done, 'job')} done in {lasting(time.monotonic() - began)}"
-        + (f"; {dead} given up: `voxloop status` shows why" if dead else "")
+        + (f"; {counted(dead, 'job')} failed on every attempt: see `voxloop status`" if dead else "")
     )
     tell_speechless(silent)
     if dead and until_idle:
@@ -158,15 +156,19 @@ def worker(
 
 def events(
     ctx: typer.Context,
-    follow: Annotated[bool, typer.Option("--follow", help="Wait for more, until Ctrl-C.")] = False,
-    since: Annotated[int, typer.Option(help="Only events after this number.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", help="Keep printing new events until Ctrl-C.")] = False,
+    since: Annotated[int, typer.Option(help="Print only events after this number.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
 ) -> None:
-    """The audit trail: everything that happened, in order."""
+    """Print the audit trail: everything that happened, in order."""
     import dataclasses
     import json
+    import shutil
+    import sys
 
     from voxloop.stores import events as _events
+
+    room = max(shutil.get_terminal_size().columns - EVENT_HEAD, 20) if sys.stdout.isatty() else PAYLOAD_SHOWN
 
     with opened(ctx) as ws:
 
@@ -179,13 +181,15 @@ def events(
                 typer.echo(json.dumps(dataclasses.asdict(event), ensure_ascii=False))
                 continue
             payload = json.dumps(event.payload, ensure_ascii=False) if event.payload else ""
-            if len(payload) > PAYLOAD_SHOWN:
-                payload = payload[: PAYLOAD_SHOWN - 1] + "…"
-            typer.echo(f"{event.seq:>6}  {when(event.created)}  {event.type:<24} {short(event.subject):<28} {payload}")
+            if len(payload) > room:
+                payload = payload[: room - 1] + "…"
+            typer.echo(
+                f"{event.seq:>6}  {when(event.created)}  {event.type:<24}  {short(event.subject):<12}  {payload}"
+            )
 
 
 def doctor(ctx: typer.Context) -> None:
-    """Report what this machine has, and try the workspace's stores."""
+    """Show what this machine has installed, and test the workspace's stores."""
     from voxloop.errors import WorkspaceError
 
     rows = _machine()
@@ -199,11 +203,11 @@ def doctor(ctx: typer.Context) -> None:
         typer.echo(f"{name:<{width}}{found}")
 
 
-# What is in no extra, then the packages of extras with what each is for.
+# Packages that are always installed, then those of the extras and what each is for.
 PACKAGES = ("torch", "transformers", "peft", "lhotse", "av", "sqlalchemy", "obstore")
 OPTIONAL = {
     "ctranslate2": ("fast", "faster transcription on a CPU"),
-    "psycopg": ("postgres", "the catalog on PostgreSQL"),
+    "psycopg": ("postgres", "a catalog on PostgreSQL"),
     "pyarrow": ("parquet", "Parquet exports"),
     "matplotlib": ("plot", "charts of datasets"),
     "mistral-common": ("voxtral", "Voxtral models"),
@@ -211,7 +215,7 @@ OPTIONAL = {
 
 
 def _machine() -> list[tuple[str, str]]:
-    """Versions, processors and programs of this machine."""
+    """This machine's versions, processors and programs."""
     import os
     import platform
     import shutil
@@ -227,7 +231,7 @@ def _machine() -> list[tuple[str, str]]:
     rows = [
         ("voxloop", __version__),
         ("python", f"{platform.python_version()} on {system}, {counted(os.cpu_count() or 1, 'core')}"),
-        ("GPU", ", ".join(gpus) or "none: the CPU transcribes and trains"),
+        ("GPU", ", ".join(gpus) or "none; models run on the CPU"),
         *((package, version(package)) for package in PACKAGES),
     ]
     for package, (extra, purpose) in OPTIONAL.items():
@@ -241,7 +245,7 @@ def _machine() -> list[tuple[str, str]]:
 
 
 def _tried(ws: Workspace) -> list[tuple[str, str]]:
-    """Where the workspace keeps what; each store was written to and read from."""
+    """The locations of the workspace's stores, and whether a test blob could be written and read."""
     import os
     import shutil
 
@@ -253,27 +257,29 @@ def _tried(ws: Workspace) -> list[tuple[str, str]]:
         ("workspace", f"{ws.folder}, {shutil.disk_usage(ws.folder).free / 1e9:.1f} GB free"),
         ("catalog", repr(ws.catalog.engine.url)),
         ("blobs", ws.blobs.url),
-        ("stores", "written and read" if read == b"written" else "what was written came back changed"),
+        ("stores", "written and read" if read == b"written" else "broken: a test blob came back changed"),
     ]
 
 
 def demo(
-    audio: Annotated[Path, typer.Argument(help="Folder of audio with a metadata.jsonl.")],
-    speaker: Annotated[str | None, typer.Option(help="Only this speaker.")] = None,
-    clips: Annotated[int, typer.Option(help="Number of training clips at most.", min=5)] = 50,
+    audio: Annotated[Path, typer.Argument(help="Folder with audio files and a metadata.jsonl.")],
+    speaker: Annotated[str | None, typer.Option(metavar="NAME", help="Use only this speaker.")] = None,
+    clips: Annotated[int, typer.Option(help="Maximum number of training clips.", min=5)] = 50,
     base: Annotated[
         str | None,
-        typer.Option(help="The model to begin with, as for `train`.", show_default="the setting base_model"),
+        typer.Option(help="Base model, as in `train`.", show_default="the setting base_model"),
     ] = None,
     train_seconds: Annotated[
         float | None,
         typer.Option(
-            help="Seconds of training at most.", min=5, show_default="60 for the starter, 300 for a published model"
+            help="Maximum training time in seconds.",
+            min=5,
+            show_default="60 for the starter, 300 for a published model",
         ),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the workspace and result.json.")] = Path("build/demo"),
 ) -> None:
-    """Run the whole loop on one speaker: ingest, transcribe, freeze, train, evaluate, promote, compare."""
+    """Run the whole loop on one speaker: ingest, transcribe, build a dataset, train, evaluate, promote, compare."""
     from voxloop.demo import run_demo
 
     run_demo(audio, speaker=speaker, clips=clips, base=base, train_seconds=train_seconds, out=out, say=typer.echo)

@@ -1,1 +1,1 @@
-"""What keeps a workspace whole: verify and mend, back up and restore, forget."""
+"""Maintenance of a workspace: verify and repair, back up and restore, prune, rename, delete, forget."""

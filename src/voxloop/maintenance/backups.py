@@ -1,11 +1,11 @@
-"""Backup and restore: the catalog as it was at one moment, and every blob that it names.
+"""Backup and restore: a snapshot of the catalog and every blob that it refers to.
 
-The catalog is copied first, with SQLite's online backup, and then the blobs that
-the copy names: these never change, so copying them later is right while work goes
-on. The manifest is written last and names the catalog's copy; until then an
-earlier backup in the same folder stays valid.
+The catalog is copied first, with SQLite's online backup, followed by the blobs that the
+copy refers to. Blobs never change, so copying them while the workspace is in use is safe.
+The manifest is written last and names the catalog's copy; until then an earlier backup in
+the same folder stays valid.
 
-    DIR/backup.json            what belongs to it, with sizes and hashes
+    DIR/backup.json            the backup's files with sizes and hashes
     DIR/catalog-<hash>.db      the catalog
     DIR/voxloop.toml           the settings
     DIR/blobs/…                audio, manifests, model files, evaluations
@@ -41,26 +41,26 @@ if TYPE_CHECKING:
 
 MANIFEST = "backup.json"
 FORMAT = 1
-ATTEMPTS = 3  # copies of the catalog, where blobs that one names were removed meanwhile
+ATTEMPTS = 3  # copies of the catalog to try if blobs are removed while they are copied
 RUN_FILES = ("*.json", "*.jsonl", "*.log", "best/**/*", "final/**/*")  # neither copies of audio nor checkpoints
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Backup:
-    """What was backed up."""
+    """The result of a backup."""
 
     folder: str
-    files: int  # that belong to it
-    copied: int  # of them, the others were there already
+    files: int  # in the backup
+    copied: int  # files copied this time; the rest were already there
     copied_bytes: int
-    removed: int  # files of an earlier backup that nothing names any more
-    missing: tuple[str, ...]  # blobs that the catalog names and the workspace lacks
+    removed: int  # obsolete files of an earlier backup
+    missing: tuple[str, ...]  # blobs that the catalog refers to but the workspace lacks
     elapsed: float  # seconds
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Restoration:
-    """What was restored."""
+    """The result of a restore."""
 
     folder: str
     files: int
@@ -71,12 +71,12 @@ class Restoration:
 
 
 def backup(ws: Workspace, folder: Path, *, progress: Progress | None = None) -> Backup:
-    """Copy the workspace into `folder`, while others work on it; what is there from an earlier backup stays.
+    """Copy the workspace into `folder`, even while it is in use. Files of an earlier backup there are reused.
 
-    Files that the catalog does not name any more are removed from the folder, so
-    that what was forgotten goes from there too. Left out: the runs' copies of audio
-    and their checkpoints, exports, caches. Raises UsageError where the folder
-    holds anything else, or where the stores are not the embedded ones.
+    Files that the catalog no longer refers to are removed from the folder, so that forgotten
+    speech disappears from the backup too. Checkpoints, the runs' copies of audio, exports and
+    caches are not copied. Raises UsageError if the folder holds anything else, or if the stores
+    are not the embedded ones.
     """
     began = time.monotonic()
     folder = folder.absolute()
@@ -93,7 +93,8 @@ def backup(ws: Workspace, folder: Path, *, progress: Progress | None = None) -> 
         if not missing:
             break
         if attempt < ATTEMPTS and copy.name not in before:
-            # Forgotten since the catalog was copied: such a catalog must not be kept. Or really lost: then it stays so.
+            # The blobs were forgotten after the copy was made, so the copy must not be kept; or they are really lost,
+            # and the next attempts will find the same.
             copy.unlink()
     state.copy(ws.folder / CONFIG_NAME, CONFIG_NAME)
     manifest = {
@@ -125,30 +126,32 @@ def backup(ws: Workspace, folder: Path, *, progress: Progress | None = None) -> 
 def _check_stores(ws: Workspace) -> None:
     if ws.catalog.engine.dialect.name != "sqlite":
         raise UsageError(
-            f"the catalog is {ws.catalog.engine.url!r}: this backs up the embedded one (SQLite) only; "
-            "use pg_dump for the catalog, then copy the blobs"
+            f"the catalog is {ws.catalog.engine.url!r}, but `voxloop backup` supports only SQLite. "
+            "Dump the catalog with pg_dump, then copy the blobs."
         )
     if not ws.blobs.url.startswith("file:"):
         raise UsageError(
-            f"the blobs are in {ws.blobs.url}: this backs up blobs in a folder only; "
-            "use the object store's own versioning or replication, after a dump of the catalog"
+            f"the blobs are in {ws.blobs.url}, but `voxloop backup` supports only blobs in a local folder. "
+            "Dump the catalog, then use the object store's own versioning or replication."
         )
 
 
 def _earlier(ws: Workspace, folder: Path) -> dict[str, Any]:
     """The files of an earlier backup in this folder."""
     if folder == ws.folder or ws.folder in folder.parents:
-        raise UsageError(f"{folder} is inside the workspace: a backup belongs elsewhere, best on another disk")
+        raise UsageError(f"{folder} is inside the workspace. Choose a folder outside it, preferably on another disk.")
     if folder.is_file():
-        raise UsageError(f"{folder} is a file: name a folder")
+        raise UsageError(f"{folder} is a file. Choose a folder.")
     if not folder.is_dir() or not any(folder.iterdir()):
         return {}
     if (folder / MANIFEST).exists():
         files: dict[str, Any] = _manifest(folder)["files"]
         return files
     if any(not _is_ours(path.name) for path in folder.iterdir()):
-        raise UsageError(f"{folder} holds files and no backup: name an empty folder, or one with an earlier backup")
-    return {}  # a first backup that was cut off
+        raise UsageError(
+            f"{folder} contains files but no backup. Choose an empty folder, or one with an earlier backup."
+        )
+    return {}  # an interrupted first backup
 
 
 def _is_ours(name: str) -> bool:
@@ -157,7 +160,7 @@ def _is_ours(name: str) -> bool:
 
 
 def _copy_catalog(ws: Workspace, folder: Path) -> Path:
-    """The catalog at this moment, in a file named by its content."""
+    """Copy the catalog as it is now to a file named after its content."""
     for old in folder.glob("catalog.db.partial*"):
         old.unlink()
     partial = folder / "catalog.db.partial"
@@ -168,13 +171,13 @@ def _copy_catalog(ws: Workspace, folder: Path) -> Path:
 
 
 def _blob_files(catalog: Path) -> Iterator[tuple[str, str]]:
-    """Every blob that a catalog's copy names: its key and its place in the backup."""
-    # Opened for reading alone: as a workspace's catalog it would be written to, and have another hash.
+    """Every blob that a copy of the catalog refers to: its key and its path in the backup."""
+    # Opened read-only: opening it as a workspace's catalog would change the file and its hash.
     engine = sa.create_engine("sqlite://", creator=lambda: sqlite3.connect(f"{catalog.as_uri()}?mode=ro", uri=True))
     try:
         with engine.connect() as connection:
             for key in sorted(set(named_blobs(Reader(connection)))):
-                if not key.startswith("runs/"):  # checkpoints: a run that goes on replaces them while they are copied
+                if not key.startswith("runs/"):  # checkpoints: a running run replaces them while they are copied
                     yield key, f"blobs/{key}"
     finally:
         engine.dispose()
@@ -188,7 +191,7 @@ def _run_files(ws: Workspace) -> Iterator[tuple[Path, str]]:
 
 
 class _Copying:
-    """Copies files, skipping those that an earlier backup has, and keeps what belongs to this one."""
+    """Copies files, skips those in an earlier backup, and records the files of this backup."""
 
     def __init__(
         self, ws: Workspace, folder: Path, before: dict[str, Any], total: int, progress: Progress | None
@@ -203,7 +206,7 @@ class _Copying:
         self.copied_bytes = 0
 
     def keep(self, name: str) -> None:
-        """Take up a file that lies there."""
+        """Record a file that is already in the folder."""
         path = self._folder / name
         self.files[name] = {"size": path.stat().st_size, "sha256": sha256_file(path)}
         if name not in self._before:
@@ -211,7 +214,7 @@ class _Copying:
             self.copied_bytes += path.stat().st_size
 
     def copy_all(self, wanted: list[tuple[Any, str]]) -> list[str]:
-        """Copy blobs and files of runs; the blobs that are not there."""
+        """Copy blobs and run files. Return the keys of missing blobs."""
         missing = []
         for source, name in wanted:
             try:
@@ -222,7 +225,7 @@ class _Copying:
             except BlobError:
                 missing.append(source)
             except FileNotFoundError:
-                continue  # a run that goes on replaced it just now
+                continue  # replaced just now by a running run
             if self._progress:
                 self._progress(len(self.files), self._total)
         return missing
@@ -231,14 +234,14 @@ class _Copying:
         path = self._ws.blobs.path(key)
         known = self._before.get(name)
         target = self._folder / name
-        # A blob never changes under its key, so one of the same size need not be read again.
+        # A blob never changes, so a copy of the same size need not be read again.
         if known and target.is_file() and target.stat().st_size == known["size"] == path.stat().st_size:
             self.files[name] = known
             return
         try:
             self.copy(path, name)
         except FileNotFoundError as error:
-            raise BlobError(f"blob {key} was removed while it was copied") from error
+            raise BlobError(f"blob {key} was removed while it was being copied") from error
 
     def _copy_run_file(self, source: Path, name: str) -> None:
         modified = source.stat().st_mtime_ns
@@ -252,7 +255,7 @@ class _Copying:
         self.files[name]["modified"] = modified
 
     def copy(self, source: Path, name: str) -> None:
-        """Copy one file, hashing it on the way; seen under its name only when it is whole."""
+        """Copy and hash one file. It appears under its name only when it is complete."""
         target = self._folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         size, digest = _copied(source, target)
@@ -262,7 +265,7 @@ class _Copying:
 
 
 def _copied(source: Path, target: Path) -> tuple[int, str]:
-    """Copy a file; its size and hash."""
+    """Copy a file. Return its size and hash."""
     digest = hashlib.sha256()
     size = 0
     partial = target.with_name(f"{target.name}.partial")
@@ -277,7 +280,7 @@ def _copied(source: Path, target: Path) -> tuple[int, str]:
 
 
 def _prune(folder: Path, files: dict[str, Any]) -> int:
-    """Remove what does not belong to the backup any more: what was forgotten, and what was cut off."""
+    """Remove files that no longer belong to the backup: forgotten data and leftovers of interrupted backups."""
     removed = 0
     for path in [*folder.glob("catalog*"), *folder.glob("blobs/**/*"), *folder.glob("runs/**/*")]:
         if path.is_file() and path.relative_to(folder).as_posix() not in files:
@@ -290,39 +293,42 @@ def _prune(folder: Path, files: dict[str, Any]) -> int:
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    """A backup's manifest. Raises UsageError where there is none, WorkspaceError where it cannot be used."""
+    """Read a backup's manifest. Raises UsageError if there is none, WorkspaceError if it is unusable."""
     path = folder / MANIFEST
     if not path.is_file():
-        raise UsageError(f"{folder} holds no whole backup (there is no {MANIFEST}): make one with `voxloop backup`")
+        raise UsageError(
+            f"{folder} contains no complete backup ({MANIFEST} is missing). Make one with `voxloop backup`."
+        )
     try:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         found, files = manifest["format"], manifest["files"]
     except (ValueError, KeyError, TypeError) as error:
-        raise WorkspaceError(f"{path} cannot be read ({error!r}): use another backup") from error
+        raise WorkspaceError(f"cannot read {path} ({error!r}). Use another backup.") from error
     if found != FORMAT:
-        raise WorkspaceError(f"{path} has format {found}, this version of Voxloop knows {FORMAT}: install a newer one")
+        raise WorkspaceError(
+            f"{path} has format {found}, but this version of Voxloop supports only {FORMAT}. Install a newer version."
+        )
     for name in files:
         inside = PurePosixPath(name)
         if inside.is_absolute() or ".." in inside.parts:
-            raise WorkspaceError(f"{path} names the file {name!r}, which lies outside the backup: do not trust it")
+            raise WorkspaceError(f"{path} lists {name!r}, which is outside the backup. Do not trust this backup.")
     return manifest
 
 
 def restore(source: Path, folder: Path, *, progress: Progress | None = None) -> Restoration:
-    """Make the workspace `folder` from the backup in `source`, every file checked against its hash.
+    """Create the workspace `folder` from the backup in `source` and check every file against its hash.
 
-    The workspace is seen under its name only when all of it is there. Raises
-    UsageError where `folder` holds anything, WorkspaceError where a file of the
-    backup is missing or damaged.
+    The workspace appears under its name only when it is complete. Raises UsageError if
+    `folder` is not empty, WorkspaceError if a file of the backup is missing or damaged.
     """
     began = time.monotonic()
     source, folder = source.absolute(), folder.absolute()
     manifest = _manifest(source)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"{folder} is not empty: name a new folder with -C; nothing is ever restored over a workspace")
+        raise UsageError(f"{folder} is not empty, and restore never overwrites a workspace. Pass a new folder with -C.")
     partial = folder.with_name(f"{folder.name}.restoring")
     if partial.exists():
-        raise UsageError(f"{partial} is there, from a restore that was cut off: remove it first")
+        raise UsageError(f"{partial} is left from an interrupted restore. Remove it first.")
     total_bytes = 0
     for done, (name, expected) in enumerate(manifest["files"].items(), 1):
         target = partial / ("catalog.db" if name == manifest["catalog"] else name)
@@ -330,11 +336,13 @@ def restore(source: Path, folder: Path, *, progress: Progress | None = None) -> 
         try:
             size, digest = _copied(source / name, target)
         except FileNotFoundError as error:
-            raise WorkspaceError(f"the backup {source} lacks {name}: use another backup ({partial} is left)") from error
+            raise WorkspaceError(
+                f"the backup {source} lacks {name}. Use another backup, and remove {partial} first."
+            ) from error
         if digest != expected["sha256"]:
             raise WorkspaceError(
-                f"{source / name} is damaged: found {digest}, needed {expected['sha256']}; use another backup "
-                f"({partial} is left)"
+                f"{source / name} is damaged: its hash is {digest} instead of {expected['sha256']}. "
+                f"Use another backup, and remove {partial} first."
             )
         total_bytes += size
         if progress:

@@ -1,13 +1,12 @@
-"""Prune: remove what only said how work went, and copies that nothing needs any more.
+"""Prune: remove records of finished work and copies that are no longer needed.
 
-What goes, and when:
+Removed are:
 
-- done jobs, `keep_jobs_days` after they ended; their events stay, so that telling of one again makes no new job;
-- `training.progress` events of a run that has ended, but for its newest;
-- converted forms of models, unless an alias names the model, it is the newest one trained, or the form is among the
-  `FORMS_KEPT` used last; a form that is needed again is made again;
-- the copy of its data in the folder of a run that is completed or was stopped: it will not go on, and a retry makes
-  its own.
+- done jobs, `keep_jobs_days` after they ended. Their events stay, so that emitting one again creates no new job;
+- the `training.progress` events of a finished run, except the newest;
+- converted models, unless an alias points to the model, it is the newest trained model, or the conversion is among the
+  `FORMS_KEPT` most recently used. Conversions are made again when needed;
+- the copy of the data in the folder of a completed or stopped run, which will not continue; a retry makes its own.
 """
 
 from __future__ import annotations
@@ -28,26 +27,26 @@ from voxloop.stores.catalog import insert_new
 if TYPE_CHECKING:
     from voxloop.workspace import Workspace
 
-EVERY_S = 3600.0  # between two prunings of a workspace, whoever does them
-AT_ONCE = 5_000  # jobs removed in one transaction, so that others need not wait for long
+EVERY_S = 3600.0  # between two prunings of a workspace, by whichever process
+AT_ONCE = 5_000  # jobs removed per transaction, so that others do not wait long
 FORMS_KEPT = 3
-SETTLED_S = 3600.0  # a run that ended so long ago is not looked at by its own processes any more
+SETTLED_S = 3600.0  # after this time, a finished run's own processes no longer use its folder
 
 TURN = "prune"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pruned:
-    """What was removed."""
+    """The number of things removed."""
 
     jobs: int
     events: int
     conversions: int
-    run_folders: int  # of which the copied data was removed
+    run_folders: int  # whose copied data was removed
 
 
 def prune_in_turn(ws: Workspace) -> Pruned | None:
-    """`prune`, or None where that was done within the hour, by this process or another."""
+    """Prune, unless this or another process did so within the hour; then return None."""
     upkeep = tables.upkeep
     with ws.read() as reader:
         done = reader.connection.execute(sa.select(upkeep.c.done).where(upkeep.c.name == TURN)).scalar()
@@ -63,7 +62,7 @@ def prune_in_turn(ws: Workspace) -> Pruned | None:
 
 
 def prune(ws: Workspace) -> Pruned:
-    """Remove what nothing needs any more. May be interrupted and done again."""
+    """Remove what is no longer needed. Can be interrupted and repeated."""
     return Pruned(jobs=_jobs(ws), events=_progress(ws), conversions=_conversions(ws), run_folders=_copied_data(ws))
 
 

@@ -1,1 +1,1 @@
-"""Where things are kept: catalog, blobs, vectors, jobs, bus. One library each, chosen by URL."""
+"""The stores: catalog, blobs, vectors, jobs and bus. One library each, chosen by URL."""

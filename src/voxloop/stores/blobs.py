@@ -1,8 +1,8 @@
-"""Blobs: audio, manifests and model files under keys that never change their content.
+"""Blobs: audio, manifests and model files. The content under a key never changes.
 
-obstore speaks to a folder (`file://`) and to S3, GCS and Azure alike. A blob is
-written once (`mode="create"`), so two writers of the same content agree, and is
-read by byte range.
+obstore supports local folders (`file://`), S3, GCS and Azure. A blob is written once
+(`mode="create"`), so two writers of the same content do not conflict, and can be read by
+byte range.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from obstore.store import LocalStore, ObjectStore, from_url
 from voxloop.errors import BlobError
 
 CHUNK = 1 << 20  # bytes hashed or copied at a time
-COPIED = 8 << 20  # bytes of a remote blob held at a time while it is copied to a file: a request each
-MULTIPART = 64 << 20  # bytes: larger files are written in parts
+COPIED = 8 << 20  # bytes per request while copying a remote blob to a file
+MULTIPART = 64 << 20  # bytes; larger files are uploaded in parts
 
 
 def sha256_file(path: Path) -> str:
@@ -41,13 +41,13 @@ def sha256_bytes(data: bytes) -> str:
 
 
 def _said(error: BaseError | OSError) -> str:
-    """What went wrong, in a line: obstore adds a page of its own structures."""
+    """An error's message on one line, without the debug output that obstore appends."""
     return " ".join(str(error).partition("\n\nDebug source:")[0].split())
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A blob as a listing shows it."""
+    """A blob in a listing."""
 
     key: str
     size: int  # bytes
@@ -59,7 +59,7 @@ class Blobs:
 
     def __init__(self, url: str, *, cache: Path) -> None:
         self.url = url
-        self._cache = cache  # where remote blobs are laid when a library wants a path
+        self._cache = cache  # local copies of remote blobs, for libraries that need a path
         parsed = urlparse(url)
         self._root: Path | None = None
         if parsed.scheme == "file":
@@ -67,22 +67,25 @@ class Blobs:
             try:
                 self._store: ObjectStore = LocalStore(self._root, mkdir=True)
             except OSError as error:
-                raise BlobError(f"{self._root} is no folder to keep files in ({_said(error)}): name another") from error
+                raise BlobError(
+                    f"cannot use {self._root} as a blob folder ({_said(error)}). Choose another."
+                ) from error
         elif parsed.scheme in ("s3", "gs", "az"):
             self._store = from_url(url)
         else:
-            raise BlobError(f"blob store {url!r}: needed is a file://, s3://, gs:// or az:// URL")
+            raise BlobError(f"blob store {url!r} is not supported. Give a file://, s3://, gs:// or az:// URL.")
 
     @property
     def root(self) -> Path | None:
-        """The folder that holds the blobs; None where they are not in one."""
+        """The folder of the blobs; None if they are in a remote store."""
         return self._root
 
     def put(self, key: str, data: bytes | Path) -> bool:
-        """Write a blob; False where it is there already (its content is then the same by name)."""
+        """Write a blob. Return False if it exists already, in which case its content is the same."""
         try:
             if isinstance(data, Path) and data.stat().st_size > MULTIPART:
-                # Creating takes the whole blob into memory; parts do not, and equal content may be written twice.
+                # `mode="create"` needs the whole blob in memory. Multipart does not, and writing the same content
+                # twice is harmless.
                 if self.exists(key):
                     return False
                 obstore.put(self._store, key, data, use_multipart=True)
@@ -101,15 +104,17 @@ class Blobs:
                 return bytes(obstore.get(self._store, key).bytes())
             return bytes(obstore.get_range(self._store, key, start=start, end=end))
         except (NotFoundError, FileNotFoundError) as error:
-            raise BlobError(f"blob {key} is not in {self.url}: it was removed or never written") from error
+            raise BlobError(
+                f"blob {key} is not in {self.url}: it was removed or never written. Run `voxloop verify`."
+            ) from error
         except BaseError as error:
             raise BlobError(f"reading blob {key} from {self.url} failed: {_said(error)}") from error
 
     def parts(self, key: str, at_once: int, *, start: int = 0) -> Iterator[bytes]:
-        """The bytes of a blob from `start` on, so many at a time. Raises BlobError where it is not there."""
+        """Iterate over a blob from byte `start`, `at_once` bytes at a time. Raises BlobError if it is missing."""
         size = self.size(key)
         if size is None:
-            raise BlobError(f"blob {key} is not in {self.url}: it was removed or never written")
+            raise BlobError(f"blob {key} is not in {self.url}: it was removed or never written. Run `voxloop verify`.")
         for begin in range(start, size, at_once):
             yield self.get(key, begin, min(begin + at_once, size))
 
@@ -117,22 +122,22 @@ class Blobs:
         return self.size(key) is not None
 
     def size(self, key: str) -> int | None:
-        """Bytes of a blob; None where it is not there."""
+        """The size of a blob in bytes; None if it is missing."""
         try:
             return int(obstore.head(self._store, key)["size"])
         except (NotFoundError, FileNotFoundError):
             return None
         except BaseError as error:
-            raise BlobError(f"looking for blob {key} in {self.url} failed: {_said(error)}") from error
+            raise BlobError(f"checking for blob {key} in {self.url} failed: {_said(error)}") from error
 
     def list(self, prefix: str) -> Iterator[str]:
-        """Keys under a prefix."""
+        """The keys under a prefix."""
         for page in obstore.list(self._store, prefix):
             for entry in page:
                 yield str(entry["path"])
 
     def entries(self, prefix: str) -> Iterator[Entry]:
-        """As `list`, with size and age."""
+        """Like `list`, with sizes and modification times."""
         for page in obstore.list(self._store, prefix):
             for entry in page:
                 yield Entry(
@@ -140,21 +145,23 @@ class Blobs:
                 )
 
     def delete(self, key: str) -> None:
-        """Remove a blob, and its cached copy; removing what is not there is no error."""
+        """Delete a blob and its cached copy. Deleting a missing blob is not an error."""
         self.forget(key)
         try:
             obstore.delete(self._store, key)
         except (NotFoundError, FileNotFoundError):
             return
         except BaseError as error:
-            raise BlobError(f"deleting blob {key} in {self.url} failed: {_said(error)}") from error
+            raise BlobError(f"deleting blob {key} from {self.url} failed: {_said(error)}") from error
 
     def path(self, key: str) -> Path:
-        """A local file with the blob's content: the blob itself where the store is a folder, else a cached copy."""
+        """A local file with the blob's content: the blob itself in a local store, otherwise a cached copy."""
         if self._root is not None:
             found = self._root / key
             if not found.exists():
-                raise BlobError(f"blob {key} is not in {self.url}: it was removed or never written")
+                raise BlobError(
+                    f"blob {key} is not in {self.url}: it was removed or never written. Run `voxloop verify`."
+                )
             return found
         cached = self._cache / key
         if not cached.exists():
@@ -162,10 +169,10 @@ class Blobs:
         return cached
 
     def _lay(self, key: str, target: Path) -> None:
-        """Copy a blob to a file that others see only when it is whole.
+        """Copy a blob to a file that becomes visible only when it is complete.
 
-        Each writer has a partial file of its own, so that several at once write the same content side by side and
-        the last one's stays. Those of killed writers are found by `verify`.
+        Each writer uses its own partial file, so several can write the same content at once and the last one wins.
+        `verify` finds the partial files of killed writers.
         """
         partial = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}.partial")
         try:
@@ -176,20 +183,20 @@ class Blobs:
             partial.replace(target)
         except OSError as error:
             raise BlobError(
-                f"blob {key} cannot be copied to {target}: {error}; make room or free access there"
+                f"blob {key} cannot be copied to {target}: {error}. Free some space or check the permissions there."
             ) from error
         finally:
             partial.unlink(missing_ok=True)
 
     def forget(self, key: str) -> None:
-        """Drop the cached copy that `path` made, if there is one, and copies that were never finished."""
+        """Remove the cached copy of a blob, if any, and its unfinished copies."""
         cached = self._cache / key
         cached.unlink(missing_ok=True)
         for partial in cached.parent.glob(f"{glob.escape(cached.name)}.*.partial"):
             partial.unlink(missing_ok=True)
 
     def folder(self, prefix: str, names: Iterable[str]) -> Path:
-        """A local folder with these blobs from under a prefix, for libraries that load folders. Raises BlobError."""
+        """A local folder with the named blobs under a prefix, for libraries that load folders. Raises BlobError."""
         for name in names:
             self.path(f"{prefix}/{name}")
         return (self._root or self._cache) / prefix

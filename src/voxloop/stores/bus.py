@@ -1,4 +1,4 @@
-"""The bus only wakes workers; the truth of what is to be done is the catalog's job table."""
+"""The bus only wakes workers. The catalog's job table is the source of truth for what to do."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Protocol
 
 
 class Bus(Protocol):
-    """Tells workers which steps may have jobs; at least once, and a false alarm is harmless."""
+    """Notifies workers which steps may have jobs, at least once. False alarms are harmless."""
 
     def wait(self, steps: Sequence[str], timeout_s: float) -> None:
-        """Return when one of `steps` may have a job, also where that was said before the wait, or after `timeout_s`."""
+        """Return when one of `steps` may have a job, even if notified before the call, or after `timeout_s`."""
         ...
 
     def wake(self, steps: Iterable[str]) -> None:
-        """Say that these steps may have jobs."""
+        """Announce that these steps may have jobs."""
         ...
 
 
 class LocalBus:
-    """No server: a worker looks at the job table again after each wait. Only its own process can end one sooner."""
+    """Works without a server: workers poll the job table. Only their own process can wake them early."""
 
     def __init__(self) -> None:
         self._told = threading.Condition()

@@ -1,11 +1,11 @@
-"""The catalog, the truth of a workspace: records in transactions, over SQLite (embedded) or PostgreSQL (scaled out).
+"""The catalog, a workspace's source of truth: records in transactions, on SQLite (embedded) or PostgreSQL (scaled out).
 
-Steps read and write through a `Transaction`, which speaks records, not rows. Reads see one moment.
+Steps read and write through a `Transaction`, which handles records instead of rows. Reads see one snapshot.
 
-SQLite runs in WAL mode; a write transaction begins IMMEDIATE so that two processes wait for each other instead of
-failing half-way (https://sqlite.org/lang_transaction.html). On PostgreSQL reads are REPEATABLE READ, and writes READ
-COMMITTED: a record found in a write is locked until it ends
-(https://www.postgresql.org/docs/current/transaction-iso.html), so that what was decided on it still holds.
+SQLite runs in WAL mode. A write transaction begins with IMMEDIATE, so that two processes wait for each other instead
+of failing half-way (https://sqlite.org/lang_transaction.html). On PostgreSQL, reads are REPEATABLE READ and writes are
+READ COMMITTED: a record found in a write is locked until the transaction ends
+(https://www.postgresql.org/docs/current/transaction-iso.html), so that decisions based on it stay valid.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ from voxloop.stores.tables import (
     utterance,
 )
 
-MANY = 500  # keys asked for in one statement, below every database's limit
-NUMBER_DIGITS = 10  # of an utterance's number: what is longer can only be the head of a hash
+MANY = 500  # keys per statement, below every database's limit
+NUMBER_DIGITS = 10  # of an utterance's number; longer digit strings can only be the start of a hash
 
 Record = Recording | Utterance | Transcript | Dataset | Run | Model | Evaluation | Promotion
 R = TypeVar("R", Recording, Utterance, Transcript, Dataset, Run, Model, Evaluation, Promotion)
@@ -76,7 +76,7 @@ FIELDS = {kind: tuple(field.name for field in fields(kind)) for kind in TABLES}
 
 
 def to_row(record: Record) -> dict[str, Any]:
-    """A record as the values of its table's columns: `dataclasses.asdict`, but nothing that JSON takes is copied."""
+    """A record as column values: like `dataclasses.asdict`, but without copying JSON values."""
     row: dict[str, Any] = _plain(record)
     return row
 
@@ -90,13 +90,13 @@ def _plain(value: Any) -> Any:
 
 
 def to_record(kind: type[R], row: sa.Row[Any] | sa.RowMapping) -> R:
-    """A row of `kind`'s table as its record."""
+    """Convert a row of `kind`'s table to a record."""
     mapping = row if isinstance(row, sa.RowMapping) else row._mapping
     return _record(kind, [mapping[name] for name in FIELDS[kind]])
 
 
 def _record(kind: type[R], row: Iterable[Any]) -> R:
-    """A record from the values of its fields in their order."""
+    """Make a record from its field values, given in order."""
     values = dict(zip(FIELDS[kind], row, strict=True))
     if values.get("quality") is not None:
         values["quality"] = Quality(**values["quality"])
@@ -111,28 +111,28 @@ def _record(kind: type[R], row: Iterable[Any]) -> R:
 
 
 def to_event(row: sa.Row[Any]) -> Event:
-    """A row of the event table as its record."""
+    """Convert a row of the event table to an event."""
     return Event(id=row.id, type=row.type, subject=row.subject, payload=row.payload, seq=row.seq, created=row.created)
 
 
 def chunks(ids: Iterable[T]) -> Iterator[list[T]]:
-    """Keys in the groups in which statements ask for them, each key once."""
+    """Split keys into groups small enough for one statement, without duplicates."""
     unique = list(dict.fromkeys(ids))
     for start in range(0, len(unique), MANY):
         yield unique[start : start + MANY]
 
 
 def insert_new(connection: sa.Connection, table: sa.Table, rows: Sequence[dict[str, Any]]) -> int:
-    """Insert the rows whose primary or unique key is not there yet; the number inserted. All rows have the same keys.
+    """Insert the rows whose primary or unique key does not exist yet. Return their number. All rows have the same keys.
 
-    Prepared once and run row by row. SQLite copies every page that a statement of many rows touches, so that it
-    can undo half of it (https://sqlite.org/tempfiles.html, 2.3): with random keys that is as much as is written.
+    The statement is prepared once and executed row by row. SQLite copies every page that a multi-row statement touches
+    so that it can roll it back (https://sqlite.org/tempfiles.html, 2.3), which with random keys doubles the writes.
     """
     if not rows:
         return 0
     insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
     if connection.dialect.name == "postgresql":
-        # In one order, so that two that insert the same rows never wait for each other.
+        # In a fixed order, so that two transactions inserting the same rows never deadlock.
         keys = [column.name for column in table.primary_key if column.name in rows[0]]
         rows = sorted(rows, key=lambda row: [str(row[key]) for key in keys])
     statement = insert(table).on_conflict_do_nothing().execution_options(preserve_rowcount=True)
@@ -142,8 +142,8 @@ def insert_new(connection: sa.Connection, table: sa.Table, rows: Sequence[dict[s
 def insert_keys(
     connection: sa.Connection, table: sa.Table, rows: Sequence[dict[str, Any]], key: sa.Column[Any]
 ) -> list[Any]:
-    """As `insert_new`, of rows that have the unique `key`; its values in the rows inserted."""
-    if connection.dialect.name == "postgresql":  # where others insert meanwhile
+    """Like `insert_new`, for rows with a unique `key`. Return the keys of the inserted rows."""
+    if connection.dialect.name == "postgresql":  # others may insert at the same time
         statement = postgresql.insert(table).on_conflict_do_nothing().returning(key)
         return list(connection.execute(statement, list(rows)).scalars()) if rows else []
     keys = list(dict.fromkeys(row[key.name] for row in rows))
@@ -155,7 +155,7 @@ def insert_keys(
 
 
 def _records(kind: type[R], where: Sequence[sa.ColumnElement[bool]], order: Any, limit: int | None) -> sa.Select[Any]:
-    """The rows of records, their fields in order."""
+    """Select the rows of records, with their fields in order."""
     table = TABLES[kind]
     default = (table.c.created, table.c.id) if "created" in table.c else (table.c.id,)
     by = default if order is None else order if isinstance(order, tuple) else (order,)
@@ -163,7 +163,7 @@ def _records(kind: type[R], where: Sequence[sa.ColumnElement[bool]], order: Any,
 
 
 class Reader:
-    """Reads of one connection, in records."""
+    """Reads records over one connection."""
 
     def __init__(self, connection: sa.Connection) -> None:
         self.connection = connection
@@ -174,7 +174,7 @@ class Reader:
         return None if row is None else to_record(kind, row)
 
     def find_all(self, kind: type[R], ids: Iterable[str]) -> dict[str, R]:
-        """The records that there are with these ids, by id; in as few statements as the databases take."""
+        """The existing records with these ids, by id, in as few statements as possible."""
         table = TABLES[kind]
         return {one.id: one for part in chunks(ids) for one in self.all(kind, table.c.id.in_(part))}
 
@@ -183,10 +183,7 @@ class Reader:
         return sa.select(table).where(table.c.id == id)
 
     def get(self, kind: type[R], id: str) -> R:
-        """The record with this id or with this unique beginning of an id; an utterance also by its number.
-
-        Raises UnknownRecord.
-        """
+        """The record with this id or unique short id; an utterance also by its number. Raises UnknownRecord."""
         found = self.find(kind, id)
         if found is None and kind is Utterance and id.isdecimal() and len(id) <= NUMBER_DIGITS:
             numbered = self.numbered(int(id))
@@ -194,25 +191,25 @@ class Reader:
         if found is not None:
             return found
         table = TABLES[kind]
-        # People see and type short ids: the head of a hash with or without its algorithm, the tail of a ULID.
+        # People use short ids: the start of a hash, with or without its algorithm, or the end of a ULID.
         head, colon, span = id.partition(":")
         pattern = sa.or_(
             table.c.id.startswith(head, autoescape=True),
             table.c.id.startswith(f"sha256-{head}", autoescape=True),
             table.c.id.endswith(id, autoescape=True),
         )
-        if colon:  # an utterance: a short recording id with its span
+        if colon:  # an utterance: a short recording id and a span
             pattern = sa.and_(pattern, table.c.id.endswith(f":{span}", autoescape=True))
         rows = self.connection.execute(sa.select(table.c.id).where(pattern).limit(2)).all() if id else []
         if len(rows) == 1 and (found := self.find(kind, rows[0].id)) is not None:
             return found
         name = kind.__name__.lower()
         if rows:
-            raise UnknownRecord(f"{name} {id!r} is not unique: give more of its id")
-        raise UnknownRecord(f"no {name} {id!r} in this workspace; `voxloop {_LISTING[kind]}` lists them")
+            raise UnknownRecord(f"the {name} id {id!r} is not unique. Give more of it.")
+        raise UnknownRecord(f"no {name} {id!r} in this workspace. See `voxloop {_LISTING[kind]}`.")
 
     def numbered(self, number: int) -> str | None:
-        """The id of the utterance with this number, a small id that it has beside ours."""
+        """The id of the utterance with this number; None if there is none."""
         found: str | None = self.connection.execute(
             sa.select(utterance.c.id).where(utterance.c.number == number)
         ).scalar()
@@ -231,13 +228,13 @@ class Reader:
     def all(
         self, kind: type[R], *where: sa.ColumnElement[bool], order: Any = None, limit: int | None = None
     ) -> list[R]:
-        """Records matching the conditions, oldest first unless ordered otherwise."""
+        """The records that match the conditions, oldest first unless `order` is given."""
         return [_record(kind, row) for row in self.connection.execute(_records(kind, where, order, limit)).all()]
 
     def iterate(
         self, kind: type[R], *where: sa.ColumnElement[bool], order: Any = None, limit: int | None = None
     ) -> Iterator[R]:
-        """As `all`, streaming."""
+        """Like `all`, streaming."""
         statement = _records(kind, where, order, limit).execution_options(yield_per=MANY)
         for row in self.connection.execute(statement):
             yield _record(kind, row)
@@ -247,7 +244,7 @@ class Reader:
         return int(self.connection.execute(statement).scalar_one())
 
     def now(self) -> float:
-        """The database's clock, seconds since the epoch."""
+        """The database's time, in seconds since the epoch."""
         return float(self.connection.execute(sa.select(now_s())).scalar_one())
 
 
@@ -264,28 +261,28 @@ _LISTING: dict[type[Any], str] = {
 
 
 class Writer(Reader):
-    """Reads and writes of one transaction, in records. What `find` and `get` return nobody else changes meanwhile."""
+    """Reads and writes records in one transaction. Records returned by `find` and `get` are locked until it ends."""
 
     def _by_id(self, kind: type[R], id: str) -> sa.Select[Any]:
-        # FOR NO KEY UPDATE, so that others may still add what refers to it. SQLite's whole transaction is locked.
+        # FOR NO KEY UPDATE lets others still add rows that refer to it. SQLite locks the whole database anyway.
         return super()._by_id(kind, id).with_for_update(key_share=True)
 
     def lock(self, name: str) -> None:
-        """Wait for any transaction that has locked this name, and keep others waiting until this one ends."""
+        """Wait until no other transaction holds the lock with this name, and hold it until this one ends."""
         if self.connection.dialect.name == "postgresql":  # SQLite has one writer
             self.connection.execute(sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtextextended(name, 0))))
 
     def hold(self, *kinds: type[Record]) -> None:
-        """Keep everybody else from writing records of these kinds until the transaction ends."""
+        """Prevent others from writing records of these kinds until the transaction ends."""
         if self.connection.dialect.name == "postgresql":
             names = ", ".join(f'"{TABLES[kind].name}"' for kind in kinds)
             self.connection.exec_driver_sql(f"LOCK TABLE {names} IN SHARE ROW EXCLUSIVE MODE")
 
     def add(self, *records: Record) -> int:
-        """Insert records that are not there yet; the number that was new. `created` is set where it is 0."""
+        """Insert records that do not exist yet; a `created` of 0 becomes the current time. Return how many were new."""
         now: float | None = None
         inserted = 0
-        for kind, group in groupby(records, type):  # in the order given: an utterance needs its recording
+        for kind, group in groupby(records, type):  # keeps the order, since an utterance needs its recording
             rows = [to_row(record) for record in group]
             for row in rows:
                 if row.get("created") == 0.0:
@@ -299,22 +296,22 @@ class Writer(Reader):
         return inserted
 
     def _date(self, utterances: Sequence[dict[str, Any]]) -> None:
-        """Write into rows of utterances when their recordings came in."""
+        """Set `ingested` in utterance rows to the time when their recordings were ingested."""
         created: dict[str, float] = {}
         for part in chunks({row["recording"] for row in utterances}):
             wanted = sa.select(recording.c.id, recording.c.created).where(recording.c.id.in_(part))
             found = self.connection.execute(wanted)
             created.update((row.id, row.created) for row in found)
         for row in utterances:
-            row["ingested"] = created.get(row["recording"], 0.0)  # without a recording it will not be taken
+            row["ingested"] = created.get(row["recording"], 0.0)  # without its recording, the insert fails
 
     def _rate(self, utterances: Iterable[str]) -> None:
-        """Write beside utterances how sure the machine is of the text that it has for them now."""
+        """Update the utterances' confidence to that of their current machine text."""
         if rated := [{"rated": id} for id in sorted(utterances)]:
             self.connection.execute(RATE, rated)
 
     def change(self, kind: type[Record], ids: str | Iterable[str], **values: Any) -> int:
-        """Set columns of the records with these ids; the number changed."""
+        """Set columns of the records with these ids. Return the number changed."""
         table = TABLES[kind]
         changed = 0
         for part in chunks([ids] if isinstance(ids, str) else ids):
@@ -329,20 +326,20 @@ RATE = (
 )
 
 
-# What SQLite and PostgreSQL (53100 disk_full) say of a database that cannot be used, and what to do.
+# Parts of SQLite's and PostgreSQL's messages about an unusable database, and what to do (53100 is disk_full).
 FAULTS = (
     (
         ("disk is full", "No space left"),
-        "cannot be written, its disk is full ({}): make room and run it again; what was committed before is kept",
+        "cannot be written because its disk is full ({}). Free some space and run the command again.",
     ),
     (
         ("readonly database", "unable to open database"),
-        "cannot be opened for writing ({}): mind the permissions of the file, its folder, and what lies beside it",
+        "cannot be opened for writing ({}). Check the permissions of the file, its folder and the files next to it.",
     ),
-    (("not a database", "malformed"), "is damaged ({}): keep the file, and restore a backup (`voxloop restore`)"),
+    (("not a database", "malformed"), "is damaged ({}). Keep the file, and restore a backup with `voxloop restore`."),
     (
         ("authentication failed", "no password supplied", "pg_hba.conf", 'role "', "permission denied"),
-        "refuses this user ({}): check the user and the password in the setting `catalog`, and what the role may do",
+        "refuses this user ({}). Check the user and password in the setting `catalog` and the role's permissions.",
     ),
     (
         (
@@ -353,14 +350,15 @@ FAULTS = (
             "server closed the connection",
             "terminating",
         ),
-        "cannot be reached ({}): check that the server runs and the host, port and database in the setting `catalog`",
+        "cannot be reached ({}). Check that the server is running, and the host, port and database in the setting "
+        "`catalog`.",
     ),
-    (("deadlock detected",), "undid a change, as two writers waited for each other ({}): run it again"),
+    (("deadlock detected",), "rolled back a change because of a deadlock ({}). Run the command again."),
 )
 
 
 class Catalog:
-    """The open catalog. Connections are pooled; each transaction takes one."""
+    """The open catalog. Each transaction takes a connection from a pool."""
 
     def __init__(self, url: str) -> None:
         self.engine = _engine(url)
@@ -373,19 +371,19 @@ class Catalog:
 
     @contextmanager
     def read(self) -> Iterator[Reader]:
-        """A consistent view, as of the first read in it. Nothing can be written in it."""
+        """A read-only snapshot as of the first read in the block."""
         with self._told(), self._read.connect() as connection:
             yield Reader(connection)
 
     @contextmanager
     def write(self) -> Iterator[Writer]:
-        """A transaction: committed when the block ends, undone when it raises."""
+        """A transaction: committed when the block ends, rolled back if it raises."""
         with self._told(), self.engine.begin() as connection:
             yield Writer(connection)
 
     @contextmanager
     def _told(self) -> Iterator[None]:
-        """What is wrong with the database itself is said in words."""
+        """Translate errors of the database itself into clear messages."""
         try:
             yield
         except sa.exc.DatabaseError as error:
@@ -395,14 +393,14 @@ class Catalog:
             raise WorkspaceError(f"the catalog {self.engine.url!r} {found.format(_line(error.orig))}") from error
 
     def migrate(self) -> None:
-        """Bring the schema to this program's version. Raises WorkspaceError for a newer catalog."""
+        """Upgrade the schema to this program's version. Raises WorkspaceError if the catalog is newer."""
         from alembic import command
         from alembic.config import Config
         from alembic.util import CommandError
 
         config = Config()
         config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-        # A second process waits, then finds the work done: on SQLite for the IMMEDIATE transaction.
+        # A second process waits, then finds the work done. On SQLite it waits for the IMMEDIATE transaction.
         with self._told(), self.engine.begin() as connection:
             if connection.dialect.name == "postgresql":
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(MIGRATING)))
@@ -411,18 +409,18 @@ class Catalog:
                 command.upgrade(config, "head")
             except CommandError as error:
                 raise WorkspaceError(
-                    f"the catalog's schema is not known to this version of Voxloop ({error}); "
-                    "it was written by a newer one: install that"
+                    f"the catalog was written by a newer version of Voxloop, whose schema this version does not know "
+                    f"({error}). Install the newer version."
                 ) from error
 
     def compact(self) -> bool:
-        """Overwrite what deleted rows leave behind in the files; False where others hold the catalog just now.
+        """Overwrite the traces of deleted rows in the database files. Return False if others are using the catalog.
 
-        SQLite keeps deleted content in free pages and in the write-ahead log until
-        both are rewritten (https://sqlite.org/lang_vacuum.html), and in the index of
-        texts until its parts are merged. PostgreSQL keeps it until a table is written
-        anew (https://www.postgresql.org/docs/current/sql-vacuum.html); its log,
-        replicas and backups are beyond what is reached here.
+        SQLite keeps deleted content in free pages and the write-ahead log until both are
+        rewritten (https://sqlite.org/lang_vacuum.html), and in the text index until its parts
+        are merged. PostgreSQL keeps it until the table is rewritten
+        (https://www.postgresql.org/docs/current/sql-vacuum.html); its log, replicas and backups
+        are out of reach.
         """
         if self.engine.dialect.name == "postgresql":
             return self._rewrite()
@@ -437,14 +435,14 @@ class Catalog:
                 if error.sqlite_errorcode in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
                     return False
                 raise WorkspaceError(
-                    f"the catalog cannot be compacted: {error}; free some space, then again"
+                    f"the catalog cannot be compacted: {error}. Free some disk space and try again."
                 ) from error
             return not busy
         finally:
             raw.close()
 
     def _rewrite(self) -> bool:
-        """Write every table of PostgreSQL anew; False where others hold one for longer than a moment."""
+        """Rewrite every PostgreSQL table. Return False if others keep one locked for more than a moment."""
         with self._told(), self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.exec_driver_sql(f"SET lock_timeout = {REWRITE_WAIT_MS}")
             try:
@@ -459,18 +457,18 @@ class Catalog:
         return True
 
     def copy(self, target: Path) -> None:
-        """Write the catalog as it is at one moment to a new SQLite file, while others go on working.
+        """Copy a snapshot of the catalog to a new SQLite file while others keep using it.
 
-        SQLite's online backup (https://sqlite.org/backup.html), in one step. Raises
-        WorkspaceError where the catalog is not SQLite.
+        Uses SQLite's online backup (https://sqlite.org/backup.html), in one step. Raises
+        WorkspaceError if the catalog is not SQLite.
         """
         if self.engine.dialect.name != "sqlite":
-            raise WorkspaceError(f"catalog {self.engine.url!r}: only SQLite is copied; use its own backup (pg_dump)")
+            raise WorkspaceError(f"the catalog {self.engine.url!r} is not SQLite. Back it up with pg_dump.")
         raw = self.engine.raw_connection()
         copied = sqlite3.connect(target)
         try:
             cast("sqlite3.Connection", raw.driver_connection).backup(copied)
-            copied.execute("PRAGMA journal_mode=DELETE")  # one file, without a log beside it
+            copied.execute("PRAGMA journal_mode=DELETE")  # a single file, without a log next to it
         finally:
             copied.close()
             raw.close()
@@ -480,33 +478,33 @@ class Catalog:
 
 
 REWRITE_WAIT_MS = 5000
-MIGRATING = 0x766F786C6F6F70  # the advisory lock of migrations: "voxloop", as PostgreSQL's locks are numbers
+MIGRATING = 0x766F786C6F6F70  # the advisory lock for migrations: "voxloop" as a number
 
 
 def _engine(url: str) -> sa.Engine:
-    """The engine of a catalog's URL. Raises WorkspaceError, without the URL where a password could be in it."""
+    """Create the engine for a catalog URL. Raises WorkspaceError, whose message never contains a password."""
     try:
         parsed = sa.make_url(url)
     except sa.exc.ArgumentError as error:
         raise WorkspaceError(
-            "the setting `catalog` is no URL: needed is sqlite:///… or postgresql+psycopg://…"
+            "the setting `catalog` is not a URL. Give sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE."
         ) from error
     if parsed.drivername == "postgresql":
         parsed = parsed.set(drivername="postgresql+psycopg")
     if parsed.drivername not in ("sqlite", "postgresql+psycopg"):
-        raise WorkspaceError(f"catalog {parsed!r}: needed is a sqlite or postgresql+psycopg URL")
-    # A server ends connections when it restarts: each is tried before it is used.
+        raise WorkspaceError(f"the setting `catalog` is {parsed!r}. Give a sqlite:/// or postgresql+psycopg:// URL.")
+    # A server closes its connections when it restarts, so each is tested before use.
     options = {"pool_pre_ping": True} if parsed.drivername != "sqlite" else {}
     try:
         return sa.create_engine(parsed, json_serializer=_dumps, json_deserializer=_loads, **options)
     except ModuleNotFoundError as error:
         raise WorkspaceError(
-            f"catalog {parsed!r}: PostgreSQL's driver is not installed; install it with `{install_command('postgres')}`"
+            f"the catalog {parsed!r} needs the PostgreSQL driver. Install it with `{install_command('postgres')}`."
         ) from error
 
 
 def _line(error: BaseException | None) -> str:
-    """What a driver says, on one line; libpq adds hints on lines of their own."""
+    """A driver's message on one line; libpq puts hints on separate lines."""
     return " ".join(str(error).split())
 
 
@@ -515,8 +513,8 @@ PRAGMAS = (
     "journal_mode=wal",
     "synchronous=normal",
     "foreign_keys=on",
-    # Keys are hashes, so that each row changes pages of its own all over its indexes. The log gathers many of them
-    # before they are written to their places, each once, and the upper levels of the trees stay in memory.
+    # Keys are hashes, so each row changes pages all over its indexes. A long log collects many changes before each page
+    # is written once, and a large cache keeps the upper levels of the trees in memory.
     "wal_autocheckpoint=16000",  # pages: 64 MB, SQLite's own is 4 MB
     "cache_size=-16000",  # kB, SQLite's own is 2,000
 )
@@ -527,13 +525,13 @@ def _dumps(value: Any) -> str:
 
 
 def _loads(text: str) -> Any:
-    # Most of what is read is nothing: words of texts whose words were not timed.
+    # Most values are empty lists: the words of texts without word times.
     return [] if text == "[]" else None if text == "null" else json.loads(text)
 
 
 def _on_connect(connection: Any, _: Any) -> None:
-    connection.isolation_level = None  # SQLAlchemy says BEGIN itself, in _on_begin
-    connection.create_function("casefold", 1, str.casefold, deterministic=True)  # its own lower() knows ASCII alone
+    connection.isolation_level = None  # BEGIN is sent explicitly, in _on_begin
+    connection.create_function("casefold", 1, str.casefold, deterministic=True)  # SQLite's lower() handles only ASCII
     for pragma in PRAGMAS:
         connection.execute(f"pragma {pragma}")
 

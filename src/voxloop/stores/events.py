@@ -1,4 +1,4 @@
-"""The events of a catalog, in their order: the audit trail as it is now, or followed as it grows."""
+"""Read the catalog's events in order: the audit trail so far, or followed as it grows."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from voxloop.records import Event
 from voxloop.stores.catalog import Catalog, Reader, to_event
 from voxloop.stores.tables import event
 
-AT_ONCE = 500  # events read in one statement
-GAPS = 100  # watched: where there are more, nothing newer is read until some are closed
+AT_ONCE = 500  # events per statement
+GAPS = 100  # gaps to watch; with more, newer events are not read until some are closed
 
 
 def trail(catalog: Catalog, *, since: int = 0) -> Iterator[Event]:
-    """Events after the number `since`, all as of one moment."""
+    """Events after number `since`, from one consistent snapshot."""
     with catalog.read() as reader:
         while found := _read(reader, event.c.seq > since):
             yield from found
@@ -25,12 +25,12 @@ def trail(catalog: Catalog, *, since: int = 0) -> Iterator[Event]:
 
 
 def follow(catalog: Catalog, *, since: int = 0, wait: Callable[[], None]) -> Iterator[Event]:
-    """Events after the number `since`, each once and for ever; `wait` is called where there is none just now.
+    """Events after number `since`, each exactly once, without end; calls `wait` when there are no new ones.
 
-    They come in the order of their numbers, but for those of a transaction that ends
-    after a later one has: PostgreSQL gives an event its number before its
-    transaction is committed. One that comes late and has a lower number than `since` is
-    not told of: whoever begins anew where they ended gives a lower one, and knows events by their ids.
+    They come in the order of their numbers, except when a transaction commits after a later one:
+    PostgreSQL assigns an event's number before its transaction commits. A late event with a
+    number below `since` is not reported, so a reader that resumes should start from a lower
+    number and skip events whose ids it knows.
     """
     follower = Follower(catalog, since=since)
     while True:
@@ -41,7 +41,7 @@ def follow(catalog: Catalog, *, since: int = 0, wait: Callable[[], None]) -> Ite
 
 
 class Span(NamedTuple):
-    """Numbers that a transaction may hold, from `first` to `last`, both included."""
+    """Event numbers from `first` to `last`, inclusive, that a transaction may hold."""
 
     first: int
     last: int
@@ -49,19 +49,19 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Numbers that were not there when a later one was."""
+    """Event numbers that were missing when a later one had appeared."""
 
     span: Span
-    writers: frozenset[str] | None = None  # transactions that may still commit one of them; None: not asked yet
+    writers: frozenset[str] | None = None  # transactions that may still commit one of them; None: not queried yet
 
 
 class Follower:
     """Reads events as they are committed.
 
-    A number that is missing among those read is of a transaction that goes on, or of
-    one that was undone. Whoever took it holds the table's lock for writing from
-    before that until its end. So a gap is watched until everybody is gone who held that
-    lock after the gap was seen, and read once more after that.
+    A missing number belongs to a transaction that is still running or was rolled back. A
+    transaction holds the table's write lock from before it takes a number until it ends. So a
+    gap is watched until all transactions that held the lock when it was noticed have ended,
+    and is then read once more.
     """
 
     def __init__(self, catalog: Catalog, *, since: int = 0) -> None:
@@ -70,8 +70,8 @@ class Follower:
         self._gaps: list[Gap] = []
 
     def read(self) -> list[Event]:
-        """The next events, at most `AT_ONCE`; none where there are no more just now."""
-        if self._gaps:  # in a view of its own, so that what they committed is in the one after it
+        """The next events, at most `AT_ONCE`; empty if there are no new ones."""
+        if self._gaps:  # in a separate snapshot, so that the following one includes what these writers committed
             with self._catalog.read() as reader:
                 writing = _writers(reader)
             self._gaps = [
@@ -86,7 +86,7 @@ class Follower:
         return found
 
     def _settle(self, found: list[int], *, whole: bool) -> None:
-        """Close gaps, and open those between the numbers found. Not `whole`: beyond the last nothing was read."""
+        """Close gaps and open new ones between the numbers found. Unless `whole`, nothing after the last was read."""
         read_to = self._newest if whole else found[-1]
         gaps: list[Gap] = []
         for gap in self._gaps:
@@ -105,7 +105,7 @@ class Follower:
 
 
 def _missing(first: int, last: int, found: list[int]) -> Iterator[Span]:
-    """The spans from `first` to `last` between the numbers found, which ascend."""
+    """The spans between `first` and `last` that are missing from the numbers found, which are ascending."""
     for number in found:
         if first <= number <= last:
             if first < number:
@@ -121,7 +121,7 @@ def _read(reader: Reader, where: sa.ColumnElement[bool]) -> list[Event]:
 
 
 def _writers(reader: Reader) -> frozenset[str]:
-    """The transactions that may have written events and have not ended. SQLite has one, whose events come in order."""
+    """The running transactions that may have written events. SQLite has only one writer, so its events are in order."""
     if reader.connection.dialect.name != "postgresql":
         return frozenset()
     return frozenset(

@@ -1,10 +1,10 @@
 """Events and the jobs they cause: emit, claim, renew, finish, fail, sweep.
 
-An outbox with leased jobs (https://microservices.io/patterns/data/transactional-outbox.html).
-`emit` writes the event and one job for each step that listens, inside the
-transaction of the change it tells of. A worker claims jobs with a lease and a
-token, works outside any transaction, and commits its result, the next events
-and `done` in one transaction fenced by the token: a zombie or a kill -9 changes nothing.
+A transactional outbox with leased jobs (https://microservices.io/patterns/data/transactional-outbox.html).
+`emit` writes the event and one job per listening step in the transaction of the change itself.
+A worker claims jobs with a lease and a token, works outside any transaction, and commits its
+result, the next events and the `done` state in one transaction fenced by the token. So neither
+a zombie worker nor a kill -9 can do harm.
 """
 
 from __future__ import annotations
@@ -19,52 +19,52 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from voxloop.errors import LeaseLost, UnknownRecord
+from voxloop.errors import LeaseLost, UnknownRecord, counted
 from voxloop.stores import tables
 from voxloop.stores.catalog import Catalog, Reader, Writer, insert_keys, insert_new
 from voxloop.stores.tables import DEAD, DONE, LEASED, READY, now_s
 
 CLAIM_S = 600.0
-"""Seconds of audio that one claim holds at most; a single job may hold more."""
+"""Maximum seconds of audio per claim; a single job may have more."""
 
 Listeners = Mapping[str, Sequence[str]]
-"""Event type -> names of the steps that it wakes."""
+"""Event type -> names of the steps that it starts."""
 
-PRUNED = "jobs of "  # begins the names, in the table `upkeep`, of steps whose old jobs were pruned
+PRUNED = "jobs of "  # prefix of the names in the table `upkeep` that record the pruning of a step's jobs
 DIED = "the worker died or lost its lease on every attempt"
 
 job = tables.job
-_NOW = sa.select(now_s()).scalar_subquery()  # asked once in a statement, so that an index can be searched by it
-_ORDER = (job.c.priority.desc(), job.c.not_before, job.c.id)  # in which jobs of a step are claimed
+_NOW = sa.select(now_s()).scalar_subquery()  # evaluated once per statement, so that an index can be used
+_ORDER = (job.c.priority.desc(), job.c.not_before, job.c.id)  # the order in which a step's jobs are claimed
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Jobs of one step and one priority, held by this worker until the lease runs out."""
+    """Jobs of one step and one priority, held by this worker until the lease expires."""
 
     step: str
     token: str
     jobs: tuple[str, ...]
-    subjects: tuple[str, ...]  # of the jobs, in the same order
+    subjects: tuple[str, ...]  # the jobs' subjects, in the same order
     priority: int = 0
-    seconds: float = 0.0  # of audio that the jobs stand for
+    seconds: float = 0.0  # total audio of the jobs
 
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """What one event of many tells of; `key` is its natural id, by default the subject."""
+    """The content of one event; `key` is its natural id, by default the subject."""
 
     subject: str
     key: str | None = None
     payload: dict[str, Any] | None = None
-    seconds: float = 0.0  # of audio that the jobs it causes stand for, where that is known
+    seconds: float = 0.0  # audio behind each job that it causes, if known
 
 
 class Jobs:
     """The job table of one catalog.
 
-    `priorities` are those of the jobs that an event causes, by its type (0 where it has none). Steps in `coalesced`
-    have one waiting job at most, however many events ask for it.
+    `priorities` gives the priority of an event's jobs by event type (default 0). Steps in `coalesced` have at most one
+    waiting job, however many events ask for it.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Jobs:
         self.priorities = priorities or {}
         self.coalesced = frozenset(coalesced)
 
-    # Telling ---------------------------------------------------------------------------------------------------------
+    # Emitting --------------------------------------------------------------------------------------------------------
 
     def emit(
         self,
@@ -97,11 +97,11 @@ class Jobs:
         seconds: float = 0.0,
         priority: int | None = None,
     ) -> bool:
-        """Tell of an event inside `tx`. `key` is its natural id, by default the subject; True where it is new."""
+        """Emit an event inside `tx`. `key` is its natural id, by default the subject. Return True if it is new."""
         return bool(self.emit_all(tx, type, [News(subject, key, payload, seconds)], priority=priority))
 
     def emit_all(self, tx: Writer, type: str, news: Sequence[News], *, priority: int | None = None) -> int:
-        """As `emit`, for many subjects at once; the number that was new."""
+        """Like `emit`, for many subjects at once. Return the number of new events."""
         if not news:
             return 0
         now = tx.now()
@@ -139,7 +139,7 @@ class Jobs:
         return len(new)
 
     def _is_waiting(self, tx: Writer, step: str, priority: int) -> bool:
-        """Whether a job of the step waits, which is made as urgent as `priority`."""
+        """Whether a job of the step is waiting; if so, raise its priority to at least `priority`."""
         waiting = sa.and_(job.c.state == READY, job.c.step == step)
         if tx.connection.execute(sa.select(job.c.id).where(waiting).limit(1)).first() is None:
             return False
@@ -150,9 +150,9 @@ class Jobs:
     # Claiming --------------------------------------------------------------------------------------------------------
 
     def ready(self, reader: Reader, steps: Sequence[str]) -> list[str]:
-        """Those of `steps` that have a job to claim now: the most urgent first, else in the order given.
+        """The steps that have a job to claim now, most urgent first, otherwise in the order given.
 
-        One query, whatever the number of jobs. Jobs of workers that are gone count as well.
+        One query, whatever the number of jobs. Includes jobs whose lease has expired.
         """
         firsts = [
             sa.select(sa.literal(step).label("step"), job.c.priority)
@@ -173,10 +173,10 @@ class Jobs:
     def claim(
         self, steps: Sequence[str], *, limit: int = 1, cost_s: float = CLAIM_S, subject: str | None = None
     ) -> Claim | None:
-        """Lease the most urgent and oldest jobs of one of `steps` (of one subject); None where nothing waits.
+        """Lease the most urgent, oldest jobs of one of `steps` (for one subject, if given); None if there are none.
 
-        At most `limit` of one priority, and of `cost_s` seconds of audio; one that is larger is claimed alone. So is
-        a job that was tried before: one that cannot be done does not spend the attempts of its neighbours.
+        A claim has at most `limit` jobs of one priority and `cost_s` seconds of audio; a larger job is claimed alone.
+        So is a job that was tried before, so that a job that always fails does not use up its neighbours' attempts.
         """
         token = secrets.token_hex(8)
         with self.catalog.write() as tx:
@@ -213,9 +213,10 @@ class Jobs:
         )
 
     def sweep(self) -> dict[str, int]:
-        """Give back the jobs of workers that are gone, or bury them after the last attempt; those given back, by step.
+        """Return jobs with expired leases to the queue, or mark them dead after the last attempt.
 
-        Claiming does the same first. A bus that hands jobs out has to offer these again.
+        Returns the number of requeued jobs by step. Claiming does this first, too. A bus that hands out jobs has to
+        offer these again.
         """
         with self.catalog.write() as tx:
             return self._give_back(tx)
@@ -245,31 +246,31 @@ class Jobs:
     # Holding ---------------------------------------------------------------------------------------------------------
 
     def renew(self, claim: Claim) -> bool:
-        """Prolong the lease on what is not finished; False where any of it was lost."""
+        """Renew the lease on the unfinished jobs. Return False if any of them was lost."""
         with self.catalog.write() as tx:
             return self._prolong(tx, claim) == len(claim.jobs)
 
     def _prolong(self, tx: Writer, claim: Claim) -> int:
-        """Prolong the lease; the number of jobs that are this claim's: held, or finished by it."""
+        """Renew the lease. Return the number of jobs that this claim still holds or has finished."""
         held = tx.connection.execute(
             sa.update(job).where(_held(claim)).values(lease_until=now_s() + self.lease_s)
         ).rowcount
         return int(held) if held == len(claim.jobs) else self._kept(tx, claim)
 
     def _kept(self, tx: Writer, claim: Claim) -> int:
-        """The number of the claim's jobs that nobody took from it: a finished job keeps the token."""
+        """The number of the claim's jobs that nobody took over; a finished job keeps its token."""
         kept = sa.select(sa.func.count()).where(job.c.id.in_(claim.jobs), job.c.token == claim.token)
         return int(tx.connection.execute(kept).scalar_one())
 
     @contextmanager
     def renewing(self, claim: Claim) -> Iterator[None]:
-        """Prolong the lease while the block runs."""
+        """Keep renewing the lease while the block runs."""
         ended = threading.Event()
 
         def renew() -> None:
             while not ended.wait(self.lease_s / 3):
                 if not self.renew(claim):
-                    return  # lost: the step's own commit will be refused
+                    return  # lost; the step's own commit will be refused
 
         thread = threading.Thread(target=renew, name=f"lease-{claim.token}", daemon=True)
         thread.start()
@@ -280,7 +281,7 @@ class Jobs:
             thread.join()
 
     def fence(self, tx: Writer, claim: Claim) -> None:
-        """Make sure, inside `tx`, that the claim still holds. Raises LeaseLost."""
+        """Check inside `tx` that the claim still holds. Raises LeaseLost."""
         kept = self._prolong(tx, claim)
         if kept != len(claim.jobs):
             raise _lost(claim, kept, len(claim.jobs))
@@ -288,9 +289,9 @@ class Jobs:
     # Ending ----------------------------------------------------------------------------------------------------------
 
     def finish(self, tx: Writer, claim: Claim, subjects: Collection[str] = ()) -> None:
-        """Mark the claim's jobs done inside `tx`: those of some subjects, or all that are left.
+        """Mark the claim's jobs done inside `tx`: those of the given subjects, or all that are left.
 
-        Raises LeaseLost where another worker holds one.
+        Raises LeaseLost if another worker holds one.
         """
         ids = [
             id for id, subject in zip(claim.jobs, claim.subjects, strict=True) if not subjects or subject in subjects
@@ -306,7 +307,7 @@ class Jobs:
                 raise _lost(claim, min(kept, int(done)), len(ids))
 
     def fail(self, claim: Claim, error: BaseException) -> bool:
-        """Give what is not finished back to be tried again, or bury it after the last attempt; True where buried."""
+        """Requeue the unfinished jobs, or mark them dead after the last attempt. Return True if any is dead."""
         text = "".join(traceback.format_exception_only(error)).strip()
         buried = False
         with self.catalog.write() as tx:
@@ -317,13 +318,13 @@ class Jobs:
                     tx.connection.execute(one.values(state="dead", finished=now_s()))
                     buried = True
                 else:
-                    # Doubling waits, so that a store that is away for a moment does not use up the attempts.
+                    # Exponential backoff, so that a short outage of a store does not use up the attempts.
                     delay = 0.0 if len(claim.jobs) > 1 else min(0.5 * 2**row.attempts, 60.0)
                     tx.connection.execute(one.values(state="ready", not_before=now_s() + delay))
         return buried
 
     def release(self, claim: Claim) -> None:
-        """Give back untried what is not finished, as on Ctrl-C."""
+        """Requeue the unfinished jobs without counting an attempt, for instance on Ctrl-C."""
         with self.catalog.write() as tx:
             tx.connection.execute(
                 sa.update(job)
@@ -332,7 +333,7 @@ class Jobs:
             )
 
     def withdraw(self, tx: Writer, step: str, subject: str) -> int:
-        """End a subject's open and dead jobs of a step inside `tx`, whoever holds them; the number ended."""
+        """End a subject's open and dead jobs of a step inside `tx`, whoever holds them. Return their number."""
         ids = [
             sa.select(job.c.id).where(job.c.state == state, job.c.step == step, job.c.subject == subject)
             for state in (READY, LEASED, DEAD)
@@ -346,18 +347,18 @@ class Jobs:
         )
 
     def retry(self, id: str | None = None) -> int:
-        """Wake dead jobs (all, or the one with this id); the number woken."""
+        """Retry dead jobs (all, or the one with this id). Return their number."""
         where = [job.c.state == DEAD] + ([job.c.id == id] if id else [])
         with self.catalog.write() as tx:
             woken = tx.connection.execute(sa.update(job).where(*where).values(**_anew())).rowcount
         if id and not woken:
-            raise UnknownRecord(f"no dead job {id!r}; `voxloop status` lists them")
+            raise UnknownRecord(f"no failed job {id!r}. See `voxloop status`.")
         return int(woken)
 
     def redo(self, tx: Writer, step: str, subjects: Iterable[str]) -> int:
-        """Have a step done once more, inside `tx`, of subjects of which it was done; the number of jobs.
+        """Queue a step again inside `tx` for subjects that it has processed. Return the number of jobs.
 
-        Each subject's newest event that wakes the step has its job again, be that done or pruned.
+        The newest event of each subject that starts the step gets its job again, whether that was done or pruned.
         """
         types = [type for type, steps in self.listeners.items() if step in steps]
         event = tables.event
@@ -373,12 +374,12 @@ class Jobs:
         return again
 
     def prune(self, older_s: float, limit: int) -> int:
-        """Remove done jobs that ended so many seconds ago, at most `limit`; the number removed.
+        """Remove at most `limit` done jobs that ended more than `older_s` seconds ago. Return the number removed.
 
-        Their events stay, so that emitting one again makes no new job. A job without its event is left to `verify`.
+        Their events stay, so that emitting one again creates no new job. Jobs without an event are left to `verify`.
         """
         event = sa.exists().where(tables.event.c.id == job.c.event)
-        with self.catalog.read() as reader:  # mostly there are none: nothing is written then
+        with self.catalog.read() as reader:  # usually there are none, and nothing is written
             until = reader.now() - older_s
             old = sa.select(job.c.id).where(job.c.state == DONE, job.c.finished < until, event).limit(limit)
             if reader.connection.execute(old.limit(1)).first() is None:
@@ -394,15 +395,15 @@ class Jobs:
         return len(steps)
 
     def pruned(self, reader: Reader) -> dict[str, float]:
-        """For steps of which jobs were pruned: the time before which an event may have had a job that is gone."""
+        """By step, the time before which an event's job may have been pruned."""
         name, until = tables.upkeep.c.name, tables.upkeep.c.until
         rows = reader.connection.execute(sa.select(name, until).where(name.startswith(PRUNED)))
         return {row.name.removeprefix(PRUNED): row.until for row in rows}
 
-    # Looking ---------------------------------------------------------------------------------------------------------
+    # Querying --------------------------------------------------------------------------------------------------------
 
     def held(self, reader: Reader, step: str) -> dict[str, bool]:
-        """Subjects with an open job of this step, oldest first, and whether somebody holds a lease on it now."""
+        """The subjects with an open job of this step, oldest first, and whether its lease is valid now."""
         parts = [
             sa.select(job.c.subject, (job.c.lease_until > _NOW).label("alive"), job.c.created, job.c.id).where(part)
             for part in _open([step])
@@ -412,7 +413,7 @@ class Jobs:
         return {row.subject: bool(row.alive) for row in rows}
 
     def counts(self, reader: Reader, *, done: bool = True) -> dict[str, dict[str, int]]:
-        """Jobs by step and state. Without the `done` ones, which are the most, it is read off small indexes."""
+        """The number of jobs by step and state. Without `done` jobs, the majority, this needs only small indexes."""
         states = (READY, LEASED, DEAD, *((DONE,) if done else ()))
         parts = [
             sa.select(job.c.step, state.label("state"), sa.func.count())
@@ -426,7 +427,7 @@ class Jobs:
         return counts
 
     def waiting_audio(self, reader: Reader, steps: Sequence[str]) -> dict[str, float]:
-        """Seconds of audio, by step, that jobs of these steps stand for which are waiting or being worked on."""
+        """Seconds of audio in the waiting and running jobs of these steps, by step."""
         parts = [sa.select(job.c.step, job.c.cost_s).where(part) for part in _open(steps)]
         if not parts:
             return {}
@@ -435,19 +436,19 @@ class Jobs:
         return {step: float(total) for step, total in rows}
 
     def dead(self, reader: Reader, *, limit: int = 20) -> list[sa.Row[Any]]:
-        """Buried jobs with their errors, newest first."""
+        """Dead jobs with their errors, newest first."""
         statement = sa.select(job).where(job.c.state == DEAD).order_by(job.c.finished.desc()).limit(limit)
         return list(reader.connection.execute(statement))
 
     def open(self, reader: Reader, steps: Sequence[str], *, limit: int | None = None) -> int:
-        """Jobs of these steps that are waiting or being worked on; of each no more than `limit` are counted."""
+        """The number of waiting and running jobs of these steps, counting at most `limit` of each kind."""
         found = [sa.select(job.c.step).where(part).limit(limit).subquery() for part in _open(steps)]
         counts = [sa.select(sa.func.count()).select_from(one).scalar_subquery() for one in found]
         return sum(reader.connection.execute(sa.select(*counts)).one())
 
 
 def waiting_row(step: str, event: str, subject: str, now: float) -> dict[str, Any]:
-    """A job that waits, for the table."""
+    """The table row of a waiting job."""
     return {
         "id": f"{step}:{event}",
         "created": now,
@@ -461,12 +462,12 @@ def waiting_row(step: str, event: str, subject: str, now: float) -> dict[str, An
 
 
 def _anew() -> dict[str, Any]:
-    """What an ended job becomes when it is to be done once more."""
+    """The column values that reset an ended job so that it runs again."""
     return {"state": "ready", "token": None, "not_before": now_s(), "attempts": 0, "finished": None}
 
 
 def _within(found: Sequence[sa.Row[Any]], cost_s: float) -> list[sa.Row[Any]]:
-    """The first jobs that may be claimed together: untried, of one priority, of so many seconds of audio."""
+    """The first jobs that can be claimed together: untried, of one priority, within `cost_s` seconds of audio."""
     first = found[0]
     if first.attempts:
         return [first]
@@ -490,7 +491,7 @@ def _is_expired() -> sa.ColumnElement[bool]:
 
 
 def _open(steps: Sequence[str]) -> tuple[sa.ColumnElement[bool], sa.ColumnElement[bool]]:
-    """Conditions for jobs that wait and for those at work; one by one, since no index answers both."""
+    """The conditions for waiting and for running jobs; separate, since no index covers both."""
     ready, leased = (sa.and_(job.c.state == state, job.c.step.in_(steps)) for state in (READY, LEASED))
     return ready, leased
 
@@ -500,4 +501,4 @@ def _held(claim: Claim) -> sa.ColumnElement[bool]:
 
 
 def _lost(claim: Claim, held: int, of: int) -> LeaseLost:
-    return LeaseLost(f"{held} of {of} {claim.step} jobs are still held: another worker took over")
+    return LeaseLost(f"another worker took over {of - held} of {counted(of, f'{claim.step} job')}")

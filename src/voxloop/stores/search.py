@@ -1,12 +1,12 @@
-"""Texts by what is in them: the indexes of all transcripts that the catalogs keep.
+"""Substring search in transcripts, with an index in the catalog.
 
-SQLite's is an FTS5 table of trigrams (https://sqlite.org/fts5.html#the_trigram_tokenizer): it knows which texts have
-three characters in a row, in any script and whatever their case, but not where, and it holds no text. Triggers write
-it with each row. What it finds is therefore a little more than what is looked for, and the texts are looked at again.
-Two line ends after each text let it find one or two characters, which are the beginning of some trigram then.
+On SQLite it is an FTS5 trigram table (https://sqlite.org/fts5.html#the_trigram_tokenizer), updated by triggers. It
+knows which texts contain three consecutive characters, in any script and case, but not where, and it stores no text.
+So it finds slightly too much, and the texts are checked again. Two newlines after each text make one or two characters
+searchable, since they are then always the start of some trigram.
 
-PostgreSQL's is a GIN index of pg_trgm (https://www.postgresql.org/docs/current/pgtrgm.html) over the texts without
-their case. It knows three letters or digits in a row; fewer are looked for in one text after the other.
+On PostgreSQL it is a pg_trgm GIN index (https://www.postgresql.org/docs/current/pgtrgm.html) over the case-folded
+texts. It knows three consecutive letters or digits; shorter strings are searched for text by text.
 """
 
 from __future__ import annotations
@@ -24,50 +24,50 @@ from sqlalchemy.sql.functions import FunctionElement
 from voxloop.stores.tables import transcript
 
 INDEX = "transcript_text"  # rowid: transcript.number
-TRIGRAMS = "transcript_trigram"  # what is in the index, a row for each trigram and text
+TRIGRAMS = "transcript_trigram"  # the index's content: a row for each trigram and text
 
-# Texts that were deleted stay in the index's older parts until all are merged.
+# Deleted texts stay in older segments of the index until all are merged.
 FORGET = f"INSERT INTO {INDEX}({INDEX}) VALUES ('optimize')"
 
 LENGTH = 3  # characters of a trigram
-TRIGRAM = re.compile(r"[^\W_]{3}")  # what PostgreSQL's index knows of a part
-TOGETHER = 4  # trigrams that are looked for together: more cost more and find hardly less
-ASKED = 100  # trigrams of a long text whose frequency is asked for
+TRIGRAM = re.compile(r"[^\W_]{3}")  # what PostgreSQL's index can find
+TOGETHER = 4  # trigrams searched for together; more cost more and hardly narrow the result
+ASKED = 100  # maximum number of trigrams of a search string whose frequency is queried
 
-# Looking up each of n texts costs n, walking through a listing until 50 with the part are met 50 * texts / n of about
-# four times as much: the same at the root of so many times the number of texts.
+# Looking up n matching texts costs n. Walking the listing until 50 matches are found takes 50 * texts / n steps that
+# cost about four times as much. The two are equal at n = sqrt(200 * texts).
 STEPS = 200
-FIRST = 500  # texts that tell how many there are about
-SURELY = 4  # times the limit that they have to tell of
+FIRST = 500  # matching texts from which the total number is estimated
+SURELY = 4  # factor by which that estimate must exceed the limit
 
-SAMPLE = 50  # the number of the text with a trigram that tells its frequency: rare ones come late
+SAMPLE = 50  # the position of the 50th text with a trigram estimates its frequency: the later, the rarer
 
 _index = sa.table(INDEX, sa.column("rowid", sa.Integer), sa.column(INDEX, sa.Text))
 _trigrams = sa.table(TRIGRAMS, sa.column("term", sa.Text), sa.column("doc", sa.Integer))
 
 
 class _Holds(FunctionElement[bool]):
-    """Whether a text holds a part that has no case any more: of the text, the part, and the part as a pattern."""
+    """Whether a text contains a case-folded string; takes the text, the string, and the string as a LIKE pattern."""
 
     type = sa.Boolean()
     inherit_cache = True
 
 
 class _HoldsAscii(_Holds):
-    """As `_Holds`, for a part in ASCII."""
+    """Like `_Holds`, for an ASCII string."""
 
     inherit_cache = True
 
 
 def holds(text: sa.ColumnElement[str], part: str) -> sa.ColumnElement[bool]:
-    """Whether a text may hold `part`, whatever the case of both."""
+    """Whether a text may contain `part`, ignoring case."""
     folded = part.casefold()
     kind = _HoldsAscii if part.isascii() else _Holds
     return kind(text, sa.literal(folded), sa.literal(_pattern(folded)))
 
 
 def _pattern(folded: str) -> str:
-    """A pattern of LIKE for texts with this part. No text in PostgreSQL holds a NUL, nor may a pattern."""
+    """The LIKE pattern for texts that contain this string. PostgreSQL allows NUL neither in texts nor in patterns."""
     escaped = re.sub(r"([\\%_])", r"\\\1", folded).replace("\0", "_")
     return f"%{escaped}%"
 
@@ -75,7 +75,7 @@ def _pattern(folded: str) -> str:
 @compiles(_Holds, "sqlite")
 def _holds_sqlite(element: Any, compiler: Any, **more: Any) -> str:
     text, part, _ = (compiler.process(one, **more) for one in element.clauses)
-    return f"(instr(casefold({text}), {part}) > 0)"  # a function of ours: SQLite's lower() knows ASCII alone
+    return f"(instr(casefold({text}), {part}) > 0)"  # our own function, since SQLite's lower() handles only ASCII
 
 
 @compiles(_HoldsAscii, "sqlite")
@@ -91,16 +91,16 @@ def _holds_postgresql(element: Any, compiler: Any, **more: Any) -> str:
 
 
 def few(connection: sa.Connection, part: str) -> list[int] | list[str] | None:
-    """The keys of the transcripts that may hold `part`, where these are so few that looking them up is the best way.
+    """The keys of the transcripts that may contain `part`, if so few that looking them up is fastest.
 
-    None where there are more, and where no index knows. What a key is depends on the database: `among` takes it.
+    None if there are more, or if no index can tell. The type of the keys depends on the database; pass them to `among`.
     """
     if not part or "\0" in part:
         return None
     if connection.dialect.name == "postgresql":
         return _few_postgresql(connection, part)
     folded = part.casefold()
-    # SQLite folds letter by letter: a part with ß is looked for as it is and with ss.
+    # SQLite folds letter by letter, so a string with ß is searched for as it is and with ss.
     spelt = [folded] if len(folded) == len(part) else [part.lower(), folded]
     found = sa.union_all(*(_holding(connection, one) for one in spelt))
     last = connection.exec_driver_sql("SELECT max(number) FROM transcript").scalar() or 0
@@ -117,7 +117,7 @@ def few(connection: sa.Connection, part: str) -> list[int] | list[str] | None:
 def _few_postgresql(connection: sa.Connection, part: str) -> list[str] | None:
     if not TRIGRAM.search(part):
         return None
-    # As last counted by VACUUM or ANALYZE; -1: never, and then a table is small or will be counted soon.
+    # As of the last VACUUM or ANALYZE. -1: never counted, so the table is small or will be counted soon.
     texts = connection.exec_driver_sql("SELECT reltuples FROM pg_class WHERE oid = 'transcript'::regclass").scalar_one()
     limit = isqrt(STEPS * max(int(texts), FIRST))
     table = transcript.c
@@ -126,7 +126,7 @@ def _few_postgresql(connection: sa.Connection, part: str) -> list[str] | None:
 
 
 def among(text: sa.FromClause, keys: list[int] | list[str]) -> sa.ColumnElement[bool]:
-    """Whether a transcript is one of those with these keys (`few`), which may be many."""
+    """Whether a transcript has one of these keys (from `few`); there may be many."""
     if not keys:
         return sa.false()
     if isinstance(keys[0], int):
@@ -142,7 +142,7 @@ def _holding(connection: sa.Connection, part: str) -> sa.Select[Any]:
 
 
 def _rarest(connection: sa.Connection, part: str) -> str:
-    """A query for the trigrams of a part that fewest texts have."""
+    """A query for the rarest trigrams of a string."""
     trigrams = dict.fromkeys(part[start : start + LENGTH] for start in range(len(part) - LENGTH + 1))
     quoted = ['"' + trigram.replace('"', '""') + '"' for trigram in trigrams][:ASKED]
     if len(quoted) > TOGETHER:

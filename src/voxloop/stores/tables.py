@@ -1,4 +1,4 @@
-"""The tables of the catalog, for SQLite and PostgreSQL alike; `migrations/` brings a database to them."""
+"""The catalog's tables, for SQLite and PostgreSQL; `migrations/` creates and upgrades them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ metadata = sa.MetaData(naming_convention=NAMING)
 
 
 class now_s(FunctionElement[float]):
-    """The database's clock, seconds since the epoch: leases must not depend on a worker's clock."""
+    """The database's time in seconds since the epoch, so that leases do not depend on workers' clocks."""
 
     type = sa.Double()
     inherit_cache = True
@@ -34,11 +34,11 @@ def _now_postgresql(element: Any, compiler: Any, **_: Any) -> str:
     return "extract(epoch from clock_timestamp())::double precision"
 
 
-NUMBERED = "utterance number"  # in `upkeep`: the highest that an utterance had which is gone
+NUMBERED = "utterance number"  # in `upkeep`: the highest number of any deleted utterance
 
 
 class next_number(FunctionElement[int]):
-    """The number of an utterance that is being inserted: they count up, and none is given twice."""
+    """The number for a new utterance. Numbers ascend and are never reused."""
 
     type = sa.BigInteger()
     inherit_cache = True
@@ -46,7 +46,7 @@ class next_number(FunctionElement[int]):
 
 @compiles(next_number, "sqlite")
 def _next_number_sqlite(element: Any, compiler: Any, **_: Any) -> str:
-    # SQLite has one writer at a time, so that nobody else finds the same number.
+    # SQLite has one writer at a time, so nobody else can get the same number.
     gone = f"(SELECT until FROM upkeep WHERE name = '{NUMBERED}')"
     return f"(SELECT max(coalesce(max(number), 0), coalesce({gone}, 0)) + 1 FROM utterance)"
 
@@ -76,16 +76,16 @@ recording = sa.Table(
     sa.Column("segments", sa.JSON),
     sa.Column("quality", sa.JSON),
     sa.Column("encoding", sa.JSON(none_as_null=True)),
-    # Listed and summed from. It grows at its end: a further index in random order costs an ingest a page for each row.
+    # For listings and sums. It grows at its end; another index in random order would cost ingest a page write per row.
     sa.Index("ix_recording_created_samples", "created", "samples"),
 )
 
-# Which recording a file held when it was last read, so that an unchanged file is not decoded again.
+# The recording that a file contained when last read, so that unchanged files are not decoded again.
 source_file = sa.Table(
     "source_file",
     metadata,
     sa.Column("path", sa.String, primary_key=True),  # absolute
-    sa.Column("channel", sa.String, primary_key=True),  # "mix", or "0", "1", ... of a file taken by channel
+    sa.Column("channel", sa.String, primary_key=True),  # "mix", or "0", "1", ... if the channels were split
     sa.Column("size", sa.BigInteger, nullable=False),
     sa.Column("mtime_ns", sa.BigInteger, nullable=False),
     sa.Column("recording", sa.ForeignKey("recording.id", ondelete="CASCADE"), nullable=False, index=True),
@@ -107,20 +107,20 @@ utterance = sa.Table(
     sa.Column("quality", sa.JSON),
     sa.Column("priority", sa.Double, nullable=False, default=0.0),
     sa.Column("doubt", sa.String),
-    # `created` of its recording, here so that an index can hold both; written by `Writer.add`, no part of the record.
+    # `created` of its recording, copied here for the indexes. Set by `Writer.add`; not part of the record.
     sa.Column("ingested", sa.Double, nullable=False, server_default="0"),
-    # How sure the machine is of its text (`machine_confidence`), here for the same reason and written there, too.
+    # Confidence of its machine text (`machine_confidence`), for the same reason and also set there.
     sa.Column("confidence", sa.Double),
-    # A small id beside ours, which other programs' APIs expect; no part of the record. Its index grows at its end.
+    # A small integer id, which other programs' APIs expect; not part of the record. Its index grows at its end.
     sa.Column("number", sa.BigInteger, default=next_number()),
     sa.Index("ix_utterance_number", "number", unique=True),
-    # Each page of a listing is read off one of these in order, whatever the number of utterances; what is judged on
-    # the way, dates and confidence, stands in them.
+    # Each page of a listing is read in order from one of these, whatever the number of utterances. They include the
+    # columns that are filtered on the way: dates and confidence.
     sa.Index("ix_utterance_listed", *_LISTED),
     sa.Index("ix_utterance_status_listed", "status", *_LISTED),
     sa.Index("ix_utterance_speaker_listed", "speaker", *_LISTED),
     sa.Index("ix_utterance_language_listed", "language", *_LISTED),
-    # A page between dates, or of a confidence, that few utterances have is picked and sorted from one of these.
+    # If few utterances match a date or confidence range, a page is selected and sorted from one of these.
     sa.Index("ix_utterance_ingested_listed", "ingested", "status", "speaker", "language", *_LISTED[:2], "confidence"),
     sa.Index(
         "ix_utterance_confidence_listed",
@@ -128,7 +128,7 @@ utterance = sa.Table(
         sqlite_where=sa.text("confidence IS NOT NULL"),
         postgresql_where=sa.text("confidence IS NOT NULL"),
     ),
-    sa.Index("ix_utterance_status", "status"),  # counted from: a tenth of the size of the others
+    sa.Index("ix_utterance_status", "status"),  # for counting: a tenth of the size of the others
 )
 
 transcript = sa.Table(
@@ -147,7 +147,7 @@ transcript = sa.Table(
     sa.Column("no_speech", sa.Double),
     sa.Column("guards", sa.JSON),
     sa.Column("temperature", sa.Double),
-    # Its place in the index of texts (`stores.search`), given by a trigger of SQLite; no part of the record.
+    # Its row id in the text index (`stores.search`), set by an SQLite trigger; not part of the record.
     sa.Column("number", sa.BigInteger),
     sa.Index("ix_transcript_number", "number", unique=True),
     sa.Index("ix_transcript_utterance_kind_created", "utterance", "kind", "created"),
@@ -155,11 +155,11 @@ transcript = sa.Table(
 )
 
 
-MACHINE_TEXTS = ("clean", "hypothesis")  # in this order, of which the first that there is counts
+MACHINE_TEXTS = ("clean", "hypothesis")  # in order of preference
 
 
 def machine_confidence() -> sa.ScalarSelect[float | None]:
-    """The confidence of an utterance's newest machine text, for a statement over the utterance table."""
+    """The confidence of an utterance's newest machine text, as a subquery for statements on the utterance table."""
     text = transcript.alias()
     return (
         sa.select(text.c.confidence)
@@ -186,7 +186,7 @@ dataset = sa.Table(
     sa.Column("forgotten", sa.Integer, nullable=False, server_default="0"),
 )
 
-# What a dataset holds, for questions such as "which datasets used this speaker"; its manifest blob is the truth.
+# The content of datasets, for queries such as "which datasets used this speaker". The manifest blob is the truth.
 dataset_utterance = sa.Table(
     "dataset_utterance",
     metadata,
@@ -215,35 +215,37 @@ run = sa.Table(
     sa.Column("retry_of", sa.String),
 )
 
-# The lines of a run's metrics.jsonl, for whoever looks at the run from anywhere.
+# The lines of a run's metrics.jsonl, so that the run can be followed from any machine.
 run_metric = sa.Table(
     "run_metric",
     metadata,
     sa.Column("run", sa.ForeignKey("run.id", ondelete="CASCADE"), primary_key=True),
-    sa.Column("line", sa.Integer, primary_key=True, autoincrement=False),  # 1: the first
+    sa.Column("line", sa.Integer, primary_key=True, autoincrement=False),  # starting at 1
     sa.Column("step", sa.Integer, nullable=False),
-    sa.Column("measured", sa.Boolean, nullable=False),  # whether it holds an evaluation: these are never thinned out
+    sa.Column(
+        "measured", sa.Boolean, nullable=False
+    ),  # whether it contains an evaluation; such lines are never thinned out
     sa.Column("values", sa.JSON, nullable=False),
 )
 
-# The end of a run's train.log, in pieces of whole lines.
+# The end of a run's train.log, in pieces of complete lines.
 run_log = sa.Table(
     "run_log",
     metadata,
     sa.Column("run", sa.ForeignKey("run.id", ondelete="CASCADE"), primary_key=True),
-    sa.Column("start", sa.BigInteger, primary_key=True, autoincrement=False),  # its first byte's place in the log
+    sa.Column("start", sa.BigInteger, primary_key=True, autoincrement=False),  # offset of its first byte in the log
     sa.Column("data", sa.LargeBinary, nullable=False),
 )
 
-# Which folder of a run is the newest, and what of it lies in the blob store: the manifest of its newest checkpoint.
+# A run's newest folder, and the manifest of its newest checkpoint in the blob store.
 run_folder = sa.Table(
     "run_folder",
     metadata,
     sa.Column("run", sa.ForeignKey("run.id", ondelete="CASCADE"), primary_key=True),
-    sa.Column("home", sa.String, nullable=False),  # host:path#token of that folder, empty: none may be gone on from
+    sa.Column("home", sa.String, nullable=False),  # host:path#token of that folder; empty: no folder to continue from
     sa.Column("step", sa.Integer),  # of the checkpoint
     sa.Column("files", sa.JSON, nullable=False),  # name in the folder -> {"sha256": "sha256-<hex>", "size": bytes}
-    sa.Column("config", sa.JSON, nullable=False),  # of training_config.json, what holds on every machine
+    sa.Column("config", sa.JSON, nullable=False),  # the machine-independent part of training_config.json
     sa.Column("changed", sa.Double, nullable=False),
 )
 
@@ -312,12 +314,12 @@ event = sa.Table(
     sa.Column("published", sa.Boolean, nullable=False, default=False),
 )
 
-# Written out in statements, not sent beside them: only then does a planner see that a partial index answers.
+# Literals instead of parameters, so that the query planner can use partial indexes.
 READY, LEASED, DONE, DEAD = (
     sa.literal_column(f"'{state}'", sa.String) for state in ("ready", "leased", "done", "dead")
 )
 
-# ready -> leased -> done; leased -> ready (failed, given back, or the lease ran out); leased -> dead (last attempt);
+# ready -> leased -> done; leased -> ready (failed, released, or the lease expired); leased -> dead (last attempt);
 # dead -> ready (retried)
 job = sa.Table(
     "job",
@@ -328,19 +330,19 @@ job = sa.Table(
     sa.Column("event", sa.String, nullable=False),
     sa.Column("subject", sa.String, nullable=False),
     sa.Column("state", sa.String, nullable=False),
-    sa.Column("priority", sa.Integer, nullable=False, server_default="0"),  # higher is claimed sooner
-    sa.Column("cost_s", sa.Double, nullable=False, server_default="0"),  # seconds of audio that it stands for
-    sa.Column("token", sa.String),  # of the claim that holds it, or that finished it
-    sa.Column("not_before", sa.Double, nullable=False),  # ready: not claimed earlier
-    sa.Column("lease_until", sa.Double),  # leased: when it may be given to another worker
+    sa.Column("priority", sa.Integer, nullable=False, server_default="0"),  # higher is claimed first
+    sa.Column("cost_s", sa.Double, nullable=False, server_default="0"),  # seconds of audio behind it
+    sa.Column("token", sa.String),  # of the claim that holds or finished it
+    sa.Column("not_before", sa.Double, nullable=False),  # if ready: earliest time to claim it
+    sa.Column("lease_until", sa.Double),  # if leased: when another worker may take it
     sa.Column("attempts", sa.Integer, nullable=False, default=0),
     sa.Column("error", sa.Text),
     sa.Column("finished", sa.Double),
-    # One small index for each question that is asked of jobs in one state. Every row is in one of them at a time.
+    # One small index per state. Every row is in exactly one of them.
     *(
         sa.Index(f"ix_job_{state}", *columns, sqlite_where=where, postgresql_where=where)
         for state, columns, where in (
-            # `state` at its end, so that counting reads the index alone.
+            # Ends with `state`, so that counting needs only the index.
             ("ready", ("step", sa.text("priority DESC"), "not_before", "id", "state"), sa.text("state = 'ready'")),
             ("leased", ("lease_until", "step"), sa.text("state = 'leased'")),
             ("done", ("finished",), sa.text("state = 'done'")),
@@ -349,7 +351,7 @@ job = sa.Table(
     ),
 )
 
-# What recurs and one of all processes does, by name: when it was done last, and up to where what was there is gone.
+# Recurring maintenance, by name: when any process last did it, and up to which time data has been removed.
 upkeep = sa.Table(
     "upkeep",
     metadata,
@@ -362,11 +364,13 @@ vector = sa.Table(
     "vector",
     metadata,
     sa.Column("id", sa.String, primary_key=True),  # utterance id
-    sa.Column("space", sa.String, primary_key=True),  # what made the vectors: only those of one space compare
+    sa.Column(
+        "space", sa.String, primary_key=True
+    ),  # the model that made them; only vectors of one space are comparable
     sa.Column("values", sa.LargeBinary, nullable=False),  # little-endian float32
 )
 
-# One line a decision of a reviewer, never changed: undoing one is another decision that names it.
+# One row per reviewer's decision, never changed; undoing one adds another decision that refers to it.
 review_decision = sa.Table(
     "review_decision",
     metadata,
@@ -375,28 +379,28 @@ review_decision = sa.Table(
     sa.Column("utterance", sa.ForeignKey("utterance.id", ondelete="CASCADE"), nullable=False, index=True),
     sa.Column("kind", sa.String, nullable=False),  # save, accept, bulk accept, reject, skip, import, undo
     sa.Column("by", sa.String, nullable=False),
-    sa.Column("before", sa.String, nullable=False),  # the utterance's status until then
-    sa.Column("transcript", sa.String),  # the reference written
-    sa.Column("replaced", sa.String),  # the reference withdrawn for it, where the one written is the older
+    sa.Column("before", sa.String, nullable=False),  # the utterance's previous status
+    sa.Column("transcript", sa.String),  # the new reference
+    sa.Column("replaced", sa.String),  # the reference withdrawn for it, if the new one has an earlier time
     sa.Column("reason", sa.Text),
     sa.Column("seconds", sa.Double),  # from taking the utterance to deciding
     sa.Column("undoes", sa.BigInteger().with_variant(sa.Integer, "sqlite")),  # seq of another decision
 )
 
-# Whose turn an utterance is; no row: nobody's, and not skipped.
+# Reservations of utterances for reviewers. No row: not reserved and not skipped.
 review_turn = sa.Table(
     "review_turn",
     metadata,
     sa.Column("utterance", sa.ForeignKey("utterance.id", ondelete="CASCADE"), primary_key=True),
     sa.Column("by", sa.String),
     sa.Column("taken", sa.Double, nullable=False),
-    sa.Column("until", sa.Double, nullable=False),  # nobody else gets it before
-    sa.Column("seen", sa.String),  # the reference that the reviewer was shown, empty: none
-    sa.Column("shown", sa.String),  # the machine's text that the reviewer was shown
-    sa.Column("skipped", sa.Double, nullable=False),  # not offered before, 0: not skipped
+    sa.Column("until", sa.Double, nullable=False),  # reserved until then
+    sa.Column("seen", sa.String),  # the reference shown to the reviewer; empty: none
+    sa.Column("shown", sa.String),  # the machine text shown to the reviewer
+    sa.Column("skipped", sa.Double, nullable=False),  # hidden until then; 0: not skipped
 )
 
-# One line a refused file, so that a second run and `voxloop status` can tell of it.
+# One row per refused file, so that later runs and `voxloop status` can report it.
 refusal = sa.Table(
     "refusal",
     metadata,
@@ -406,7 +410,7 @@ refusal = sa.Table(
     sa.Column("message", sa.Text, nullable=False),
 )
 
-# Names and jargon that speakers say, as they are to be written; `language` is empty where any is meant.
+# Names and jargon, spelt as they should be written. An empty `language` means any.
 vocabulary = sa.Table(
     "vocabulary",
     metadata,
@@ -415,11 +419,11 @@ vocabulary = sa.Table(
     _created(),
 )
 
-# What was forgotten, without whose it was. `pending` lists what is still to be deleted and ends as null.
+# Audit entries of removals, without names. `pending` lists what is still to be deleted; null when finished.
 removal = sa.Table(
     "removal",
     metadata,
-    sa.Column("id", sa.String, primary_key=True),  # ULID, drawn at random: it stands for the request
+    sa.Column("id", sa.String, primary_key=True),  # random ULID that identifies the request
     _created(),
     sa.Column("kind", sa.String, nullable=False),  # speaker or recording
     sa.Column("by", sa.String, nullable=False),

@@ -1,7 +1,7 @@
-"""Vectors of utterances, searched by likeness; rebuilt from the audio at any time.
+"""Vectors of utterances for similarity search. They can be rebuilt from the audio at any time.
 
-Embedded, they are rows of the catalog and a NumPy matrix in memory: an exact
-scan of 100,000 256-d vectors takes about 20 ms, which needs no index.
+The embedded store keeps them as rows of the catalog and scans a NumPy matrix in memory: an exact
+scan of 100,000 256-dimensional vectors takes about 20 ms, so no index is needed.
 """
 
 from __future__ import annotations
@@ -23,35 +23,35 @@ vector = tables.vector
 
 
 class Vectors(Protocol):
-    """Unit vectors by utterance id, kept apart by `space` (what made them); all of one space have one width.
+    """Unit vectors by utterance id, in separate spaces (one per model). All vectors of a space have the same width.
 
-    They are derived and may be written again at any time, so that no call belongs to a transaction of the catalog:
-    make them before the commit that says so, delete them after the commit that removes their utterances. What a kill
-    leaves between the two is mended by `verify`.
+    Vectors are derived data and can be rewritten at any time, so no call is part of a catalog transaction: write them
+    before the commit that refers to them, and delete them after the commit that removes their utterances. `verify`
+    repairs what a crash between the two leaves behind.
     """
 
     def upsert(self, space: str, ids: Sequence[str], matrix: Matrix) -> None:
-        """Keep rows of (B, D) under their ids, replacing what was there. Raises UsageError for another width."""
+        """Store the rows of a (B, D) matrix by id, replacing existing ones. Raises UsageError for a wrong width."""
         ...
 
     def delete(self, ids: Sequence[str]) -> int:
-        """Forget ids in every space; the number of vectors removed."""
+        """Delete the vectors of these ids in every space. Return the number deleted."""
         ...
 
     def search(self, space: str, query: Vector, *, limit: int = 10) -> list[tuple[str, float]]:
-        """The nearest ids with their cosine similarity, nearest first; query (D,)."""
+        """The most similar ids with their cosine similarity, most similar first; query (D,)."""
         ...
 
     def read(self, space: str, ids: Sequence[str]) -> tuple[list[str], Matrix]:
-        """Those of `ids` that have a vector, with their vectors in the same order, (B, D); (0, 0) where none has."""
+        """The ids among `ids` that have a vector, and their vectors in the same order, (B, D); (0, 0) if none has."""
         ...
 
     def count(self, space: str, ids: Sequence[str] | None = None) -> int:
-        """Vectors of a space, all or those of some ids."""
+        """The number of vectors in a space, of all or of some ids."""
         ...
 
     def spaces(self) -> list[str]:
-        """The spaces that hold vectors."""
+        """The spaces that contain vectors."""
         ...
 
     def ids(self, space: str) -> Iterator[str]:
@@ -60,15 +60,15 @@ class Vectors(Protocol):
 
 
 class CatalogVectors:
-    """Vectors as rows of the catalog, scanned in memory. Writes are transactions of their own: not inside another."""
+    """Vectors as rows of the catalog, scanned in memory. Each write is its own transaction; do not nest it."""
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
-        self._widths: dict[str, int] = {}  # of spaces written to, so that each is looked up once
+        self._widths: dict[str, int] = {}  # of spaces written to, so that each width is looked up once
 
     def upsert(self, space: str, ids: Sequence[str], matrix: Matrix) -> None:
         if matrix.ndim != 2 or len(ids) != len(matrix):
-            raise UsageError(f"vectors: {len(ids)} ids with a matrix of shape {matrix.shape}; needed is (ids, width)")
+            raise UsageError(f"got {len(ids)} ids and a matrix of shape {matrix.shape}. Give one row per id.")
         rows = {
             id: {"id": id, "space": space, "values": np.ascontiguousarray(row, dtype="<f4").tobytes()}
             for id, row in zip(ids, matrix, strict=True)
@@ -137,6 +137,6 @@ class CatalogVectors:
 
 
 def batched(ids: Sequence[str], size: int) -> Iterator[Sequence[str]]:
-    """`itertools.batched`, which Python 3.11 has not."""
+    """Like `itertools.batched`, which Python 3.11 lacks."""
     for start in range(0, len(ids), size):
         yield ids[start : start + size]

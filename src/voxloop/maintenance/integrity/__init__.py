@@ -1,4 +1,4 @@
-"""Verify: every hash recomputed, catalog and blobs held against each other; what can be mended is."""
+"""Verify a workspace: recompute every hash, cross-check catalog and blobs, and repair what can be repaired."""
 
 from voxloop.maintenance.integrity.check import Finding
 from voxloop.maintenance.integrity.verifying import Verification, verify

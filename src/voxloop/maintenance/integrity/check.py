@@ -1,4 +1,4 @@
-"""A verification under way: what is wanted of it, what it found."""
+"""A verification in progress: its options and findings."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ READ = 16 * CHUNK  # bytes of a blob hashed at a time
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Finding:
-    """Something that is not as it should be."""
+    """A problem in the workspace."""
 
-    kind: str  # a short stable word for counting
+    kind: str  # short and stable, for counting
     subject: str  # id, key or path
-    message: str  # what was found
-    remedy: str  # what to do
+    message: str  # the problem
+    remedy: str  # what to do about it
     repaired: bool = False
 
 
 @dataclass(kw_only=True)
 class Check:
-    """A verification under way."""
+    """A verification in progress."""
 
     ws: Workspace
     repair: bool
@@ -44,10 +44,10 @@ class Check:
     def report(
         self, kind: str, subject: str, message: str, remedy: str, mend: Callable[[], bool] | None = None
     ) -> None:
-        """Keep a finding; `mend` is tried where repairs are wanted and says whether it helped."""
+        """Record a finding. If repairs are wanted, call `mend`, which returns whether it succeeded."""
         repaired = bool(self.repair and mend and mend())
-        if mend and not self.repair:
-            remedy = f"`voxloop verify --repair`: {remedy}"
+        if mend:
+            remedy = f"`voxloop verify --repair` {remedy}"
         found = Finding(kind=kind, subject=subject, message=message, remedy=remedy, repaired=repaired)
         self.findings.append(found)
 
@@ -60,6 +60,6 @@ class Check:
 
 
 def still(ws: Workspace, kind: type[R], id: str) -> bool:
-    """Whether a record is there now, which may have been removed since it was read."""
+    """Whether a record still exists; it may have been removed since it was read."""
     with ws.read() as reader:
         return reader.find(kind, id) is not None

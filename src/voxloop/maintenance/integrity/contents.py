@@ -1,4 +1,4 @@
-"""What the workspace holds is what its names say: audio, spans, datasets, models, evaluations, aliases."""
+"""Checks that content matches its name: audio, spans, datasets, models, evaluations, aliases."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
-from voxloop.errors import AudioError, BlobError
+from voxloop.errors import AudioError, BlobError, counted
 from voxloop.maintenance import removal
 from voxloop.maintenance.integrity.check import READ, Check, still
 from voxloop.models import model_id
@@ -29,7 +29,7 @@ from voxloop.stores.catalog import insert_new
 if TYPE_CHECKING:
     from voxloop.workspace import Workspace
 
-LOST = "its audio is not among the blobs"
+LOST = "the audio is missing from the blob store"
 
 
 # Audio ---------------------------------------------------------------------------------------------------------------
@@ -47,15 +47,14 @@ def check_recordings(check: Check) -> None:
             "audio-missing" if wrong == LOST else "audio-damaged",
             recording.id,
             f"{recording.name}: {wrong}",
-            f"takes it from {_sources(check.ws, recording)[0][0]} where that is still the same audio; else restore a "
-            "backup, or "
-            f"`voxloop forget --recording {recording.id[:19]}`",
+            f"restores it from {_sources(check.ws, recording)[0][0]} if that file is unchanged. Otherwise restore a "
+            f"backup, or remove the recording with `voxloop forget --recording {recording.id[:19]}`.",
             partial(_take_again, check.ws, recording),
         )
 
 
 def _audio_fault(ws: Workspace, recording: Recording) -> str | None:
-    """What is wrong with a recording's blob; read piece by piece, whatever its length."""
+    """What is wrong with a recording's blob, or None. Reads it piece by piece."""
     key = audio_key(recording.id)
     size = audio.WAV_HEADER_BYTES + recording.samples * audio.SAMPLE_BYTES
     digest = hashlib.sha256()
@@ -63,34 +62,34 @@ def _audio_fault(ws: Workspace, recording: Recording) -> str | None:
     if found is None:
         return LOST
     if found != size:
-        return f"its audio has {found} bytes instead of {size}"
+        return f"the audio has {found:,} bytes instead of {size:,}"
     try:
         for part in ws.blobs.parts(key, READ, start=audio.WAV_HEADER_BYTES):
             digest.update(part)
         head = ws.blobs.get(key, 0, audio.WAV_HEADER_BYTES)
     except BlobError as error:
-        return f"its audio cannot be read to its end: {error}"
+        return f"the audio cannot be read to its end: {error}"
     if f"sha256-{digest.hexdigest()}" != recording.id:
-        return "its audio is not what its id says: the samples changed"
+        return "the audio's hash does not match the recording's id: the samples have changed"
     if head != audio.wav_header(recording.samples * audio.SAMPLE_BYTES):
-        return "the header of its WAV was changed"
+        return "the WAV header has changed"
     return None
 
 
 def _sources(ws: Workspace, recording: Recording) -> list[tuple[Path, int | None]]:
-    """The files that held a recording's audio, each with its channel (None: mixed); never none."""
+    """The source files of a recording's audio, each with its channel (None: mixed). There is always at least one."""
     table = tables.source_file
     with ws.read() as reader:
         rows = reader.connection.execute(
             sa.select(table).where(table.c.recording == recording.id).order_by(table.c.path, table.c.channel)
         ).all()
-    # Where it came from as it was named, too: catalogs of earlier versions remember no files.
+    # Catalogs of earlier versions have no source files, so the recording's own source is added.
     named = (Path(recording.source), None)
     return [*((Path(row.path), int(row.channel) if row.channel.isdigit() else None) for row in rows), named]
 
 
 def _take_again(ws: Workspace, recording: Recording) -> bool:
-    """Put the audio back from a file that held it, where one still holds the same samples."""
+    """Restore the audio from a source file that still has the same samples. Return whether there was one."""
     return any(_take_from(ws, recording, path, channel) for path, channel in _sources(ws, recording) if path.is_file())
 
 
@@ -99,7 +98,7 @@ def _take_from(ws: Workspace, recording: Recording, path: Path, channel: int | N
     digest = hashlib.sha256()
     spool = ws.folder / "spool"
     spool.mkdir(exist_ok=True)
-    # Through a file on the disk, since a recording may last for hours.
+    # Uses a temporary file, since a recording may last for hours.
     with tempfile.TemporaryDirectory(dir=spool, prefix="verify-") as folder:
         wav = Path(folder) / "again.wav"
         try:
@@ -118,7 +117,7 @@ def _take_from(ws: Workspace, recording: Recording, path: Path, channel: int | N
 
 
 def check_utterances(check: Check) -> None:
-    """Spans lie inside their recordings, are at most 30 s, and are named by what they are."""
+    """Check that spans are inside their recordings, last at most 30 s and match their ids."""
     u, r = tables.utterance.c, tables.recording.c
     with check.ws.read() as reader:
         rows = reader.connection.execute(
@@ -130,21 +129,23 @@ def check_utterances(check: Check) -> None:
         span = f"samples {row.start} to {row.end}"
         wrong = None
         if not 0 <= row.start < row.end <= row.samples:
-            wrong = f"{span} do not lie inside the recording's {row.samples}"
+            wrong = f"{span} are outside the recording, which has {row.samples} samples"
         elif row.end - row.start > MAX_UTTERANCE_SAMPLES:
-            wrong = f"{span} last longer than 30 s"
+            wrong = f"{span} are longer than 30 s"
         elif row.id != utterance_id(row.recording, row.start, row.end):
-            wrong = f"its id does not say {span} of {row.recording}"
+            wrong = f"the id does not match {span} of {row.recording}"
         if wrong:
-            check.report("utterance-span", row.id, wrong, "reject it: `voxloop review reject`, or restore a backup")
+            check.report(
+                "utterance-span", row.id, wrong, "Reject it with `voxloop review reject`, or restore a backup."
+            )
         if row.split:
             splits.setdefault(row.recording, set()).add(row.split)
     for recording, found in splits.items():
         if len(found) > 1:
             message = (
-                f"its utterances are in the splits {', '.join(sorted(found))}: what is tested may have been learnt"
+                f"its utterances are in the splits {', '.join(sorted(found))}, so the test may contain training data"
             )
-            check.report("split-leak", recording, message, "reject the utterances of one of these splits")
+            check.report("split-leak", recording, message, "Reject the utterances in all but one of these splits.")
 
 
 # Datasets ------------------------------------------------------------------------------------------------------------
@@ -167,56 +168,58 @@ def check_datasets(check: Check) -> None:
             check.report(
                 "dataset-utterance-missing",
                 dataset.id,
-                f"{len(lost)} of {len(rows)} utterances of {dataset.name} are not in the catalog: forgotten, or lost",
-                "takes them out of the manifest and marks the dataset",
+                f"{len(lost):,} of {counted(len(rows), 'utterance')} in {dataset.name} are not in the catalog: "
+                "they were forgotten or lost",
+                "removes them from the manifest and marks the dataset.",
                 partial(_redact, check.ws, dataset.id),
             )
         there = [row for row in rows if row.utterance in splits]
         moved = [row for row in there if splits[row.utterance] != row.split]
         if moved:
-            message = f"{len(moved)} utterances of {dataset.name} are in another split now than when it was frozen"
-            check.report("split-moved", dataset.id, message, "restore a backup: what is test must stay test")
+            count = counted(len(moved), "utterance has", "utterances have")
+            message = f"{count} changed split since {dataset.name} was built"
+            check.report("split-moved", dataset.id, message, "Restore a backup: test utterances must stay in test.")
         by_recording: dict[str, set[str]] = {}
         for row in rows:
             by_recording.setdefault(row.recording, set()).add(row.split)
         leaks = sum(len(found) > 1 for found in by_recording.values())
         if leaks:
-            message = f"{leaks} recordings of {dataset.name} are in more than one split"
-            check.report("split-leak", dataset.id, message, "freeze a new dataset without one of the parts")
+            message = f"{counted(leaks, 'recording is', 'recordings are')} in more than one split of {dataset.name}"
+            check.report("split-leak", dataset.id, message, "Build a new dataset without the utterances of one split.")
         unread = [row for row in there if row.transcript not in texts]
         if unread:
-            message = f"{len(unread)} texts of {dataset.name} are no transcripts of the catalog"
-            check.report("dataset-text-missing", dataset.id, message, "restore a backup, or freeze a new dataset")
+            message = f"{counted(len(unread), 'text')} of {dataset.name} cannot be found in the catalog"
+            check.report("dataset-text-missing", dataset.id, message, "Restore a backup, or build a new dataset.")
         _dataset_rows(check, dataset, there)
         if dataset.parent and dataset.parent not in known:
-            message = f"the dataset before {dataset.name}, {dataset.parent}, is not there"
-            check.report("dataset-parent-missing", dataset.id, message, "restore a backup")
+            message = f"the parent of {dataset.name}, {dataset.parent}, is missing"
+            check.report("dataset-parent-missing", dataset.id, message, "Restore a backup.")
 
 
 def _manifest(check: Check, dataset: Dataset) -> list[datasets.DatasetRow] | None:
-    """The rows of a dataset whose manifest is there and is what its name says."""
+    """The rows of a dataset; None if its manifest is missing or damaged."""
     key = dataset.manifest or f"datasets/{dataset.id}.jsonl"
     try:
         data = check.ws.blobs.get(key)
     except BlobError as error:
         if still(check.ws, Dataset, dataset.id) and datasets.manifest_key(check.ws, dataset.id) == key:
-            remedy = "restore a backup, or freeze a new dataset"
+            remedy = "Restore a backup, or build a new dataset."
             check.report("manifest-missing", dataset.id, f"{dataset.name}: {error}", remedy)
         return None
     found = re.search(r"\.redacted-(sha256-[0-9a-f]{64})", key)
     expected = found.group(1) if found else dataset.id
     if sha256_bytes(data) != expected:
-        message = f"{dataset.name}: the manifest {key} is not what its name says: it was changed"
-        check.report("manifest-damaged", dataset.id, message, "restore a backup; do not train or measure on it")
+        message = f"{dataset.name}: the hash of the manifest {key} does not match its name"
+        check.report("manifest-damaged", dataset.id, message, "Restore a backup. Do not train or evaluate on it.")
         return None
     if not check.ws.blobs.exists(datasets.excluded_key(key)):
-        message = f"{dataset.name}: the list of what was left out is not among the blobs"
-        check.report("exclusions-missing", dataset.id, message, "restore a backup, or freeze a new dataset")
+        message = f"{dataset.name}: the list of excluded utterances is missing from the blob store"
+        check.report("exclusions-missing", dataset.id, message, "Restore a backup, or build a new dataset.")
     return [datasets.DatasetRow(**json.loads(line)) for line in data.splitlines()]
 
 
 def _redact(ws: Workspace, dataset: str) -> bool:
-    """Put what is left of a dataset under a new key, as forgetting does."""
+    """Store the remaining rows of a dataset under a new key, as forgetting does."""
     with ws.read() as reader:
         found = reader.get(Dataset, dataset)
         ids = set(reader.connection.execute(sa.select(tables.utterance.c.id)).scalars())
@@ -224,7 +227,7 @@ def _redact(ws: Workspace, dataset: str) -> bool:
 
 
 def _dataset_rows(check: Check, dataset: Dataset, rows: Sequence[datasets.DatasetRow]) -> None:
-    """The catalog's copy of who is in which dataset says what the manifest says."""
+    """Check that the dataset's rows in the catalog match its manifest."""
     table = tables.dataset_utterance
     wanted = {(row.utterance, row.transcript, row.split) for row in rows}
     statement = sa.select(table.c.utterance, table.c.transcript, table.c.split).where(table.c.dataset == dataset.id)
@@ -241,8 +244,9 @@ def _dataset_rows(check: Check, dataset: Dataset, rows: Sequence[datasets.Datase
             insert_new(tx.connection, table, rows)
         return True
 
-    message = f"the catalog's list of {dataset.name} differs from its manifest in {len(found ^ wanted)} rows"
-    check.report("dataset-rows", dataset.id, message, "writes the list anew from the manifest", mend)
+    differing = counted(len(found ^ wanted), "row")
+    message = f"the catalog's list of {dataset.name} differs from its manifest in {differing}"
+    check.report("dataset-rows", dataset.id, message, "rebuilds the list from the manifest.", mend)
 
 
 # Models and evaluations ----------------------------------------------------------------------------------------------
@@ -253,9 +257,9 @@ def check_models(check: Check) -> None:
         trained = reader.all(Model, tables.model.c.run.is_not(None))
     for model in trained:
         check.tick("models")
-        remedy = "restore a backup, or train again; until then roll back to another (`voxloop model rollback`)"
+        remedy = "Restore a backup or train again. Until then, go back to another model with `voxloop model rollback`."
         if model_id(model.files) != model.id:
-            check.report("model-id", model.id, "its list of files is not what its id says", remedy)
+            check.report("model-id", model.id, "its list of files does not match its id", remedy)
         for name, expected in model.files.items():
             key = f"{model.where}/{name}"
             wrong = _file_fault(check.ws, key, expected)
@@ -264,13 +268,13 @@ def check_models(check: Check) -> None:
                     "model-file",
                     model.id,
                     f"{name} {wrong}",
-                    f"takes it from the run's folder where it is still whole; else {remedy}",
+                    f"restores it from the run's folder if it is intact there. Otherwise: {remedy}",
                     partial(_put_back, check.ws, model, name),
                 )
 
 
 def check_checkpoints(check: Check) -> None:
-    """What runs go on from on another machine."""
+    """Check the checkpoints from which runs can continue on another machine."""
     with check.ws.read() as reader:
         named = list(training.named_blobs(reader))
     for run, key, file in named:
@@ -282,8 +286,8 @@ def check_checkpoints(check: Check) -> None:
             check.report(
                 "checkpoint-file",
                 run,
-                f"{key} {fault}: the run cannot go on from it on another machine",
-                "gives the copy up: the run goes on from its own folder, and begins anew elsewhere",
+                f"{key} {fault}, so the run cannot continue on another machine",
+                "drops this copy. The run continues from its own folder, or starts over elsewhere.",
                 partial(_without_checkpoint, check.ws, run),
             )
 
@@ -296,8 +300,8 @@ def _without_checkpoint(ws: Workspace, run: str) -> bool:
 
 def _file_fault(ws: Workspace, key: str, expected: str) -> str | None:
     if not ws.blobs.exists(key):
-        return "is not among the blobs"
-    return None if blob_hash(ws, key) == expected else "is not what its hash says: it was changed"
+        return "is missing from the blob store"
+    return None if blob_hash(ws, key) == expected else "has changed: its hash does not match"
 
 
 def blob_hash(ws: Workspace, key: str) -> str:
@@ -324,32 +328,32 @@ def check_evaluations(check: Check) -> None:
         recordings = set(reader.connection.execute(sa.select(tables.recording.c.id)).scalars())
     for evaluation in evaluations:
         check.tick("evaluations")
-        again = "measure again: `voxloop evaluate` after `voxloop verify --repair` removed this one"
+        drops = "removes the evaluation. Then run `voxloop evaluate` again."
         for name, id, known in (("model", evaluation.model, models), ("dataset", evaluation.dataset, frozen)):
             if id not in known:
-                check.report("evaluation-orphan", evaluation.id, f"its {name} {id} is not there", "restore a backup")
+                check.report("evaluation-orphan", evaluation.id, f"its {name} {id} is missing", "Restore a backup.")
         drop = partial(_drop, check.ws, evaluation)
         try:
             lines = check.ws.blobs.get(evaluation.hypotheses).splitlines()
             rows = [Scored(**json.loads(line)) for line in lines]
         except BlobError as error:
             if still(check.ws, Evaluation, evaluation.id):
-                check.report("hypotheses-missing", evaluation.id, str(error), f"removes it; then {again}", drop)
+                check.report("hypotheses-missing", evaluation.id, str(error), drops, drop)
             continue
         except (ValueError, TypeError) as error:
-            message = f"what was heard cannot be read from {evaluation.hypotheses}: {error}"
-            check.report("hypotheses-damaged", evaluation.id, message, f"removes it; then {again}", drop)
+            message = f"cannot read the hypotheses in {evaluation.hypotheses}: {error}"
+            check.report("hypotheses-damaged", evaluation.id, message, drops, drop)
             continue
         if len(rows) != evaluation.scores.get("utterances", len(rows)):
-            message = f"{len(rows)} utterances were kept, {evaluation.scores['utterances']} were scored"
-            check.report("hypotheses-damaged", evaluation.id, message, f"removes it; then {again}", drop)
+            message = f"it has {len(rows)} hypotheses but scores of {evaluation.scores['utterances']}"
+            check.report("hypotheses-damaged", evaluation.id, message, drops, drop)
         elif any(row.recording not in recordings for row in rows):
-            message = "it holds texts of recordings that are not in the catalog: forgotten, or lost"
-            check.report("evaluation-forgotten", evaluation.id, message, f"removes it; then {again}", drop)
+            message = "it contains texts of recordings that were forgotten or lost"
+            check.report("evaluation-forgotten", evaluation.id, message, drops, drop)
 
 
 def _drop(ws: Workspace, evaluation: Evaluation) -> bool:
-    """Remove an evaluation with what was heard: asked again, it is made again."""
+    """Remove an evaluation and its hypotheses; `voxloop evaluate` makes it again."""
     with ws.transaction() as tx:
         tx.connection.execute(sa.delete(tables.evaluation).where(tables.evaluation.c.id == evaluation.id))
     ws.blobs.delete(evaluation.hypotheses)
@@ -366,7 +370,7 @@ def check_aliases(check: Check) -> None:
     for row in rows:
         check.checked["aliases"] += 1
         if row.id is None:
-            remedy = "`voxloop model promote` another, or restore a backup"
-            check.report("alias", row.name, f"{row.name} names the model {row.model}, which is not there", remedy)
+            remedy = "Promote another model with `voxloop model promote`, or restore a backup."
+            check.report("alias", row.name, f"{row.name} points to the model {row.model}, which is missing", remedy)
         elif row.by is None:
-            check.report("alias", row.name, f"the promotion that moved {row.name} is not there", "restore a backup")
+            check.report("alias", row.name, f"the promotion that set {row.name} is missing", "Restore a backup.")

@@ -1,4 +1,4 @@
-"""What lies between the records: the database, jobs, vectors, blobs and files that no row names."""
+"""Checks of everything beside the records: the database, jobs, vectors, unreferenced blobs and leftover files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from voxloop.errors import ModelError, UnknownRecord
+from voxloop.errors import ModelError, UnknownRecord, counted
 from voxloop.maintenance import removal
 from voxloop.maintenance.integrity.check import Check
 from voxloop.models import embedding_model
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from voxloop.stores.catalog import Reader
     from voxloop.workspace import Workspace
 
-REMOVABLE = ("datasets/", "evaluations/", "models/", "runs/")  # blobs that can be made again
+REMOVABLE = ("datasets/", "evaluations/", "models/", "runs/")  # blobs that can be recreated
 
 
 # The catalog itself --------------------------------------------------------------------------------------------------
@@ -42,8 +42,8 @@ def check_removals(check: Check) -> None:
         check.report(
             "removal-unfinished",
             id,
-            "what was forgotten is not all deleted yet",
-            "or `voxloop forget --resume` finishes it",
+            "some of the forgotten data is not deleted yet",
+            "or `voxloop forget --resume` finishes the removal.",
             lambda: removal.resume(check.ws) > 0,
         )
 
@@ -54,13 +54,13 @@ def check_database(check: Check) -> None:
     with check.ws.read() as reader:
         said = reader.connection.exec_driver_sql("pragma integrity_check(20)").scalars().all()
         broken = reader.connection.exec_driver_sql("pragma foreign_key_check").all()
-    check.checked["database pages and keys"] += 1
+    check.checked["databases"] += 1
     for line in said:
         if line != "ok":
-            check.report("catalog-damaged", "catalog.db", str(line), "restore a backup: `voxloop restore`")
+            check.report("catalog-damaged", "catalog.db", str(line), "Restore a backup with `voxloop restore`.")
     for row in broken[:20]:
-        message = f"row {row[1]} of {row[0]} points at a {row[2]} that is not there"
-        check.report("row-without-its-owner", f"{row[0]}:{row[1]}", message, "restore a backup: `voxloop restore`")
+        message = f"row {row[1]} of {row[0]} refers to a missing {row[2]}"
+        check.report("row-without-its-owner", f"{row[0]}:{row[1]}", message, "Restore a backup with `voxloop restore`.")
 
 
 # Jobs and vectors ----------------------------------------------------------------------------------------------------
@@ -106,11 +106,11 @@ def check_jobs(check: Check) -> None:
         return True
 
     if missing:
-        message = f"{len(missing)} events never woke a step that listens to them"
-        check.report("job-missing", missing[0]["id"], message, "emits the jobs; then `voxloop worker`", emit)
+        message = f"{counted(len(missing), 'job is', 'jobs are')} missing for events that should have started a step"
+        check.report("job-missing", missing[0]["id"], message, "queues them. Then run `voxloop worker`.", emit)
     if lone:
-        message = f"{len(lone)} jobs are of events that are not there"
-        check.report("job-without-event", lone[0], message, "removes them", remove)
+        message = f"{counted(len(lone), 'job has', 'jobs have')} no event"
+        check.report("job-without-event", lone[0], message, "removes them.", remove)
 
 
 def check_vectors(check: Check) -> None:
@@ -125,7 +125,7 @@ def check_vectors(check: Check) -> None:
         check.checked["vectors"] += len(of_space)
         held |= of_space
     lone = sorted(held - owners.keys())
-    with check.ws.read() as reader:  # utterances that came in since are no strangers
+    with check.ws.read() as reader:  # utterances added since are not orphans
         there = reader.numbers(lone)
     lone = [id for id in lone if id not in there]
     made = set(vectors.ids(current)) if current else set()
@@ -140,14 +140,18 @@ def check_vectors(check: Check) -> None:
             return tx.redo("index", lacking) > 0
 
     if lone:
-        check.report("vector-orphan", lone[0], f"{len(lone)} vectors are of no utterance", "removes them", remove)
+        message = f"{counted(len(lone), 'vector has', 'vectors have')} no utterance"
+        check.report("vector-orphan", lone[0], message, "removes them.", remove)
     if lacking and current:
-        message = f"{len(lacking)} recordings were indexed and have utterances without a vector of {current}"
-        check.report("vector-missing", lacking[0], message, "wakes the step index; then `voxloop worker`", index)
+        count = counted(len(lacking), "indexed recording has", "indexed recordings have")
+        message = f"{count} utterances without a vector of {current}"
+        check.report(
+            "vector-missing", lacking[0], message, "queues them for indexing. Then run `voxloop worker`.", index
+        )
 
 
 def _indexed(ws: Workspace, reader: Reader) -> set[str]:
-    """Recordings whose vectors were made: an event asked for them, and no job is left to be done or has failed."""
+    """Recordings whose vectors were made: an event asked for them, and no job is waiting or has failed."""
     e, j = tables.event.c, tables.job.c
     types = [type for type, steps in ws.jobs.listeners.items() if "index" in steps]
     asked = set(reader.connection.execute(sa.select(e.subject).where(e.type.in_(types))).scalars())
@@ -156,21 +160,21 @@ def _indexed(ws: Workspace, reader: Reader) -> set[str]:
 
 
 def _space(check: Check) -> str | None:
-    """The space that vectors are made in now."""
+    """The current space of vectors; None if its model is unavailable."""
     try:
         return embedding_model(check.ws).id
     except (ModelError, UnknownRecord) as error:
         check.report(
-            "embedding-model", check.ws.settings.embedding_model, str(error), "set `embedding_model` to another"
+            "embedding-model", check.ws.settings.embedding_model, str(error), "Set `embedding_model` to another model."
         )
         return None
 
 
-# What no row names ---------------------------------------------------------------------------------------------------
+# Unreferenced blobs and files ----------------------------------------------------------------------------------------
 
 
 def named_blobs(reader: Reader) -> Iterator[str]:
-    """Every blob key that the catalog names."""
+    """Every blob key that the catalog refers to."""
     for id in reader.connection.execute(sa.select(tables.recording.c.id)).scalars():
         yield audio_key(id)
     for dataset in reader.iterate(Dataset):
@@ -203,16 +207,16 @@ def check_orphans(check: Check) -> None:
             check.report(
                 "audio-orphan",
                 key,
-                "audio that no recording names: an ingest was killed before its row, or the catalog is an older one",
-                "takes it back as a recording without name, text or speaker; ingest its file again to give it these",
+                "no recording refers to this audio: an ingest was interrupted, or the catalog is older than the audio",
+                "makes it a recording without name, text or speaker. To restore these, ingest the file again.",
                 partial(_take_back, check.ws, key),
             )
         elif key.startswith(REMOVABLE):
             check.report(
                 "blob-orphan",
                 key,
-                "a blob that no row names: what wrote it was killed before its row",
-                "removes it",
+                "no catalog row refers to this blob: the process that wrote it was killed",
+                "removes it.",
                 partial(_remove_blob, check.ws, key),
             )
 
@@ -223,7 +227,7 @@ def _remove_blob(ws: Workspace, key: str) -> bool:
 
 
 def _take_back(ws: Workspace, key: str) -> bool:
-    """Register audio whose row is lost; what is no stored recording, or is cut off, is removed."""
+    """Register audio whose row is lost. Audio that does not match its name is removed."""
     id = key.removeprefix("audio/").removesuffix(".wav")
     data = ws.blobs.get(key)
     pcm = data[audio.WAV_HEADER_BYTES :]
@@ -241,7 +245,7 @@ def _take_back(ws: Workspace, key: str) -> bool:
 
 
 def check_runs(check: Check) -> None:
-    """Runs that say they run and do not; copies in run folders of speech that is not in the catalog."""
+    """Check for dead runs marked as running, and for copies of forgotten speech in run folders."""
     with check.ws.read() as reader:
         runs = reader.all(Run)
         recordings = set(reader.connection.execute(sa.select(tables.recording.c.id)).scalars())
@@ -253,8 +257,8 @@ def check_runs(check: Check) -> None:
             check.report(
                 "run-dead",
                 run.id,
-                "it is said to run, and nobody attends to it: its lease has run out",
-                "marks it as interrupted: `voxloop run resume` goes on from its newest checkpoint",
+                "it is marked as running, but its processes are gone and its lease has expired",
+                "marks it as interrupted. `voxloop run resume` continues from its newest checkpoint.",
                 partial(_interrupted, check.ws, run),
             )
     for manifest in sorted(check.ws.runs.glob("*/data/*.jsonl")):
@@ -263,8 +267,8 @@ def check_runs(check: Check) -> None:
             check.report(
                 "run-data-forgotten",
                 str(manifest.relative_to(check.ws.folder)),
-                f"{len(gone)} rows are of recordings that are not in the catalog: forgotten, or lost",
-                "takes them out, with their audio",
+                f"{counted(len(gone), 'row belongs', 'rows belong')} to recordings that were forgotten or lost",
+                "removes them and their audio.",
                 lambda: removal.clean_run_data(check.ws, lambda id: id not in recordings) > 0,
             )
 
@@ -274,10 +278,10 @@ def _interrupted(ws: Workspace, run: Run) -> bool:
 
 
 def check_leftovers(check: Check) -> None:
-    """Files and folders of processes that were killed: half-written ones, and what was too long for memory."""
+    """Check for files and folders of killed processes: half-written files and spooled audio."""
     ws, old = check.ws, time.time() - check.min_age_s
     found = [*ws.folder.glob("spool/*"), *ws.folder.glob("cache/**/*.partial"), *ws.runs.glob("**/*.partial")]
-    # obstore writes a file beside its place, under its name with # and a number, and moves it there.
+    # obstore first writes a file under its name with # and a number appended, then renames it.
     found += [path for path in ws.folder.glob("blobs/**/*#*") if re.search(r"#\d+$", path.name)]
     live = {run.name for run in ws.runs.glob("*") if removal.alive(run)}
     for path in found:
@@ -287,8 +291,8 @@ def check_leftovers(check: Check) -> None:
         check.report(
             "leftover",
             str(inside),
-            "left by a process that was killed",
-            "removes it",
+            "left by a killed process",
+            "removes it.",
             partial(_sweep, path),
         )
 

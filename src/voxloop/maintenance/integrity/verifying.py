@@ -1,8 +1,8 @@
-"""Verify: every hash recomputed, catalog and blobs held against each other; what can be mended is, the rest is listed.
+"""Verify: recompute every hash, cross-check catalog and blobs, repair what can be repaired and list the rest.
 
-It runs beside other work. What is younger than `min_age_s` may be about to be
-named by a row, so it is no orphan yet; what a step removed meanwhile is looked up
-again before it is called lost.
+It runs while the workspace is in use. A file younger than `min_age_s` may be about to get its
+catalog row, so it is not reported as an orphan. Before a file is reported as lost, its record
+is looked up again, since a step may have removed both meanwhile.
 """
 
 from __future__ import annotations
@@ -19,38 +19,39 @@ from voxloop.stores import tables
 if TYPE_CHECKING:
     from voxloop.workspace import Workspace
 
-STALE_S = 3600.0  # younger files may belong to work under way
+STALE_S = 3600.0  # younger files may belong to work in progress
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verification:
-    """What was checked, and what was found."""
+    """The result of a verification."""
 
-    checked: dict[str, int]  # by kind of thing
+    checked: dict[str, int]  # number of objects checked, by kind
     findings: tuple[Finding, ...]
     elapsed: float  # seconds
 
     @property
     def sound(self) -> bool:
-        """Nothing is wrong, or nothing is any more."""
+        """Whether no problems remain."""
         return all(finding.repaired for finding in self.findings)
 
     def as_dict(self) -> dict[str, Any]:
-        """The answer, and what it rests on."""
+        """The verdict and its basis."""
         return {"sound": self.sound, "checked": self.checked, "findings": self.findings}
 
 
 def verify(
     ws: Workspace, *, repair: bool = False, min_age_s: float = STALE_S, progress: Progress | None = None
 ) -> Verification:
-    """Recompute every hash and cross-check catalog, blobs and files. Nothing is written without `repair`.
+    """Recompute every hash and cross-check catalog, blobs and files. Writes nothing without `repair`.
 
-    Repaired are: audio that is lost or damaged, from its source file where that
-    still decodes to the same samples; audio that no row names, taken back as a
-    recording; other blobs that no row names, removed; jobs that an event lacks;
-    the catalog's list of a dataset's rows; vectors; rows of forgotten speech in
-    manifests; removals cut off; leftovers of killed processes; runs that nobody
-    attends to any more; damaged copies of checkpoints, given up. `min_age_s`: younger leftovers are left alone.
+    Repairs: lost or damaged audio is restored from its source file if that still decodes to
+    the same samples; unreferenced audio becomes a recording again; other unreferenced blobs
+    are removed; missing jobs are queued; a dataset's rows in the catalog are rebuilt; vectors
+    are removed or queued; rows of forgotten speech are removed from manifests; interrupted
+    removals are finished; leftovers of killed processes are removed; dead runs are marked as
+    interrupted; damaged checkpoint copies are dropped. Leftovers younger than `min_age_s`
+    seconds are ignored.
     """
     began = time.monotonic()
     check = Check(ws=ws, repair=repair, min_age_s=min_age_s, progress=progress)

@@ -1,4 +1,4 @@
-"""Forget what was taken in of a speaker or as a recording; delete models, runs and datasets that nothing needs."""
+"""Forget speakers and recordings; delete models, runs and datasets that are not in use."""
 
 from voxloop.maintenance.removal.deleting import Deleted, delete_dataset, delete_model, delete_run
 from voxloop.maintenance.removal.finishing import clean_run_data, redact_dataset, redacted, resume, unfinished

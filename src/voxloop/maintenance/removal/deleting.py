@@ -1,10 +1,10 @@
-"""Delete: a model, a run or a dataset goes that nothing needs, with its evaluations, blobs and folders.
+"""Delete a model, run or dataset that is not in use, with its evaluations, blobs and folders.
 
-    what needs it ──► one transaction: rows gone, the event told, what is still to be deleted written down
-        ──► blobs and folders
+    check for uses ──► one transaction: delete rows, emit the event, record what is still to be deleted
+        ──► delete blobs and folders
 
-Killed anywhere, the next deletion, `verify --repair` or `forget --resume` goes on from what was written down.
-Promotions and events that name it stay: history is never rewritten.
+After a crash, the next deletion, `verify --repair` or `forget --resume` continues from that record.
+Promotions and events that name the deleted object stay: history is never rewritten.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ if TYPE_CHECKING:
     from voxloop.workspace import Transaction, Workspace
 
 Deletable = Literal["model", "run", "dataset"]
-UNFINISHED = ("queued", "running", "paused", "interrupted")  # a run that goes on, or can
+UNFINISHED = ("queued", "running", "paused", "interrupted")  # a run that is active or can be resumed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Deleted:
-    """What was deleted."""
+    """The result of a deletion."""
 
     kind: Deletable
     id: str
     name: str | None
-    evaluations: int  # that went with it
+    evaluations: int  # deleted with it
     blobs: int
 
 
 def delete_model(ws: Workspace, name: str, *, by: str = "cli") -> Deleted:
-    """Delete a model with its evaluations, files and converted forms; a base's own files elsewhere stay.
+    """Delete a model with its evaluations, files and conversions. A base model's original files stay.
 
-    Raises ConflictError where an alias, a model made from it, an unfinished run or a setting needs it.
+    Raises ConflictError if an alias, a model trained from it, an unfinished run or a setting uses it.
     """
     resume(ws)
     found = models.base_model(ws, name)
@@ -60,7 +60,7 @@ def delete_model(ws: Workspace, name: str, *, by: str = "cli") -> Deleted:
         forms = [one.folder for one in models.conversions(ws) if one.model == model.id]
         folders = [str(path.relative_to(ws.folder)) for path in (*forms, ws.folder / models.RESTORED / model.id)]
         tx.connection.execute(sa.delete(tables.model).where(tables.model.c.id == model.id))
-        if model.run is not None:  # else `verify` and `run show` would send people to what is gone
+        if model.run is not None:  # so that `verify` and `run show` do not point to a deleted model
             tx.connection.execute(sa.update(tables.run).where(tables.run.c.model == model.id).values(model=None))
         removal = _write_down(tx, "model", model.id, keys, folders, by)
         tx.emit("model.deleted", model.id, key=removal, payload={"by": by, "name": model.name})
@@ -69,14 +69,14 @@ def delete_model(ws: Workspace, name: str, *, by: str = "cli") -> Deleted:
 
 
 def delete_run(ws: Workspace, name: str, *, by: str = "cli") -> Deleted:
-    """Delete a run with its log, metrics and folder. Raises ConflictError where it can go on, or its model is kept."""
+    """Delete a run with its log, metrics and folder. Raises ConflictError if it is active or its model still exists."""
     resume(ws)
     found = training.find(ws, name)
     attended = training.attended(ws, found) or alive(ws.runs / found.id)
     with ws.completion() as tx:
         run = tx.get(Run, found.id)
         _refuse(f"run {_short(run.id)}", list(_needs_run(tx, run, attended)))
-        # Prefixed by its id, whichever of them a row names.
+        # Everything under its id, whether or not a row refers to it.
         keys = sorted(ws.blobs.list(f"runs/{run.id}/"))
         tx.connection.execute(sa.delete(tables.job).where(tables.job.c.subject == run.id))
         for table in (tables.run_metric, tables.run_log, tables.run_folder):
@@ -89,9 +89,9 @@ def delete_run(ws: Workspace, name: str, *, by: str = "cli") -> Deleted:
 
 
 def delete_dataset(ws: Workspace, name: str, *, by: str = "cli") -> Deleted:
-    """Delete a dataset with the evaluations on it. Its recordings and texts stay, and keep their splits.
+    """Delete a dataset and the evaluations on it. Its recordings and texts stay and keep their splits.
 
-    Raises ConflictError where a run learnt from it, or the model that holds an alias was promoted on it.
+    Raises ConflictError if a run was trained on it, or if the model behind an alias was promoted on it.
     """
     resume(ws)
     found = datasets.find(ws, name)
@@ -101,11 +101,11 @@ def delete_dataset(ws: Workspace, name: str, *, by: str = "cli") -> Deleted:
         _refuse(f"dataset {dataset.name} {_short(dataset.id)}", list(_needs_dataset(tx, dataset)))
         keys, count = _drop_evaluations(tx, tables.evaluation.c.dataset == dataset.id)
         manifest = dataset.manifest or f"datasets/{dataset.id}.jsonl"
-        # Its lists, and pictures or shards that were made of it.
+        # Its manifests, and charts or shards made from it.
         keys += sorted({manifest, datasets.excluded_key(manifest), *ws.blobs.list(f"datasets/{dataset.id}")})
         rows = tables.dataset_utterance
         tx.connection.execute(sa.delete(rows).where(rows.c.dataset == dataset.id))
-        # What came after it comes after the one before it now.
+        # Its children become children of its parent.
         d = tables.dataset
         tx.connection.execute(sa.update(d).where(d.c.parent == dataset.id).values(parent=dataset.parent))
         tx.connection.execute(sa.delete(d).where(d.c.id == dataset.id))
@@ -120,7 +120,7 @@ def delete_dataset(ws: Workspace, name: str, *, by: str = "cli") -> Deleted:
 
 def _refuse(what: str, reasons: list[str]) -> None:
     if reasons:
-        raise ConflictError(f"{what} is needed and was not deleted: {'; '.join(reasons)}")
+        raise ConflictError(f"{what} is in use and was not deleted: {'; '.join(reasons)}")
 
 
 def _settings_that_name(ws: Workspace, id: str) -> list[str]:
@@ -134,37 +134,39 @@ def _settings_that_name(ws: Workspace, id: str) -> list[str]:
             if resolved().id == id:
                 found.append(f"the setting `{setting}` names it")
         except VoxloopError:
-            continue  # what it names is not to be had: so it is not this one
+            continue  # the setting's model is unavailable, so it is not this one
     return found
 
 
 def _needs_model(reader: Reader, model: Model) -> Iterator[str]:
     a = tables.alias.c
     for alias in reader.connection.execute(sa.select(a.name).where(a.model == model.id)).scalars():
-        yield f"it is {alias} (`voxloop model promote` another first)"
+        yield f"it is the {alias} (promote another first)"
     made = [one for one in reader.all(Model, tables.model.c.base == model.id) if one.id != model.id]
     runs = reader.all(Run, tables.run.c.base == model.id)
     trained = {run.id for run in runs}
     made += [one for one in reader.all(Model, tables.model.c.run.in_(trained)) if one not in made]
     if made:
-        yield f"{_listed([one.name or _short(one.id) for one in made])} made from it (delete these first)"
+        names = _listed([one.name or _short(one.id) for one in made])
+        yield f"{names} trained from it (first run `voxloop model delete`)"
     going = [run for run in runs if run.status in UNFINISHED]
     if going:
-        yield f"{_listed([_short(run.id) for run in going], 'run')} going on from it (`voxloop run stop`)"
+        names = _listed([_short(run.id) for run in going], "run")
+        yield f"{names} started from it and can continue (first run `voxloop run stop`)"
 
 
 def _needs_run(reader: Reader, run: Run, attended: bool) -> Iterator[str]:
     if attended or run.status in ("queued", "running"):
-        yield f"it is {run.status} (`voxloop run stop` it first)"
+        yield f"it is {run.status} (first run `voxloop run stop`)"
     kept = reader.all(Model, tables.model.c.run == run.id)
     if kept:
-        yield f"{_listed([one.name or _short(one.id) for one in kept])} kept from it (`voxloop model delete` first)"
+        yield f"{_listed([one.name or _short(one.id) for one in kept])} made by it (first run `voxloop model delete`)"
 
 
 def _needs_dataset(reader: Reader, dataset: Dataset) -> Iterator[str]:
     runs = [run for run in reader.all(Run) if dataset.id in heard_by(run)]
     if runs:
-        yield f"{_listed([_short(run.id) for run in runs], 'run')} on it (`voxloop run delete` first)"
+        yield f"{_listed([_short(run.id) for run in runs], 'run')} trained on it (first run `voxloop run delete`)"
     for alias, evidence in reader.connection.execute(
         sa.select(tables.alias.c.name, tables.promotion.c.evidence).join(
             tables.promotion, tables.promotion.c.id == tables.alias.c.promotion
@@ -176,21 +178,21 @@ def _needs_dataset(reader: Reader, dataset: Dataset) -> Iterator[str]:
 
 def _listed(names: list[str], what: str = "model") -> str:
     shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    return f"{what} {shown} is" if len(names) == 1 else f"{what}s {shown} are"
+    return f"{what} {shown} was" if len(names) == 1 else f"{what}s {shown} were"
 
 
 # The transaction -----------------------------------------------------------------------------------------------------
 
 
 def _drop_evaluations(tx: Transaction, which: sa.ColumnElement[bool]) -> tuple[list[str], int]:
-    """Delete evaluations; keys of what was heard in them, and their number."""
+    """Delete evaluations. Return the keys of their hypotheses and their number."""
     found = tx.all(Evaluation, which)
     tx.connection.execute(sa.delete(tables.evaluation).where(which))
     return [one.hypotheses for one in found], len(found)
 
 
 def _write_down(tx: Transaction, kind: Deletable, id: str, keys: list[str], folders: list[str], by: str) -> str:
-    """The audit entry with what is still to be deleted; its id."""
+    """Write the audit entry with the blobs and folders still to be deleted. Return its id."""
     removal = str(ULID())
     row: dict[str, Any] = {"id": removal, "created": tx.now(), "kind": kind, "by": by, "counts": {"deleted": id}}
     pending = {"blobs": keys, "folders": folders}

@@ -1,6 +1,6 @@
-"""The second half of forgetting and deleting: what a removal wrote down to be deleted, and copies in run folders.
+"""The second half of forgetting and deleting: remove what a removal recorded, and copies in run folders.
 
-Everything here may be done twice, so a kill in the middle is followed by doing it again.
+Everything here can safely run twice, so after a crash it simply runs again.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from voxloop.stores.catalog import Reader
     from voxloop.workspace import Workspace
 
-BLOBS_AT_ONCE = 64  # deleted while the catalog is held, so that nobody takes one in anew meanwhile
+BLOBS_AT_ONCE = 64  # deleted while the catalog is locked, so that nobody can ingest one again meanwhile
 
 
 def redacted(data: bytes, gone: Callable[[str], bool], key: str = "recording") -> tuple[bytes, list[dict[str, Any]]]:
-    """JSON lines without those whose `key` is an id that is gone; what is left as it was, and what went."""
+    """Remove JSON lines whose id under `key` is gone. Return the other lines unchanged, and the removed rows."""
     kept, removed = [], []
     for line in data.splitlines(keepends=True):
         row = json.loads(line)
@@ -39,29 +39,29 @@ def redacted(data: bytes, gone: Callable[[str], bool], key: str = "recording") -
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Redaction:
-    """A dataset without some of its rows: what changes in its row, and what its new blobs hold."""
+    """A dataset without some of its rows: the changes to its catalog row, and its new blobs."""
 
-    values: dict[str, Any]  # of the dataset's row; empty where nothing goes
-    blobs: dict[str, bytes]  # to be written, by key
+    values: dict[str, Any]  # new column values; empty if nothing is removed
+    blobs: dict[str, bytes]  # to write, by key
     replaced: tuple[str, ...]  # keys to delete
     removed: list[dict[str, Any]]  # rows of the manifest
 
 
 def redaction(ws: Workspace, dataset: Dataset, gone: Callable[[str], bool]) -> Redaction:
-    """What a dataset becomes without the utterances that are gone. Nothing is written."""
+    """Compute a dataset without the utterances that are gone. Writes nothing."""
     key = dataset.manifest or f"datasets/{dataset.id}.jsonl"
     excluded_key = datasets.excluded_key(key)
     manifest = excluded = b""
     removed: list[dict[str, Any]] = []
     left_out: list[dict[str, Any]] = []
-    # What is lost already holds nothing to remove; `verify` tells of it.
+    # A missing blob contains nothing to remove; `verify` reports it.
     if ws.blobs.exists(key):
         manifest, removed = redacted(ws.blobs.get(key), gone, "utterance")
     if ws.blobs.exists(excluded_key):
         excluded, left_out = redacted(ws.blobs.get(excluded_key), gone, "utterance")
     if not removed and not left_out:
         return Redaction(values={}, blobs={}, replaced=(), removed=[])
-    # Named by the content of both files, so that a second redaction never meets the first one's key.
+    # Named after the content of both files, so that a second redaction never reuses the first one's key.
     name = f"datasets/{dataset.id}.redacted-{sha256_bytes(manifest)}-{sha256_bytes(excluded)[7:15]}.jsonl"
     kept = [datasets.DatasetRow(**json.loads(line)) for line in manifest.splitlines()]
     values = {
@@ -75,7 +75,7 @@ def redaction(ws: Workspace, dataset: Dataset, gone: Callable[[str], bool]) -> R
 
 
 def redact_dataset(ws: Workspace, dataset: Dataset, gone: Callable[[str], bool]) -> bool:
-    """Take the utterances that are gone out of a dataset and mark it; False where there were none in it."""
+    """Remove the utterances that are gone from a dataset and mark it. Return False if it contains none."""
     left = redaction(ws, dataset, gone)
     if not left.values:
         return False
@@ -89,7 +89,7 @@ def redact_dataset(ws: Workspace, dataset: Dataset, gone: Callable[[str], bool])
 
 
 def unfinished(ws: Workspace) -> list[str]:
-    """Ids of removals of which something is still to be deleted."""
+    """The ids of unfinished removals."""
     removal = tables.removal.c
     with ws.read() as reader:
         rows = reader.connection.execute(sa.select(removal.id).where(removal.pending.is_not(None)))
@@ -97,12 +97,12 @@ def unfinished(ws: Workspace) -> list[str]:
 
 
 def resume(ws: Workspace, *, progress: Progress | None = None) -> int:
-    """Finish removals that were cut off; the number of those that are finished now."""
+    """Finish interrupted removals. Return how many are finished now."""
     return sum(finish(ws, id, progress) for id in unfinished(ws))
 
 
 def finish(ws: Workspace, id: str, progress: Progress | None) -> bool:
-    """Delete what a removal's transaction left to be deleted, then every trace of it in the catalog's file."""
+    """Delete what a removal's transaction recorded, then every trace of it in the catalog's file."""
     removal = tables.removal
     with ws.read() as reader:
         statement = sa.select(removal.c.pending).where(removal.c.id == id)
@@ -111,7 +111,7 @@ def finish(ws: Workspace, id: str, progress: Progress | None) -> bool:
         return True
     keys: list[str] = pending.get("blobs", [])
     for start in range(0, len(keys), BLOBS_AT_ONCE):
-        # The catalog is held meanwhile, so that nobody can name again what is deleted here.
+        # The catalog is locked, so that nobody can refer to these blobs again while they are deleted.
         with ws.catalog.write() as tx:
             tx.hold(Recording, Dataset, Evaluation, Model)
             for key in keys[start : start + BLOBS_AT_ONCE]:
@@ -125,12 +125,12 @@ def finish(ws: Workspace, id: str, progress: Progress | None) -> bool:
         return _finished(ws, id)  # nothing of it was secret: no traces to overwrite
     utterances: list[str] = pending.get("vectors", [])
     with ws.read() as reader:
-        back = reader.numbers(utterances)  # the same audio was taken in again meanwhile
+        back = reader.numbers(utterances)  # the same audio was ingested again meanwhile
     ws.vectors.delete([id for id in utterances if id not in back])
     recordings = set(pending.get("recordings", ()))
     clean_run_data(ws, lambda recording: recording in recordings, names=recordings)
     with ws.catalog.write() as tx:
-        # The list of keys holds hashes of the audio: it must not outlive them.
+        # The keys contain hashes of the audio, so they must not outlive it.
         tx.connection.execute(sa.update(removal).where(removal.c.id == id).values(pending={"traces": True}))
     if not ws.catalog.compact():
         return False
@@ -146,7 +146,7 @@ def _finished(ws: Workspace, id: str) -> bool:
 
 
 def named(reader: Reader, key: str) -> bool:
-    """Whether the catalog names this blob, as where the same audio was taken in again meanwhile."""
+    """Whether the catalog refers to this blob, for instance because the same audio was ingested again."""
     folder, _, name = key.partition("/")
     id = name.partition(".")[0]
     if folder == "audio":
@@ -165,9 +165,9 @@ def named(reader: Reader, key: str) -> bool:
 
 
 def clean_run_data(ws: Workspace, gone: Callable[[str], bool], *, names: Iterable[str] = ()) -> int:
-    """Take rows of recordings that are gone out of every run's copy of its data, with their audio; the rows taken.
+    """Remove recordings that are gone from every run's copy of its data. Return the number of rows removed.
 
-    `names` are such recordings whose audio is also looked for by its name, where no manifest lists it.
+    For the recordings in `names`, audio files that no manifest lists are found by file name and deleted too.
     """
     taken = 0
     for manifest in sorted(ws.runs.glob("*/data/*.jsonl")):
@@ -179,7 +179,7 @@ def clean_run_data(ws: Workspace, gone: Callable[[str], bool], *, names: Iterabl
         partial = manifest.with_name(f"{manifest.name}.partial")
         partial.write_bytes(kept)
         training.unlearn(ws, manifest.parent.parent.name)
-        partial.replace(manifest)  # last: a kill before it is followed by all of this again
+        partial.replace(manifest)  # last, so that after a crash all of this runs again
         taken += len(removed)
     heads = {name.removeprefix("sha256-")[:24] for name in names}
     if heads:

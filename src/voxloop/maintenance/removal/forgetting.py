@@ -1,12 +1,12 @@
-"""Forget: what was taken in of a speaker or as a recording goes again, everywhere that this workspace reaches.
+"""Forget a speaker or a recording everywhere that this workspace reaches.
 
-    plan ──► redacted manifests as new blobs ──► one transaction: rows gone, marks and the audit entry set,
-         what is still to be deleted written down ──► blobs and run folders ──► the catalog's free pages
+    plan ──► write redacted manifests as new blobs ──► one transaction: delete rows, set marks, write the audit entry
+         with what is still to be deleted ──► delete blobs and run data ──► overwrite the catalog's free pages
 
-Killed anywhere, the next `forget`, `verify --repair` or `forget --resume` goes on
-from what was written down. A dataset's id is the hash of its first manifest and
-stays, for lineage; the manifest itself goes and what is left of it stands under a
-new key. A model cannot unlearn: it is named and marked.
+After a crash, the next `forget`, `verify --repair` or `forget --resume` continues from the
+audit entry. A dataset's id is the hash of its first manifest and stays, for lineage; the
+manifest itself is deleted, and the rest of it is stored under a new key. A model cannot
+unlearn, so it is listed and marked.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import sqlalchemy as sa
 from ulid import ULID
 
-from voxloop.errors import BlobError, ConflictError, UnknownRecord, UsageError, nearest
+from voxloop.errors import BlobError, ConflictError, UnknownRecord, UsageError, counted, nearest
 from voxloop.maintenance.removal.finishing import finish, redacted, redaction, resume
 from voxloop.records import SAMPLE_RATE, Dataset, Evaluation, Model, Progress, Recording, Run, Transcript, Utterance
 from voxloop.steps import datasets, training
@@ -38,9 +38,9 @@ if TYPE_CHECKING:
     from voxloop.stores.catalog import Reader, Writer
     from voxloop.workspace import Transaction, Workspace
 
-FORGOTTEN = "(forgotten)"  # stands where a name or an id was
-ATTEMPTS = 5  # plans made anew because the catalog changed between plan and transaction
-CLIP_ID = 24  # digits of a recording's id in the name of a clip's file
+FORGOTTEN = "(forgotten)"  # replaces a name or an id
+ATTEMPTS = 5  # plans to try if the catalog changes between plan and transaction
+CLIP_ID = 24  # digits of a recording's id in a clip's file name
 ID = re.compile(r"sha256-[0-9A-Za-z]+")
 
 Kind = Literal["speaker", "recording"]
@@ -48,36 +48,36 @@ Kind = Literal["speaker", "recording"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Marked:
-    """A dataset or a model that used what was forgotten."""
+    """A dataset or model that used the forgotten speech."""
 
     id: str
-    name: str  # a dataset's name; for a model the run that made it
-    utterances: int  # frozen in it, or that it was trained or chosen on; 0: a model made from such a model
+    name: str  # the dataset's name, or the run that made the model
+    utterances: int  # in the dataset, or used to train or select the model; 0: trained from such a model
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Removal:
-    """What was forgotten, in numbers; with `dry_run`, what would be."""
+    """How much was forgotten, or with `dry_run` would be."""
 
-    id: str | None  # of the audit entry; None for a dry run
+    id: str | None  # of the audit entry; None in a dry run
     kind: Kind
     recordings: int
     seconds_of_audio: float
     utterances: int
     transcripts: int
     vectors: int
-    evaluations: int  # whose texts were rewritten or removed
+    evaluations: int  # rewritten or removed
     datasets: tuple[Marked, ...]
     models: tuple[Marked, ...]
     blobs: int  # deleted
-    notes: tuple[str, ...]  # what stays, and what cannot be reached
+    notes: tuple[str, ...]  # what stays and what is out of reach
     dry_run: bool = False
-    finished: bool = False  # False: something is still to be deleted; `voxloop forget --resume` goes on
+    finished: bool = False  # False: finish it with `voxloop forget --resume`
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Scope:
-    """Whose and what; equal scopes of two moments mean that nothing changed between them."""
+    """What is to be forgotten. If two scopes are equal, nothing changed between them."""
 
     speaker: str | None
     recordings: frozenset[str]
@@ -85,24 +85,24 @@ class _Scope:
     frozen: frozenset[tuple[str, str | None]]  # every dataset with its manifest, every evaluation with its blob
 
     def holds(self, id: str) -> bool:
-        """Whether a recording's or an utterance's id is of what is forgotten."""
+        """Whether the recording or utterance with this id is to be forgotten."""
         return id.partition(":")[0] in self.recordings
 
 
 @dataclass(kw_only=True)
 class _Plan:
-    """What follows from a scope."""
+    """The changes that a scope requires."""
 
     datasets: dict[str, dict[str, Any]] = field(default_factory=dict)  # id -> new values of its row
-    evaluations: dict[str, dict[str, Any] | None] = field(default_factory=dict)  # None: nothing is left of it
+    evaluations: dict[str, dict[str, Any] | None] = field(default_factory=dict)  # None: the evaluation is removed
     blobs: dict[str, bytes] = field(default_factory=dict)  # redacted, by their new keys
-    pending: set[str] = field(default_factory=set)  # keys to delete
+    pending: set[str] = field(default_factory=set)  # blob keys to delete
     marked_datasets: list[Marked] = field(default_factory=list)
     marked_models: list[Marked] = field(default_factory=list)
 
 
 class _Changed(Exception):
-    """The catalog is not any more what the plan was made for."""
+    """The catalog has changed since the plan was made."""
 
 
 def forget(
@@ -114,16 +114,16 @@ def forget(
     dry_run: bool = False,
     progress: Progress | None = None,
 ) -> Removal:
-    """Remove a speaker's recordings, or one recording, with all that was made of them.
+    """Remove a speaker's recordings, or one recording, with everything made from them.
 
-    A recording in which a speaker is one of several goes whole: a piece cannot be cut
-    out of audio that is named by its content. Taken in again later it is new, since
-    remembering its hash would be remembering it. `by` stands in the audit entry.
-    Raises UnknownRecord where there is no such speaker or recording, ConflictError
-    while a training on it runs.
+    A recording with several speakers is removed as a whole, since a piece cannot be cut out
+    of audio that is named after its content. Audio ingested again later counts as new, since
+    recognising it would require remembering its hash. `by` is stored in the audit entry.
+    Raises UnknownRecord if there is no such speaker or recording, ConflictError while a run
+    is training on it.
     """
     if (speaker is None) == (recording is None):
-        raise UsageError("give a speaker or a recording, one of them")
+        raise UsageError("Give either --speaker or --recording.")
     if not dry_run:
         resume(ws)
     for _ in range(ATTEMPTS):
@@ -141,17 +141,15 @@ def forget(
         except _Changed:
             continue
         return _finished(ws, report, progress)
-    raise ConflictError(
-        f"the workspace changed {ATTEMPTS} times while this was prepared: stop its workers and try again"
-    )
+    raise ConflictError(f"the workspace changed during each of {ATTEMPTS} attempts. Stop its workers and try again.")
 
 
 def _finished(ws: Workspace, report: Removal, progress: Progress | None) -> Removal:
     done = finish(ws, report.id or "", progress)
     values = {name: getattr(report, name) for name in Removal.__dataclass_fields__}
     if not done:
-        held = "others hold the catalog, so what its file keeps of deleted rows could not be overwritten yet"
-        values["notes"] = (f"{held}: run `voxloop forget --resume` when they are done", *report.notes)
+        held = "other processes use the catalog, so traces of deleted rows in its file could not be overwritten yet"
+        values["notes"] = (f"{held}; run `voxloop forget --resume` when they are done", *report.notes)
     return Removal(**values | {"finished": done})
 
 
@@ -164,7 +162,7 @@ def _scope(ws: Workspace, reader: Reader, speaker: str | None, recording: str | 
     if name is not None:
         found = set(reader.connection.execute(sa.select(r.id).where(r.speaker == name)).scalars())
         found |= set(reader.connection.execute(sa.select(u.recording).where(u.speaker == name)).scalars())
-        # Spans with their speakers, not yet utterances.
+        # Given segments with speakers that are not utterances yet.
         given = reader.connection.execute(sa.select(r.id, r.segments).where(r.segments.is_not(None))).all()
         found |= {id for id, spans in given if any(span.get("speaker") == name for span in spans or ())}
         if not found:
@@ -172,8 +170,8 @@ def _scope(ws: Workspace, reader: Reader, speaker: str | None, recording: str | 
                 sa.select(r.speaker).where(r.speaker.is_not(None)).union(sa.select(u.speaker))
             )
             known = [other for other in names.scalars() if other]
-            hint = nearest(name, known) if known else "; no recording here names a speaker"
-            raise UnknownRecord(f"no recording is of a speaker {name!r}{hint}")
+            hint = nearest(name, known) if known else "; no recording in this workspace names a speaker"
+            raise UnknownRecord(f"no recording has a speaker {name!r}{hint}")
     else:
         found = {reader.get(Recording, recording or "").id}
     utterances: set[str] = set()
@@ -191,7 +189,7 @@ def _scope(ws: Workspace, reader: Reader, speaker: str | None, recording: str | 
 
 
 def _plan(ws: Workspace, scope: _Scope) -> _Plan:
-    """Read every manifest and every evaluation, since they and not the catalog's copies of them are the truth."""
+    """Plan the changes from the manifests and evaluations themselves, since the catalog holds only copies of them."""
     plan = _Plan()
     with ws.read() as reader:
         frozen, evaluations = reader.all(Dataset), reader.all(Evaluation)
@@ -207,7 +205,7 @@ def _plan(ws: Workspace, scope: _Scope) -> _Plan:
 
 
 def _redact_dataset(ws: Workspace, dataset: Dataset, scope: _Scope, plan: _Plan) -> int:
-    """Plan a dataset's new manifest; the number of rows that a training on it learnt from or chose by."""
+    """Plan a dataset's new manifest. Return the number of removed train and val rows."""
     left = redaction(ws, dataset, scope.holds)
     plan.blobs |= left.blobs
     plan.pending |= set(left.replaced)
@@ -228,7 +226,7 @@ def _redact_evaluation(ws: Workspace, evaluation: Evaluation, scope: _Scope, pla
     try:
         left, removed = redacted(ws.blobs.get(evaluation.hypotheses), scope.holds)
     except BlobError:
-        return  # lost already: `verify` tells of it
+        return  # already missing; `verify` reports it
     if not removed:
         return
     plan.pending.add(evaluation.hypotheses)
@@ -239,18 +237,18 @@ def _redact_evaluation(ws: Workspace, evaluation: Evaluation, scope: _Scope, pla
     key = f"evaluations/{evaluation.id}.redacted-{sha256_bytes(left)}.jsonl"
     plan.blobs[key] = left
     scores = evaluation.scores | scores_of(rows)
-    if "joined" in scores:  # what was heard in clips joined across recordings
+    if "joined" in scores:  # texts of clips joined across recordings
         scores["joined"] = {name: value for name, value in scores["joined"].items() if name != "texts"}
     scores["forgotten"] = scores.get("forgotten", 0) + len(removed)
     plan.evaluations[evaluation.id] = {"hypotheses": key, "scores": scores}
 
 
 def _models_that_learnt(runs: Sequence[Run], models: Sequence[Model], learnt: Mapping[str, int]) -> list[Marked]:
-    """Models trained or chosen on removed rows, and those made from such models."""
+    """Models trained or selected on removed rows, and models trained from them."""
     by_run = {run.id: run for run in runs}
     found: dict[str, Marked] = {}
     before = -1
-    while len(found) > before:  # again, for what was made from those found in this round
+    while len(found) > before:  # repeat for models trained from those just found
         before = len(found)
         for model in models:
             run = by_run.get(model.run or "")
@@ -264,14 +262,14 @@ def _models_that_learnt(runs: Sequence[Run], models: Sequence[Model], learnt: Ma
 def _find_blobs(
     ws: Workspace, scope: _Scope, plan: _Plan, frozen: Sequence[Dataset], evaluations: Sequence[Evaluation]
 ) -> None:
-    """Every blob that bears an id of what goes, and manifests that no row names, as of a build that was killed."""
+    """Find blobs named after a forgotten id, and unreferenced manifests that contain one (from a crashed build)."""
     manifests = {dataset.manifest or f"datasets/{dataset.id}.jsonl" for dataset in frozen}
     named = manifests | {datasets.excluded_key(key) for key in manifests} | {e.hypotheses for e in evaluations}
     went = {marked.id for marked in plan.marked_datasets if plan.datasets[marked.id].get("manifest")}
     plan.pending |= {audio_key(id) for id in scope.recordings}
     for key in ws.blobs.list(""):
         ids = set(ID.findall(key))
-        derived = bool(ids & went) and not key.startswith("datasets/")  # shards and pictures of a dataset
+        derived = bool(ids & went) and not key.startswith("datasets/")  # shards and charts of a dataset
         if key not in plan.blobs and (ids & scope.recordings or derived):
             plan.pending.add(key)
         elif key.startswith(("datasets/", "evaluations/")) and key not in named and key not in plan.blobs:
@@ -284,11 +282,11 @@ def _find_blobs(
 
 
 def scrubbed(value: Any, scope: _Scope, names: Mapping[str, str] | None = None) -> Any:
-    """A JSON value without the speaker's name and the ids of what goes; `names` are datasets' names that changed.
+    """A JSON value without the speaker's name and the forgotten ids; `names` maps old dataset names to new ones.
 
-    The name is known where this program writes it: under `speaker` and `speakers`,
-    in a score's slice, and after the word speaker. A name such as "test" may stand
-    for something else everywhere else.
+    The name is replaced only where this program writes it: under `speaker` and `speakers`,
+    in a score's slice, and after the word "speaker". Elsewhere, a name such as "test" may
+    mean something else.
     """
     if isinstance(value, dict):
         who = scope.speaker
@@ -314,7 +312,7 @@ def scrubbed(value: Any, scope: _Scope, names: Mapping[str, str] | None = None) 
 
 
 def _bears(text: str, name: str) -> bool:
-    """Whether a name stands in a path, a title or a sentence as a word of its own."""
+    """Whether a path, title or sentence contains the name as a separate word."""
     return re.search(rf"(?<![^\W_]){re.escape(name)}(?![^\W_])", text, re.IGNORECASE) is not None
 
 
@@ -334,23 +332,23 @@ def _refuse_live_runs(ws: Workspace, dataset_ids: set[str]) -> None:
         live = training.attended(ws, run) or alive(ws.runs / run.id)
         if live and dataset_ids & heard_by(run):
             raise ConflictError(
-                f"run {run.id} is learning from it now: stop that run (`voxloop run stop`), then forget"
+                f"run {run.id} is training on this data. Stop it with `voxloop run stop {run.id}`, then forget again."
             )
 
 
 def heard_by(run: Run) -> set[str]:
-    """Datasets that a run learns from."""
+    """The datasets that a run trains on."""
     return {run.dataset, *run.recipe.get("replay_from", ())}
 
 
 def alive(run_folder: Path) -> bool:
-    """Whether a process of this machine trains in this folder, or sees to it that one will."""
+    """Whether a process on this machine is training in this folder or supervising such a process."""
     return any(locks.held(run_folder / name) for name in (TRAINING, ATTENDED))
 
 
 def _commit(ws: Workspace, scope: _Scope, plan: _Plan, speaker: str | None, recording: str | None, by: str) -> Removal:
     with ws.completion() as tx:
-        # What refers to it must not come in meanwhile.
+        # Nothing that refers to the data may be added meanwhile.
         tx.hold(Recording, Utterance, Transcript, Dataset, Evaluation)
         if _scope(ws, tx, speaker, recording) != scope:
             raise _Changed
@@ -372,7 +370,9 @@ def _commit(ws: Workspace, scope: _Scope, plan: _Plan, speaker: str | None, reco
         pending = {
             "blobs": sorted({*plan.pending, *learnt}),
             "recordings": sorted(scope.recordings),
-            "vectors": sorted(scope.utterances),  # after the commit: a step at work on them looks again after its own
+            "vectors": sorted(
+                scope.utterances
+            ),  # deleted after the commit; a step working on them checks again after its own
         }
         row = {"id": id, "created": tx.now(), "kind": report.kind, "by": by, "counts": counts, **marks}
         tx.connection.execute(sa.insert(tables.removal).values(**row, pending=pending))
@@ -381,7 +381,7 @@ def _commit(ws: Workspace, scope: _Scope, plan: _Plan, speaker: str | None, reco
 
 
 def _change_records(tx: Writer, plan: _Plan) -> dict[str, str]:
-    """Redacted datasets and evaluations, marked models; the datasets' names that changed."""
+    """Update datasets and evaluations and mark models. Return the changed dataset names."""
     renamed = {}
     for id, values in plan.datasets.items():
         if "name" in values:
@@ -393,15 +393,15 @@ def _change_records(tx: Writer, plan: _Plan) -> dict[str, str]:
         else:
             tx.change(Evaluation, id, **change)
     for marked in plan.marked_models:
-        # One that was made from such a model has at least a trace of it: marked as well.
+        # A model trained from such a model is marked as well.
         tx.change(Model, marked.id, forgotten=tables.model.c.forgotten + max(marked.utterances, 1))
     return renamed
 
 
 def _clean_runs(tx: Transaction, scope: _Scope, plan: _Plan) -> list[str]:
-    """Have unfinished runs on what goes begin anew, and take its ids out of logs; keys of the runs' blobs."""
+    """Restart unfinished runs on the data and remove its ids from logs. Return the keys of the runs' blobs."""
     went = {id for id, values in plan.datasets.items() if "manifest" in values}
-    # A log tells of no texts; what goes wrong with a clip may name its recording.
+    # Logs contain no texts, but an error about a clip may name its recording.
     gone = [id.removeprefix("sha256-")[:CLIP_ID].encode() for id in sorted(scope.recordings)]
     keys: list[str] = []
     for run in tx.all(Run):
@@ -419,18 +419,18 @@ def _clean_runs(tx: Transaction, scope: _Scope, plan: _Plan) -> list[str]:
 
 
 def _clean_events(tx: Transaction, scope: _Scope, renamed: Mapping[str, str]) -> None:
-    """Events about what goes are deleted with their jobs, names in others replaced; so in scores and evidence."""
+    """Delete events about the data with their jobs, and replace names in other events, scores and evidence."""
     sources: set[str] = set()
     for chunk in chunks(sorted(scope.recordings)):
         r = tables.recording.c
         sources |= set(tx.connection.execute(sa.select(r.source).where(r.id.in_(chunk))).scalars())
         for table in tables.metadata.sorted_tables:
-            if {"recording", "path"} <= set(table.c.keys()):  # further files that held the same audio
+            if {"recording", "path"} <= set(table.c.keys()):  # other files with the same audio
                 paths = sa.select(table.c.path).where(table.c.recording.in_(chunk))
                 sources |= set(tx.connection.execute(paths).scalars())
 
     def is_about(path: str, message: str) -> bool:
-        """Of a refused file: its path is a recording's, or the name stands in it."""
+        """Whether a refused file's path is one of the recordings' or contains the speaker's name."""
         return path in sources or bool(scope.speaker and _bears(f"{path} {message}", scope.speaker))
 
     e = tables.event
@@ -458,8 +458,8 @@ def _clean_events(tx: Transaction, scope: _Scope, renamed: Mapping[str, str]) ->
 
 
 def _delete_rows(tx: Writer, scope: _Scope) -> None:
-    """Rows that name an utterance or a recording, those that point at others first; tables to come are covered."""
-    # Other programs know utterances by their numbers: none may come to mean another utterance.
+    """Delete all rows that refer to an utterance or recording, in dependency order. Also covers future tables."""
+    # Other programs know utterances by number, so a number must never be given to another utterance.
     upkeep, highest = tables.upkeep.c, sa.select(sa.func.max(tables.utterance.c.number)).scalar_subquery()
     insert_new(tx.connection, tables.upkeep, [{"name": tables.NUMBERED}])
     mark = sa.update(tables.upkeep).where(upkeep.name == tables.NUMBERED, upkeep.until < highest)
@@ -505,7 +505,7 @@ def _report(ws: Workspace, reader: Reader, scope: _Scope, plan: _Plan, *, id: st
 
 
 def _notes(reader: Reader, scope: _Scope, plan: _Plan) -> Iterator[str]:
-    """What goes beyond what was asked, what stays, and what this program cannot reach."""
+    """Notes on what else is removed, what stays, and what this program cannot reach."""
     who = scope.speaker
     if who is not None:
         r, u = tables.recording.c, tables.utterance.c
@@ -516,26 +516,36 @@ def _notes(reader: Reader, scope: _Scope, plan: _Plan) -> Iterator[str]:
             mixed = sa.select(r.id).where(r.id.in_(chunk), r.speaker.is_not(None), r.speaker != who)
             shared |= set(reader.connection.execute(mixed).scalars())
         if shared:
-            yield f"{len(shared)} of these recordings hold other speakers, too: they go whole, with their texts"
+            yield (
+                f"{counted(len(shared), 'recording also contains', 'recordings also contain')} other speakers; "
+                "the whole recordings and their texts are removed"
+            )
         rows = reader.connection.execute(sa.select(r.id, r.source))
         elsewhere = sum(row.id not in scope.recordings and _bears(row.source, who) for row in rows)
         if elsewhere:
-            yield f"{elsewhere} recordings of others, or of nobody named, bear the name in their path: look at them"
+            yield (
+                f"the file path of {counted(elsewhere, 'recording')} by other or unnamed speakers contains this name; "
+                "check whether to forget them too"
+            )
         judged = reader.connection.execute(
             sa.select(sa.func.count()).select_from(tables.transcript).where(tables.transcript.c.by == who)
         ).scalar_one()
         if judged:
-            yield f"{judged} texts say that they are by {who!r}: a reviewer's name stays on texts of others' speech"
+            yield (
+                f"{who!r} is also the author of {counted(judged, 'text')} of other people's speech; "
+                "reviewers' names are not removed"
+            )
         aliases = reader.connection.execute(sa.select(tables.alias.c.name)).scalars()
         if any(_bears(alias, who) for alias in aliases):
-            yield "an alias of a model bears the name: it stays, as it may be in use"
+            yield "a model alias contains the name; it stays because it may be in use"
     if plan.marked_models:
         yield (
-            "a model cannot unlearn: those named are marked; to be free of what they learnt, train anew from a base "
-            "that is not marked (`voxloop train --base starter`), promote that and delete the marked ones"
+            "a model cannot unlearn, so the models listed above are only marked; to be rid of what they learnt, train "
+            "again from an unmarked base (`voxloop train --base starter`), promote that model, and delete "
+            "the marked ones"
         )
     yield (
-        "beyond reach: the original files, exports, published datasets and models, versions that a bucket keeps, and "
-        "backups (back up again into the same folder: what is not named any more is removed there)"
+        "not deleted: the original files, exports, published datasets and models, old object versions in a bucket, and "
+        "backups (to clear a backup, back up again into the same folder)"
     )
-    yield "the same audio taken in again is new: nothing is kept by which it could be recognised"
+    yield "if the same audio is ingested again, it counts as new, because nothing is kept to recognise it"

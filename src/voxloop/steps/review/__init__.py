@@ -1,12 +1,12 @@
-"""People's corrections: what to look at first, who looks at it, and every version kept.
+"""Human review: the review queue, reviewers' decisions, and every version of each text.
 
 items.py       utterances with their texts: filters, pages
-warnings.py    what looks wrong about one of them
-queue.py       the order, and turns that no two reviewers share
+warnings.py    what looks wrong with an utterance
+queue.py       the order of the queue, and reservations for reviewers
 decisions.py   save, accept, reject, skip, undo, bulk accept
 differences.py two versions of a text side by side
-exchange.py    JSONL, CSV and Label Studio, out and in
-statistics.py  how much is done, by whom, how fast
+exchange.py    export and import: JSONL, CSV and Label Studio
+statistics.py  review progress, reviewers and speed
 """
 
 from voxloop.steps.review.decisions import (

@@ -1,7 +1,7 @@
-"""What reviewers decide. Texts and decisions are only ever added: undoing is one more decision.
+"""Reviewers' decisions. Texts and decisions are only ever added; undoing adds another decision.
 
-Every function is one transaction with its events; each locks the utterance's row
-first, so that of two people who decide at once the second sees the first's work.
+Every function is one transaction with its events. It locks the utterance's row first, so that
+if two people decide at once, the second sees the first one's decision.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 DecisionKind = Literal["save", "accept", "bulk accept", "reject", "skip", "import", "undo"]
 
-METADATA = "metadata"  # whose texts came with the recordings: nobody's work is lost where they are replaced
+METADATA = "metadata"  # author of texts that came with the recordings; replacing them loses nobody's work
 
 decision = tables.review_decision
 turn = tables.review_turn
@@ -35,19 +35,19 @@ turn = tables.review_turn
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Decision:
-    """What somebody decided about an utterance; never changed."""
+    """A reviewer's decision about an utterance. Never changed."""
 
     seq: int
     created: float
     utterance: str
     kind: DecisionKind
     by: str
-    before: UtteranceStatus  # the utterance's status until then
-    transcript: str | None = None  # the reference written
-    replaced: str | None = None  # the reference withdrawn for it, where the one written is the older
+    before: UtteranceStatus  # the utterance's previous status
+    transcript: str | None = None  # id of the new reference
+    replaced: str | None = None  # id of the reference withdrawn for it, if the new one has an earlier time
     reason: str | None = None
     seconds: float | None = None  # from taking the utterance to deciding
-    undoes: int | None = None  # seq of another decision
+    undoes: int | None = None  # seq of the undone decision
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,34 +58,34 @@ class ItemHistory:
     decisions: tuple[Decision, ...]  # oldest first
 
     def as_dict(self) -> dict[str, Any]:
-        """The item as it is shown everywhere, and its decisions."""
+        """The item's fields and its decisions."""
         return self.item.as_dict() | {"decisions": self.decisions}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BulkAccepted:
-    """What accepting everything above a confidence did, or with `dry_run` would do."""
+    """The result of accepting everything above a confidence, or with `dry_run`, the expected result."""
 
     above: float
     dry_run: bool
     accepted: int
     duration: float  # seconds of audio
-    warned: int  # above the confidence, but left for their warnings
-    taken: int  # above the confidence, but in a reviewer's hands
+    warned: int  # above the confidence, but left because of warnings
+    taken: int  # above the confidence, but reserved for a reviewer
 
 
 def save(ws: Workspace, utterance: str, text: str, *, by: str, seen: str | None = None) -> Transcript:
-    """Keep a person's text as the reference.
+    """Save a person's text as the reference.
 
-    `seen` is the id of the reference that the reviewer had before them (empty:
-    none). Left out, it is what they were shown when they took the utterance; where
-    they did not take it, no other person's text may be there. ConflictError is
-    raised, and nothing written, where something else has been saved since.
+    `seen` is the id of the reference that the reviewer saw (empty: none). By default, it is the
+    one they were shown when they took the utterance; if they did not take it, there must be no
+    other person's text. If something else has been saved since, raises ConflictError and writes
+    nothing.
     """
     text = _text(text)
     with ws.completion() as tx:
         item = _opened(tx, utterance)
-        # An unchanged text saved twice, as by an impatient click, is no conflict and no new version.
+        # Saving the same text twice, for instance by a double click, is neither a conflict nor a new version.
         same = item.reference and item.reference.text == text and item.reference.by == reviewer(by)
         if item.reference and same and item.utterance.status == "reviewed":
             return item.reference
@@ -96,10 +96,10 @@ def save(ws: Workspace, utterance: str, text: str, *, by: str, seen: str | None 
 def accept(
     ws: Workspace, utterance: str, *, by: str, seen: str | None = None, transcript: str | None = None
 ) -> Transcript:
-    """Take the machine's text as the reference, as a person who listened.
+    """Accept the machine's text as the reference, after listening to it.
 
-    `transcript` is the id of the machine's text that was heard and read; left out,
-    the one shown when the utterance was taken, else the newest. `seen` as in `save`.
+    `transcript` is the id of the accepted text; by default, the one shown when the utterance
+    was taken, or else the newest. `seen` as in `save`.
     """
     with ws.completion() as tx:
         item = _opened(tx, utterance)
@@ -109,14 +109,14 @@ def accept(
         heard = {version.id: version for version in item.versions if version.kind in ("clean", "hypothesis")}
         if wanted is None or wanted not in heard:
             found = f"no machine text {wanted!r}" if wanted else "no machine text to accept"
-            raise UsageError(f"{item.utterance.id} has {found}: save a text instead")
+            raise UsageError(f"utterance {item.number} has {found}. Save a text instead.")
         return write_reference(tx, item, _text(heard[wanted].text), by=reviewer(by), kind="accept")
 
 
 def reject(ws: Workspace, utterance: str, *, reason: str, by: str, seen: str | None = None) -> Utterance:
-    """Leave an utterance out of every dataset to come. A later save takes it back. `seen` as in `save`."""
+    """Exclude an utterance from all future datasets; saving a text later reverses this. `seen` as in `save`."""
     if not reason.strip():
-        raise UsageError("no reason is given: say why the utterance may not be used")
+        raise UsageError("the reason is empty. Say why the utterance must not be used.")
     with ws.completion() as tx:
         item = _opened(tx, utterance)
         _check_seen(tx, item, by=reviewer(by), seen=seen)
@@ -125,7 +125,7 @@ def reject(ws: Workspace, utterance: str, *, reason: str, by: str, seen: str | N
 
 
 def skip(ws: Workspace, utterance: str, *, by: str) -> Decision:
-    """Leave an utterance for later: it is not offered for `review_skip_s`, unless nothing else is left."""
+    """Put an utterance off for `review_skip_s` seconds, or until nothing else is left to review."""
     with ws.completion() as tx:
         item = _opened(tx, utterance)
         seconds = _seconds(tx, item.utterance.id, reviewer(by))
@@ -134,11 +134,11 @@ def skip(ws: Workspace, utterance: str, *, by: str) -> Decision:
 
 
 def undo(ws: Workspace, utterance: str, *, by: str, decision: int | None = None) -> Decision:
-    """Take back the last decision on an utterance; again, the one before it.
+    """Undo the last decision on an utterance; called again, the one before it.
 
-    The text of the decision is kept as `withdrawn`, and what was so before it is so
-    again. `decision` is the seq of the decision meant; left out, the last one has to
-    be the reviewer's own. Raises ConflictError where the last one is another.
+    The decision's text is kept as `withdrawn`, and the previous state is restored. `decision` is
+    the seq of the decision to undo; by default, the last one, which must be the reviewer's own.
+    Raises ConflictError if the last decision is a different one.
     """
     with ws.completion() as tx:
         item = _opened(tx, utterance)
@@ -146,13 +146,15 @@ def undo(ws: Workspace, utterance: str, *, by: str, decision: int | None = None)
         undone = {one.undoes for one in made}
         last = next((one for one in reversed(made) if one.kind != "undo" and one.seq not in undone), None)
         if last is None:
-            raise UsageError(f"{item.utterance.id}: nothing was decided that could be undone")
+            raise UsageError(f"utterance {item.number} has no decision to undo")
         if decision is not None and decision != last.seq:
-            raise ConflictError(f"decision {decision} is not the last: {last.seq}, {last.kind} by {last.by!r}, is")
+            raise ConflictError(
+                f"decision {decision} is not the last one. The last is {last.seq}: {last.kind} by {last.by!r}."
+            )
         if decision is None and last.by != reviewer(by):
             raise ConflictError(
-                f"the last decision on {item.utterance.id} is not yours: {last.kind} by {last.by!r}; "
-                f"to undo it all the same give its number (--decision {last.seq})"
+                f"the last decision on utterance {item.number} is not yours: {last.kind} by {last.by!r}. "
+                f"To undo it anyway, pass --decision {last.seq}."
             )
         if last.transcript:
             _become(tx, last.transcript, "withdrawn")
@@ -179,15 +181,14 @@ def bulk_accept(
     dry_run: bool = False,
     progress: Callable[[float, float | None], None] | None = None,
 ) -> BulkAccepted:
-    """Take the machine's text wherever its confidence is `above` or higher; with `dry_run` only count.
+    """Accept the machine's text of every utterance with a confidence of `above` or more; with `dry_run`, only count.
 
-    Utterances with warnings are left to people unless `warned`, those in a
-    reviewer's hands always. Written in batches: stopped in between, what was
-    accepted is kept, and the same call goes on.
+    Utterances with warnings are left out unless `warned` is true; those reserved for a reviewer
+    always are. Works in batches: if interrupted, accepted texts stay and the same call continues.
     """
     by = reviewer(by)
     if not 0 < above <= 1:
-        raise UsageError(f"above is {above}: needed is a confidence above 0, at most 1")
+        raise UsageError(f"above is {above}. Give a confidence above 0 and at most 1.")
     where.check_waiting()
     accepted = left = held = 0
     duration = 0.0
@@ -234,7 +235,7 @@ def item_history(ws: Workspace, utterance: str) -> ItemHistory:
         return ItemHistory(item=item, decisions=tuple(history_of(reader, item.utterance.id)))
 
 
-# What the decisions share, also with the import of others' -----------------------------------------------------------
+# Shared by the decisions and the import ------------------------------------------------------------------------------
 
 
 def write_reference(
@@ -248,16 +249,16 @@ def write_reference(
     created: float = 0.0,
     seconds: float | None = None,
 ) -> Transcript:
-    """Add a text as the reference that counts, with its decision and its events."""
+    """Add a text as the current reference, with its decision and events."""
     current = item.reference
     replaced = None
     if current and created and created <= current.created:
-        # The newest text counts. One that comes from elsewhere keeps its time, so the newer one has to step back.
+        # The newest reference is the current one. An imported text keeps its time, so a newer one must be withdrawn.
         _become(tx, current.id, "withdrawn")
         replaced = current.id
     elif current and not created:
         now = tx.now()
-        # Two texts in the same tick of the clock still have an order.
+        # Keeps the order of two texts saved in the same clock tick.
         created = now if now > current.created else math.nextafter(current.created, math.inf)
     reference = Transcript(
         id=id or str(ULID()), utterance=item.utterance.id, kind="reference", text=text, by=by, created=created
@@ -281,7 +282,7 @@ def write_reference(
 
 
 def write_rejection(tx: Transaction, item: Item, *, reason: str, by: str) -> Decision:
-    """Mark an utterance as not to be used, with the decision and the event."""
+    """Mark an utterance as rejected, with its decision and event."""
     tx.change(Utterance, item.utterance.id, status="rejected")
     seconds = _seconds(tx, item.utterance.id, by)
     noted = _note(tx, item, kind="reject", by=by, reason=reason, seconds=seconds)
@@ -292,20 +293,20 @@ def write_rejection(tx: Transaction, item: Item, *, reason: str, by: str) -> Dec
 
 
 def locked(tx: Transaction, id: str) -> Item:
-    """An utterance by its whole id with its row locked, so that its texts stay what they are. Raises UnknownRecord."""
+    """Get an utterance by its full id and lock its row, so that its texts cannot change. Raises UnknownRecord."""
     utterance = tx.find(Utterance, id)
     if utterance is None:
-        raise UnknownRecord(f"no utterance {id!r} in this workspace; `voxloop review list` lists them")
+        raise UnknownRecord(f"no utterance {id!r} in this workspace. List utterances with `voxloop review list`.")
     return item_of(tx, utterance)
 
 
 def _opened(tx: Transaction, utterance: str) -> Item:
-    """An utterance by an id that may be short, its row locked."""
+    """Get an utterance by its id, which may be short, and lock its row."""
     return item_of(tx, tx.get(Utterance, utterance))
 
 
 def _check_seen(tx: Transaction, item: Item, *, by: str, seen: str | None) -> None:
-    """Make sure that what counts now is what the reviewer saw. Raises ConflictError."""
+    """Make sure that the current reference is the one the reviewer saw. Raises ConflictError."""
     current = item.reference
     if seen is None:
         mine = _turn(tx, item.utterance.id, by)
@@ -315,18 +316,21 @@ def _check_seen(tx: Transaction, item: Item, *, by: str, seen: str | None) -> No
             return
         else:
             raise ConflictError(
-                f"{item.utterance.id} has a text that you may not have seen: {current.by!r} saved {current.text!r}; "
-                f"look at it, then say so by `seen` (--seen {current.id})"
+                f"utterance {item.number} has a text that you may not have seen: {current.by!r} saved "
+                f"{current.text!r}. "
+                f"To replace it, pass --seen {current.id}."
             )
     if seen != item.version:
         saved = f"{current.by!r} saved {current.text!r}" if current else "the text was withdrawn"
-        raise ConflictError(f"{item.utterance.id} changed while you worked on it: {saved}; look again, then save")
+        raise ConflictError(
+            f"utterance {item.number} changed while you were reviewing it: {saved}. Check it and save again."
+        )
 
 
 def _text(text: str) -> str:
     text = " ".join(text.split())
     if not text:
-        raise UsageError("the text is empty: reject the utterance if nothing is said in it")
+        raise UsageError("the text is empty. If nothing is said, reject the utterance.")
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -335,7 +339,7 @@ def _text(text: str) -> str:
 
 
 def _turn(tx: Reader, utterance: str, by: str) -> sa.Row[Any] | None:
-    """What this reviewer took, also where the time ran out but nobody else took it."""
+    """This reviewer's reservation, even if it has expired, as long as nobody else has taken the utterance."""
     return tx.connection.execute(sa.select(turn).where(turn.c.utterance == utterance, turn.c.by == by)).first()
 
 
@@ -345,7 +349,7 @@ def _seconds(tx: Reader, utterance: str, by: str) -> float | None:
 
 
 def _become(tx: Transaction, transcript: str, kind: TranscriptKind) -> None:
-    """Let a reference count no longer, or again; its text, author and time stay."""
+    """Withdraw or reinstate a reference; its text, author and time stay."""
     table = tables.transcript
     tx.connection.execute(sa.update(table).where(table.c.id == transcript).values(kind=kind))
 
@@ -355,7 +359,7 @@ def _give_back(tx: Transaction, utterance: str) -> None:
 
 
 def _note(tx: Transaction, item: Item, *, kind: DecisionKind, by: str, **values: Any) -> Decision:
-    """Write a decision down."""
+    """Store a decision."""
     row: dict[str, Any] = {
         "created": tx.now(),
         "utterance": item.utterance.id,
@@ -369,7 +373,7 @@ def _note(tx: Transaction, item: Item, *, kind: DecisionKind, by: str, **values:
 
 
 def history_of(reader: Reader, utterance: str) -> list[Decision]:
-    """Decisions on an utterance by its whole id, oldest first."""
+    """The decisions on an utterance, given by its full id, oldest first."""
     rows = reader.connection.execute(
         sa.select(decision).where(decision.c.utterance == utterance).order_by(decision.c.seq)
     )
@@ -379,7 +383,7 @@ def history_of(reader: Reader, utterance: str) -> list[Decision]:
 def _confident(
     ws: Workspace, where: Filters, above: float, after: str | None
 ) -> tuple[list[tuple[Item, str | None]], str | None]:
-    """Some waiting items of at least a confidence with who has them in hand, and where to go on."""
+    """The next batch of waiting items above a confidence, each with its reviewer if reserved, and the next cursor."""
     floor = max(above, where.min_confidence or 0.0)
     wanted = replace(where, status="transcribed", min_confidence=floor)
     found: list[Item] = []

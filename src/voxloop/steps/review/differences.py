@@ -1,4 +1,4 @@
-"""Two texts of an utterance side by side: where they differ, and which utterances differ most."""
+"""Compare two texts of an utterance, and find the utterances with the most errors."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from voxloop.errors import UsageError
+from voxloop.errors import UsageError, counted
 from voxloop.records import Transcript, Utterance
 from voxloop.speech import text
 from voxloop.steps.review.items import BATCH, EVERYTHING, Filters, Item, show, walk
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Difference:
-    """What one text of an utterance has otherwise than another."""
+    """The differences between two texts of an utterance."""
 
     utterance: Utterance
-    reference: Transcript  # what is taken as right: any version may be
+    reference: Transcript  # the version taken as correct; can be any version
     hypothesis: Transcript
     found: text.Differences
 
@@ -44,11 +44,11 @@ class Difference:
 def diff(
     ws: Workspace, utterance: str, *, version: str | None = None, against: str | None = None, written: bool = False
 ) -> Difference:
-    """One version of an utterance's text against another, as an evaluation counts, or as written.
+    """Compare one version of an utterance's text with another, normalised as in evaluations unless `written`.
 
-    A version is named by its number (1 is the oldest), its id, or a kind, of which it is
-    the newest: reference, clean, hypothesis. `version` None is the machine's text that counts, `against`
-    None the reference. Raises UsageError where there is no such version.
+    A version is given by its number (1 is the oldest), its id, or its kind (reference, clean,
+    hypothesis), which means the newest of that kind. `version` defaults to the current machine
+    text and `against` to the reference. Raises UsageError if there is no such version.
     """
     item = show(ws, utterance)
     right = _version(item, against) if against else item.reference
@@ -56,14 +56,14 @@ def diff(
     if right is None or heard is None:
         lacks, remedy = ("reference", "against") if right is None else ("machine text", "version")
         raise UsageError(
-            f"{item.utterance.id} has no {lacks} to compare: name another of its {len(item.versions)} versions "
-            f"(--{remedy} 1; `voxloop review show` numbers them)"
+            f"utterance {item.number} has no {lacks} to compare. Choose another of its "
+            f"{counted(len(item.versions), 'version')}, such as --{remedy} 1; `voxloop review show` lists them."
         )
     return _difference(ws, item, right, heard, written=written)
 
 
 def worst(ws: Workspace, *, limit: int, where: Filters = EVERYTHING, written: bool = False) -> list[Difference]:
-    """The utterances whose machine text has the most word errors against its reference, the worst first."""
+    """The utterances whose machine text has the most word errors against the reference, worst first."""
     found: list[tuple[int, str, Item]] = []
     with ws.read() as reader:
         both = (item for item in walk(reader, where) if item.reference and item.hypothesis)
@@ -100,7 +100,7 @@ def _comparable(ws: Workspace, item: Item, shown: Transcript | None, *, written:
 
 
 def _language(ws: Workspace, item: Item) -> str | None:
-    """As an evaluation has it: the utterance's, or the one that the settings name."""
+    """The language as in evaluations: the utterance's, or else the one in the settings."""
     return item.utterance.language or ws.settings.language or None
 
 
@@ -111,5 +111,5 @@ def _version(item: Item, name: str) -> Transcript:
     named = [one for one in versions if name in (one.id, one.kind)]
     if not named:
         known = ", ".join(f"{number} ({one.kind})" for number, one in enumerate(versions, 1)) or "none"
-        raise UsageError(f"{item.utterance.id} has no version {name!r}; it has {known}")
+        raise UsageError(f"utterance {item.number} has no version {name!r}. Its versions: {known}.")
     return max(named, key=lambda one: (one.created, one.id))

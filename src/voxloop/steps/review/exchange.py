@@ -1,4 +1,4 @@
-"""Reviews out and in: JSONL, CSV and Label Studio's JSON. What goes out comes back the same."""
+"""Export and import reviews as JSONL, CSV and Label Studio JSON, without loss."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ ImportOutcome = Literal["new", "same", "conflicting", "unknown", "refused"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Exported:
-    """What an export wrote."""
+    """The result of an export."""
 
     path: Path
     format: Format
@@ -47,7 +47,7 @@ class Exported:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Notice:
-    """One utterance or row that an import did not take, and why."""
+    """An utterance or row that was not imported, and why."""
 
     outcome: ImportOutcome
     utterance: str
@@ -56,16 +56,16 @@ class Notice:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Imported:
-    """What an import found, in utterances; with `dry_run` nothing was written."""
+    """The result of an import, as numbers of utterances; with `dry_run`, nothing was written."""
 
-    new: int  # taken
-    same: int  # here already
-    conflicting: int  # somebody wrote something else here meanwhile: left as it is
-    unknown: int  # no such utterance here
-    refused: int  # rows that could not be read
-    without: int  # rows that say nothing: not reviewed there either
+    new: int  # imported
+    same: int  # already in the workspace
+    conflicting: int  # left unchanged, because somebody saved another text meanwhile
+    unknown: int  # not in this workspace
+    refused: int  # unreadable rows
+    without: int  # rows without a text: not reviewed elsewhere either
     dry_run: bool
-    notices: tuple[Notice, ...]  # of what is conflicting, unknown and refused
+    notices: tuple[Notice, ...]  # for conflicting, unknown and refused ones
 
 
 def export(
@@ -79,15 +79,15 @@ def export(
     all_versions: bool = False,
     progress: Callable[[float, float | None], None] | None = None,
 ) -> Exported:
-    """Write utterances with their texts, authors, times and ids to one file.
+    """Export utterances with their texts, authors, times and ids to one file.
 
-    The format follows from the name (.jsonl, .csv, .json for Label Studio). `clips`
-    is a folder to write each utterance's audio to as WAV; Label Studio, which needs
-    audio, gets one beside the file unless `audio_url` is given. `audio_url` is put
-    before a clip's name, such as `/data/local-files/?d=clips/`. With `all_versions`
-    every reference goes out, not only the one that counts. The file appears whole or
-    not at all; a device or a pipe is written to, and of a link what it leads to. For
-    Label Studio its labelling configuration is written beside it. Raises ExportError.
+    The suffix determines the format (.jsonl, .csv, .json for Label Studio) unless `format` is
+    given. `clips` is a folder for each utterance's audio as WAV; Label Studio needs audio, so by
+    default it gets a folder next to the file, unless `audio_url` is given. `audio_url` is a
+    prefix for a clip's name, such as `/data/local-files/?d=clips/`. With `all_versions`, every
+    reference is exported instead of only the current one. The file appears only when complete;
+    devices and pipes are written to directly, and links are followed. For Label Studio, the
+    labelling configuration is written next to the file. Raises ExportError.
     """
     format = _format(path, format)
     if format == "label-studio" and clips is None and audio_url is None:
@@ -116,7 +116,7 @@ def export(
                 unfinished.write_text(labelstudio.LABELLING_CONFIG)
     except OSError as error:
         raise ExportError(
-            f"{path} cannot be written ({error.strerror or error}): what was there is as it was"
+            f"{path} cannot be written ({error.strerror or error}). An existing file there is unchanged."
         ) from error
     return Exported(path=path, format=format, **counted)
 
@@ -131,19 +131,19 @@ def import_reviews(
     dry_run: bool = False,
     progress: Callable[[float, float | None], None] | None = None,
 ) -> Imported:
-    """Take texts and rejections from a file by `export` or Label Studio, or any with `utterance` and `text`.
+    """Import texts and rejections from an export, from Label Studio, or from any file with `utterance` and `text`.
 
-    Authors, times and ids are kept; where a row names no author it is `by`. A text
-    is new where there is none here yet, or where it was made knowing the one that
-    counts here; otherwise it is conflicting and left, or with `overwrite` added on
-    top. Written in batches: stopped in between, the same call goes on.
+    Authors, times and ids are kept; the author of a row without one is `by`. A text is new if
+    the utterance has no reference yet, or if its author knew the current reference. Otherwise
+    it conflicts and is left out, or with `overwrite` becomes the current one. Works in batches:
+    if interrupted, the same call continues.
     """
     by = reviewer(by)
     groups, notices, without = _read(path, _format(path, format))
     counts: dict[ImportOutcome, int] = {"new": 0, "same": 0, "conflicting": 0, "unknown": 0, "refused": len(notices)}
     waiting = list(groups.items())
     for begin in range(0, len(waiting), BATCH):
-        # A dry run does all that an import does, and then takes it back.
+        # A dry run does everything that an import does, then rolls back.
         with _rehearsal(ws) if dry_run else ws.transaction() as tx:
             for utterance, texts in waiting[begin : begin + BATCH]:
                 outcome, message = _take(tx, utterance, texts, by=by, overwrite=overwrite)
@@ -162,19 +162,19 @@ def _format(path: Path, format: Format | None) -> Format:
     found = format or FORMATS.get(path.suffix.lower())
     if found is None:
         known = ", ".join(f"{suffix} ({name})" for suffix, name in FORMATS.items())
-        raise UsageError(f"{path}: the format does not follow from the name; known are {known}, or name it")
+        raise UsageError(f"cannot tell the format of {path}. Use one of the suffixes {known}, or pass --format.")
     return found
 
 
 def _everything(ws: Workspace, where: Filters) -> Iterator[tuple[Item, list[Decision]]]:
-    """All that match, with the decisions on them; a view of one moment."""
+    """All matching items with their decisions, from one consistent snapshot."""
     with ws.read() as reader:
         for item in walk(reader, where):
             yield item, history_of(reader, item.utterance.id)
 
 
 def _rows(item: Item, decisions: Sequence[Decision], *, audio: str, all: bool) -> list[ReviewRow]:
-    """An utterance's references as rows, oldest first; one row without a text where there is none."""
+    """An utterance's references as rows, oldest first; one row without a text if there are none."""
     references = sorted((t for t in item.versions if t.kind == "reference"), key=lambda t: (t.created, t.id))
     texts: list[Transcript | None] = [*references] if all and references else [item.reference]
     spent = {decision.transcript: decision.seconds for decision in decisions if decision.transcript}
@@ -210,7 +210,7 @@ def _rows(item: Item, decisions: Sequence[Decision], *, audio: str, all: bool) -
 
 
 def _write_clip(ws: Workspace, utterance: Utterance, path: Path) -> int:
-    """Write an utterance's WAV unless it is there; its name tells its content. The number written."""
+    """Write an utterance's WAV unless it exists, since its name identifies its content. Return the number written."""
     if path.exists():
         return 0
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -226,7 +226,7 @@ def _write(path: Path, format: Format, groups: Iterable[list[ReviewRow]]) -> Non
             writer = csv.DictWriter(file, [field.name for field in fields(ReviewRow)])
             writer.writeheader()
             for rows in groups:
-                # Python's shortest form of a float is the same float when read again.
+                # Python writes floats so that reading them gives the same value.
                 writer.writerows({k: "" if v is None else v for k, v in asdict(row).items()} for row in rows)
         elif format == "jsonl":
             for rows in groups:
@@ -243,7 +243,7 @@ def _write(path: Path, format: Format, groups: Iterable[list[ReviewRow]]) -> Non
 
 
 def _read(path: Path, format: Format) -> tuple[dict[str, list[Incoming]], list[Notice], int]:
-    """The texts by utterance, what could not be read, and how many rows say nothing."""
+    """The texts by utterance, notices for unreadable rows, and the number of rows without a text."""
     groups: dict[str, list[Incoming]] = {}
     refused: list[Notice] = []
     without = 0
@@ -264,17 +264,18 @@ def _read(path: Path, format: Format) -> tuple[dict[str, list[Incoming]], list[N
 
 
 def _lines(path: Path, format: Format) -> Iterator[tuple[str, Any]]:
-    """Rows or tasks of a file with their place in it. Raises UsageError where the file cannot be read at all."""
+    """The rows or tasks of a file with their places in it. Raises UsageError if the file is unreadable."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:  # spreadsheets put a byte order mark first
             if format == "csv":
                 columns, _ = separated.header(next((line for line in file if line.strip()), ""))
                 missing = {"utterance", "text"} - set(columns)
                 if missing:
-                    raise UsageError(f"{path}: no column {', '.join(sorted(missing))} in its first line")
+                    names = " and ".join(sorted(missing))
+                    raise UsageError(f"{path} has no column {names}. The first line must name utterance and text.")
                 file.seek(0)
                 for number, row in separated.rows(file):
-                    # A line that cannot be read right is refused: a text cut at a comma is no new text.
+                    # A malformed line is refused: a text cut off at a comma must not count as new.
                     yield (
                         f"line {number}",
                         ValueError(row) if isinstance(row, str) else {k: v or None for k, v in row.items()},
@@ -288,23 +289,23 @@ def _lines(path: Path, format: Format) -> Iterator[tuple[str, Any]]:
                 for number, task in enumerate(tasks if isinstance(tasks, list) else [tasks], 1):
                     yield f"task {number}", task
     except (OSError, UnicodeDecodeError, csv.Error, json.JSONDecodeError, RecursionError) as error:
-        raise UsageError(f"{path} cannot be read as {format}: {error}") from error
+        raise UsageError(f"cannot read {path} as {format}: {error}") from error
 
 
 def _json_or_text(line: str) -> Any:
     try:
         return json.loads(line)
     except (json.JSONDecodeError, RecursionError):
-        return line  # refused by itself, with its place, and not the whole file
+        return line  # this line is refused with its place, instead of the whole file
 
 
 class _Rehearsed(Exception):
-    """Takes a rehearsed transaction back."""
+    """Rolls back a dry run's transaction."""
 
 
 @contextmanager
 def _rehearsal(ws: Workspace) -> Iterator[Transaction]:
-    """A transaction of which nothing stays."""
+    """A transaction that is always rolled back."""
     try:
         with ws.transaction() as tx:
             yield tx
@@ -314,19 +315,19 @@ def _rehearsal(ws: Workspace) -> Iterator[Transaction]:
 
 
 def _of_row(row: Any) -> list[Incoming]:
-    """The text or rejection that a JSONL or CSV row tells of. Raises ValueError."""
+    """The text or rejection in a JSONL or CSV row. Raises ValueError."""
     if not isinstance(row, dict):
-        raise ValueError("needed is a JSON object with `utterance` and `text`")
+        raise ValueError("not a JSON object with `utterance` and `text`")
     told = {
         key: row.get(key)
         for key in ("utterance", "text", "by", "reference", "earlier", "status", "reason", "rejected_by")
     }
     for key, value in told.items():
         if value is not None and not isinstance(value, str):
-            raise ValueError(f"`{key}` is {value!r}: needed is a text")
+            raise ValueError(f"`{key}` is {value!r}, not a string")
     utterance = told["utterance"]
     if not utterance:
-        raise ValueError("`utterance` is missing: it says which utterance the text is of")
+        raise ValueError("`utterance` is missing")
     numbers = {key: None if row.get(key) in (None, "") else float(row[key]) for key in ("created", "seconds")}
     found = []
     text = told["text"] or ""
@@ -334,7 +335,7 @@ def _of_row(row: Any) -> list[Incoming]:
         found.append(
             Incoming(
                 utterance=utterance,
-                # A text that went out from here comes back to the letter; another is as if it had been typed.
+                # A text that was exported from here is kept exactly; any other is treated as if typed.
                 text=text if told["reference"] else " ".join(text.split()),
                 by=told["by"],
                 created=numbers["created"],
@@ -351,7 +352,7 @@ def _of_row(row: Any) -> list[Incoming]:
 def _take(
     tx: Transaction, utterance: str, texts: Sequence[Incoming], *, by: str, overwrite: bool
 ) -> tuple[ImportOutcome, str]:
-    """Write what is new of an utterance's texts; what came of it and, where it was left, why."""
+    """Import an utterance's new texts. Return the outcome and, if nothing was imported, the reason."""
     try:
         item = locked(tx, tx.get(Utterance, utterance).id)
     except UnknownRecord as error:
@@ -363,11 +364,11 @@ def _take(
     if item.utterance.status == "rejected" and rejection:
         rejection = None
     elif item.utterance.status == "rejected" and missing and not overwrite:
-        return "conflicting", "here it was rejected"
+        return "conflicting", "rejected in this workspace"
     if not missing and not rejection:
         return "same", ""
     if not overwrite and item.reference and not _known(item.reference, texts, missing):
-        return "conflicting", f"here {item.reference.by!r} saved {item.reference.text!r}"
+        return "conflicting", f"{item.reference.by!r} saved {item.reference.text!r} in this workspace"
     for one in missing:
         write_reference(
             tx,
@@ -381,12 +382,12 @@ def _take(
         )
         item = locked(tx, item.utterance.id)
     if rejection:
-        write_rejection(tx, item, reason=rejection.rejected or "not said", by=rejection.by or by)
+        write_rejection(tx, item, reason=rejection.rejected or "no reason given", by=rejection.by or by)
     return "new", ""
 
 
 def _news(item: Item, here: Sequence[Transcript], texts: Sequence[Incoming]) -> list[Incoming]:
-    """The texts after the last one that is here, oldest first; none where they end in what counts here."""
+    """The texts newer than the last one in the workspace, oldest first; none if they end in the current reference."""
     ordered = sorted((one for one in texts if one.text), key=lambda one: (one.created is None, one.created or 0.0))
     if ordered and item.reference and ordered[-1].text.split() == item.reference.text.split():
         return []
@@ -397,28 +398,28 @@ def _news(item: Item, here: Sequence[Transcript], texts: Sequence[Incoming]) -> 
 
 
 def _known(current: Transcript, texts: Sequence[Incoming], missing: Sequence[Incoming]) -> bool:
-    """Whether whoever wrote the texts had seen what counts here, or nobody's work is lost with it."""
+    """Whether the author of the texts had seen the current reference, or replacing it loses nobody's work."""
     if current.by == METADATA or any(current.id in (*one.knows, one.reference) for one in texts):
         return True
     if any(_is_here([current], one) for one in texts):
         return True
-    # The same hand later: an annotation that was edited after it had been imported.
+    # The same author, later: an annotation edited after it was imported.
     return bool(missing) and all(one.by == current.by and (one.created or 0.0) > current.created for one in missing)
 
 
 def _check(one: Incoming) -> None:
-    """What the catalog could not hold. Raises ValueError."""
+    """Raise ValueError for values that the catalog cannot store."""
     for text in (one.utterance, one.text, one.by or "", one.reference or "", one.rejected or ""):
-        text.encode()  # half of a surrogate pair is no text
+        text.encode()  # fails on half of a surrogate pair
         if "\x00" in text:
-            raise ValueError("a text holds the character NUL")
+            raise ValueError("a text contains the character NUL")
     for number in (one.created, one.seconds):
         if number is not None and not (math.isfinite(number) and number >= 0):
-            raise ValueError(f"{number} is no time: needed are seconds, 0 or more")
+            raise ValueError(f"{number} is not a time in seconds (0 or more)")
 
 
 def _corrected(item: Item, one: Incoming) -> Incoming:
-    """A text that stands under the id of one here but differs is a correction of it, by whoever imports it."""
+    """Treat a text that has the id of an existing one but differs as a correction by the importing person."""
     known = next((version for version in item.versions if version.id == one.reference), None)
     if known is None or known.text.split() == one.text.split():
         return one
@@ -426,7 +427,7 @@ def _corrected(item: Item, one: Incoming) -> Incoming:
 
 
 def _is_here(references: Iterable[Transcript], one: Incoming) -> bool:
-    """Whether a text is here: under its id, from the same hand and time, or from nobody in particular."""
+    """Whether a text is already here: with the same id, the same author and time, or without an author."""
     for reference in references:
         if reference.text.split() != one.text.split():
             continue
@@ -438,7 +439,7 @@ def _is_here(references: Iterable[Transcript], one: Incoming) -> bool:
 
 
 def _free_id(tx: Transaction, one: Incoming, by: str) -> str | None:
-    """The id to keep a text under: its own, or one that the same text gets each time; None: a fresh one."""
+    """The id for a text: its own, or one derived from its content; None: a new random one."""
     own = one.reference
     if own is None and one.created is not None:
         told = json.dumps([one.utterance, one.text, one.by or by, one.created])

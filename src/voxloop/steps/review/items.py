@@ -1,4 +1,4 @@
-"""What there is to review: utterances with their texts, filtered and in pages."""
+"""Utterances with their texts, filtered and in pages."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from voxloop.workspace import Workspace
 
 BATCH = 200  # utterances read at once while filtering
-# Up to so many utterances between dates, or of a confidence, sorting them is quicker than meeting them in order.
+# Up to this many matches of a date or confidence range, sorting them is faster than walking the listing in order.
 FEW = 5000
 
 
@@ -30,30 +30,30 @@ class Item:
 
     utterance: Utterance
     reference: Transcript | None
-    hypothesis: Transcript | None  # the clean text where there is one
-    versions: tuple[Transcript, ...]  # every text, oldest first, also withdrawn ones
+    hypothesis: Transcript | None  # the clean text if there is one
+    versions: tuple[Transcript, ...]  # every text, oldest first, including withdrawn ones
     warnings: tuple[ReviewWarning, ...]
-    file: str = ""  # the name of the recording's file
-    number: int = 0  # the utterance's, which every command takes in the place of its id
+    file: str = ""  # name of the recording's file
+    number: int = 0  # the utterance's number, which every command accepts instead of its id
 
     @property
     def text(self) -> str:
-        """The text that counts now."""
+        """The current text."""
         shown = self.reference or self.hypothesis
         return shown.text if shown else ""
 
     @property
     def version(self) -> str:
-        """What to give as `seen` when deciding: the id of the reference shown, empty where there is none."""
+        """The value for `seen` when deciding: the id of the reference, empty if there is none."""
         return self.reference.id if self.reference else ""
 
     @property
     def cursor(self) -> str:
-        """Where this item stands in the listing: `page(after=…)` goes on behind it."""
+        """This item's position in the listing; `page(after=…)` continues after it."""
         return f"{self.utterance.priority!r}@{self.utterance.id}"
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields, the text that counts, and what to give back when deciding or going on."""
+        """The fields, the current text, and the values for `seen` and `after`."""
         return {
             "utterance": self.utterance,
             "number": self.number,
@@ -70,36 +70,36 @@ class Item:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Filters:
-    """Which utterances are meant; what is None does not narrow."""
+    """Conditions that select utterances. None means no condition."""
 
     status: UtteranceStatus | None = None
     speaker: str | None = None
     language: str | None = None
     min_confidence: float | None = None  # of the machine's text, 0 to 1
     max_confidence: float | None = None
-    since: float | None = None  # taken in at this time or later, seconds since the epoch
-    until: float | None = None  # taken in before this time
-    contains: str | None = None  # in the text that counts, whatever its case
+    since: float | None = None  # ingested at or after this time, seconds since the epoch
+    until: float | None = None  # ingested before this time
+    contains: str | None = None  # substring of the current text, ignoring case
     warning: WarningKind | None = None  # has this warning
     warned: bool | None = None  # True: has any warning; False: has none
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "language", language_code(self.language))
         if self.warning is not None and self.warning not in WARNINGS:
-            raise UsageError(f"there is no warning {self.warning!r}{nearest(self.warning, WARNINGS)}")
+            raise UsageError(f"unknown warning {self.warning!r}{nearest(self.warning, WARNINGS)}")
         for name in ("min_confidence", "max_confidence"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
-                raise UsageError(f"{name} is {value}: a confidence is from 0 to 1")
+                raise UsageError(f"{name} is {value}. Give a confidence from 0 to 1.")
 
     def check_waiting(self) -> None:
-        """Raise UsageError where a status is asked for that nothing waiting for review has."""
+        """Raise UsageError for a status that no utterance waiting for review can have."""
         if self.status not in (None, "transcribed"):
-            raise UsageError(f"status is {self.status}: only utterances that are `transcribed` wait for review")
+            raise UsageError(f"status is {self.status}. Only utterances with status `transcribed` wait for review.")
 
     @property
     def sifts(self) -> bool:
-        """Whether some of what the database finds has to be sifted by `matches`."""
+        """Whether the rows that the database finds also have to be filtered with `matches`."""
         return bool(self.contains or self.warning) or self.warned is not None
 
 
@@ -108,14 +108,14 @@ EVERYTHING = Filters()
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Page:
-    """Some items of a listing."""
+    """A page of a listing."""
 
     items: tuple[Item, ...]
-    after: str | None  # gives the next page; None: there is no more
+    after: str | None  # cursor for the next page; None: this is the last page
 
 
 def page(ws: Workspace, *, where: Filters = EVERYTHING, limit: int = 50, after: str | None = None) -> Page:
-    """Utterances to review by priority, highest first; `after` is the cursor of the last page."""
+    """One page of utterances by priority, highest first; `after` is the cursor of the previous page."""
     found: list[Item] = []
     with ws.read() as reader:
         for item in walk(reader, where, after=after, batch=limit + 1):
@@ -139,9 +139,9 @@ def walk(
     batch: int = BATCH,
     also: Sequence[sa.ColumnElement[bool]] = (),
 ) -> Iterator[Item]:
-    """Items that match, by priority; read in batches, each from where the last one ended.
+    """Iterate over matching items by priority, reading them in batches.
 
-    `batch` is how many are wanted at once. `also` are further conditions on the utterance table.
+    `batch` is the number of items wanted at once. `also` adds conditions on the utterance table.
     """
     table = tables.utterance
     place = _place(after) if after else None
@@ -177,15 +177,15 @@ def walk(
 
 
 def _next_limit(batch: int, seen: int, matched: int) -> int:
-    """Utterances to read so that about as many match as are wanted still: each costs as much as one shown."""
+    """How many utterances to read so that about as many match as are still wanted."""
     wanted = batch - matched % batch
     return min(BATCH, int(1.1 * wanted * seen / matched) + 4) if matched else BATCH
 
 
 def _few(reader: Reader, where: Filters) -> tuple[list[sa.ColumnElement[bool]], list[sa.ColumnElement[bool]]]:
-    """Conditions with an index of their own that so few utterances fulfil that these are sorted, and the other ones.
+    """Indexed conditions with so few matches that sorting these is faster, and the remaining conditions.
 
-    None where too many do: they are found on a way through all in the order of the listing.
+    Both are empty if there are too many matches; then the listing is walked in order.
     """
     table = tables.utterance
     if where.contains:
@@ -218,11 +218,11 @@ def _between(
 def _sorted_ids(
     reader: Reader, conditions: Sequence[sa.ColumnElement[bool]], place: tuple[float, str] | None, *, limit: int
 ) -> list[str]:
-    """The next ids of those that fulfil conditions, in the order of the listing.
+    """The next ids that match the conditions, in the order of the listing.
 
-    Without statistics SQLite prefers any index of an equality or of the order to that
-    of what few utterances fulfil. So the columns of all other conditions stand in
-    expressions here, for which there is no index.
+    Without statistics, SQLite prefers any index for an equality or for the order to the index
+    of the selective condition. So the columns of all other conditions are written as
+    expressions, which have no index.
     """
     table = tables.utterance
     priority = table.c.priority + 0.0
@@ -234,7 +234,7 @@ def _sorted_ids(
 
 
 def _behind(place: tuple[float, str] | None) -> list[list[sa.ColumnElement[bool]]]:
-    """What comes after a place, in parts that an index finds each: the rest of its priority, then the lower ones."""
+    """Conditions for what follows a place, each answered by an index: the same priority first, then lower ones."""
     table = tables.utterance
     if place is None:
         return [[]]
@@ -247,23 +247,23 @@ def _place(cursor: str) -> tuple[float, str]:
     try:
         return float(priority), id if at else ""
     except ValueError as error:
-        raise UsageError(f"after is {cursor!r}: needed is the cursor that the last page gave") from error
+        raise UsageError(f"after is {cursor!r}. Give the cursor from the previous page.") from error
 
 
 def conditions_of(where: Filters) -> list[sa.ColumnElement[bool]]:
-    """What the database judges of the filters on a way in the order of the listing; `matches` judges the rest."""
+    """The filters that the database applies while walking the listing; `matches` applies the rest."""
     return _conditions(where)
 
 
 def _conditions(where: Filters, *, indexed: bool = True) -> list[sa.ColumnElement[bool]]:
-    """As `conditions_of`; unless `indexed` in a form that no index is used for."""
+    """Like `conditions_of`; unless `indexed`, in a form that uses no index."""
     table = tables.utterance
     found: list[sa.ColumnElement[bool]] = []
     for name in ("status", "speaker", "language"):
         value = getattr(where, name)
         if value is not None:
             found.append((table.c[name] if indexed else table.c[name].concat("")) == value)
-    # In expressions, so that no index of theirs is preferred to the order's.
+    # Written as expressions, so that their indexes are not preferred to the one for the order.
     found += _between(table.c.ingested + 0.0, where.since, None, where.until)
     found += _between(table.c.confidence + 0.0, where.min_confidence, where.max_confidence, None)
     if where.warning == "low confidence":
@@ -275,7 +275,7 @@ def _conditions(where: Filters, *, indexed: bool = True) -> list[sa.ColumnElemen
 
 
 def matches(item: Item, where: Filters) -> bool:
-    """Whether an item that the database found matches all of the filters."""
+    """Whether an item found by the database matches all filters."""
     if where.contains and where.contains.casefold() not in item.text.casefold():
         return False
     if where.warned is not None and where.warned != bool(item.warnings):
@@ -284,7 +284,7 @@ def matches(item: Item, where: Filters) -> bool:
 
 
 def items_of(reader: Reader, utterances: Sequence[Utterance]) -> list[Item]:
-    """Items of at most BATCH utterances, in their order."""
+    """The items of at most BATCH utterances, in the same order."""
     texts: dict[str, list[Transcript]] = {utterance.id: [] for utterance in utterances}
     for transcript in reader.all(Transcript, tables.transcript.c.utterance.in_(list(texts))) if texts else ():
         texts[transcript.utterance].append(transcript)

@@ -1,13 +1,13 @@
-"""Label Studio's JSON: our rows as its tasks, its annotations as our texts. Pure functions.
+"""Convert rows to Label Studio tasks and its annotations to texts. Pure functions.
 
 The formats are https://labelstud.io/guide/tasks (tasks, `data`),
 https://labelstud.io/guide/predictions and https://labelstud.io/guide/task_format
 (annotations), for the template https://labelstud.io/templates/transcribe_audio.
 
-Label Studio keeps a task's `data` as it is, but not the author and time of an
-imported annotation: it makes them its importing user's and its own, and refuses
-authors whom it does not know (`completed_by`, label_studio/tasks/serializers.py).
-So authors, times and ids travel in `data`, and `completed_by` is left to it.
+Label Studio keeps a task's `data` unchanged but not the author and time of an imported
+annotation: it sets them to the importing user and the current time, and refuses unknown
+authors (`completed_by`, label_studio/tasks/serializers.py). So authors, times and ids are
+stored in `data`, and `completed_by` is left to Label Studio.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ LABELLING_CONFIG = """<View>
 </View>
 """
 
-# What the exported clips are called; Label Studio puts a random word before the name of an uploaded file.
+# The names of exported clips; Label Studio adds a random prefix to the name of an uploaded file.
 _CLIP = re.compile(r"(sha256-[0-9a-f]{64})[_:](\d+)-(\d+)")
 _EMAIL = re.compile(r"[^\s,<>]+@[^\s,<>]+")
 
 
 def task(rows: Sequence[ReviewRow]) -> dict[str, Any]:
-    """One utterance as a task; `rows` are its references, oldest first, or one row without a text."""
+    """Convert one utterance to a task; `rows` are its references, oldest first, or one row without a text."""
     last = rows[-1]
     written = [row for row in rows if row.reference]
     data: dict[str, Any] = {
@@ -79,13 +79,13 @@ def task(rows: Sequence[ReviewRow]) -> dict[str, Any]:
 
 
 def incoming(made: Any) -> list[Incoming]:
-    """The texts of one task, as exported by us, by Label Studio as JSON or by it as JSON-MIN; oldest first.
+    """The texts of one task, oldest first. The task is one of our exports, or Label Studio's JSON or JSON-MIN.
 
-    A text that is one of ours and unchanged keeps its author and time. Raises
-    ValueError where it is no task or does not say which utterance it is of.
+    An unchanged text of ours keeps its author and time. Raises ValueError if it is not a task
+    or does not name its utterance.
     """
     if not isinstance(made, dict):
-        raise ValueError(f"a task is a JSON object, this is {type(made).__name__}")
+        raise ValueError(f"a task must be a JSON object, not {type(made).__name__}")
     data = made.get("data")
     if not isinstance(data, dict):
         if "annotations" in made or "predictions" in made:
@@ -133,23 +133,23 @@ def _incoming(
             knows=knows,
             seconds=seconds,
         )
-    # A text's time is that of its last change.
+    # A text's time is the time of its last change.
     when = parse_time(annotation.get("updated_at")) or parse_time(annotation.get("created_at"))
     return Incoming(utterance=utterance, text=text, by=author(annotation), created=when, knows=knows, seconds=seconds)
 
 
 def utterance_of(data: Mapping[str, Any]) -> str:
-    """The id of the utterance that a task is of: given, or read off the clip's name. Raises ValueError."""
+    """The id of a task's utterance, from its data or from the clip's file name. Raises ValueError."""
     if data.get("utterance"):
         return str(data["utterance"])
     clip = _CLIP.search(str(data.get("audio") or ""))
     if clip is None:
-        raise ValueError("the task does not say which utterance it is of: `data.utterance` is needed")
+        raise ValueError("the task does not name its utterance: `data.utterance` is missing")
     return f"{clip[1]}:{clip[2]}-{clip[3]}"
 
 
 def author(annotation: Mapping[str, Any]) -> str | None:
-    """Who wrote an annotation: the email where it is told, else the name or the number of Label Studio's user."""
+    """The author of an annotation: the email address if known, else the user's name or number in Label Studio."""
     by = annotation.get("completed_by", annotation.get("annotator"))
     if isinstance(by, dict):
         full = f"{by.get('first_name') or ''} {by.get('last_name') or ''}".strip()
@@ -162,7 +162,7 @@ def author(annotation: Mapping[str, Any]) -> str | None:
 
 
 def text_of(result: Any) -> str:
-    """The text of an annotation's results: its text areas, in the order of their regions where they have one."""
+    """The text of an annotation: its text areas, in the order of their regions if they have any."""
     if not isinstance(result, list):
         return ""
     areas = [one for one in result if isinstance(one, dict) and one.get("type") == "textarea"]
@@ -172,7 +172,7 @@ def text_of(result: Any) -> str:
 
 
 def parse_time(told: Any) -> float | None:
-    """`2021-03-09T22:16:08.728353Z` as seconds since the epoch; None where it is no time."""
+    """Convert `2021-03-09T22:16:08.728353Z` to seconds since the epoch; None if it is not a time."""
     if not isinstance(told, str):
         return None
     try:

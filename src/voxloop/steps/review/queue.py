@@ -1,4 +1,4 @@
-"""Who reviews what next: the order of the queue, and turns that no two reviewers share."""
+"""The review queue: its order, and reservations so that no two reviewers get the same utterance."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
 
 turn = tables.review_turn
 
-CANDIDATES = 8  # utterances looked at before asking again, as other reviewers take some of them meanwhile
+CANDIDATES = 8  # utterances to try before querying again, as other reviewers may take some meanwhile
 PRIORITISED = "review.prioritised"
-ANEW_AFTER = 5  # the order is found anew after so many more reviewed utterances, or so many new ones that wait,
-ANEW_SHARE = 0.1  # or after this share of them, whichever is more: seldom where there are many
+ANEW_AFTER = 5  # the queue is reordered after this many more reviewed or waiting utterances,
+ANEW_SHARE = 0.1  # or this fraction of them, whichever is more
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Turn:
-    """An utterance handed to one reviewer, and kept from the others for a while."""
+    """An utterance reserved for one reviewer for a limited time."""
 
     item: Item
     by: str
@@ -42,35 +42,34 @@ class Turn:
     until: float
 
     def as_dict(self) -> dict[str, Any]:
-        """The item as it is shown everywhere, and who has it until when."""
+        """The item's fields, the reviewer and the time of the reservation."""
         return self.item.as_dict() | {"by": self.by, "taken": self.taken, "until": self.until}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ranking:
-    """What finding the order anew did."""
+    """The result of reordering the queue."""
 
-    waiting: int  # utterances put in order
-    moved: int  # of them, those whose priority changed
+    waiting: int  # utterances in the queue
+    moved: int  # utterances whose priority changed
     reviewed: int
-    without_vector: int  # waiting, but not indexed yet: taken as unlike everything
+    without_vector: int  # waiting but not indexed yet; treated as completely novel
 
 
 def reviewer(by: str) -> str:
-    """The name of a reviewer, checked. Raises UsageError."""
+    """Check and return a reviewer's name. Raises UsageError."""
     if not by.strip():
-        raise UsageError("no reviewer is named: give `by` (on the command line --by, or the variable USER)")
+        raise UsageError("the reviewer has no name. Pass --by (`by` in Python) or set the variable USER.")
     return by.strip()
 
 
 def next(ws: Workspace, *, by: str, where: Filters = EVERYTHING) -> Turn | None:
-    """Take the first waiting utterance that nobody else has; None where there is none.
+    """Take the first waiting utterance that nobody has reserved; None if there is none.
 
-    It is kept from the others for the setting `review_lease_s`, by the database's
-    clock, and given back by deciding, `release` or time. Skipped utterances are
-    offered again after `review_skip_s`, or when nothing else is left. Two
-    reviewers never hold the same one: the turn is taken by a compare-and-swap.
-    Raises UsageError for a status that nothing waiting has.
+    It is reserved for `review_lease_s` seconds by the database's clock; a decision, `release` or
+    expiry ends the reservation. Skipped utterances come back after `review_skip_s` seconds, or
+    when nothing else is left. A compare-and-swap ensures that two reviewers never hold the same
+    utterance. Raises UsageError for a status that no waiting utterance can have.
     """
     by = reviewer(by)
     where.check_waiting()
@@ -99,7 +98,7 @@ def next(ws: Workspace, *, by: str, where: Filters = EVERYTHING) -> Turn | None:
 
 
 def held(ws: Workspace, *, by: str | None = None) -> list[Turn]:
-    """Turns that have not run out, the oldest first; of one reviewer or of all."""
+    """The current reservations of one or all reviewers, oldest first."""
     mine = [turn.c.by == by] if by is not None else []
     with ws.read() as reader:
         rows = reader.connection.execute(
@@ -114,14 +113,14 @@ def held(ws: Workspace, *, by: str | None = None) -> list[Turn]:
 
 
 def release(ws: Workspace, utterance: str, *, by: str) -> bool:
-    """Give a turn back undecided; False where this reviewer does not have it."""
+    """Release a reservation without a decision. Return False if this reviewer does not hold it."""
     with ws.completion() as tx:
         mine = sa.and_(turn.c.utterance == utterance, turn.c.by == reviewer(by), turn.c.until > now_s())
         return bool(tx.connection.execute(sa.update(turn).where(mine).values(until=0.0, by=None)).rowcount)
 
 
 def renew(ws: Workspace, utterance: str, *, by: str) -> bool:
-    """Prolong a turn, as a screen does while somebody works on it; False where somebody else has it by now."""
+    """Extend a reservation while somebody works on it. Return False if somebody else holds it by now."""
     until = now_s() + ws.settings.review_lease_s
     with ws.completion() as tx:
         mine = sa.and_(turn.c.utterance == utterance, turn.c.by == reviewer(by))
@@ -129,7 +128,7 @@ def renew(ws: Workspace, utterance: str, *, by: str) -> bool:
 
 
 def skip_until(tx: Writer, utterance: str, *, by: str, seconds: float) -> None:
-    """Put an utterance back, not to be offered for a while; another reviewer's turn stays."""
+    """Hide an utterance for a while and release this reviewer's reservation; another reviewer's stays."""
     _upsert(tx, utterance, {"skipped": now_s() + seconds})
     tx.connection.execute(
         sa.update(turn).where(turn.c.utterance == utterance, turn.c.by == by).values(until=0.0, by=None)
@@ -137,7 +136,7 @@ def skip_until(tx: Writer, utterance: str, *, by: str, seconds: float) -> None:
 
 
 def _candidates(reader: Reader, where: Filters) -> list[str]:
-    """The first waiting utterances that nobody has; skipped ones only where there are no others."""
+    """The first waiting utterances that nobody has reserved; skipped ones only if there are no others."""
     table = tables.utterance
     taken = sa.select(turn.c.utterance).where(turn.c.until > now_s())
     skipped = sa.select(turn.c.utterance).where(turn.c.skipped > now_s())
@@ -158,7 +157,7 @@ def _candidates(reader: Reader, where: Filters) -> list[str]:
 def _upsert(
     tx: Writer, utterance: str, values: dict[str, Any], *, only_if: sa.ColumnElement[bool] | None = None
 ) -> bool:
-    """Write a turn, over an earlier one only if a condition holds for that; True where it was written."""
+    """Write a reservation; replace an existing one only if it meets `only_if`. Return whether it was written."""
     insert = postgresql.insert if tx.connection.dialect.name == "postgresql" else sqlite.insert
     fresh = {"utterance": utterance, "taken": 0.0, "until": 0.0, "skipped": 0.0, **values}
     statement = (
@@ -174,14 +173,14 @@ def _upsert(
 
 
 def prioritise(ws: Workspace) -> Ranking:
-    """Find the order of the waiting utterances anew: the least certain and the least like what is reviewed first.
+    """Reorder the waiting utterances: the least certain and the least similar to reviewed ones come first.
 
-    priority = (1 - confidence) x (1 + novelty) / 2, from 0 to 1; novelty is 1 minus
-    the greatest cosine to a reviewed utterance (`similarity.novelty`), and 1 where
-    nothing is reviewed or no vector is there yet, so that new utterances, which
-    start with 1 - confidence, compare. What the model is sure of stays last however
-    new it sounds; of equally uncertain utterances the newest sounding is twice as urgent.
-    A given text that a dataset left out as doubtful has 1.
+    priority = (1 - confidence) x (1 + novelty) / 2, from 0 to 1. Novelty is 1 minus the highest
+    cosine similarity to a reviewed utterance (`similarity.novelty`). It is 1 if nothing is
+    reviewed or the utterance has no vector yet, which makes the priority comparable with the
+    initial 1 - confidence of new utterances. Utterances of which the model is certain stay last,
+    however novel; of equally uncertain utterances, the most novel has twice the priority.
+    Utterances whose given text a dataset left out as doubtful have priority 1.
     """
     table = tables.utterance
     with ws.read() as reader:
@@ -199,7 +198,7 @@ def prioritise(ws: Workspace) -> Ranking:
         if abs(priority - before) > 1e-6:
             changes.append({"ranked": id, "found": priority})
     ranking = Ranking(waiting=len(rows), moved=len(changes), reviewed=reviewed, without_vector=len(rows) - len(novelty))
-    changes.sort(key=itemgetter("ranked"))  # locked in the order in which others lock them
+    changes.sort(key=itemgetter("ranked"))  # locked in the same order as by other writers
     with ws.completion() as tx:
         if changes:
             tx.connection.execute(
@@ -211,7 +210,7 @@ def prioritise(ws: Workspace) -> Ranking:
 
 
 def rank(ws: Workspace, subjects: Sequence[str] = ()) -> Ranking | None:
-    """The step `rank` of a worker: find the order anew where enough was reviewed or came in; None where not."""
+    """The worker's step `rank`: reorder the queue if enough was reviewed or added; otherwise return None."""
     if _is_due(ws):
         return prioritise(ws)
     with ws.completion():
@@ -228,7 +227,7 @@ def _is_due(ws: Workspace) -> bool:
         ).scalar() or {"reviewed": 0, "waiting": 0}
     if abs(reviewed - last["reviewed"]) >= max(ANEW_AFTER, ANEW_SHARE * last["reviewed"]):
         return True
-    # With nothing reviewed all sounds new, and the order is that of confidence, which every utterance begins with.
+    # With nothing reviewed, everything is novel and the order is by confidence, which is also the initial order.
     return reviewed > 0 and waiting - last["waiting"] >= max(ANEW_AFTER, ANEW_SHARE * last["waiting"])
 
 

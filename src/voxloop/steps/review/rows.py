@@ -1,4 +1,4 @@
-"""What is exchanged with other programs: a row for each reference, and what comes back."""
+"""The rows exchanged with other programs: one per reference, and the texts that come back."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from voxloop.records import UtteranceStatus
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReviewRow:
-    """One line of a JSONL or CSV file: an utterance with a reference, or without where there is none yet."""
+    """One line of a JSONL or CSV file: an utterance with one reference, or with none if there is none yet."""
 
     utterance: str
-    text: str  # the reference; empty where nobody has written one
+    text: str  # the reference; empty if there is none
     machine_text: str = ""
     confidence: float | None = None  # of the machine's text
     audio: str = ""  # path or URL
     status: UtteranceStatus = "new"
-    by: str | None = None  # who wrote the text
-    created: float | None = None  # when, seconds since the epoch
-    reference: str | None = None  # the text's id: a changed text under its id is known to be a correction of it
-    earlier: str = ""  # ids of the references before it, between spaces: it was written knowing them
-    seconds: float | None = None  # spent on it
-    reason: str | None = None  # why it was rejected
+    by: str | None = None  # the text's author
+    created: float | None = None  # the text's time, seconds since the epoch
+    reference: str | None = None  # the text's id; a changed text with a known id counts as a correction
+    earlier: str = ""  # ids of the previous references, separated by spaces; the author knew them
+    seconds: float | None = None  # time spent on the text
+    reason: str | None = None  # why the utterance was rejected
     rejected_by: str | None = None
     recording: str = ""
     start: int = 0  # samples
@@ -35,13 +35,13 @@ class ReviewRow:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Incoming:
-    """A text (or, without one, a rejection) from elsewhere; None is what was not told."""
+    """A text (or, without a text, a rejection) to import; None means unknown."""
 
     utterance: str
     text: str = ""
     by: str | None = None
     created: float | None = None
-    reference: str | None = None  # the text's id, as it was exported
-    knows: tuple[str, ...] = ()  # ids of references that its author had seen
+    reference: str | None = None  # the text's id, as exported
+    knows: tuple[str, ...] = ()  # ids of the references that its author had seen
     seconds: float | None = None
     rejected: str | None = None  # the reason

@@ -1,4 +1,4 @@
-"""How much is reviewed, by whom, and how fast."""
+"""Review progress, reviewers and speed."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from voxloop.stores import tables
 if TYPE_CHECKING:
     from voxloop.workspace import Workspace
 
-SESSION_GAP_S = 1800.0  # a longer pause between two decisions of one reviewer ends a session
-BY_HAND = ("save", "accept", "reject", "skip")  # decisions that somebody listened for
+SESSION_GAP_S = 1800.0  # a longer pause between two decisions of a reviewer ends the session
+BY_HAND = ("save", "accept", "reject", "skip")  # decisions made after listening
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReviewerStats:
-    """What one person did."""
+    """One reviewer's work."""
 
     by: str
     saved: int
@@ -32,33 +32,33 @@ class ReviewerStats:
     skipped: int
     imported: int
     undone: int
-    seconds: float | None  # median from taking an utterance to deciding; None where none was taken from the queue
-    total_seconds: float  # of the decisions so timed
+    seconds: float | None  # median time from taking an utterance to deciding; None if none came from the queue
+    total_seconds: float  # of all timed decisions
     sessions: int
     entries_per_session: float  # decisions by hand
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReviewStats:
-    """How far the review is."""
+    """The progress of the review."""
 
     utterances: int
     reviewed: int
     rejected: int
-    share: float  # reviewed and rejected of all, 0 to 1
-    waiting: int  # transcribed, not decided
+    share: float  # reviewed or rejected, as a fraction of all utterances
+    waiting: int  # transcribed, not decided yet
     untranscribed: int
     hours: float  # of all utterances
     reviewed_hours: float
-    taken: int  # in reviewers' hands now
-    seconds: float | None  # median from taking to deciding, over everybody
+    taken: int  # reserved for reviewers now
+    seconds: float | None  # median time from taking to deciding, over all reviewers
     sessions: int
     entries_per_session: float
-    reviewers: tuple[ReviewerStats, ...]  # the busiest first
+    reviewers: tuple[ReviewerStats, ...]  # busiest first
 
 
 def stats(ws: Workspace) -> ReviewStats:
-    """Count what is reviewed and what each reviewer did."""
+    """Count the reviewed utterances and each reviewer's decisions."""
     utterance, decision, turn = tables.utterance, tables.review_decision, tables.review_turn
     with ws.read() as reader:
         counted = {
@@ -122,7 +122,7 @@ def stats(ws: Workspace) -> ReviewStats:
 
 
 def _sessions(times: Sequence[float]) -> list[int]:
-    """Decisions in each session, from their times in order."""
+    """The number of decisions in each session, from their sorted times."""
     counts: list[int] = []
     last: float | None = None
     for time in times:

@@ -1,1 +1,1 @@
-"""The catalog's schema, step by step; append only."""
+"""Migrations of the catalog's schema. Append only."""

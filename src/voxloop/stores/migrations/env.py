@@ -1,11 +1,11 @@
-"""Alembic's entry: runs migrations over the connection that the catalog hands in."""
+"""Alembic's entry point: runs migrations on the catalog's connection."""
 
 import sqlalchemy as sa
 from alembic import context
 
 from voxloop.stores.tables import metadata
 
-# Text columns that compare in the order of some language.
+# Text columns that are not compared by bytes.
 LINGUISTIC = sa.text("""
     SELECT c.table_name, c.column_name, c.data_type FROM information_schema.columns AS c
     JOIN information_schema.tables AS t USING (table_schema, table_name)
@@ -16,10 +16,10 @@ LINGUISTIC = sa.text("""
 
 
 def compare_by_bytes(connection: sa.Connection) -> None:
-    """Make PostgreSQL order text as SQLite and Python do.
+    """Make PostgreSQL sort text as SQLite and Python do.
 
-    Pages then come in the same order everywhere, the beginning of an id is found by its index, and no index breaks
-    when the system's rules of a language change (https://www.postgresql.org/docs/current/collation.html).
+    Pages then have the same order everywhere, id prefixes are found by index, and no index breaks when the system's
+    collation rules change (https://www.postgresql.org/docs/current/collation.html).
     """
     for table, column, type in connection.execute(LINGUISTIC).all():
         connection.exec_driver_sql(f'ALTER TABLE "{table}" ALTER "{column}" TYPE {type} COLLATE "C"')
@@ -27,7 +27,7 @@ def compare_by_bytes(connection: sa.Connection) -> None:
 
 connection = context.config.attributes["connection"]
 context.configure(connection=connection, target_metadata=metadata, render_as_batch=True)
-# The caller's transaction covers all of it, so a half-made schema is never seen.
+# Everything runs in the caller's transaction, so nobody sees a partial schema.
 context.run_migrations()
 if connection.dialect.name == "postgresql":
     compare_by_bytes(connection)

@@ -56,8 +56,8 @@ def upgrade() -> None:
     except sa.exc.DatabaseError as error:
         said = " ".join(str(error.orig).split())
         raise WorkspaceError(
-            f"PostgreSQL's extension pg_trgm, which finds texts, cannot be added to the database ({said}): let its "
-            "owner or an administrator run `CREATE EXTENSION pg_trgm` in it, then try again"
+            f"cannot add PostgreSQL's extension pg_trgm, needed for searching texts, to the database ({said}). "
+            "Have its owner or an administrator run `CREATE EXTENSION pg_trgm`, then try again."
         ) from error
     connection.exec_driver_sql(casefold())
     op.execute(INDEX)
@@ -67,10 +67,12 @@ def _check(connection: sa.Connection) -> None:
     encoding = connection.exec_driver_sql("SHOW server_encoding").scalar_one()
     if encoding != "UTF8":
         raise WorkspaceError(
-            f"the database's encoding is {encoding}: needed is UTF8 (`CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0`)"
+            f"the database's encoding is {encoding}. Create one in UTF8: `createdb -E UTF8 -T template0 NAME`."
         )
     if not connection.exec_driver_sql("SELECT 1 FROM pg_collation WHERE collname = 'und-x-icu'").scalar():
-        raise WorkspaceError("this PostgreSQL was built without ICU: needed is one that knows the letters of Unicode")
+        raise WorkspaceError(
+            "this PostgreSQL was built without ICU. Use one that was built with ICU, for Unicode letters."
+        )
 
 
 def downgrade() -> None:
