@@ -169,11 +169,11 @@ def test_build_and_show_say_what_a_dataset_lacks_at_80_columns(tmp_path: Path, m
         return done.stdout
 
     built = said("build", "--name", "my-first-voice", "--ratios", "1/0/0")
-    assert "Shortest clip taken: 0.25 s, by the length of the others (--min-seconds sets it)" in built
-    assert "Texts in en: 0% with capitals, 0% with punctuation (--restore-style takes them from" in built
+    assert "Minimum clip length: 0.25 s, derived from the clips (set it with --min-seconds)" in built
+    assert "Transcripts in en: 0.0 % with capitals, 0.0 % with punctuation (--restore-style copies both" in built
     assert "Warning: The test split has 0 clips; a promotion needs at least 20." in built
     assert "Warning: The val split is empty: training cannot tell which of its checkpoints is best." in built
-    assert "What helps: `voxloop dataset build --fresh-test` (draws from 12 clips that no model" in built
+    assert "What to do: `voxloop dataset build --fresh-test` (draws from 12 clips that no model" in built
     fresh = said("build", "--name", "my-first-voice", "--fresh-test")
     assert [line.split()[:2] for line in fresh.splitlines()[2:5]] == [["train", "6"], ["val", "1"], ["test", "5"]]
     shown = said("show")

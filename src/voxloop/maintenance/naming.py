@@ -1,4 +1,4 @@
-"""Names: what people call models and datasets. Ids stay what they are."""
+"""Give models and datasets names. Their ids do not change."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from voxloop.stores.catalog import Reader
     from voxloop.workspace import Workspace
 
-NAME = re.compile(r"[^\W_][\w.-]{0,63}")  # no path, no option, nothing that a shell or a table would take apart
+NAME = re.compile(r"[^\W_][\w.-]{0,63}")  # not a path, not an option, and nothing that a shell would split
 RESERVED = (models.CHAMPION, models.STARTER, models.BASE, "previous")
 
 
 def rename_model(ws: Workspace, model: str, name: str, *, by: str = "cli") -> Model:
-    """Give a model a name, by which every command takes it; a name that it had before is free again.
+    """Name a model; every command then accepts the name, and its previous name becomes free.
 
-    `model` is what `models.base_model` takes. Raises UsageError for a name that means something else.
+    `model` is anything that `models.base_model` accepts. Raises UsageError if the name already has another meaning.
     """
     found = models.base_model(ws, model)
     _check(name)
@@ -39,7 +39,7 @@ def rename_model(ws: Workspace, model: str, name: str, *, by: str = "cli") -> Mo
 
 
 def rename_dataset(ws: Workspace, dataset: str | None, name: str, *, by: str = "cli") -> Dataset:
-    """Give a dataset another name; of several that bear one name, it means the newest. Raises UsageError."""
+    """Rename a dataset; if several share the name `dataset`, the newest is renamed. Raises UsageError."""
     found = datasets.find(ws, dataset)
     _check(name)
     with ws.completion() as tx:
@@ -59,24 +59,24 @@ def rename_dataset(ws: Workspace, dataset: str | None, name: str, *, by: str = "
 def _check(name: str) -> None:
     if not NAME.fullmatch(name):
         raise UsageError(
-            f"{name!r} cannot be a name: give up to 64 letters, digits, dots, hyphens and underscores, "
-            "a letter or a digit first"
+            f"{name!r} is not a valid name: use up to 64 letters, digits, dots, hyphens and underscores, "
+            "starting with a letter or a digit"
         )
 
 
 def _check_free(reader: Reader, name: str, id: str) -> None:
-    """Raises UsageError or ConflictError where a name means another model already."""
+    """Raise UsageError or ConflictError if the name already means another model."""
     alias = reader.connection.execute(sa.select(tables.alias.c.model).where(tables.alias.c.name == name)).scalar()
     if alias or name in RESERVED or name in hub.FASTER_WHISPER:
-        raise UsageError(f"{name!r} means something else wherever a model is named: give another name")
+        raise UsageError(f"{name!r} already has a meaning wherever a model is named: choose another name")
     other = reader.all(Model, tables.model.c.name == name)
     if other:
         raise ConflictError(
-            f"the model {other[0].id.removeprefix('sha256-')[:12]} is called {name!r}: rename that one first"
+            f"model {other[0].id.removeprefix('sha256-')[:12]} is already called {name!r}: rename that model first"
         )
     try:
         taken = reader.get(Model, name).id
     except UnknownRecord:
         return
     if taken != id:
-        raise UsageError(f"{name!r} is a part of the id of another model: give another name")
+        raise UsageError(f"{name!r} is part of another model's id: choose another name")
