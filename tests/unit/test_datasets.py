@@ -262,7 +262,7 @@ def test_fresh_test_speech_is_what_no_model_was_trained_on(workspace: Workspace)
     told = {one.kind: one for one in datasets.advise(workspace).warnings}
     assert told.keys() == {"shares", "small test", "no validation"}
     assert told["shares"].message.startswith("Requested 60/20/20 % train/val/test, got 100/0/0 %")
-    assert "--fresh-test` (draws from 60 clips" in told["small test"].remedy
+    assert "--fresh-test`, which draws from 60 clips" in told["small test"].remedy
     fresh = datasets.build(workspace, fresh_test=True)
     assert fresh.clips == {"train": 33, "val": 7, "test": 20}
     tested = {row.utterance for row in datasets.rows(workspace, fresh.id, "test")}

@@ -183,7 +183,7 @@ def test_what_exists_is_left_as_it_is(workspace: Workspace, places: dict[str, Pa
     before = (place.lstat(), sorted(place.iterdir()) if place.is_dir() else None)
     run = CliRunner().invoke(app, ["-C", str(workspace.folder), "model", "export", "starter", str(place)])
     assert run.exit_code == 1
-    assert run.output.startswith(f"error: {place} exists already")
+    assert run.output.startswith(f"error: {place} already exists as")
     assert run.output.count("\n") == 1
     assert before == (place.lstat(), sorted(place.iterdir()) if place.is_dir() else None)
 

@@ -57,7 +57,7 @@ def test_what_cannot_be_written_or_found(tmp_path: Path) -> None:
     (spoken,) = touch(tmp_path / "a.wav")
     with pytest.raises(UsageError, match="is a file"):
         planned(audio_files([spoken]), spoken, ["txt"], overwrite=True)
-    with pytest.raises(VoxloopError, match="cannot be written"):
+    with pytest.raises(VoxloopError, match="cannot write"):
         write(spoken / "a.txt", "text", overwrite=False)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match="no audio files"):
