@@ -43,7 +43,7 @@ def test_nothing_is_overwritten_unless_it_is_asked_for(tmp_path: Path) -> None:
     sources = audio_files([spoken])
     with pytest.raises(UsageError, match="--overwrite"):
         planned(sources, tmp_path, ["txt"], overwrite=False)
-    with pytest.raises(UsageError, match="left as it is"):  # it appeared after the plan
+    with pytest.raises(UsageError, match="so it was not overwritten"):  # it appeared after the plan
         write(mine, "a machine's", overwrite=False)
     assert mine.read_text() == "a person's"
     ((target,),) = planned(sources, tmp_path, ["txt"], overwrite=True)
