@@ -222,7 +222,7 @@ def test_an_export_that_was_changed_is_refused(
     place = data.index(b"RIFF") + 300
     data[place] ^= 1
     audio.write_bytes(bytes(data))
-    with pytest.raises((UsageError, BlobError, OSError), match=r"changed|CRC|orrupt|page"):
+    with pytest.raises((UsageError, BlobError, OSError), match=r"was modified|CRC|orrupt|page"):
         datasets.import_dataset(other, out)
     with pytest.raises(UsageError, match="there are no datasets yet"):
         datasets.find(other)

@@ -64,5 +64,5 @@ def test_what_cannot_be_written_or_found(tmp_path: Path) -> None:
         audio_files([tmp_path / "empty"])
     link = tmp_path / "link.txt"
     link.symlink_to(tmp_path / "nowhere")
-    with pytest.raises(UsageError, match="overwritten"):
+    with pytest.raises(UsageError, match="already exists"):
         planned(audio_files([tmp_path / "link.wav"]), tmp_path, ["txt"], overwrite=False)
