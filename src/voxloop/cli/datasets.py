@@ -65,9 +65,12 @@ def dataset_build(
             show_default="reviewed transcripts only",
         ),
     ] = None,
-    speaker: Annotated[list[str] | None, typer.Option(help="Only clips of this speaker; repeatable.")] = None,
+    speaker: Annotated[
+        list[str] | None, typer.Option(help="Only clips of this speaker; repeatable.", show_default="all")
+    ] = None,
     language: Annotated[
-        list[str] | None, typer.Option(help="Only clips in this language, such as en or English; repeatable.")
+        list[str] | None,
+        typer.Option(help="Only clips in this language, such as en or English; repeatable.", show_default="all"),
     ] = None,
     train_limit: Annotated[
         int | None, typer.Option(help="Maximum number of training clips.", min=1, show_default="no limit")
@@ -215,7 +218,9 @@ def _print_advice(made: Dataset, advice: Advice) -> None:
 def dataset_exclusions(
     ctx: typer.Context,
     name: Name = None,
-    reason: Annotated[str | None, typer.Option(help="Only reasons that contain this text; case is ignored.")] = None,
+    reason: Annotated[
+        str | None, typer.Option(help="Only reasons that contain this text; case is ignored.", show_default="all")
+    ] = None,
     reviewed: Annotated[
         bool, typer.Option("--reviewed", help="Only utterances whose transcript a person wrote or accepted.")
     ] = False,

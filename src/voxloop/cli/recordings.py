@@ -21,13 +21,15 @@ def register(app: typer.Typer) -> None:
 @recordings.command("list")
 def recordings_list(
     ctx: typer.Context,
-    name: Annotated[str | None, typer.Option(help="Only file names that contain this text; case is ignored.")] = None,
-    speaker: Annotated[str | None, typer.Option(help="Only recordings with this speaker.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Only file names that contain this text; case is ignored.", show_default="all")
+    ] = None,
+    speaker: Annotated[str | None, typer.Option(help="Only recordings with this speaker.", show_default="all")] = None,
     language: Annotated[
-        str | None, typer.Option(help="Only recordings in this language, such as en or English.")
+        str | None, typer.Option(help="Only recordings in this language, such as en or English.", show_default="all")
     ] = None,
     status: Annotated[
-        Status | None, typer.Option(help="Only recordings that have utterances with this status.")
+        Status | None, typer.Option(help="Only recordings that have utterances with this status.", show_default="all")
     ] = None,
     limit: Annotated[int, typer.Option(help="Maximum number of recordings to list.", min=1)] = 50,
     as_json: Json = False,
@@ -108,7 +110,7 @@ def recordings_show(ctx: typer.Context, recording: Named, as_json: Json = False)
 def recordings_play(
     ctx: typer.Context,
     recording: Named,
-    start: Annotated[float, typer.Option(help="Start time, in seconds.", min=0)] = 0.0,
+    start: Annotated[float, typer.Option(help="Start time, in seconds.", min=0, show_default="0")] = 0.0,
     end: Annotated[
         float | None, typer.Option(help="End time, in seconds.", min=0, show_default="the end of the recording")
     ] = None,
@@ -127,9 +129,13 @@ def recordings_play(
 def recordings_edit(
     ctx: typer.Context,
     recording: Named,
-    language: Annotated[str | None, typer.Option(help="Language, such as en or English; empty means unknown.")] = None,
-    speaker: Annotated[str | None, typer.Option(help="Speaker; empty means unknown.")] = None,
-    text: Annotated[str | None, typer.Option(help="Transcript of the whole recording.")] = None,
+    language: Annotated[
+        str | None, typer.Option(help="Language, such as en or English; empty means unknown.", show_default="no change")
+    ] = None,
+    speaker: Annotated[str | None, typer.Option(help="Speaker; empty means unknown.", show_default="no change")] = None,
+    text: Annotated[
+        str | None, typer.Option(help="Transcript of the whole recording.", show_default="no change")
+    ] = None,
     by: By = "cli",
     as_json: Json = False,
 ) -> None:

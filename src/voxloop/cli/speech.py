@@ -65,13 +65,18 @@ def ingest(
             show_default="the manifest found in each folder, if any",
         ),
     ] = None,
-    speaker: Annotated[str | None, typer.Option(help="Speaker, for files whose metadata names none.")] = None,
-    language: Annotated[
-        str | None, typer.Option(help="Language, such as en or English, for files whose metadata names none.")
+    speaker: Annotated[
+        str | None, typer.Option(help="Speaker, for files whose metadata names none.", show_default="unknown")
     ] = None,
-    session: Annotated[str | None, typer.Option(help="Name of the recording session.")] = None,
+    language: Annotated[
+        str | None,
+        typer.Option(
+            help="Language, such as en or English, for files whose metadata names none.", show_default="detected"
+        ),
+    ] = None,
+    session: Annotated[str | None, typer.Option(help="Name of the recording session.", show_default="none")] = None,
     consent: Annotated[
-        str | None, typer.Option(help="What the speaker consented to; stored with the recording.")
+        str | None, typer.Option(help="What the speaker consented to; stored with the recording.", show_default="none")
     ] = None,
     channels: Annotated[
         Channels | None,
