@@ -115,7 +115,7 @@ def assert_card_is_safe(card: str, folder: Path) -> None:
     """Valid front matter; nobody's name, no path, no link or markup of others."""
     parsed = ModelCard(card)
     assert parsed.data.to_dict()["pipeline_tag"] == "automatic-speech-recognition"
-    assert "http://evil" not in card.replace("\\", "")[: card.find("## Settings")]
+    assert "http://evil" not in card.replace("\\", "")[: card.find("## Training settings")]
     assert "](http" not in card
     assert not re.search(r"(?<!\\)<", card.partition("## How to run")[0] + card.partition("## Limits")[2])
     assert "home" not in card
