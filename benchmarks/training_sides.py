@@ -43,6 +43,7 @@ START_S = 300.0  # for importing, loading and the first steps
 # Everything that changes what is heard is off, so that both sides hear the same; the rate stays as it is.
 PLAIN = Recipe(
     name="benchmark",
+    audio_context="trimmed",
     learning_rate=1e-4,
     final_share=0.0,
     warmup_steps=0,

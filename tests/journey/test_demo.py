@@ -51,7 +51,7 @@ def test_the_demos_own_speech(tmp_path: Path, demo_speech: Path) -> None:
     run_demo(demo_speech, speaker=None, clips=40, train_seconds=600, out=tmp_path, say=lines.append, overrides=STEPS)
     result = check_result(tmp_path, lines)
     assert result["train_clips"] == 40
-    assert result["test_utterances"] >= 100
+    assert result["test_utterances"] >= 40  # the verdict rests on texts that training has not heard
     assert result["wer_after"] < 0.75 * result["wer_before"]
     assert result["verdict"] == "promote"
 

@@ -208,10 +208,10 @@ def test_what_is_not_installed_is_named(
 ) -> None:
     for name in ("matplotlib.figure", "pyarrow"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(UsageError, match=r"voxloop\[plot\]"):
+    with pytest.raises(UsageError, match=r"pip install .*\[plot\]"):
         draw(summary_of([]), frozen, tmp_path / "picture.png")
     add_utterance(workspace, "r", reference="yes")
     made = datasets.build(workspace, ratios=(1, 0, 0))
-    with pytest.raises(UsageError, match=r"voxloop\[parquet\]"):
+    with pytest.raises(UsageError, match=r"pip install .*\[parquet\]"):
         datasets.export_dataset(workspace, made.id, tmp_path / "out", format="parquet")
     assert not (tmp_path / "out").exists()

@@ -19,10 +19,11 @@ from voxloop.families.registry import OURS, family, family_of
 SOURCE = Path(voxloop.__file__).parent
 FAMILY_NAMES = re.compile("|".join(OURS), re.IGNORECASE)
 # Not the family: normalisers of text by Whisper's authors, their package, a table of language names that transformers
-# keeps with Whisper, and in messages another program and models of the Hub.
+# keeps with Whisper, and in messages other programs, models of the Hub and an extra of the package.
 OTHER_USES = re.compile(
     r"whisper_normalizer|whisper-(english|basic|characters)|Whisper's (English|basic) normaliser"
-    r"|transformers\.models\.whisper\.tokenization_whisper|[Ff]aster[-_]whisper|FASTER_WHISPER|faster-distil-whisper[-.\w]*|distil-whisper/[-.\w]*|openai/whisper-[\w.]+"
+    r"|transformers\.models\.whisper\.tokenization_whisper|[Ff]aster[-_]whisper|FASTER_WHISPER|faster-distil-whisper[-.\w]*|distil-whisper/[-.\w]*|openai/whisper\b[-\w.]*"
+    r"|whisper\.cpp|whisper-cli|WhisperModel|^voxtral$|^Voxtral models$"
 )
 
 

@@ -49,7 +49,7 @@ class Listener:
     def __init__(self) -> None:
         self.given: list[int] = []
 
-    def context(self, asked: str) -> str:
+    def context(self, asked: str, untuned: str = "full") -> str:
         return "trimmed"
 
     def transcribe(

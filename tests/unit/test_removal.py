@@ -285,7 +285,9 @@ def test_the_command_asks_and_tells(filled: Workspace) -> None:
     assert done.exit_code == 0, done.output
     assert "forgotten: 8 recordings" in done.output
     assert "audit entry" in done.output
-    assert CliRunner().invoke(app, [*command, "--yes"]).exit_code == 2
+    again = CliRunner().invoke(app, [*command, "--yes"])
+    assert again.exit_code == 1
+    assert "no recording" in again.output
     resumed = CliRunner().invoke(app, ["-C", str(filled.folder), "forget", "--resume"])
     assert (resumed.exit_code, "0 unfinished" in resumed.output) == (0, True)
 

@@ -88,10 +88,10 @@ def test_transcribe_says_so_on_stderr_and_writes_an_empty_text(tmp_path: Path, h
 def test_recordings_cut_before_there_was_the_event_are_counted(sqlite_workspace: Workspace, hum: Path) -> None:
     ws = sqlite_workspace
     segment(ws, ingest(ws, hum).taken)
-    with ws.catalog.write() as tx:  # as a catalog of schema 0015 is
+    with ws.catalog.write() as tx:  # as a catalog of schema 0020 is
         tx.connection.execute(sa.delete(tables.event).where(tables.event.c.type == "recording.speechless"))
         tx.connection.execute(sa.text("DROP TABLE vocabulary"))
-        tx.connection.execute(sa.text("UPDATE alembic_version SET version_num = '0015'"))
+        tx.connection.execute(sa.text("UPDATE alembic_version SET version_num = '0020'"))
     folder = ws.folder
     ws.close()
     with open_loop(folder) as again:

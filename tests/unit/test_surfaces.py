@@ -102,6 +102,8 @@ def test_reviews_are_printed_as_the_step_returns_them(reviewed: Workspace) -> No
     assert printed("-C", folder, "review", "list") == stored(items)
     assert list(plain(items[0])) == [
         "utterance",
+        "number",
+        "file",
         "text",
         "reference",
         "hypothesis",

@@ -372,7 +372,10 @@ class CTranslateRecogniser(Reader):
                 draft.no_speech = self._no_speech(result)
                 first = len(draft.tokens)
                 logits = _logits(result, first, min(len(result.logits[0]), limits[index]))
-                drawn = pick(logits / np.float32(temperature), draws[index][first : first + len(logits)])
+                # Forbidden tokens have the lowest logit that there is: divided it is minus infinity, as it should be.
+                with np.errstate(over="ignore"):
+                    scaled = logits / np.float32(temperature)
+                drawn = pick(scaled, draws[index][first : first + len(logits)])
                 count = int((drawn == logits.argmax(axis=-1)).cumprod().sum()) + 1
                 kept = drawn[:count].tolist()
                 draft.tokens += kept

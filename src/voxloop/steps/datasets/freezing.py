@@ -306,7 +306,7 @@ def _labels(ws: Workspace) -> Labels | None:
     """Return the text length limits of the model that a run would start from, if it is on this machine."""
     try:
         model = models.base_model(ws)
-        return family(model.family).labels(models.model_folder(ws, model, checked=False))
+        return family(model.family).labels(models.own_folder(ws, model, checked=False))
     except (ModelError, UnknownRecord):
         return None  # training checks with its own model, and reports what it skips
 

@@ -270,8 +270,8 @@ def _peft(place: str, base: Model | None) -> Iterator[str]:
     local = base is None or base.where == models.STARTER or Path(base.where).is_absolute() or known is None
     yield (
         "PEFT:\n\n```python\nfrom peft import PeftModel\n"
-        "from transformers import WhisperForConditionalGeneration\n\n"
-        f'base = WhisperForConditionalGeneration.from_pretrained("{f"{place}/base" if local else known}")\n'
+        "from transformers import AutoModelForSpeechSeq2Seq\n\n"
+        f'base = AutoModelForSpeechSeq2Seq.from_pretrained("{f"{place}/base" if local else known}")\n'
         f'model = PeftModel.from_pretrained(base, "{place}").merge_and_unload()\n```\n'
     )
 
