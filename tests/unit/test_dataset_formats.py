@@ -258,7 +258,7 @@ def test_what_is_tested_here_is_not_imported_as_training(
     with other.transaction() as tx:
         tx.add(Recording(id=tested.recording, source="x", name="x", samples=LENGTH))
         tx.add(Utterance(id=tested.utterance, recording=tested.recording, start=0, end=LENGTH, split="test"))
-    with pytest.raises(ConflictError, match="1 clip of the export, .* would change split in this workspace"):
+    with pytest.raises(ConflictError, match=r"1 clip of the export, .* would change split in this workspace"):
         datasets.import_dataset(other, tmp_path / "out")
     with pytest.raises(UsageError, match="there are no datasets yet"):
         datasets.find(other)
