@@ -152,7 +152,7 @@ def test_a_dataset_says_what_it_lacks(workspace: Workspace) -> None:
     (told,) = datasets.advise(workspace).warnings
     assert (told.kind, told.message) == (
         "languages",
-        "val has no clip in de, which training has: there, nothing is measured.",
+        "val has no clips in de, but train has: errors in these languages are not measured.",
     )
 
 
@@ -169,11 +169,11 @@ def test_build_and_show_say_what_a_dataset_lacks_at_80_columns(tmp_path: Path, m
         return done.stdout
 
     built = said("build", "--name", "my-first-voice", "--ratios", "1/0/0")
-    assert "Shortest clip taken: 0.25 s, by the length of the others (--min-seconds sets it)" in built
-    assert "Texts in en: 0% with capitals, 0% with punctuation (--restore-style takes them from" in built
+    assert "Minimum clip length: 0.25 s, derived from the clips (set it with --min-seconds)" in built
+    assert "Transcripts in en: 0.0 % with capitals, 0.0 % with punctuation (--restore-style copies both" in built
     assert "Warning: The test split has 0 clips; a promotion needs at least 20." in built
-    assert "Warning: The val split is empty: training cannot tell which of its checkpoints is best." in built
-    assert "What helps: `voxloop dataset build --fresh-test` (draws from 12 clips that no model" in built
+    assert "Warning: The val split is empty, so training cannot choose its best checkpoint." in built
+    assert "What to do: run `voxloop dataset build --fresh-test`, which draws from 12 clips that no model" in built
     fresh = said("build", "--name", "my-first-voice", "--fresh-test")
     assert [line.split()[:2] for line in fresh.splitlines()[2:5]] == [["train", "6"], ["val", "1"], ["test", "5"]]
     shown = said("show")
@@ -199,7 +199,7 @@ def test_a_picture_is_drawn_of_any_dataset(tmp_path: Path, frozen: Dataset, coun
     ]
     draw(summary_of(rows), frozen, tmp_path / "picture.png")
     assert (tmp_path / "picture.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    with pytest.raises(UsageError, match="cannot be written"):
+    with pytest.raises(UsageError, match="cannot write the chart"):
         draw(summary_of(rows), frozen, tmp_path / "missing" / "picture.png")
 
 

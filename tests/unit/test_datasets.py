@@ -210,7 +210,7 @@ def test_a_few_commands_said_many_times_are_shared_out_by_recording(workspace: W
     assert found.heard == {"val": 10, "test": 20}
     (told,) = found.warnings
     assert told.kind == "heard texts"
-    assert told.message.startswith("20 of 20 clips in test say a sentence that training has, too")
+    assert told.message.startswith("20 of 20 clips in test repeat a sentence from train")
 
 
 @pytest.mark.parametrize(("sentences", "across"), [(50, True), (12, False)])
@@ -261,8 +261,8 @@ def test_fresh_test_speech_is_what_no_model_was_trained_on(workspace: Workspace)
     assert asked.clips == {"train": 60, "val": 0, "test": 0}
     told = {one.kind: one for one in datasets.advise(workspace).warnings}
     assert told.keys() == {"shares", "small test", "no validation"}
-    assert told["shares"].message.startswith("Asked for 60/20/20 % train/val/test, got 100/0/0 %")
-    assert "--fresh-test` (draws from 60 clips" in told["small test"].remedy
+    assert told["shares"].message.startswith("Requested 60/20/20 % train/val/test, got 100/0/0 %")
+    assert "--fresh-test`, which draws from 60 clips" in told["small test"].remedy
     fresh = datasets.build(workspace, fresh_test=True)
     assert fresh.clips == {"train": 33, "val": 7, "test": 20}
     tested = {row.utterance for row in datasets.rows(workspace, fresh.id, "test")}
@@ -398,7 +398,7 @@ def test_a_text_far_from_the_usual_speed_is_left_out_unless_a_person_wrote_it(wo
     (outlier,) = datasets.exclusions(workspace, made.id)
     assert outlier.utterance == lost
     assert outlier.reason == "text far too long or too short for its audio (--keep-outliers)"
-    assert outlier.detail.startswith("0.2 characters a second of speech; usual for this language: ")
+    assert outlier.detail.startswith("0.2 characters per second of speech; usual for this language: ")
     assert kept in {row.utterance for row in datasets.rows(workspace, made.id)}
     everything = datasets.build(workspace, ratios=RATIOS, filters=datasets.Filters(keep_outliers=True))
     assert everything.excluded == {}
@@ -433,7 +433,7 @@ def test_a_doubtful_text_goes_to_review_and_enters_once_a_person_confirmed_it(wo
     assert {item.utterance.id for item in review.page(workspace, limit=2).items} == {slow, fast}
     assert review.bulk_accept(workspace, above=0.5, by="bob").accepted == 0  # the machine's text is not taken unseen
     (advice,) = [one for one in datasets.advise(workspace).warnings if one.kind == "doubtful"]
-    assert advice.message.startswith("2 clips stay out")
+    assert advice.message.startswith("Excluded 2 clips whose text")
     review.save(workspace, slow, "no", by="bob")
     again = datasets.build(workspace, ratios=RATIOS)
     assert slow in {row.utterance for row in datasets.rows(workspace, again.id)}

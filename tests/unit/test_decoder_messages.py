@@ -93,5 +93,5 @@ def test_a_damaged_stretch_of_an_mp3_is_silence_and_a_note(workspace: Workspace,
     path.write_bytes(data)
     report = ingest(workspace, path)
     (note,) = report.notes
-    assert "s of sound are missing at 1.5" in note or "s of sound are missing at 1.4" in note
+    assert "s of audio are missing at 1.5" in note or "s of audio are missing at 1.4" in note
     assert report.seconds_of_audio == pytest.approx(3.0, abs=0.1)

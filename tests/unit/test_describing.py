@@ -69,7 +69,7 @@ def test_what_a_person_has_decided_stays(workspace: Workspace, tmp_path: Path) -
     write_metadata(folder, [{"file": "a.wav", "text": "good morning", "speaker": "an", "language": "en"}])
     (first, second) = ingest(workspace, folder).notes
     assert "reviewed" in first
-    assert "'de' was corrected to 'en'" in second
+    assert "corrected language 'de' to 'en'" in second
     assert "a person's text" in references(workspace)
     assert recordings(workspace)["a.wav"].text == "good mourning"
     with pytest.raises(UsageError, match="review save"):
@@ -83,7 +83,7 @@ def test_another_file_with_the_same_sound_is_told_of_with_both_texts(workspace: 
     write_metadata(folder, [{"file": "a.wav", "text": "one"}, {"file": "b.wav", "text": "two"}])
     for _ in range(2):  # in one run, and in the next
         (note,) = ingest(workspace, folder).notes
-        assert all(part in note for part in ("a.wav", "b.wav", "'one'", "'two'", "not taken over"))
+        assert all(part in note for part in ("a.wav", "b.wav", "'one'", "'two'", "ignored text"))
     assert recordings(workspace)["a.wav"].text == "one"
 
 

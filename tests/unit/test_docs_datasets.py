@@ -33,7 +33,7 @@ def test_every_command_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert result.exit_code == 0, f"{command}: {result.output} {result.exception}"
         told[command] = result.stdout
     assert (
-        "Left out: 5 shorter than 0.2 s (--min-seconds)"
+        "Excluded: 5 shorter than 0.2 s (--min-seconds)"
         in told["voxloop dataset build --name spoken --ratios 0.6/0.2/0.2"]
     )
     assert "added: 5" in told["voxloop dataset diff spoken"]

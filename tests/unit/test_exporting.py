@@ -115,7 +115,7 @@ def assert_card_is_safe(card: str, folder: Path) -> None:
     """Valid front matter; nobody's name, no path, no link or markup of others."""
     parsed = ModelCard(card)
     assert parsed.data.to_dict()["pipeline_tag"] == "automatic-speech-recognition"
-    assert "http://evil" not in card.replace("\\", "")[: card.find("## Settings")]
+    assert "http://evil" not in card.replace("\\", "")[: card.find("## Training settings")]
     assert "](http" not in card
     assert not re.search(r"(?<!\\)<", card.partition("## How to run")[0] + card.partition("## Limits")[2])
     assert "home" not in card
@@ -183,7 +183,7 @@ def test_what_exists_is_left_as_it_is(workspace: Workspace, places: dict[str, Pa
     before = (place.lstat(), sorted(place.iterdir()) if place.is_dir() else None)
     run = CliRunner().invoke(app, ["-C", str(workspace.folder), "model", "export", "starter", str(place)])
     assert run.exit_code == 1
-    assert run.output.startswith(f"error: {place} exists already")
+    assert run.output.startswith(f"error: {place} already exists as")
     assert run.output.count("\n") == 1
     assert before == (place.lstat(), sorted(place.iterdir()) if place.is_dir() else None)
 

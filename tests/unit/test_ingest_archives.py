@@ -270,7 +270,7 @@ def test_a_text_that_comes_late_is_the_reference_of_the_one_utterance(workspace:
         tx.add(Utterance(id=f"{id}:100-20000", recording=id, start=100, end=20_000, status="transcribed"))
     path.with_suffix(".txt").write_text("good morning")
     report = ingest(workspace, path)
-    assert any("got a text" in note for note in report.notes)
+    assert any("added a text to known audio" in note for note in report.notes)
     assert described(workspace) == 1
     (utterance,) = segment(workspace, id)
     assert utterance.status == "reviewed"

@@ -61,7 +61,7 @@ def test_numbers_are_texts_as_they_are_written(workspace: Workspace, folder: Pat
     report = ingest(workspace, folder)
     assert taken(workspace, report) == {"a.wav": "7", "b.wav": "3.50", "c.wav": None, "d.wav": None}
     assert len(report.refused) == 2
-    assert "needed is a string" in report.refused[0].message
+    assert "the text is true, not a string" in report.refused[0].message
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_a_first_row_that_is_no_header_is_told_once(workspace: Workspace, folder
     (folder / "metadata.csv").write_text("a.wav,eins\nb.wav,zwei\n")
     report = ingest(workspace, folder)
     assert [refusal.path.rpartition(":")[2] for refusal in report.refused] == ["1"]
-    assert "no header" in report.refused[0].message
+    assert "not a header" in report.refused[0].message
 
 
 @pytest.mark.parametrize(("form", "other"), [("NFC", "NFD"), ("NFD", "NFC")])

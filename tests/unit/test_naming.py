@@ -38,7 +38,7 @@ def test_a_named_model_is_meant_by_its_name(workspace: Workspace, tmp_path: Path
     assert rename_model(workspace, str(one), "kitchen-1", by="ann").name == "kitchen-1"
     assert base_model(workspace, "kitchen-1").id == first.id
     rename_model(workspace, "kitchen-1", "kitchen-1")  # as it is: nothing is told
-    with pytest.raises(ConflictError, match="rename that one first"):
+    with pytest.raises(ConflictError, match="already called 'kitchen-1': rename that model first"):
         rename_model(workspace, second.id, "kitchen-1")
     rename_model(workspace, "kitchen-1", "Küche.2")
     rename_model(workspace, second.id, "kitchen-1")
@@ -64,7 +64,7 @@ def test_a_name_that_means_something_else_is_refused(workspace: Workspace, name:
 
 def test_no_name_is_a_part_of_another_models_id(workspace: Workspace, tmp_path: Path) -> None:
     other = base_model(workspace, str(tiny_whisper.make(tmp_path / "m")))
-    with pytest.raises(UsageError, match="part of the id"):
+    with pytest.raises(UsageError, match="part of another model's id"):
         rename_model(workspace, "starter", short(other.id))
     with pytest.raises(UnknownRecord):
         rename_model(workspace, "nobody", "name")
@@ -89,7 +89,7 @@ def test_a_dataset_built_under_another_name_takes_it(tmp_path: Path) -> None:
     assert again.exit_code == 0, again.output
     assert again.output.startswith(f"Dataset first ({short(frozen.id)})")  # nobody asked for another name
     named = CliRunner().invoke(app, [*run, "--name", "second"], env=with_settings)
-    assert "frozen before, as first. That dataset is now called second" in named.output
+    assert "Dataset first already holds exactly these clips and transcripts. It is now called second" in named.output
     with open_loop(tmp_path / "w") as ws:
         assert datasets.find(ws, "second").id == frozen.id
         assert len(datasets.all_datasets(ws)) == 1

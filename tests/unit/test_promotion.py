@@ -165,7 +165,7 @@ def test_without_a_dataset_only_a_person_can_promote(tmp_path: Path) -> None:
             promote(ws, str(new))
         outcome = promote(ws, str(new), force=True)
         assert outcome.promotion is not None
-        assert "no dataset yet" in outcome.promotion.evidence["missing"]
+        assert "there are no datasets yet" in outcome.promotion.evidence["missing"]
         assert "by hand" in outcome.message
 
 

@@ -191,7 +191,7 @@ def test_broken_lines_of_metadata_are_refused_and_the_rest_is_taken(workspace: W
 
 
 def test_what_does_not_exist_is_a_usage_error(workspace: Workspace, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="nothing at"):
+    with pytest.raises(UsageError, match="no such file or folder"):
         ingest(workspace, tmp_path / "gone")
     with pytest.raises(UsageError, match="metadata"):
         ingest(workspace, tmp_path, metadata=tmp_path / "gone.jsonl")

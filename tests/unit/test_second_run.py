@@ -90,7 +90,7 @@ def test_what_is_said_the_second_time_still_counts(workspace: Workspace, folder:
     assert [name for name, one in found.items() if one.text] == ["0.wav"]
     notes = ingest(workspace, folder, speaker="bob").notes
     assert len(notes) == FILES
-    assert all("speaker 'ann' was corrected to 'bob'" in note for note in notes)
+    assert all("corrected speaker 'ann' to 'bob'" in note for note in notes)
     assert read == []
 
 

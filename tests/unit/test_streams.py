@@ -52,7 +52,7 @@ def test_a_reader_that_goes_away(folder: Path) -> None:
 def test_a_closed_standard_error_is_no_place_for_the_database(folder: Path, tmp_path: Path) -> None:
     make(tmp_path / "a.wav")
     done = shell(f"{VOXLOOP} -C {folder} ingest {tmp_path / 'a.wav'} 2>&-")
-    assert (done.returncode, b"1 taken" in done.stdout) == (0, True)
+    assert (done.returncode, b"1 added" in done.stdout) == (0, True)
 
 
 def test_another_locale_takes_the_same_names(tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ def test_another_locale_takes_the_same_names(tmp_path: Path) -> None:
     (tmp_path / "in" / "metadata.jsonl").write_text('{"file": "ü.wav", "text": "grüß dich"}\n', encoding="utf-8")
     ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     done = shell(f"{VOXLOOP} -C {tmp_path / 'ws'} ingest {tmp_path / 'in'}", **ascii_only)
-    assert (done.returncode, b"1 taken" in done.stdout) == (0, True), done.stderr
+    assert (done.returncode, b"1 added" in done.stdout) == (0, True), done.stderr
     done = shell(f"{VOXLOOP} -C {tmp_path / 'ws'} recordings show ü.wav", **ascii_only)
     assert "grüß dich" in done.stdout.decode()
 

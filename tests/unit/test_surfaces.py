@@ -128,7 +128,7 @@ def test_reviews_are_printed_as_the_step_returns_them(reviewed: Workspace) -> No
 def test_datasets_are_printed_as_the_step_returns_them(reviewed: Workspace) -> None:
     folder = str(reviewed.folder)
     first = datasets.build(reviewed, ratios=(1, 0, 0))
-    with pytest.raises(UsageError, match="has no version before it"):
+    with pytest.raises(UsageError, match="has no previous version"):
         datasets.diff(reviewed, first.id)
     review.save(reviewed, review.page(reviewed, where=review.Filters(speaker="bob")).items[0].utterance.id, "x", by="b")
     second = datasets.build(reviewed, ratios=(1, 0, 0))

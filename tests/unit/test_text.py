@@ -187,15 +187,15 @@ def test_changed_rules_are_another_version(
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"english": {}}, "its code, such as en"),
-        ({"vi": "keep"}, r"needed is a table.*\[normaliser.vi\]"),
+        ({"english": {}}, "'english' is not a language code; use one such as en"),
+        ({"vi": "keep"}, r"'keep', not a table of rules: write \[normaliser.vi\]"),
         ({"vi": {"caes": "keep"}}, "did you mean case"),
-        ({"vi": {"case": "upper"}}, "case is 'upper'; needed is lower or keep"),
-        ({"vi": {"case": True}}, "case is True; needed is lower or keep"),
+        ({"vi": {"case": "upper"}}, "case is 'upper'; set it to lower or keep"),
+        ({"vi": {"case": True}}, "case is True; set it to lower or keep"),
         ({"vi": {"base": "whisper"}}, "did you mean"),
-        ({"vi": {"numbers": "whole"}}, 'base = "whisper-english" does that'),
-        ({"en": {"case": "keep"}}, "whisper-english has no case = 'keep'; base = \"whisper-basic\" does that"),
-        ({"en": {"base": "none", "diacritics": "remove"}}, "none has no diacritics"),
+        ({"vi": {"numbers": "whole"}}, 'set base = "whisper-english"'),
+        ({"en": {"case": "keep"}}, "base whisper-english does not support case = 'keep'; set base = \"whisper-basic\""),
+        ({"en": {"base": "none", "diacritics": "remove"}}, "base none does not support diacritics"),
     ],
 )
 def test_rules_that_cannot_be_are_named(changes: dict[str, dict[str, str]], said: str) -> None:

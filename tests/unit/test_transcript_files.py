@@ -43,7 +43,7 @@ def test_nothing_is_overwritten_unless_it_is_asked_for(tmp_path: Path) -> None:
     sources = audio_files([spoken])
     with pytest.raises(UsageError, match="--overwrite"):
         planned(sources, tmp_path, ["txt"], overwrite=False)
-    with pytest.raises(UsageError, match="left as it is"):  # it appeared after the plan
+    with pytest.raises(UsageError, match="so it was not overwritten"):  # it appeared after the plan
         write(mine, "a machine's", overwrite=False)
     assert mine.read_text() == "a person's"
     ((target,),) = planned(sources, tmp_path, ["txt"], overwrite=True)
@@ -57,12 +57,12 @@ def test_what_cannot_be_written_or_found(tmp_path: Path) -> None:
     (spoken,) = touch(tmp_path / "a.wav")
     with pytest.raises(UsageError, match="is a file"):
         planned(audio_files([spoken]), spoken, ["txt"], overwrite=True)
-    with pytest.raises(VoxloopError, match="cannot be written"):
+    with pytest.raises(VoxloopError, match="cannot write"):
         write(spoken / "a.txt", "text", overwrite=False)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match="no audio files"):
         audio_files([tmp_path / "empty"])
     link = tmp_path / "link.txt"
     link.symlink_to(tmp_path / "nowhere")
-    with pytest.raises(UsageError, match="overwritten"):
+    with pytest.raises(UsageError, match="already exists"):
         planned(audio_files([tmp_path / "link.wav"]), tmp_path, ["txt"], overwrite=False)

@@ -154,7 +154,7 @@ def test_the_text_of_a_long_recording_is_not_attached(
     check_spans([(u.start, u.end) for u in found], len(long))
     with workspace.read() as reader:
         assert reader.all(Transcript) == []
-    assert "given text" in payload(workspace, id)["note"]
+    assert "the text of the recording must be aligned first" in payload(workspace, id)["note"]
 
 
 def test_silence_and_noise_have_no_utterances(workspace: Workspace, tmp_path: Path) -> None:

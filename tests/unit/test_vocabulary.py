@@ -100,10 +100,12 @@ def test_commands(tmp_path: Path) -> None:
     folder = str(tmp_path / "w")
     run("-C", folder, "init")
     assert "vocabulary add" in run("-C", folder, "vocabulary", "list")
-    assert "2 added, 0 known; 2 in the vocabulary" in run("-C", folder, "vocabulary", "add", "Karup", "Zoë Müller")
+    assert "2 added, 0 already known; the vocabulary has 2 terms" in run(
+        "-C", folder, "vocabulary", "add", "Karup", "Zoë Müller"
+    )
     (tmp_path / "terms.txt").write_text("# towns\nAarhus\n\nKarup \n", encoding="utf-8")
     said = run("-C", folder, "vocabulary", "import", str(tmp_path / "terms.txt"), "--language", "da")
-    assert "2 added, 0 known; 4 in the vocabulary" in said
+    assert "2 added, 0 already known; the vocabulary has 4 terms" in said
     assert "1 removed" in run("-C", folder, "vocabulary", "remove", "Karup", "--language", "da")
     listed = json.loads(run("-C", folder, "vocabulary", "list", "--json"))
     assert sorted((one["text"], one["language"]) for one in listed) == [

@@ -12,6 +12,7 @@ from voxloop.cli.screen import (
     Json,
     Yes,
     confirm,
+    counted,
     opened,
     percent,
     print_json,
@@ -29,12 +30,12 @@ if TYPE_CHECKING:
     from voxloop.steps.datasets import Advice, Summary
 
 dataset = typer.Typer(
-    no_args_is_help=True, help="Frozen datasets: build, list, show, compare, export, import, rename, delete."
+    no_args_is_help=True, help="Build, list, show, compare, export, import, rename and delete frozen datasets."
 )
 
 MOST_SHOWN = 20  # rows of a table; --json has all
 
-Name = Annotated[str | None, typer.Argument(help="A dataset's name or id.", show_default="the newest")]
+Name = Annotated[str | None, typer.Argument(help="Dataset name or id.", show_default="the newest dataset")]
 
 
 def register(app: typer.Typer) -> None:
@@ -46,63 +47,75 @@ def dataset_build(
     ctx: typer.Context,
     name: Annotated[
         str | None,
-        typer.Option(help="Name of the dataset; building it again makes its next version.", show_default="default"),
+        typer.Option(help="Dataset name; building it again creates its next version.", show_default="default"),
     ] = None,
     ratios: Annotated[
         str | None,
         typer.Option(
-            help="Shares of train/val/test, such as 0.8/0.1/0.1.",
-            show_default="the setting ratios, else by the number of clips",
+            help="Train/val/test shares that add up to 1, such as 0.8/0.1/0.1.",
+            show_default="the ratios setting, or derived from the number of clips",
         ),
     ] = None,
     machine_text: Annotated[
         float | None,
-        typer.Option(help="Also train on machine text of at least this confidence, from 0 to 1.", min=0, max=1),
+        typer.Option(
+            help="Also train on machine transcripts of at least this confidence, from 0 to 1.",
+            min=0,
+            max=1,
+            show_default="reviewed transcripts only",
+        ),
     ] = None,
-    speaker: Annotated[list[str] | None, typer.Option(help="Only this speaker; repeatable.")] = None,
-    language: Annotated[list[str] | None, typer.Option(help="Only this language (ISO 639-1); repeatable.")] = None,
-    train_limit: Annotated[int | None, typer.Option(help="Take at most this many training clips.", min=1)] = None,
+    speaker: Annotated[
+        list[str] | None, typer.Option(help="Only clips of this speaker; repeatable.", show_default="all")
+    ] = None,
+    language: Annotated[
+        list[str] | None,
+        typer.Option(help="Only clips in this language, such as en or English; repeatable.", show_default="all"),
+    ] = None,
+    train_limit: Annotated[
+        int | None, typer.Option(help="Maximum number of training clips.", min=1, show_default="no limit")
+    ] = None,
     fresh_test: Annotated[
         bool,
         typer.Option(
             "--fresh-test",
-            help="Draw new test and validation speech from training clips that no model has been trained on.",
+            help="Draw new test and validation clips from training clips that no model was trained on.",
         ),
     ] = False,
     restore_style: Annotated[
         bool,
         typer.Option(
             "--restore-style",
-            help="Where a language's texts have neither capitals nor punctuation, take both from the recogniser's "
-            "text, for the words that agree.",
+            help="For languages whose transcripts have neither capitals nor punctuation, copy both from the "
+            "recogniser's output where the words match.",
         ),
     ] = False,
     min_seconds: Annotated[
         float | None,
         typer.Option(
-            help="Leave out clips shorter than this, in seconds.",
-            show_default="the setting min_clip_s, else derived from the clips",
+            help="Exclude clips shorter than this, in seconds.",
+            show_default="the min_clip_s setting, or derived from the clips",
         ),
     ] = None,
     max_seconds: Annotated[
         float | None,
-        typer.Option(help="Leave out clips longer than this, in seconds.", show_default="the setting max_clip_s"),
+        typer.Option(help="Exclude clips longer than this, in seconds.", show_default="the max_clip_s setting"),
     ] = None,
     min_snr_db: Annotated[
         float | None,
-        typer.Option(help="Leave out clips with a lower SNR than this, in dB.", show_default="the setting min_snr_db"),
+        typer.Option(help="Exclude clips with an SNR below this, in dB.", show_default="the min_snr_db setting"),
     ] = None,
     max_characters_per_second: Annotated[
         float | None,
         typer.Option(
-            help="Leave out texts with more characters per second than this, unless a person confirmed them.",
+            help="Exclude transcripts with more characters per second than this, unless a person confirmed them.",
             show_default="40",
         ),
     ] = None,
     max_label_tokens: Annotated[
         int | None,
         typer.Option(
-            help="Leave out texts of more tokens than this, which a model cannot write.",
+            help="Exclude transcripts with more tokens than this.",
             show_default="the base model's limit",
         ),
     ] = None,
@@ -110,12 +123,13 @@ def dataset_build(
         bool,
         typer.Option(
             "--keep-outliers",
-            help="Keep texts that are far too long or too short for their audio, compared with the speaker's others.",
+            help="Keep transcripts that are far too long or too short for their audio, compared with the speaker's "
+            "other clips.",
         ),
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Freeze what has been reviewed so far, split by speaker into train, val and test."""
+    """Freeze the reviewed utterances as a dataset with train, val and test splits."""
     from dataclasses import replace
 
     from voxloop.maintenance.naming import rename_dataset
@@ -147,7 +161,7 @@ def dataset_build(
             restore_style=restore_style,
         )
         before = made.name
-        if name and made.name != name:  # the same content, frozen before under another name
+        if name and made.name != name:  # the same content was frozen before, under another name
             made = rename_dataset(ws, made.id, name)
         reviewed = len(exclusions(ws, made.id, reviewed=True))
         advice = advise(ws, made.id)
@@ -155,63 +169,66 @@ def dataset_build(
         print_json({**plain(made), "advice": advice})
         return
     if name and before != name:
-        typer.echo(f"The same clips and texts were frozen before, as {before}. That dataset is now called {name}:")
+        typer.echo(f"Dataset {before} already holds exactly these clips and transcripts. It is now called {name}:")
     _print_dataset(made, reviewed)
     _print_advice(made, advice)
 
 
 def _print_dataset(made: Dataset, reviewed: int) -> None:
     typer.echo(
-        f"Dataset {made.name} ({short(made.id)})" + (f", successor of {short(made.parent)}" if made.parent else "")
+        f"Dataset {made.name} ({short(made.id)})" + (f", previous version {short(made.parent)}" if made.parent else "")
     )
     table(
         ["split", "clips", "minutes"],
         [[split, made.clips[split], round(made.hours[split] * 60, 2)] for split in made.clips],
     )
     if made.forgotten:
-        typer.echo(f"{made.forgotten} of its clips were forgotten since it was frozen.")
+        typer.echo(f"Forgotten since it was frozen: {counted(made.forgotten, 'clip')}.")
     for reason, count in sorted(made.excluded.items(), key=lambda item: -item[1]):
-        typer.echo(f"Left out: {count} {reason}")
+        typer.echo(f"Excluded: {count:,} {reason}")
     if reviewed:
-        typer.echo(f"  {reviewed} of them with a text that a person wrote or accepted (--reviewed lists these)")
+        typer.echo(f"  {reviewed:,} of them with a transcript that a person wrote or accepted (list: --reviewed)")
     if any(made.excluded.values()):
-        typer.echo(f"List them: voxloop dataset exclusions {short(made.id)}")
+        typer.echo(f"List: voxloop dataset exclusions {short(made.id)}")
 
 
 def _print_advice(made: Dataset, advice: Advice) -> None:
-    """How the texts are written, what was derived, and what the dataset lacks."""
+    """Print the transcripts' style, the derived bounds and the warnings."""
     if "min_seconds" in made.filters.get("derived", ()):
         typer.echo(
-            f"Shortest clip taken: {made.filters['min_seconds']:g} s, by the length of the others "
-            "(--min-seconds sets it)"
+            f"Minimum clip length: {made.filters['min_seconds']:g} s, derived from the clips "
+            "(set it with --min-seconds)"
         )
     for language, style in advice.styles.items():
-        cased = "no case in this script" if style.cased is None else f"{style.cased:.0%} with capitals"
-        told = f"Texts in {language}: {cased}, {style.punctuated:.0%} with punctuation"
+        cased = "no case in this script" if style.cased is None else f"{percent(style.cased)} with capitals"
+        told = f"Transcripts in {language}: {cased}, {percent(style.punctuated)} with punctuation"
         if style.plain and not advice.restored:
-            told += " (--restore-style takes them from the recogniser's text)"
+            told += " (--restore-style copies both from the recogniser's output)"
         typer.echo(told)
     if advice.restored:
         typer.echo(
-            f"{advice.restored} texts got capitals and punctuation from the recogniser; references are unchanged."
+            f"Copied capitals and punctuation from the recogniser into {counted(advice.restored, 'transcript')}; "
+            "references are unchanged."
         )
     for warning in advice.warnings:
-        typer.echo(f"Warning: {warning.message}" + (f"\n  What helps: {warning.remedy}." if warning.remedy else ""))
+        typer.echo(f"Warning: {warning.message}" + (f"\n  What to do: {warning.remedy}." if warning.remedy else ""))
 
 
 @dataset.command("exclusions")
 def dataset_exclusions(
     ctx: typer.Context,
     name: Name = None,
-    reason: Annotated[str | None, typer.Option(help="Only reasons that contain this text.")] = None,
+    reason: Annotated[
+        str | None, typer.Option(help="Only reasons that contain this text; case is ignored.", show_default="all")
+    ] = None,
     reviewed: Annotated[
-        bool, typer.Option("--reviewed", help="Only utterances whose text a person had written or accepted.")
+        bool, typer.Option("--reviewed", help="Only utterances whose transcript a person wrote or accepted.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """List the utterances that were left out of a dataset, with the reasons.
+    """List the utterances excluded from a dataset, with the reasons.
 
-    The option named in a reason changes the bound. `voxloop review show NUMBER` shows an utterance.
+    Change a bound with the option named in the reason. Show an utterance with `voxloop review show NUMBER`.
     """
     from voxloop.steps.datasets import exclusions, find, origins
 
@@ -222,9 +239,9 @@ def dataset_exclusions(
     if as_json:
         print_json(found)
         return
-    empty = "Nothing was left out" + (" for this reason." if reason or reviewed else ".")
+    empty = "No excluded utterance matches." if reason or reviewed else "No utterances were excluded."
     if any(frozen.excluded.values()) and "imported" in frozen.filters:
-        empty = "This dataset was imported: the list of what was left out is where it was built."
+        empty = "This dataset was imported. Its exclusions are listed only in the workspace that built it."
     table(
         ["number", "file", "from", "reason", "measured", "reviewed"],
         [
@@ -260,7 +277,7 @@ def dataset_list(ctx: typer.Context, as_json: Json = False) -> None:
             [d.name, short(d.id), when(d.created)[:16], *(d.clips[s] for s in SPLITS), 60 * sum(d.hours.values())]
             for d in found
         ],
-        empty="No dataset yet: `voxloop dataset build` freezes one.",
+        empty="There are no datasets yet; next: voxloop dataset build",
     )
 
 
@@ -268,10 +285,12 @@ def dataset_list(ctx: typer.Context, as_json: Json = False) -> None:
 def dataset_show(
     ctx: typer.Context,
     name: Name = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw a chart to this file: .png, .svg or .pdf.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="File to draw a chart to: .png, .svg or .pdf.", show_default="no chart")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show a dataset: splits, speakers, languages, lengths, vocabulary, what it lacks, and what was left out."""
+    """Show a dataset's splits, speakers, languages, clip lengths, vocabulary, warnings and exclusions."""
     from voxloop.steps.datasets import details
 
     with opened(ctx) as ws:
@@ -286,9 +305,11 @@ def dataset_show(
     _print_dataset(found.dataset, found.reviewed)
     _print_advice(found.dataset, found.advice)
     _print_summary(found.summary)
-    typer.echo("source files: " + "; ".join(f"{count} clips {name}" for name, count in found.encodings.items()))
+    typer.echo(
+        "Source files: " + "; ".join(f"{counted(count, 'clip')} {name}" for name, count in found.encodings.items())
+    )
     if plot:
-        typer.echo(f"\nPicture: {plot}")
+        typer.echo(f"\nChart: {plot}")
 
 
 def _print_summary(summary: Summary) -> None:
@@ -296,7 +317,7 @@ def _print_summary(summary: Summary) -> None:
 
     typer.echo("")
     table(
-        ["split", "speakers", "recordings", "words", "vocabulary", "not in train", "heard"],
+        ["split", "speakers", "recordings", "words", "vocabulary", "OOV rate", "seen clips"],
         [
             [
                 split,
@@ -316,15 +337,17 @@ def _print_summary(summary: Summary) -> None:
             [name, *(round(each[split] * 60, 2) for split in SPLITS), round(sum(each.values()) * 60, 2)]
             for name, each in hours.items()
         ]
-        table([title, *(f"{split} min" for split in SPLITS), "all min"], listed[:MOST_SHOWN])
+        table([title, *(f"{split} min" for split in SPLITS), "total min"], listed[:MOST_SHOWN])
         if len(listed) > MOST_SHOWN:
-            typer.echo(f"… and {len(listed) - MOST_SHOWN} more (--json lists all)")
+            typer.echo(f"... and {len(listed) - MOST_SHOWN:,} more; --json lists all")
     typer.echo("")
     lengths = [sum(one.lengths[bin] for one in summary.splits.values()) for bin in range(len(summary.lengths_s))]
     table(["seconds", "clips", ""], list(_histogram(summary.lengths_s, lengths)))
     typer.echo("")
-    typer.echo(f"{summary.words} words, {summary.vocabulary} different, {summary.once} of them said once.")
-    typer.echo("Most frequent: " + ", ".join(f"{word} ({count})" for word, count in summary.frequent))
+    typer.echo(
+        f"{counted(summary.words, 'word')}; vocabulary {summary.vocabulary:,}, of which {summary.once:,} occur once."
+    )
+    typer.echo("Most frequent: " + ", ".join(f"{word} ({count:,})" for word, count in summary.frequent))
 
 
 def _histogram(edges: tuple[float, ...], counts: list[int]) -> Iterator[list[Any]]:
@@ -339,16 +362,20 @@ def _histogram(edges: tuple[float, ...], counts: list[int]) -> Iterator[list[Any
 @dataset.command("diff")
 def dataset_diff(
     ctx: typer.Context,
-    before: Annotated[str, typer.Argument(help="A dataset's name or id.")],
+    before: Annotated[str, typer.Argument(help="Dataset name or id.")],
     after: Annotated[
-        str | None, typer.Argument(help="A dataset's name or id; without it, BEFORE is compared with its parent.")
+        str | None,
+        typer.Argument(
+            help="Dataset name or id to compare with BEFORE.", show_default="compare BEFORE with its previous version"
+        ),
     ] = None,
     change: Annotated[
-        str | None, typer.Option(help="List only one kind of change: added, removed, text or moved.")
+        str | None,
+        typer.Option(help="Kind of change to list: added, removed, text or moved.", show_default="all kinds"),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Compare two datasets: what was added, removed, given another text, moved to another split."""
+    """Compare two datasets: clips added, clips removed, transcripts changed, clips moved to another split."""
     from voxloop.steps.datasets import diff
 
     with opened(ctx) as ws:
@@ -359,40 +386,42 @@ def dataset_diff(
     typer.echo(f"From {short(found.before)} to {short(found.after)}")
     for name, count in found.counts.items():
         by_split = {"added": found.added, "removed": found.removed}.get(name, {})
-        told = ", ".join(f"{count} {split}" for split, count in by_split.items())
-        typer.echo(f"{_CHANGED[name]}: {count}" + (f" ({told})" if told else ""))
+        told = ", ".join(f"{in_split:,} {split}" for split, in_split in by_split.items())
+        typer.echo(f"{_CHANGED[name]}: {count:,}" + (f" ({told})" if told else ""))
     listed = found.differences
     shown = listed if change else listed[:MOST_SHOWN]
     if shown:
         typer.echo("")
         table(["change", "utterance", "before", "after"], [[d.change, d.utterance, d.before, d.after] for d in shown])
     if len(shown) < len(listed):
-        typer.echo(f"… and {len(listed) - len(shown)} more (--change KIND lists all of one kind, --json everything)")
+        typer.echo(
+            f"... and {len(listed) - len(shown):,} more; --change KIND lists all of one kind, --json lists everything"
+        )
 
 
-_CHANGED = {"added": "added", "removed": "removed", "text": "another text", "moved": "another split"}
+_CHANGED = {"added": "added", "removed": "removed", "text": "transcript changed", "moved": "split changed"}
 
 
 @dataset.command("export")
 def dataset_export(
     ctx: typer.Context,
-    to: Annotated[str, typer.Option(help="Where to write: a folder, or a file://, s3://, gs:// or az:// URL.")],
+    to: Annotated[str, typer.Option(help="Folder to write to, or a file://, s3://, gs:// or az:// URL.")],
     name: Name = None,
     format: Annotated[
         str,
         typer.Option(
-            help="Format to write: jsonl (with WAV files), audiofolder (for Hugging Face datasets), parquet, or shar "
+            help="Output format: jsonl (with WAV files), audiofolder (for Hugging Face datasets), parquet, or shar "
             "(Lhotse)."
         ),
     ] = "jsonl",
     file_names: Annotated[
         bool,
-        typer.Option("--file-names/--no-file-names", help="Name the file that each clip came from."),
+        typer.Option("--file-names/--no-file-names", help="Include the source file name of each clip."),
     ] = True,
-    items: Annotated[int, typer.Option(help="Clips in each Parquet file or shard.", min=1)] = 1000,
+    items: Annotated[int, typer.Option(help="Number of clips per Parquet file or shard.", min=1)] = 1000,
     as_json: Json = False,
 ) -> None:
-    """Export a dataset for other programs; run again after an interruption, it continues."""
+    """Export a dataset for other programs; an interrupted export continues when run again."""
     from voxloop.steps.datasets import export_dataset, find
 
     with opened(ctx) as ws, progress("export", "clips") as tell:
@@ -403,18 +432,21 @@ def dataset_export(
         print_json(made)
         return
     typer.echo(
-        f"{made.place}: {made.clips} clips in {made.files} files" + (" (was complete already)" if made.known else "")
+        f"{made.place}: {counted(made.clips, 'clip')} in {counted(made.files, 'file')}"
+        + (" (already complete)" if made.known else "")
     )
 
 
 @dataset.command("import")
 def dataset_import(
     ctx: typer.Context,
-    source: Annotated[str, typer.Argument(help="Folder or URL of a finished export.")],
-    name: Annotated[str | None, typer.Option(help="Name for the dataset here.", show_default="its own")] = None,
+    source: Annotated[str, typer.Argument(help="Folder or URL of a complete export.")],
+    name: Annotated[
+        str | None, typer.Option(help="Name of the dataset in this workspace.", show_default="its own name")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Import an exported dataset: its clips, texts and splits, frozen as they were."""
+    """Import an exported dataset with its clips, transcripts and splits."""
     from voxloop.steps.datasets import import_dataset
 
     with opened(ctx) as ws, progress("import", "clips") as tell:
@@ -426,19 +458,22 @@ def dataset_import(
     origin = made.filters.get("imported")
     if origin and origin != made.id:
         typer.echo(
-            f"Its id was {short(origin)} where it came from: parts of recordings are recordings of their own here."
+            f"Its original id was {short(origin)}. The id changed because clips cut from a recording become separate "
+            "recordings here."
         )
 
 
 @dataset.command("rename")
 def dataset_rename(
     ctx: typer.Context,
-    name: Annotated[str, typer.Argument(metavar="DATASET", help="A dataset's name or id.")],
-    new: Annotated[str, typer.Argument(metavar="NAME", help="Letters, digits, dots, hyphens and underscores.")],
+    name: Annotated[str, typer.Argument(metavar="DATASET", help="Dataset name or id.")],
+    new: Annotated[
+        str, typer.Argument(metavar="NAME", help="New name: letters, digits, dots, hyphens and underscores.")
+    ],
     by: By = "cli",
     as_json: Json = False,
 ) -> None:
-    """Give a dataset another name."""
+    """Rename a dataset."""
     from voxloop.maintenance.naming import rename_dataset
 
     with opened(ctx) as ws:
@@ -446,21 +481,21 @@ def dataset_rename(
     if as_json:
         print_json(found)
         return
-    typer.echo(f"{short(found.id)} is called {found.name}")
+    typer.echo(f"{short(found.id)} is now called {found.name}")
 
 
 @dataset.command("delete")
 def dataset_delete(
     ctx: typer.Context,
-    name: Annotated[str, typer.Argument(metavar="DATASET", help="A dataset's name or id.")],
+    name: Annotated[str, typer.Argument(metavar="DATASET", help="Dataset name or id.")],
     yes: Yes = False,
     by: By = "cli",
     as_json: Json = False,
 ) -> None:
-    """Delete a dataset that no run learnt from, with the evaluations on it; recordings and texts stay."""
+    """Delete a dataset that no run used, with its evaluations; keeps recordings and transcripts."""
     from voxloop.maintenance.removal import delete_dataset
 
     with opened(ctx) as ws:
-        confirm(f"Delete the dataset {name} for good?", yes)
+        confirm(f"Delete dataset {name} permanently?", yes)
         done = delete_dataset(ws, name, by=by)
     print_json(done) if as_json else told_of_deletion(done)

@@ -7,11 +7,11 @@ from typing import Annotated
 import typer
 
 from voxloop.cli.filters import Status
-from voxloop.cli.screen import By, Json, opened, print_json, short, table, when
+from voxloop.cli.screen import By, Json, lasting, opened, print_json, short, table, when
 
-recordings = typer.Typer(no_args_is_help=True, help="Recordings: list, hear and correct what was taken in.")
+recordings = typer.Typer(no_args_is_help=True, help="List, show, play and correct ingested recordings.")
 
-Named = Annotated[str, typer.Argument(metavar="RECORDING", help="A recording's id or file name.")]
+Named = Annotated[str, typer.Argument(metavar="RECORDING", help="Recording id or file name.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -21,14 +21,20 @@ def register(app: typer.Typer) -> None:
 @recordings.command("list")
 def recordings_list(
     ctx: typer.Context,
-    name: Annotated[str | None, typer.Option(help="Only file names that contain this; case is ignored.")] = None,
-    speaker: Annotated[str | None, typer.Option(help="Only recordings in which this speaker speaks.")] = None,
-    language: Annotated[str | None, typer.Option(help="Only this language, such as en or English.")] = None,
-    status: Annotated[Status | None, typer.Option(help="Only recordings with an utterance of this status.")] = None,
-    limit: Annotated[int, typer.Option(help="Number of recordings at most.", min=1)] = 50,
+    name: Annotated[
+        str | None, typer.Option(help="Only file names that contain this text; case is ignored.", show_default="all")
+    ] = None,
+    speaker: Annotated[str | None, typer.Option(help="Only recordings with this speaker.", show_default="all")] = None,
+    language: Annotated[
+        str | None, typer.Option(help="Only recordings in this language, such as en or English.", show_default="all")
+    ] = None,
+    status: Annotated[
+        Status | None, typer.Option(help="Only recordings that have utterances with this status.", show_default="all")
+    ] = None,
+    limit: Annotated[int, typer.Option(help="Maximum number of recordings to list.", min=1)] = 50,
     as_json: Json = False,
 ) -> None:
-    """List recordings with their speakers, languages, lengths and how far they have come."""
+    """List recordings with speaker, language, length and review status."""
     from voxloop.steps.recordings.listing import recordings as listed
 
     with opened(ctx) as ws:
@@ -57,15 +63,15 @@ def recordings_list(
             ]
             for one in found[:limit]
         ],
-        empty="no recording matches: `voxloop status` counts what there is",
+        empty="no recording matches; `voxloop status` shows the workspace's contents",
     )
     if len(found) > limit:
-        typer.echo(f"there are more than {limit}: raise --limit, or narrow the list by --name, --speaker, --language")
+        typer.echo(f"more than {limit:,} recordings match: raise --limit, or filter by --name, --speaker or --language")
 
 
 @recordings.command("show")
 def recordings_show(ctx: typer.Context, recording: Named, as_json: Json = False) -> None:
-    """Show a recording: where it came from, what is said of it, and what is wrong with it."""
+    """Show a recording's source, metadata, audio quality and problems."""
     from voxloop.steps.recordings.listing import encoding_name, show
 
     with opened(ctx) as ws:
@@ -78,7 +84,7 @@ def recordings_show(ctx: typer.Context, recording: Named, as_json: Json = False)
     source = one.encoding
     lines = [
         ("file", one.name),
-        ("from", one.source),
+        ("path", one.source),
         ("id", one.id),
         ("ingested", when(one.created)),
         ("length", f"{one.duration:.2f} s"),
@@ -104,16 +110,18 @@ def recordings_show(ctx: typer.Context, recording: Named, as_json: Json = False)
 def recordings_play(
     ctx: typer.Context,
     recording: Named,
-    start: Annotated[float, typer.Option(help="Second to begin at.", min=0)] = 0.0,
-    end: Annotated[float | None, typer.Option(help="Second to stop at.", min=0, show_default="the end")] = None,
+    start: Annotated[float, typer.Option(help="Start time, in seconds.", min=0, show_default="0")] = 0.0,
+    end: Annotated[
+        float | None, typer.Option(help="End time, in seconds.", min=0, show_default="the end of the recording")
+    ] = None,
 ) -> None:
-    """Play a recording, or a stretch of it, with a player that this machine has."""
+    """Play a recording, or a part of it, with an audio player installed on this machine."""
     from voxloop.steps.recordings.listening import play
     from voxloop.steps.recordings.listing import show
 
     with opened(ctx) as ws:
         found = show(ws, recording).recording
-        typer.echo(f"{found.name}, {found.duration:.1f} s", err=True)
+        typer.echo(f"{found.name}, {lasting(found.duration)}", err=True)
         play(ws, found.id, start, end)
 
 
@@ -121,13 +129,17 @@ def recordings_play(
 def recordings_edit(
     ctx: typer.Context,
     recording: Named,
-    language: Annotated[str | None, typer.Option(help="Its language, such as en or English; empty: unknown.")] = None,
-    speaker: Annotated[str | None, typer.Option(help="Who speaks; empty: unknown.")] = None,
-    text: Annotated[str | None, typer.Option(help="What is said in it from beginning to end.")] = None,
+    language: Annotated[
+        str | None, typer.Option(help="Language, such as en or English; empty means unknown.", show_default="no change")
+    ] = None,
+    speaker: Annotated[str | None, typer.Option(help="Speaker; empty means unknown.", show_default="no change")] = None,
+    text: Annotated[
+        str | None, typer.Option(help="Transcript of the whole recording.", show_default="no change")
+    ] = None,
     by: By = "cli",
     as_json: Json = False,
 ) -> None:
-    """Correct a recording's language, speaker or text; frozen datasets stay as they are."""
+    """Correct a recording's language, speaker or transcript; frozen datasets do not change."""
     from voxloop.steps.recordings.describing import edit
 
     with opened(ctx) as ws:
@@ -136,6 +148,6 @@ def recordings_edit(
         print_json(done.recording)
         return
     for field, (old, new) in done.corrected.items():
-        typer.echo(f"{done.recording.name}: {field} is {new or 'unknown'}, was {old or 'unknown'}")
+        typer.echo(f"{done.recording.name}: changed {field} from {old or 'unknown'} to {new or 'unknown'}")
     if not done.corrected:
-        typer.echo(f"{done.recording.name}: nothing to change")
+        typer.echo(f"{done.recording.name}: no change")

@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
-from voxloop.cli.screen import Json, opened, print_json, table
+from voxloop.cli.screen import Json, counted, opened, print_json, table
 
 vocabulary = typer.Typer(
-    no_args_is_help=True, help="Personal vocabulary, names and jargon to prefer: add, remove, list, import."
+    no_args_is_help=True, help="Add, remove, list and import personal vocabulary: names and jargon to prefer."
 )
 
 Terms = Annotated[
-    list[str], typer.Argument(help="Words or phrases, spelled as they are to be written.", metavar="TERM...")
+    list[str], typer.Argument(help="Words or phrases, spelled as transcripts should spell them.", metavar="TERM...")
 ]
 
 
@@ -27,16 +27,20 @@ def vocabulary_add(
     ctx: typer.Context,
     terms: Terms,
     language: Annotated[
-        str, typer.Option(help="Count only in this language (ISO 639-1).", show_default="any language")
+        str, typer.Option(help="Language in which the terms apply, such as en or English.", show_default="any language")
     ] = "",
 ) -> None:
-    """Add terms that texts are to hold where they were said."""
+    """Add terms that the recogniser should prefer."""
     from voxloop.steps import vocabulary as steps
 
     with opened(ctx) as ws:
         new = steps.add(ws, terms, language=language)
         total = len(steps.entries(ws))
-    typer.echo(f"{new} added, {len(terms) - new} known; {total} in the vocabulary")
+    _print_added(new, len(terms) - new, total)
+
+
+def _print_added(new: int, known: int, total: int) -> None:
+    typer.echo(f"{new:,} added, {known:,} already known; the vocabulary has {counted(total, 'term')}")
 
 
 @vocabulary.command("remove")
@@ -44,27 +48,29 @@ def vocabulary_remove(
     ctx: typer.Context,
     terms: Terms,
     language: Annotated[
-        str | None, typer.Option(help="Only the entries of this language (ISO 639-1).", show_default="all entries")
+        str | None,
+        typer.Option(help="Remove only entries for this language, such as en or English.", show_default="all entries"),
     ] = None,
 ) -> None:
-    """Remove terms."""
+    """Remove terms from the vocabulary."""
     from voxloop.steps import vocabulary as steps
 
     with opened(ctx) as ws:
         removed = steps.remove(ws, terms, language=language)
         total = len(steps.entries(ws))
-    typer.echo(f"{removed} removed; {total} in the vocabulary")
+    typer.echo(f"{removed:,} removed; the vocabulary has {counted(total, 'term')}")
 
 
 @vocabulary.command("list")
 def vocabulary_list(
     ctx: typer.Context,
     language: Annotated[
-        str | None, typer.Option(help="What counts in this language (ISO 639-1).", show_default="all entries")
+        str | None,
+        typer.Option(help="Only terms that apply in this language, such as en or English.", show_default="all terms"),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """List the vocabulary, the newest first."""
+    """List the vocabulary, newest terms first."""
     from voxloop.steps import vocabulary as steps
 
     with opened(ctx) as ws:
@@ -80,17 +86,17 @@ def vocabulary_list(
 def vocabulary_import(
     ctx: typer.Context,
     file: Annotated[
-        Path, typer.Argument(help="A text file in UTF-8, a term on each line; lines that begin with # are left out.")
+        Path, typer.Argument(help="UTF-8 text file with one term per line; lines that begin with # are ignored.")
     ],
     language: Annotated[
-        str, typer.Option(help="Count only in this language (ISO 639-1).", show_default="any language")
+        str, typer.Option(help="Language in which the terms apply, such as en or English.", show_default="any language")
     ] = "",
 ) -> None:
-    """Add the terms of a text file."""
+    """Add the terms in a text file."""
     from voxloop.steps import vocabulary as steps
 
     terms = steps.read_terms(file)
     with opened(ctx) as ws:
         new = steps.add(ws, terms, language=language)
         total = len(steps.entries(ws))
-    typer.echo(f"{new} added, {len(terms) - new} known; {total} in the vocabulary")
+    _print_added(new, len(terms) - new, total)

@@ -1,4 +1,4 @@
-"""Names for models and datasets. Ids never change."""
+"""Give models and datasets names. Their ids do not change."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from voxloop.stores.catalog import Reader
     from voxloop.workspace import Workspace
 
-NAME = re.compile(r"[^\W_][\w.-]{0,63}")  # no paths, options or characters that are special in a shell or table
+NAME = re.compile(r"[^\W_][\w.-]{0,63}")  # not a path, not an option, and nothing that a shell would split
 RESERVED = (models.CHAMPION, models.STARTER, models.BASE, "previous")
 
 
 def rename_model(ws: Workspace, model: str, name: str, *, by: str = "cli") -> Model:
-    """Name a model; every command accepts the name. The model's previous name becomes free.
+    """Name a model; every command then accepts the name, and its previous name becomes free.
 
-    `model` is anything that `models.base_model` accepts. Raises UsageError if the name has another meaning.
+    `model` is anything that `models.base_model` accepts. Raises UsageError if the name already has another meaning.
     """
     found = models.base_model(ws, model)
     _check(name)
@@ -39,7 +39,7 @@ def rename_model(ws: Workspace, model: str, name: str, *, by: str = "cli") -> Mo
 
 
 def rename_dataset(ws: Workspace, dataset: str | None, name: str, *, by: str = "cli") -> Dataset:
-    """Rename a dataset. A name shared by several datasets refers to the newest. Raises UsageError."""
+    """Rename a dataset; if several share the name `dataset`, the newest is renamed. Raises UsageError."""
     found = datasets.find(ws, dataset)
     _check(name)
     with ws.completion() as tx:
@@ -59,25 +59,24 @@ def rename_dataset(ws: Workspace, dataset: str | None, name: str, *, by: str = "
 def _check(name: str) -> None:
     if not NAME.fullmatch(name):
         raise UsageError(
-            f"{name!r} is not a valid name. Use up to 64 letters, digits, dots, hyphens and underscores, "
-            "starting with a letter or digit."
+            f"{name!r} is not a valid name: use up to 64 letters, digits, dots, hyphens and underscores, "
+            "starting with a letter or a digit"
         )
 
 
 def _check_free(reader: Reader, name: str, id: str) -> None:
-    """Raise UsageError or ConflictError if a name already refers to another model."""
+    """Raise UsageError or ConflictError if the name already means another model."""
     alias = reader.connection.execute(sa.select(tables.alias.c.model).where(tables.alias.c.name == name)).scalar()
     if alias or name in RESERVED or name in hub.FASTER_WHISPER:
-        raise UsageError(f"{name!r} already has another meaning as a model name. Choose another name.")
+        raise UsageError(f"{name!r} already has a meaning wherever a model is named: choose another name")
     other = reader.all(Model, tables.model.c.name == name)
     if other:
         raise ConflictError(
-            f"model {other[0].id.removeprefix('sha256-')[:12]} is already named {name!r}. "
-            "Choose another name, or rename that one first."
+            f"model {other[0].id.removeprefix('sha256-')[:12]} is already called {name!r}: rename that model first"
         )
     try:
         taken = reader.get(Model, name).id
     except UnknownRecord:
         return
     if taken != id:
-        raise UsageError(f"{name!r} is part of the id of another model. Choose another name.")
+        raise UsageError(f"{name!r} is part of another model's id: choose another name")

@@ -1,1 +1,1 @@
-"""Sound and text as such: decoded, measured, made comparable. Nothing here knows a store."""
+"""Audio and text: decode, measure, normalise and compare them. Nothing here depends on a store."""

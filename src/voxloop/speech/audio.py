@@ -1,6 +1,6 @@
-"""Audio in and out: decode, resample, mix, measure, and the one form in which it is stored.
+"""Audio input and output: decode, resample, mix, and encode in the stored format.
 
-What is stored is 16 kHz mono little-endian int16 PCM behind a 44-byte WAV
+Stored audio is 16 kHz mono little-endian int16 PCM behind a 44-byte WAV
 header, so samples [a, b) of a recording are bytes [44 + 2a, 44 + 2b) of its blob.
 Letters in shapes: `S` samples, `C` channels.
 """
@@ -29,60 +29,60 @@ WAV_HEADER_BYTES = 44
 SAMPLE_BYTES = 2
 FULL_SCALE = 32_768  # int16 value of 1.0
 
-MAX_SECONDS = 24 * 3600.0  # 24 h of stored audio are 2.8 GB, below the 4 GiB a WAV header can tell
+MAX_SECONDS = 24 * 3600.0  # 24 h of stored audio are 2.8 GB, below the 4 GiB limit of a WAV header
 MAX_BYTES = 4 << 30
 MIN_RATE = 4_000  # Hz
-MAX_RATE = 768_000  # Hz: the highest that converters sell; a header above it is damaged or hostile
+MAX_RATE = 768_000  # Hz: the highest rate of commercial converters; a higher one is damaged or hostile
 MAX_CHANNELS = 64
-BLOCK_S = 10  # seconds decoded at once
-BLOCK_VALUES = 4 << 20  # samples times channels decoded at once, at most (16 MB of float32)
+BLOCK_S = 10  # seconds decoded at a time
+BLOCK_VALUES = 4 << 20  # maximum samples times channels decoded at a time (16 MB of float32)
 
-# FFmpeg's demuxers that hold audio in the file itself. Playlists (hls, concat, dash) are not among them:
-# they make the library open other files and addresses.
+# FFmpeg's demuxers for formats that hold the audio in the file itself. Playlists (hls, concat, dash) are excluded,
+# because they make the library open other files and addresses.
 CONTAINERS = (
     "aac,ac3,aiff,amr,amrnb,amrwb,ape,asf,au,avi,caf,dts,eac3,flac,flv,gsm,loas,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,"
     "mp3,mpc,mpc8,mpeg,mpegts,nistsphere,ogg,rm,rso,sox,tta,voc,w64,wav,wsd,wv,xwma,g722,g729,ilbc,qcp"
 )
-# libsndfile's formats that count their frames exactly, so that fewer mean a truncated file.
+# libsndfile's formats with an exact frame count: fewer frames mean a truncated file.
 _EXACT = frozenset({"WAV", "WAVEX", "AIFF", "FLAC", "CAF", "AU", "W64", "RF64", "NIST"})
-_CODECS = {"FLAC": "flac", "MP3": "mp3"}  # elsewhere the subtype says
-_UNKNOWN_FRAMES = 1 << 62  # libsndfile says SF_COUNT_MAX where the header does not know
-# Containers whose time stamps say when the sound begins; those of others are counted from the bytes.
+_CODECS = {"FLAC": "flac", "MP3": "mp3"}  # other formats name it in the subtype
+_UNKNOWN_FRAMES = 1 << 62  # libsndfile returns SF_COUNT_MAX if the header has no length
+# Containers whose time stamps say when the audio begins; in others they are derived from the byte position.
 _TIMED = ("mov", "matroska", "ogg")
-GAP_S = 0.05  # a jump of the time stamps beyond it is a gap; codecs and rounding move them by less
-MAX_GAP_S = 600.0  # a jump beyond it is a clock that was set, not sound that is missing
-CANCELLED = 0.01  # of a channel's power: what is left in the mean of two channels that cancel each other out
-NOTES = 3  # gaps told one by one
+GAP_S = 0.05  # a longer jump of the time stamps is a gap; codecs and rounding move them by less
+MAX_GAP_S = 600.0  # a longer jump means that the clock was set, not that audio is missing
+CANCELLED = 0.01  # share of a channel's power left in the mean of two channels that cancel each other out
+NOTES = 3  # gaps reported one by one
 
 
 @dataclass(kw_only=True, slots=True)
 class Source:
-    """What a file turned out to be while `stream` read it."""
+    """Properties of a file that `stream` found while reading it."""
 
     codec: str = ""  # opus, mp3, flac, pcm_16, …
     rate: int = 0  # Hz
     channels: int = 0
-    notes: list[str] = field(default_factory=list)  # what was not as it should be, a sentence each
+    notes: list[str] = field(default_factory=list)  # problems, a sentence each
     gaps: int = 0
-    power: float = 0.0  # summed squares of the first of two channels
-    mixed_power: float = 0.0  # and of their mean
+    power: float = 0.0  # sum of squares of the first of two channels
+    mixed_power: float = 0.0  # sum of squares of their mean
 
     @property
     def cancels(self) -> bool:
-        """Whether two channels cancel each other out, so that their mean is (nearly) silent and one alone is not."""
+        """Whether two channels cancel each other out: their mean is (nearly) silent, but one alone is not."""
         return self.power > 0 and self.mixed_power < CANCELLED * self.power
 
     def gap(self, at_s: float, gap_s: float) -> None:
-        """Sound is missing, and silence stands for it."""
+        """Note a gap that is filled with silence."""
         self.gaps += 1
         if self.gaps <= NOTES:
-            self.notes.append(f"{gap_s:.2f} s of sound are missing at {at_s:.2f} s: silence stands in their place")
+            self.notes.append(f"{gap_s:.2f} s of audio are missing at {at_s:.2f} s; the gap was filled with silence")
         elif self.gaps == NOTES + 1:
-            self.notes.append("more stretches are missing after that, each filled with silence")
+            self.notes.append("there are more gaps after that, also filled with silence")
 
 
 def decode(path: Path | str, *, max_seconds: float = MAX_SECONDS, max_bytes: int = MAX_BYTES) -> Waveform:
-    """The whole of an audio file as (S,) float32 at 16 kHz, channels mixed by their mean.
+    """Decode a whole audio file to (S,) float32 at 16 kHz, channels mixed by their mean.
 
     Raises AudioError as `stream` does.
     """
@@ -99,20 +99,20 @@ def stream(
     track: int | None = None,
     source: Source | None = None,
 ) -> Iterator[Waveform]:
-    """An audio file in blocks of (S,) float32 at 16 kHz; memory stays bounded.
+    """Decode an audio file in blocks of (S,) float32 at 16 kHz; memory stays bounded.
 
-    Channels are mixed by their mean, or `channel`, counted from 0, is taken alone. Of several audio tracks the
-    default one is read, or `track`, counted from 0. `source` is told what the file is and what is wrong with it.
+    Channels are mixed by their mean, unless `channel` (counted from 0) selects one. The default audio track is read,
+    unless `track` (counted from 0) selects another. `source` receives the file's properties and problems.
 
-    WAV of int16 is read here; libsndfile reads other WAV, FLAC, Vorbis, MP3, AIFF and SPHERE; FFmpeg's libraries Opus,
-    and what libsndfile refuses, stumbles over, finds empty or would believe wrong headers of. The length is what
-    decodes, whatever a header claims.
-    Where the time stamps of a file leave a gap, at its beginning or where a stretch is damaged, silence takes its
-    place, so that times are those of any player.
+    WAV with int16 samples is read here. libsndfile reads other WAV, FLAC, Vorbis, MP3, AIFF and SPHERE. FFmpeg's
+    libraries read Opus, and every file that libsndfile refuses, fails on, finds empty or would trust a wrong header
+    of. The length is that of the decoded audio, whatever the header claims.
+    If the time stamps leave a gap, at the beginning or at a damaged part, silence fills it, so that times match those
+    of any player.
 
     Raises AudioError with one of the reasons missing, unreadable, empty (no samples), too-large, too-long, bad-rate,
-    too-many-channels, no-track, not-audio and broken (truncated, or damaged so that nothing can be read), before
-    memory is taken for what a header claims.
+    too-many-channels, no-track, not-audio and broken (truncated, or too damaged to read), before allocating memory
+    for a size that a header claims.
     """
     path = Path(path)
     _check_file(path, max_bytes)
@@ -123,14 +123,14 @@ def stream(
         if samples > max_seconds * SAMPLE_RATE:
             raise _too_long(path, samples / SAMPLE_RATE, max_seconds)
         if not np.isfinite(block).all():
-            raise AudioError("broken", f"{path} holds samples that are no numbers near second {samples // SAMPLE_RATE}")
+            raise AudioError("broken", f"{path} has NaN or infinite samples near {samples // SAMPLE_RATE} s")
         yield block
     if not samples:
-        raise AudioError("empty", f"{path} is an audio file without a single sample")
+        raise AudioError("empty", f"{path} is an audio file without samples")
 
 
 def channel_count(path: Path | str, *, max_bytes: int = MAX_BYTES) -> int:
-    """How many channels a file has, by its header. Raises AudioError as `stream` does."""
+    """Return the number of channels in a file's header. Raises AudioError as `stream` does."""
     import av
     import soundfile
 
@@ -139,12 +139,12 @@ def channel_count(path: Path | str, *, max_bytes: int = MAX_BYTES) -> int:
     try:
         return int(soundfile.info(path).channels)
     except (soundfile.LibsndfileError, OSError, ValueError, TypeError):
-        pass  # FFmpeg is asked next
+        pass  # try FFmpeg next
     try:
         with av.open(f"file:{path.absolute()}", options=dict(_FFMPEG_OPTIONS), metadata_errors="replace") as container:
             return int(container.streams.audio[0].channels) if container.streams.audio else 1
     except (av.error.FFmpegError, OSError):
-        return 1  # decoding it will say what is wrong
+        return 1  # decoding will report the error
 
 
 def _check_file(path: Path, max_bytes: int) -> None:
@@ -153,43 +153,50 @@ def _check_file(path: Path, max_bytes: int) -> None:
     except (OSError, ValueError) as error:
         raise _not_read(path, error) from error
     if not stat.S_ISREG(status.st_mode):
-        raise AudioError("not-audio", f"{path} is not a regular file: give audio files or folders of them")
+        raise AudioError("not-audio", f"{path} is not a regular file: give audio files or folders")
     size = status.st_size
     if size == 0:
-        raise AudioError("empty", f"{path} has zero bytes")
+        raise AudioError("empty", f"{path} is empty (0 bytes)")
     if size > max_bytes:
         raise AudioError(
-            "too-large", f"{path} has {size / 2**20:,.0f} MB, more than the {max_bytes / 2**20:,.0f} MB of max_file_mb"
+            "too-large",
+            f"{path} has {size / 2**20:,.0f} MB, more than max_file_mb ({max_bytes / 2**20:,.0f} MB): "
+            "cut the file, or raise the setting",
         )
 
 
 def _not_read(path: Path, error: OSError | ValueError) -> AudioError:
     if isinstance(error, (FileNotFoundError, NotADirectoryError, ValueError)):
         return AudioError("missing", f"there is no file {path}")
-    return AudioError("unreadable", f"{path} cannot be read: {error.strerror or error}")
+    return AudioError("unreadable", f"cannot read {path}: {error.strerror or error}")
 
 
 def _too_long(path: Path, found_s: float, max_seconds: float) -> AudioError:
     return AudioError(
         "too-long",
-        f"{path} lasts {found_s / 3600:,.1f} h or more, beyond the {max_seconds / 3600:,.1f} h of max_recording_hours: "
-        "cut it, or raise the setting",
+        f"{path} lasts {found_s / 3600:,.1f} h or more, above max_recording_hours ({max_seconds / 3600:,.1f} h): "
+        "cut the file, or raise the setting",
     )
 
 
 def _check_claims(path: Path, rate: int, channels: int) -> None:
-    """Refuse what a header claims before any memory is taken for it."""
+    """Refuse implausible headers before allocating memory for them."""
     if not MIN_RATE <= rate <= MAX_RATE:
-        raise AudioError("bad-rate", f"{path} claims {rate:,} Hz; taken is from {MIN_RATE:,} to {MAX_RATE:,} Hz")
+        raise AudioError(
+            "bad-rate",
+            f"{path} has a sample rate of {rate:,} Hz: convert it to a rate from {MIN_RATE:,} to {MAX_RATE:,} Hz",
+        )
     if not 1 <= channels <= MAX_CHANNELS:
-        raise AudioError("too-many-channels", f"{path} claims {channels} channels; taken are 1 to {MAX_CHANNELS}")
+        raise AudioError(
+            "too-many-channels", f"{path} has {channels:,} channels: convert it to a file with 1 to {MAX_CHANNELS}"
+        )
 
 
 def _mixed(block: Any, channel: int | None, source: Source) -> Waveform:
     """(S, C) as (S,): one channel, or the mean of all."""
     mixed: Waveform
     if channel is None and block.shape[1] == 2:
-        # The same value as the mean, in a tenth of the time: NumPy is slow along an axis of two.
+        # Equals the mean, in a tenth of the time: NumPy is slow along an axis of length 2.
         first = np.ascontiguousarray(block[:, 0])
         mixed = (first + block[:, 1]) * np.float32(0.5)
         source.power += float(np.dot(first, first))
@@ -204,7 +211,7 @@ def _mixed(block: Any, channel: int | None, source: Source) -> Waveform:
 def _native(
     path: Path, max_seconds: float, channel: int | None, track: int | None, source: Source
 ) -> Iterator[tuple[int, Waveform]]:
-    """(rate, (S,) block) at the file's own rate, by the first library that reads it."""
+    """Yield (rate, (S,) block) at the file's own rate, from the first library that can read it."""
     import soundfile
 
     try:
@@ -218,8 +225,8 @@ def _native(
             yield from _plain(path, raw, pcm, max_seconds, channel, source)
             return
         ogg = check_ogg(path, raw, head)
-        # libsndfile's decoder of Opus takes three times as long, for the same samples within -64 dB. It believes the
-        # length that an MP3's header claims, and loses what an Ogg file with a hole has behind it.
+        # libsndfile's Opus decoder takes three times as long, for the same samples within -64 dB. It also trusts the
+        # length in an MP3's header, and loses everything after a hole in an Ogg file.
         mp3 = check_mp3(path, raw, head)
         ffmpegs = bool(track) or (mp3 is not None and not mp3.true) or (ogg is not None and (ogg.opus or not ogg.whole))
     if ffmpegs:
@@ -231,7 +238,7 @@ def _native(
     except (soundfile.LibsndfileError, OSError, ValueError, TypeError) as error:
         yield from _by_ffmpeg(path, error, channel, track, source)
         return
-    file.seekable = lambda: False  # or it seeks after each read, which MP3 and FLAC take their time for
+    file.seekable = lambda: False  # otherwise it seeks after each read, which is slow in MP3 and FLAC
     with file:
         rate, claimed = file.samplerate, file.frames
         _check_claims(path, rate, file.channels)
@@ -241,7 +248,7 @@ def _native(
         _tell(source, _CODECS.get(file.format, file.subtype.lower()), rate, file.channels)
         frames = max(1, min(BLOCK_S * rate, BLOCK_VALUES // file.channels))
         read = 0
-        with contextlib.suppress(soundfile.LibsndfileError, RuntimeError):  # the other library goes on from there
+        with contextlib.suppress(soundfile.LibsndfileError, RuntimeError):  # FFmpeg continues from there
             while len(block := file.read(frames, dtype="float32", always_2d=True)):  # (S, C)
                 read += len(block)
                 yield rate, _mixed(block, channel, source)
@@ -249,16 +256,18 @@ def _native(
                     return
         if read and not exact:
             return
-    # Damaged or cut off behind `read` samples, or empty as far as this library can see.
+    # Damaged or cut off after `read` samples, or empty according to libsndfile.
     for rate_here, block in _behind(read, _by_ffmpeg(path, None, channel, track, source)):
         read += len(block)
         yield rate_here, block
     if read < claimed and exact:
-        raise AudioError("broken", f"{path} is truncated: {read / rate:.2f} s of the {claimed / rate:.2f} s it claims")
+        raise AudioError(
+            "broken", f"{path} is truncated: it has {read / rate:.2f} s of the {claimed / rate:.2f} s in its header"
+        )
 
 
 def _behind(read: int, blocks: Iterator[tuple[int, Waveform]]) -> Iterator[tuple[int, Waveform]]:
-    """What blocks hold behind the first samples; nothing more where they end in an error."""
+    """Yield the blocks without their first `read` samples; end at an error that means damage."""
     try:
         for rate, block in blocks:
             if len(block) > read:
@@ -276,7 +285,7 @@ def _tell(source: Source, codec: str, rate: int, channels: int) -> None:
 def _plain(
     path: Path, file: BinaryIO, pcm: Pcm16, max_seconds: float, channel: int | None, source: Source
 ) -> Iterator[tuple[int, Waveform]]:
-    """(rate, (S,) block) of a plain WAV, as libsndfile reads it: its calls take longer than a short file's samples."""
+    """Yield (rate, (S,) block) of a plain WAV: for short files libsndfile's calls cost more than the samples."""
     if pcm.frames / pcm.rate > max_seconds:
         raise _too_long(path, pcm.frames / pcm.rate, max_seconds)
     _tell(source, "pcm_16", pcm.rate, pcm.channels)
@@ -287,7 +296,7 @@ def _plain(
         wanted = SAMPLE_BYTES * pcm.channels * min(at_once, pcm.frames - first)
         data = file.read(wanted)
         if len(data) < wanted:
-            raise AudioError("broken", f"{path} was cut off while it was read")
+            raise AudioError("broken", f"{path} was truncated while it was being read: ingest it again")
         yield pcm.rate, _mixed(from_pcm16(data).reshape(-1, pcm.channels), channel, source)
 
 
@@ -295,14 +304,14 @@ _FFMPEG_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS}
 
 
 class _Timeline:
-    """Where the frames of a stream stand in time, what is missing between them, and what could not be decoded."""
+    """The times of a stream's frames, the gaps between them, and the packets that could not be decoded."""
 
     def __init__(self, source: Source, *, timed: bool, holes: Sequence[tuple[float, float]] = ()) -> None:
         self.source = source
-        self.read_s = 0.0  # with the silence in gaps
-        self.damaged_s: float | None = None  # where the first packet could not be decoded
-        self.lost_s = 0.0  # of sound in such packets
-        self._due: float | None = 0.0 if timed else None  # the time stamp that the next frame should have
+        self.read_s = 0.0  # including the silence in gaps
+        self.damaged_s: float | None = None  # time of the first packet that could not be decoded
+        self.lost_s = 0.0  # seconds of audio in such packets
+        self._due: float | None = 0.0 if timed else None  # expected time stamp of the next frame
         self._holes = list(holes)
         self._decoded_s = 0.0
 
@@ -312,7 +321,7 @@ class _Timeline:
         self.lost_s += float((packet.duration or 0) * (packet.time_base or 0))
 
     def take(self, frame: Any) -> float:
-        """Move on by a frame; the seconds of silence that stand before it."""
+        """Advance by a frame. Return the seconds of silence to insert before it."""
         gap_s = 0.0
         lasts_s = frame.samples / frame.sample_rate
         if self._holes and self._decoded_s + lasts_s / 2 >= self._holes[0][0]:
@@ -321,10 +330,10 @@ class _Timeline:
         elif frame.time is not None:
             due = frame.time if self._due is None else self._due
             jump_s = frame.time - due
-            # Small steps are rounding, which must not add up; after a jump the clock begins anew.
+            # Small steps are rounding errors, which must not add up; a jump resets the clock.
             self._due = frame.time if abs(jump_s) > GAP_S else due
             if jump_s > MAX_GAP_S:
-                self.source.notes.append(f"its time stamps jump by {jump_s:,.0f} s at {self.read_s:.2f} s")
+                self.source.notes.append(f"the time stamps jump by {jump_s:,.0f} s at {self.read_s:.2f} s")
             elif jump_s > GAP_S:
                 gap_s = jump_s
                 self.source.gap(self.read_s, gap_s)
@@ -342,10 +351,10 @@ def _by_ffmpeg(
     source: Source,
     holes: Sequence[tuple[float, float]] = (),
 ) -> Iterator[tuple[int, Waveform]]:
-    """(rate, (S,) block) from FFmpeg's libraries; `refused` is what libsndfile said, where it was asked.
+    """Yield (rate, (S,) block) from FFmpeg's libraries; `refused` is libsndfile's error, if it was tried first.
 
-    `holes` are stretches without a frame (seconds, seconds missing) in a file that has no time stamps: FFmpeg looks
-    for the next frame behind them and says nothing.
+    `holes` are damaged parts (start in seconds, seconds missing) of a file without time stamps: FFmpeg skips to the
+    next frame without reporting them.
     """
     import av
 
@@ -359,26 +368,28 @@ def _by_ffmpeg(
             yield from _blocks(path, _frames(container, chosen, timeline), channel, timeline, source)
             if timeline.damaged_s is not None and not timeline.read_s:
                 raise AudioError("broken", f"{path} is damaged: none of its packets can be decoded")
-            # MP4 and its kin write how long the track is; elsewhere the length is a guess from the bit rate.
+            # Only MP4 and related formats store the track's length; elsewhere it is estimated from the bit rate.
             track_s = float((chosen.duration or 0) * (chosen.time_base or 0)) if "mp4" in container.format.name else 0.0
             read_s = timeline.read_s
             if read_s and read_s < track_s - max(0.5, 0.02 * track_s):
-                raise AudioError("broken", f"{path} is truncated: {read_s:.2f} s of the {track_s:.2f} s it claims")
+                raise AudioError(
+                    "broken", f"{path} is truncated: it has {read_s:.2f} s of the {track_s:.2f} s in its header"
+                )
     except av.error.FFmpegError as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOENT, errno.EACCES):
-            raise AudioError("unreadable", f"{path} cannot be read: {error.strerror}") from error
+            raise AudioError("unreadable", f"cannot read {path}: {error.strerror}") from error
         if timeline.read_s:
             raise AudioError("broken", f"{path} is damaged after {timeline.read_s:.1f} s: {error.strerror}") from error
-        others = f"libsndfile ({refused}) or " if refused else ""
-        raise AudioError(
-            _not_opened(path), f"{path} is no audio that {others}FFmpeg ({error.strerror}) can read"
-        ) from error
+        cannot = f"FFmpeg ({error.strerror}) cannot"
+        if refused:
+            cannot = f"neither libsndfile ({refused}) nor FFmpeg ({error.strerror}) can"
+        raise AudioError(_not_opened(path), f"{cannot} read {path} as audio") from error
     if timeline.lost_s > GAP_S and not source.gaps:
-        source.notes.append(f"it is damaged at {timeline.damaged_s:.2f} s: {timeline.lost_s:.2f} s are lost")
+        source.notes.append(f"the file is damaged at {timeline.damaged_s:.2f} s: {timeline.lost_s:.2f} s are lost")
 
 
 def _frames(container: Any, chosen: Any, timeline: _Timeline) -> Iterator[Any]:
-    """The decoded frames of a stream; packets that cannot be decoded are passed over."""
+    """Yield the decoded frames of a stream; skip packets that cannot be decoded."""
     import av
 
     for packet in container.demux(chosen):
@@ -393,11 +404,11 @@ def _frames(container: Any, chosen: Any, timeline: _Timeline) -> Iterator[Any]:
 def _blocks(
     path: Path, frames: Iterator[Any], channel: int | None, timeline: _Timeline, source: Source
 ) -> Iterator[tuple[int, Waveform]]:
-    """(rate, (S,) block) of frames of one form each, with silence where there are gaps."""
+    """Yield (rate, (S,) block), each from frames of one format, with silence in the gaps."""
     import av
 
-    held: list[Any] = []  # (C, S) float32 of frames of one form
-    waiting = 0  # samples of them
+    held: list[Any] = []  # (C, S) float32, frames of one format
+    waiting = 0  # their samples
     form: tuple[int, str, str] | None = None
     rate = channels = 0
     resampler: Any = None
@@ -412,7 +423,7 @@ def _blocks(
         if found != form:
             form, rate, channels = found, frame.sample_rate, frame.layout.nb_channels
             resampler = None
-            if frame.format.name != "fltp":  # planar float, as AAC and Opus come
+            if frame.format.name != "fltp":  # planar float, which AAC and Opus decode to
                 resampler = av.AudioResampler(format="fltp", layout=frame.layout, rate=rate)
             if not source.rate:
                 _tell(source, source.codec, rate, channels)
@@ -424,17 +435,18 @@ def _blocks(
 
 
 def _track(path: Path, container: Any, track: int | None, source: Source) -> Any:
-    """The audio stream to read: the one asked for, else the default one, else the first."""
+    """Return the audio stream to read: the selected one, else the default one, else the first."""
     tracks = container.streams.audio
     if not tracks:
-        raise AudioError("not-audio", f"{path} holds no audio stream")
+        raise AudioError("not-audio", f"{path} has no audio stream")
     if track is not None:
         if not 0 <= track < len(tracks):
-            raise AudioError("no-track", f"{path} has {len(tracks)} audio tracks, counted from 0; there is no {track}")
+            last = len(tracks) - 1
+            raise AudioError("no-track", f"{path} has no audio track {track}: its last track is {last}, counted from 0")
         return tracks[track]
     default = next((index for index, one in enumerate(tracks) if one.disposition & 1), 0)
     if len(tracks) > 1:
-        source.notes.append(f"it has {len(tracks)} audio tracks; {default} was taken, --track N takes another")
+        source.notes.append(f"the file has {len(tracks)} audio tracks; read track {default} (--track N reads another)")
     return tracks[default]
 
 
@@ -444,7 +456,7 @@ def _silence(rate: int, samples: int) -> Iterator[tuple[int, Waveform]]:
 
 
 def _joined(frames: Sequence[Any], channel: int | None, source: Source) -> Waveform:
-    """Decoded frames, each (C, S), as one (S,). A stream that loses channels on the way goes on with what it has."""
+    """Join decoded frames, each (C, S), into one (S,). If a stream loses channels midway, use those that remain."""
     joined = np.concatenate(frames, axis=1)
     return _mixed(joined.T, None if channel is None or channel >= len(joined) else channel, source)
 
@@ -453,14 +465,14 @@ _MAGIC = (b"RIFF", b"FORM", b"OggS", b"fLaC", b"ID3", b"NIST", b"caff", b".snd",
 
 
 def _not_opened(path: Path) -> str:
-    """`broken` for a file that begins as audio does, `not-audio` for anything else."""
+    """Return `broken` if the file begins like an audio file, else `not-audio`."""
     with path.open("rb") as file:
         head = file.read(12)
     return "broken" if head.startswith(_MAGIC) or head[4:8] == b"ftyp" else "not-audio"
 
 
 def _resampled(blocks: Iterable[tuple[int, Waveform]]) -> Iterator[Waveform]:
-    """Blocks at 16 kHz, by libsoxr's band-limited interpolation (https://sourceforge.net/projects/soxr/)."""
+    """Resample blocks to 16 kHz with libsoxr's band-limited interpolation (https://sourceforge.net/projects/soxr/)."""
     import soxr
 
     current = 0
@@ -484,24 +496,24 @@ def _some(block: Waveform) -> Iterator[Waveform]:
 
 
 def to_pcm16(waveform: Waveform) -> bytes:
-    """(S,) float32 as little-endian int16: times 32,768, rounded half to even, clipped to -32,768 and 32,767."""
+    """Convert (S,) float32 to little-endian int16: scale by 32,768, round half to even, clip to -32,768 and 32,767."""
     scaled = np.rint(np.asarray(waveform, np.float32) * np.float32(FULL_SCALE))
     pcm: bytes = np.clip(scaled, -FULL_SCALE, FULL_SCALE - 1).astype("<i2").tobytes()
     return pcm
 
 
 def from_pcm16(pcm: bytes) -> Waveform:
-    """Little-endian int16 as (S,) float32; `to_pcm16` of it is the same bytes again."""
+    """Convert little-endian int16 to (S,) float32; `to_pcm16` reverses it exactly."""
     return np.frombuffer(pcm, "<i2").astype(np.float32) / np.float32(FULL_SCALE)
 
 
 def pcm_id(pcm: bytes) -> str:
-    """`sha256-<hex>` of canonical PCM: a recording's id."""
+    """Return a recording's id: `sha256-<hex>` of its canonical PCM."""
     return f"sha256-{hashlib.sha256(pcm).hexdigest()}"
 
 
 def wav_header(pcm_bytes: int) -> bytes:
-    """The 44 bytes before so many bytes of 16 kHz mono int16 PCM."""
+    """Return the 44-byte WAV header for `pcm_bytes` bytes of 16 kHz mono int16 PCM."""
     return struct.pack(
         "<4sI4s4sIHHIIHH4sI",
         b"RIFF", 36 + pcm_bytes, b"WAVE",
@@ -511,5 +523,5 @@ def wav_header(pcm_bytes: int) -> bytes:
 
 
 def wav_bytes(pcm: bytes) -> bytes:
-    """Canonical PCM as a WAV file."""
+    """Return canonical PCM as a WAV file."""
     return wav_header(len(pcm)) + pcm

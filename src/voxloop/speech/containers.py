@@ -1,6 +1,6 @@
-"""What WAV, Ogg and MP3 files claim in their headers, held against what is really there.
+"""Check the headers of WAV, Ogg and MP3 files against the data that the files actually hold.
 
-A header is a claim: recorders that die leave sizes of 0, live streams never know theirs, and sizes wrap past 4 GiB.
+Headers can be wrong: recorders that crash leave sizes of 0, live streams never know theirs, and sizes wrap past 4 GiB.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from typing import BinaryIO, NamedTuple
 from voxloop.errors import AudioError
 
 SAMPLE_BYTES = 2  # of int16
-WRAP = 1 << 32  # bytes: where the sizes of RIFF begin at 0 again
-UNFINISHED = 0x7FFF_0000  # from here on a size stands for "not known yet"
+WRAP = 1 << 32  # bytes: RIFF sizes restart at 0 here
+UNFINISHED = 0x7FFF_0000  # larger sizes mean "not known yet"
 
 
 class Pcm16(NamedTuple):
-    """Where the samples of a plain WAV lie: little-endian int16."""
+    """The location of a plain WAV's samples, which are little-endian int16."""
 
     rate: int  # Hz
     channels: int
     begin: int  # byte
     frames: int
-    note: str | None = None  # what its header got wrong
+    note: str | None = None  # an error in its header
 
 
 def check_wav(path: Path, file: BinaryIO, head: bytes, check_claims: Callable[[Path, int, int], None]) -> Pcm16 | None:
-    """Read the chunks of a RIFF WAV: libsndfile takes a truncated one without a word, and opens absurd headers.
+    """Read the chunks of a RIFF WAV: libsndfile silently accepts truncated files and absurd headers.
 
-    None for what is no WAV, and for a WAV of another sample format. Raises AudioError for a truncated one.
+    Return None if the file is not a WAV or has another sample format. Raises AudioError if it is truncated.
     """
     if len(head) < 12 or head[:4] != b"RIFF" or head[8:12] != b"WAVE":
         return None
@@ -49,18 +49,18 @@ def check_wav(path: Path, file: BinaryIO, head: bytes, check_claims: Callable[[P
         if name == b"data":
             begin, note = place + 8, None
             if not 0 < length < UNFINISHED:
-                # Never finished by its recorder, or streamed: everything up to the end of the file is audio.
+                # The recorder never finished it, or it was streamed: all data up to the end of the file is audio.
                 if length == 0 and _chunks_until_the_end(file, begin, size):
-                    raise AudioError("empty", f"{path} is a WAV file without a single sample")
+                    raise AudioError("empty", f"{path} is a WAV file without samples")
                 length = size - begin
             elif begin + length > size:
                 raise AudioError(
                     "broken",
-                    f"{path} is truncated: {size - begin:,} bytes of the {length:,} bytes of audio it claims",
+                    f"{path} is truncated: it has {size - begin:,} of the {length:,} bytes of audio in its header",
                 )
             elif size - begin - length >= WRAP and not _chunks_until_the_end(file, begin + length, size):
                 length += (size - begin - length) // WRAP * WRAP
-                note = "its size wraps past 4 GiB in the header; all of it was read"
+                note = "the size in the header wraps past 4 GiB; the whole file was read"
             if plain is None:
                 return None
             return Pcm16(*plain, begin, length // (SAMPLE_BYTES * plain[1]), note)
@@ -69,7 +69,7 @@ def check_wav(path: Path, file: BinaryIO, head: bytes, check_claims: Callable[[P
 
 
 def _chunks_until_the_end(file: BinaryIO, place: int, size: int) -> bool:
-    """Whether nothing but RIFF chunks follows."""
+    """Whether only RIFF chunks follow."""
     while place + 8 <= size:
         file.seek(place)
         name, length = struct.unpack("<4sI", file.read(8))
@@ -80,9 +80,9 @@ def _chunks_until_the_end(file: BinaryIO, place: int, size: int) -> bool:
 
 
 class OggPages(NamedTuple):
-    """What the pages of an Ogg file say."""
+    """Properties of an Ogg file's pages."""
 
-    whole: bool  # every page is there and undamaged, of one stream that begins once
+    whole: bool  # no page is missing or damaged, and there is one stream
     opus: bool
 
 
@@ -91,15 +91,15 @@ _OGG_HEADER = struct.Struct("<4sBBqIIIB")
 
 
 def check_ogg(path: Path, file: BinaryIO, head: bytes) -> OggPages | None:
-    """Walk the pages of an Ogg file (RFC 3533, section 6): libsndfile drops damaged ones without a word.
+    """Walk the pages of an Ogg file (RFC 3533, section 6): libsndfile silently drops damaged ones.
 
-    None for what is no Ogg file. Raises AudioError where the last page is cut off.
+    Return None if the file is not Ogg. Raises AudioError if the last page is cut off.
     """
     if head[:4] != b"OggS":
         return None
     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         size, place = len(data), 0
-        following: dict[int, int] = {}  # the sequence number that comes next, by stream
+        following: dict[int, int] = {}  # next sequence number, by stream
         begun = 0
         whole = True
         while place + _OGG_HEADER.size <= size:
@@ -129,15 +129,15 @@ def check_ogg(path: Path, file: BinaryIO, head: bytes) -> OggPages | None:
 
 
 def _ogg_checksum(page: bytes) -> int:
-    """The CRC of RFC 3533: zlib's polynomial, with the bits of each byte in the other order and nothing inverted."""
+    """Compute the CRC of RFC 3533: zlib's polynomial with the bits of each byte reversed and nothing inverted."""
     blank = page[:22] + bytes(4) + page[26:]
     reflected = zlib.crc32(blank.translate(_REVERSED), 0xFFFF_FFFF) ^ 0xFFFF_FFFF
     return int(f"{reflected:032b}"[::-1], 2)
 
 
 _XING_AT = {(True, True): 36, (True, False): 21, (False, True): 21, (False, False): 13}  # by MPEG-1, by stereo
-CHAINED = 3  # frames that must follow each other for the first of them to be one
-_MISSING_MP3 = 2_048  # bytes: tags at the end are counted differently by different writers
+CHAINED = 3  # consecutive frames needed to accept the first one
+_MISSING_MP3 = 2_048  # bytes: writers count the tags at the end differently
 
 
 # Bit rates of Layer III in kbit/s by MPEG-1 and by MPEG-2, and sample rates by version (ISO/IEC 11172-3, 13818-3).
@@ -146,20 +146,20 @@ _KBITS = {
     False: (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
 _HZ = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}
-TAGS = (b"TAG", b"APETAGEX", b"LYRICSBEGIN")  # what writers put behind the last frame
+TAGS = (b"TAG", b"APETAGEX", b"LYRICSBEGIN")  # tags after the last frame
 
 
 class Mp3(NamedTuple):
-    """What the header of an MP3 claims, held against its frames."""
+    """The result of checking an MP3's header against its frames."""
 
-    true: bool  # there is a Xing or Info header, and it counts the frames that are there
-    holes: tuple[tuple[float, float], ...] = ()  # damaged stretches: where, and how much is missing, in seconds
+    true: bool  # there is a Xing or Info header, and its frame count is right
+    holes: tuple[tuple[float, float], ...] = ()  # damaged parts: start and missing duration, in seconds
 
 
 def check_mp3(path: Path, file: BinaryIO, head: bytes) -> Mp3 | None:
-    """Walk the frames of an MP3: libsndfile stops where its header says, or guesses where it has none.
+    """Walk the frames of an MP3: libsndfile stops at the length in the header, or guesses if there is none.
 
-    None for what is no MP3. Raises AudioError where it has fewer bytes than its Xing or Info header claims.
+    Return None if the file is not an MP3. Raises AudioError if it is shorter than its Xing or Info header claims.
     """
     begin = 0
     if head[:3] == b"ID3" and len(head) >= 10:  # https://id3.org/id3v2.4.0-structure: 7 bits in each byte
@@ -179,22 +179,23 @@ def check_mp3(path: Path, file: BinaryIO, head: bytes) -> Mp3 | None:
         claimed = int.from_bytes(frame[at : at + 4], "big")
         if size - begin < claimed - _MISSING_MP3:
             raise AudioError(
-                "broken", f"{path} is truncated: {size - begin:,} bytes of the {claimed:,} bytes of audio it claims"
+                "broken",
+                f"{path} is truncated: it has {size - begin:,} of the {claimed:,} bytes of audio in its header",
             )
     frames = int.from_bytes(frame[tag + 8 : tag + 12], "big") if flags & 1 else 0
     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         walk = _walk_mp3(data, begin)
-    # Its own frame is one more.
+    # The header is a frame of its own.
     return Mp3(true=frames > 0 and not walk.holes and walk.frames == frames + 1, holes=walk.holes)
 
 
 class _Mp3Walk(NamedTuple):
     frames: int
-    holes: tuple[tuple[float, float], ...]  # seconds from the beginning, and seconds that are missing there
+    holes: tuple[tuple[float, float], ...]  # seconds from the beginning, and seconds missing there
 
 
 def _walk_mp3(data: mmap.mmap, place: int) -> _Mp3Walk:
-    """The frames from a place to the end, tags aside, and the stretches that hold none."""
+    """Count the frames from `place` to the end, skipping tags, and find the parts without frames."""
     size, count = len(data), 0
     lengths: dict[bytes, int] = {}  # by the second and third byte of a header
     holes: list[tuple[float, float]] = []
@@ -208,10 +209,10 @@ def _walk_mp3(data: mmap.mmap, place: int) -> _Mp3Walk:
             length = _mp3_length(kind)
             if not length:
                 following = None if data[place : place + 11].startswith(TAGS) else _next_mp3_frame(data, place)
-                if following is None:  # nothing but a tag, or what some other program appended
+                if following is None:  # only a tag, or data that another program appended
                     break
                 if kind != b"ID3":
-                    share = max(1, count) / max(1, place - begin - missing)  # frames in a byte
+                    share = max(1, count) / max(1, place - begin - missing)  # frames per byte
                     holes.append((count * frame_s, (following - place) * share * frame_s))
                 missing += following - place
                 place = following
@@ -225,7 +226,7 @@ def _walk_mp3(data: mmap.mmap, place: int) -> _Mp3Walk:
 
 
 def _mp3_length(header: bytes) -> int:
-    """Bytes of a frame of Layer III by the first three bytes of its header; 0 for what is none."""
+    """Return the length in bytes of a Layer III frame from its first three bytes; 0 if it is not a frame."""
     if len(header) < 3 or header[0] != 0xFF or header[1] & 0xE6 != 0xE2 or header[1] >> 3 & 3 == 1:
         return 0
     version, bits, rate = header[1] >> 3 & 3, header[2] >> 4, header[2] >> 2 & 3
@@ -236,7 +237,7 @@ def _mp3_length(header: bytes) -> int:
 
 
 def _next_mp3_frame(data: mmap.mmap, place: int) -> int | None:
-    """Where frames follow each other again; two bytes that look like a header stand in any noise."""
+    """Find the next run of consecutive frames; two bytes that look like a header occur in any noise."""
     while (place := data.find(b"\xff", place + 1)) >= 0:
         at, chained = place, 0
         while chained < CHAINED and (length := _mp3_length(data[at : at + 3])):

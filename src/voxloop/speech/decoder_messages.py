@@ -1,8 +1,8 @@
-"""What decoding libraries write to the terminal themselves, kept for the file that they were reading.
+"""Catch the messages that decoding libraries print, and attach them to the file being read.
 
-libmpg123 (inside libsndfile) and FFmpeg's libraries print warnings to the process's standard error, without saying
-which file they are about: https://github.com/bastibe/python-soundfile/issues/416. While a file is read here, that
-stream leads into a temporary file; Python's own messages go to the terminal as before.
+libmpg123 (inside libsndfile) and FFmpeg's libraries print warnings to the process's standard error without naming the
+file: https://github.com/bastibe/python-soundfile/issues/416. While a file is being read, that stream goes to a
+temporary file; Python's own messages still go to the terminal.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from functools import cache
 from pathlib import Path
 
 STDERR = 2
-MOST = 3  # messages kept of a file; a damaged one has thousands
-MOST_BYTES = 1 << 16  # read of what was printed
+MOST = 3  # messages kept per file; a damaged one has thousands
+MOST_BYTES = 1 << 16  # of printed messages read
 LONGEST = 200  # characters of a message
 
-# "[src/libmpg123/layer3.c:INT123_do_layer3():1804] error: ..." and "[mp3 @ 0x55d0c8a0] ...": where in the library.
+# The place in the library: "[src/libmpg123/layer3.c:INT123_do_layer3():1804] error: ..." and "[mp3 @ 0x55d0c8a0] ...".
 _WHERE = re.compile(r"^(\[[^\]]*(?:\.c\b|@ ?0x)[^\]]*\]\s*)+")
 _one_reader = threading.Lock()  # the stream belongs to the process, not to a thread
 
 
 @contextmanager
 def caught() -> Iterator[list[str]]:
-    """A list that holds, after the block, what libraries printed during it: each message once, a few at most.
+    """Yield a list that holds, after the block, the messages printed during it: each once, and only a few.
 
-    Another thread that decodes meanwhile is not waited for: what is printed for its file is kept with this one's.
-    Without a standard error nothing is caught.
+    If another thread decodes at the same time, its messages are mixed with this file's. Without a standard error,
+    nothing is caught.
     """
     messages: list[str] = []
     if not _one_reader.acquire(blocking=False):
@@ -42,7 +42,7 @@ def caught() -> Iterator[list[str]]:
     try:
         try:
             terminal = os.dup(STDERR)
-        except OSError:  # closed by whoever started this process
+        except OSError:  # the parent process closed it
             yield messages
             return
         try:
@@ -64,7 +64,7 @@ def caught() -> Iterator[list[str]]:
 
 @cache
 def _printed() -> int:
-    """A file without a name, one for the process: making it takes longer than decoding a short file."""
+    """Open one unnamed file per process: creating it takes longer than decoding a short file."""
     handle, name = tempfile.mkstemp(prefix="voxloop-")
     os.unlink(name)  # noqa: PTH108
     fcntl.fcntl(handle, fcntl.F_SETFL, fcntl.fcntl(handle, fcntl.F_GETFL) | os.O_APPEND)
@@ -73,7 +73,7 @@ def _printed() -> int:
 
 @contextmanager
 def _python_writes_to(terminal: int) -> Iterator[None]:
-    """Python's standard error on another descriptor, so that progress bars of other threads are not caught."""
+    """Move Python's standard error to another descriptor, so that progress bars of other threads are not caught."""
     before = sys.stderr
     try:
         redirected = before.fileno() == STDERR
@@ -93,13 +93,13 @@ def _python_writes_to(terminal: int) -> Iterator[None]:
 
 def _messages(printed: bytes) -> list[str]:
     lines = (_WHERE.sub("", line.strip()) for line in printed.decode("utf-8", "replace").splitlines())
-    # Offsets make lines of one kind differ: one of each kind is enough.
+    # Messages of one kind differ only in offsets: keep one of each kind.
     kinds = {re.sub(r"0x[0-9a-f]+|\d+", "#", line): line for line in reversed([one for one in lines if one])}
     found = [f"{line[:LONGEST]}" for line in reversed(kinds.values())]
     return found if len(found) <= MOST else [*found[:MOST], f"and {len(found) - MOST} other decoder messages"]
 
 
 def as_notes(messages: list[str], path: Path | None = None) -> list[str]:
-    """Messages as sentences about their file."""
+    """Format messages as notes about their file."""
     about = f"{path}: " if path else ""
-    return [f"{about}the decoder says: {one}" for one in messages]
+    return [f"{about}decoder message: {one}" for one in messages]

@@ -1,11 +1,10 @@
-"""Languages: the names and codes that people give them, as the one code that models know each by.
+"""Languages: map the many names and codes that people use to the one code that models use.
 
-The codes are Whisper's (openai/whisper, tokenizer.py: LANGUAGES): ISO 639-1 where a language has such a code. People
-write `eng`, `en-US`, `nb_no`, `cmn_hans_cn` (FLEURS), `English` or `Deutsch`. The table is our own, since it is small
+The codes are Whisper's (openai/whisper, tokenizer.py: LANGUAGES): ISO 639-1 if the language has such a code. People
+write `eng`, `en-US`, `nb_no`, `cmn_hans_cn` (FLEURS), `English` or `Deutsch`. The table is our own because it is small
 and decides what is accepted: `langcodes` with its data takes 7 MB and accepts thousands of languages that no model has.
 
-What a text is written in is told by its letters. That finds a text that was given to the wrong language only where
-the two are written differently.
+The script of a text is read off its letters. That reveals a wrong language only if the two are written differently.
 """
 
 from __future__ import annotations
@@ -122,16 +121,16 @@ jw: jv jav; Javanese; Basa Jawa; LATIN JAVANESE
 su: sun; Sundanese; Basa Sunda; LATIN SUNDANESE
 yue: ; Cantonese; 粵語, 粤语, 廣東話; CJK BOPOMOFO
 """
-LEAST_LETTERS = 4  # of an alphabet, from which a script says something: "OK" is written so in every language
+LEAST_LETTERS = 4  # of an alphabet, below which the script proves nothing: every language writes "OK"
 LEAST_SIGNS = 2  # of a script that writes syllables or words
-OWN_SHARE = 0.2  # of the letters that are in a script of the language; names and foreign words are in others
-# A Vietnamese syllable is written with a mark in four of five cases, and spaces stand between syllables.
+OWN_SHARE = 0.2  # least share of letters in a script of the language; names and foreign words use others
+# Four of five Vietnamese syllables carry a mark, and spaces separate syllables.
 VIETNAMESE_SYLLABLES = 4
 MARKED_SHARE = 0.1
 _ALPHABETS = frozenset(("LATIN", "CYRILLIC", "GREEK", "ARMENIAN", "GEORGIAN"))
 
 
-# Codes of countries that are taken for those of their languages.
+# Country codes that people confuse with language codes.
 _COUNTRIES = {
     "vn": "vi",
     "jp": "ja",
@@ -147,7 +146,7 @@ _SHOWN = {"CJK": "Chinese characters", "KATAKANA-HIRAGANA": ""}
 
 
 class UnknownLanguage(UsageError):
-    """No model knows a language by this code or name."""
+    """No model supports a language of this code or name."""
 
 
 def _key(name: str) -> str:
@@ -155,7 +154,7 @@ def _key(name: str) -> str:
 
 
 _CODES: dict[str, str] = {}  # by every code and name
-_NAMES: dict[str, str] = {}  # in English, by code
+_NAMES: dict[str, str] = {}  # English name, by code
 _SCRIPTS: dict[str, frozenset[str]] = {}  # by code
 for _line in _TABLE.strip().splitlines():
     _code, _, _rest = _line.partition(":")
@@ -166,12 +165,15 @@ for _line in _TABLE.strip().splitlines():
     _SCRIPTS[_code] = frozenset(_written[0].split() if _written else ("LATIN",))
 
 LANGUAGES = tuple(_NAMES)
-"""The code of every language that a model can have."""
+"""The codes of all languages that models support."""
 
 
 @cache
 def language_code(value: str | None) -> str | None:
-    """`en` for `eng`, `en-GB`, `EN`, `English` and so on; None for nothing. Raises UnknownLanguage with the nearest."""
+    """Return `en` for `eng`, `en-GB`, `EN`, `English` and so on; None for an empty value.
+
+    Raises UnknownLanguage, which suggests the nearest languages.
+    """
     written = _key(value or "")
     if not written:
         return None
@@ -185,14 +187,14 @@ def language_code(value: str | None) -> str | None:
         found = _CODES.get(named)
     if found is None:
         raise UnknownLanguage(
-            f"no model knows a language {value!r}{_nearest(first)}; give an ISO 639-1 code or an English name, "
-            "or leave the language out to have it detected"
+            f"no model supports the language {value!r}{_nearest(first)}; give an ISO 639-1 code or an English name, "
+            "or omit the language to have it detected"
         )
     return found
 
 
 def _nearest(written: str) -> str:
-    """The languages that a mistyped one may have been."""
+    """Suggest languages for a mistyped one."""
     if written in _COUNTRIES:
         close = [_COUNTRIES[written]]
     else:
@@ -204,12 +206,12 @@ def _nearest(written: str) -> str:
 
 
 def language_name(code: str | None) -> str:
-    """Its English name; the code itself where it has none here."""
+    """Return the language's English name, or the code itself if it is unknown."""
     return _NAMES.get(code or "", code or "no language")
 
 
 def scripts(text: str) -> Counter[str]:
-    """Letters by script, named as Unicode names its characters: LATIN, CYRILLIC, CJK, HIRAGANA."""
+    """Count letters by script, with the script names of Unicode characters: LATIN, CYRILLIC, CJK, HIRAGANA."""
     found: Counter[str] = Counter()
     for letter, count in Counter(text).items():
         if letter.isalpha():
@@ -218,7 +220,7 @@ def scripts(text: str) -> Counter[str]:
 
 
 def contradiction(text: str, language: str | None) -> str:
-    """Why a text can hardly be in a language, for a person; empty where nothing speaks against it."""
+    """Return the reason why a text can hardly be in a language, as a sentence; empty if there is none."""
     own = _SCRIPTS.get(language or "")
     if own is None:
         return ""
@@ -229,7 +231,7 @@ def contradiction(text: str, language: str | None) -> str:
     least = LEAST_LETTERS if most in _ALPHABETS else LEAST_SIGNS
     if most not in own and count >= least and sum(found[one] for one in own) < OWN_SHARE * found.total():
         expected = " or ".join(sorted(filter(None, map(_script_name, own))))
-        return f"the text is written in {_script_name(most)}, and {language_name(language)} in {expected}"
+        return f"the text is written in {_script_name(most)}, but {language_name(language)} is written in {expected}"
     if language == "vi" and _without_marks(text):
         return "the text has no Vietnamese diacritics"
     return ""

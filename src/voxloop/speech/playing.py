@@ -1,4 +1,4 @@
-"""Sound for a person at this machine: by a player that the system has, or by the library sounddevice."""
+"""Play audio on this machine, with an installed player or the sounddevice library."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from voxloop.errors import VoxloopError, first_line
 
-# With the options that make each play one file, quietly and without a window, and end.
+# With the options that make each one play a file without output or window, and exit.
 PLAYERS = (
     ("afplay",),  # macOS
     ("pw-play",),  # PipeWire
@@ -23,14 +23,14 @@ PLAYERS = (
 
 
 def play(wav: Path) -> str:
-    """Play a WAV file to its end; the name of what played it. Raises VoxloopError where nothing can."""
+    """Play a WAV file to its end. Return the name of the player. Raises VoxloopError if no player works."""
     failed = []
     for name, *options in PLAYERS:
         program = shutil.which(name)
         if program is None:
             continue
         done = subprocess.run([program, *options, str(wav)], stdin=subprocess.DEVNULL, capture_output=True, check=False)
-        # ffplay ends well where there is no sound card, and says so.
+        # Without a sound card ffplay exits with 0 and prints an error.
         if done.returncode == 0 and not done.stderr.strip():
             return name
         said = done.stderr.decode("utf-8", "replace").strip().splitlines()
@@ -38,16 +38,14 @@ def play(wav: Path) -> str:
     if importlib.util.find_spec("sounddevice"):
         try:
             _by_sounddevice(wav)
-        except Exception as error:  # noqa: BLE001  # PortAudio's own kinds, and OSError where it is not installed
+        except Exception as error:  # noqa: BLE001  # PortAudio's own types, or OSError if it is not installed
             failed.append(f"sounddevice ({first_line(error)})")
         else:
             return "sounddevice"
     if failed:
-        raise VoxloopError(f"nothing here could play the sound: {'; '.join(failed)}")
+        raise VoxloopError(f"no player on this machine could play the audio: {'; '.join(failed)}")
     names = ", ".join(name for name, *_ in PLAYERS)
-    raise VoxloopError(
-        f"there is no program here that plays sound: install one of {names}, or `pip install sounddevice`"
-    )
+    raise VoxloopError(f"this machine has no audio player: install one of {names}, or run `pip install sounddevice`")
 
 
 def _by_sounddevice(wav: Path) -> None:

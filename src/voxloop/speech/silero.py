@@ -1,7 +1,7 @@
-"""The weights of Silero's voice detector, read from its package without importing that, since it imports PyTorch.
+"""Read the weights of Silero's voice activity detector from its package, without importing it (it imports PyTorch).
 
-What the package loads is a TorchScript archive: a ZIP file with a pickle that says which tensor lies where, and a file
-for each tensor's numbers. Of the pickle only tensors and their names are made; nothing in it is run.
+The package ships a TorchScript archive: a ZIP file with a pickle that says where each tensor is, and one file of
+numbers per tensor. Only tensors and their names are built from the pickle; no code in it runs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 Array = np.ndarray[Any, np.dtype[np.float32]]
 
-NETWORK = "_model"  # the one for 16 kHz, beside `_model_8k`
+NETWORK = "_model"  # the network for 16 kHz; `_model_8k` is the other
 
 
 class _Module:
@@ -27,7 +27,7 @@ class _Module:
 
 
 def weights() -> dict[str, Array]:
-    """The tensors of the network for 16 kHz by the names that PyTorch gives them."""
+    """Return the tensors of the 16 kHz network by their PyTorch names."""
     package = importlib.util.find_spec("silero_vad")
     if package is None or package.origin is None:
         raise ModuleNotFoundError("No module named 'silero_vad'", name="silero_vad")

@@ -1,4 +1,4 @@
-"""Subtitles: text cut into cues that can be read, written as SubRip or WebVTT."""
+"""Subtitles: cut text into readable cues, and write them as SubRip or WebVTT."""
 
 from __future__ import annotations
 
@@ -8,37 +8,37 @@ from dataclasses import dataclass, replace
 from voxloop.errors import UsageError
 from voxloop.records import Word
 
-LONGEST_S = 7.0  # a cue stays on the screen no longer than this
-SHOWN_S = 5 / 6  # and no shorter, where the next one leaves room (Netflix, Timed Text Style Guide: 20 frames)
-SHORTEST_S = 0.1  # players leave out what has no duration
+LONGEST_S = 7.0  # a cue's maximum duration
+SHOWN_S = 5 / 6  # its minimum, if the next cue leaves room (Netflix, Timed Text Style Guide: 20 frames)
+SHORTEST_S = 0.1  # players skip cues without duration
 PAUSE_S = 0.8  # a pause between words that ends a cue
-CHARACTERS_PER_S = 17.0  # as fast as adults read (Netflix, Timed Text Style Guide)
-# The longest that a word is said: alignment gives a word the silence beside it, too. Numbers are long when spoken.
+CHARACTERS_PER_S = 17.0  # adults' reading speed (Netflix, Timed Text Style Guide)
+# A spoken word's maximum duration: alignment also gives it the adjacent silence. Numbers take long to say.
 WORD_S = 1.0
 LETTER_S = 0.2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Layout:
-    """How much text a cue may hold. Raises UsageError for less than one of anything."""
+    """How much text a cue may hold. Raises UsageError for a value below 1."""
 
     # The BBC's Subtitle Guidelines ask for at most two lines of about 37 characters; 42 is what most others allow.
     width: int = 42
-    """Characters of a line."""
+    """Maximum characters per line."""
     lines: int = 2
-    """Lines of a cue."""
+    """Maximum lines per cue."""
     words: int | None = None
-    """Words of a line; None: as many as fit."""
+    """Maximum words per line; None: as many as fit."""
 
     def __post_init__(self) -> None:
         for name, value in (("width", self.width), ("count", self.lines), ("words", self.words)):
             if value is not None and value < 1:
-                raise UsageError(f"the {name} of subtitle lines is {value}: it must be 1 or more")
+                raise UsageError(f"the {name} of subtitle lines is {value}: give 1 or more")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cue:
-    """A text and when it is shown, in seconds."""
+    """A text with its start and end, in seconds."""
 
     start: float
     end: float
@@ -47,19 +47,19 @@ class Cue:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Piece:
-    """What is never cut: a word, or as much of a long one as fits a line."""
+    """The unit that is never cut: a word, or a line's worth of a longer one."""
 
     text: str
     start: float
     end: float
-    space: bool  # one stands before it
+    space: bool  # a space precedes it
 
 
 DEFAULT = Layout()
 
 
 def cues(text: str, start: float, end: float, words: Sequence[Word] = (), layout: Layout = DEFAULT) -> Iterator[Cue]:
-    """The cues of one segment, cut between words, by their times or as if all letters took equally long."""
+    """Cut a segment into cues between words, by word timestamps or, without them, in proportion to letters."""
     held: list[_Piece] = []
     for piece in _pieces(text, start, max(end, start + SHORTEST_S), words, layout.width):
         if held and (
@@ -75,7 +75,7 @@ def cues(text: str, start: float, end: float, words: Sequence[Word] = (), layout
 
 
 def timed(cues: Iterable[Cue]) -> list[Cue]:
-    """Cues in their order, none over the next, each shown long enough to be read where there is room for it."""
+    """Sort cues and adjust their times: none overlap, and each lasts long enough to be read if there is room."""
     found = sorted(cues, key=lambda cue: cue.start)
     made: list[Cue] = []
     for index, cue in enumerate(found):
@@ -108,19 +108,19 @@ def _lines(pieces: Sequence[_Piece], layout: Layout) -> list[str]:
 
 
 def _pieces(text: str, start: float, end: float, words: Sequence[Word], width: int) -> Iterator[_Piece]:
-    """The pieces of a text: its words with their times, or spread over the segment where no times are known."""
+    """Yield a text's words with their times, or spread over the segment if there are none."""
     given = list(_spaced(text, words)) if words else list(_spread(text, start, end))
     for index, piece in enumerate(given):
         longest = WORD_S + LETTER_S * len(piece.text)
         if words and piece.end - piece.start > longest:
-            # A first word is given the silence before it, others that behind them.
+            # The first word includes the silence before it, other words the silence after them.
             first = index == 0 and len(given) > 1
             piece = replace(piece, start=piece.end - longest) if first else replace(piece, end=piece.start + longest)
         yield from _cut(piece, width)
 
 
 def _spaced(text: str, words: Sequence[Word]) -> Iterator[_Piece]:
-    """Words as the text has them: with a space between them or not, as in Japanese or Thai."""
+    """Yield words as the text spells them: with a space between them or, as in Japanese and Thai, without."""
     place = 0
     apart = " " in text.strip()
     for word in words:
@@ -144,7 +144,7 @@ def _spread(text: str, start: float, end: float) -> Iterator[_Piece]:
 
 
 def _cut(piece: _Piece, width: int) -> Iterator[_Piece]:
-    """A piece that is longer than a line, as those without spaces are, in parts."""
+    """Cut a piece that is longer than a line, as in scripts without spaces."""
     length = len(piece.text)
     each = (piece.end - piece.start) / max(1, length)
     for first in range(0, length, width):
@@ -158,7 +158,7 @@ def _cut(piece: _Piece, width: int) -> Iterator[_Piece]:
 
 
 def srt(cues: Sequence[Cue]) -> str:
-    """As SubRip: numbered, with commas in the times."""
+    """Write cues as SubRip: numbered, with commas in the times."""
     return "\n".join(
         f"{number}\n{_clock(cue.start, ',')} --> {_clock(cue.end, ',')}\n{cue.text}\n"
         for number, cue in enumerate(cues, 1)
@@ -166,14 +166,14 @@ def srt(cues: Sequence[Cue]) -> str:
 
 
 def vtt(cues: Sequence[Cue]) -> str:
-    """As WebVTT (https://www.w3.org/TR/webvtt1/): `&`, `<` and `>` are escaped, so that no text is taken for markup."""
+    """Write cues as WebVTT (https://www.w3.org/TR/webvtt1/): `&`, `<` and `>` are escaped, so text is never markup."""
     return "WEBVTT\n\n" + "\n".join(
         f"{_clock(cue.start, '.')} --> {_clock(cue.end, '.')}\n{_escaped(cue.text)}\n" for cue in cues
     )
 
 
 def tsv(cues: Iterable[Cue]) -> str:
-    """As openai/whisper's TSV: start and end in milliseconds and the text, parted by tabs."""
+    """Write cues as openai/whisper's TSV: start and end in milliseconds, and the text."""
     rows = (f"{round(1000 * cue.start)}\t{round(1000 * cue.end)}\t{' '.join(cue.text.split())}" for cue in cues)
     return "\n".join(["start\tend\ttext", *rows])
 
@@ -183,7 +183,7 @@ def _escaped(text: str) -> str:
 
 
 def _clock(time_s: float, comma: str) -> str:
-    """`hh:mm:ss,mmm`, as subtitles count time."""
+    """Format seconds as `hh:mm:ss,mmm`."""
     milliseconds = round(time_s * 1000)
     hours, rest = divmod(milliseconds, 3_600_000)
     minutes, rest = divmod(rest, 60_000)

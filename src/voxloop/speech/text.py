@@ -1,9 +1,9 @@
-"""Text: made comparable, compared, and made clean. Pure functions.
+"""Text: normalise, compare and clean it. Pure functions.
 
 The normaliser follows Whisper's authors (arXiv:2212.04356, appendix C) through
-the `whisper-normalizer` package, which carries their code and spelling map, and
-is versioned: an error rate means nothing without the normaliser that it was counted with.
-What it does for a language is a setting, and a changed setting is another version.
+the `whisper-normalizer` package, which carries their code and spelling map. It
+is versioned, because an error rate means nothing without its normaliser.
+The rules for a language are a setting, and changed rules are another version.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from voxloop.errors import SettingError, nearest
 
 NORMALISERS: dict[str, str] = {
     "whisper-english/1": "Whisper's English normaliser (spelling, contractions, numbers); digits compared one by one",
-    "whisper-basic/1": "Whisper's basic normaliser: lower case, no punctuation; diacritics and vowel signs kept",
-    "whisper-characters/1": "as whisper-basic/1, each character a word: for scripts without spaces",
+    "whisper-basic/1": "Whisper's basic normaliser: lower case, no punctuation; keeps diacritics and vowel signs",
+    "whisper-characters/1": "like whisper-basic/1, but each character is a word: for scripts without spaces",
     "none/1": "Unicode NFC and single spaces, nothing else",
 }
 
@@ -29,22 +29,22 @@ CHARACTER_LANGUAGES = frozenset({"zh", "yue", "ja", "th", "lo", "my"})
 
 Operation = Literal["equal", "substitute", "delete", "insert"]
 Changes = Mapping[str, Mapping[str, str]]
-"""By language, the rules that are not at their default: the setting `normaliser`."""
+"""The `normaliser` setting: rules that differ from the default, by language."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rules:
-    """What is done to texts of one language before they are compared."""
+    """How texts of one language are normalised before they are compared."""
 
     base: Literal["whisper-english", "whisper-basic", "none"] = "whisper-basic"
     numbers: Literal["digits", "whole", "as-written"] = "as-written"
-    """`digits`: each digit is a word. `whole`: as Whisper's authors write them, "one two three" being 123 (English
-    only). `as-written`: "three" and "3" differ."""
+    """`digits`: each digit is a word. `whole`: as in Whisper's normaliser, which writes "one two three" as 123
+    (English only). `as-written`: "three" and "3" differ."""
     case: Literal["lower", "keep"] = "lower"
     punctuation: Literal["remove", "keep"] = "remove"
     diacritics: Literal["keep", "remove"] = "keep"
     words: Literal["spaces", "characters"] = "spaces"
-    """What a word is: what stands between spaces, or each character."""
+    """How words are separated: by spaces, or each character is a word."""
 
 
 VALUES: dict[str, tuple[str, ...]] = {name: get_args(hint) for name, hint in get_type_hints(Rules).items()}
@@ -53,7 +53,7 @@ BASES = {
     "whisper-basic": Rules(),
     "none": Rules(base="none", case="keep", punctuation="keep"),
 }
-# What a base can do besides what it does.
+# The values that each base allows besides its own.
 CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
     "whisper-english": {"numbers": ("digits", "whole", "as-written")},
     "whisper-basic": {
@@ -68,7 +68,7 @@ CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
 
 
 def rules(language: str | None, changes: Changes | None = None) -> Rules:
-    """The rules of a language (ISO 639-1; None: not known). Raises SettingError for what cannot be."""
+    """Return the rules for a language (ISO 639-1; None: unknown). Raises SettingError for invalid changes."""
     changed = dict((changes or {}).get(language or "", {}))
     own = "whisper-english" if language == "en" else "whisper-basic"
     base = changed.pop("base", own)
@@ -82,32 +82,32 @@ def rules(language: str | None, changes: Changes | None = None) -> Rules:
             raise SettingError(f"normaliser.{language}: there is no rule {name!r}{nearest(name, VALUES)}")
         if value not in VALUES[name]:
             known = " or ".join(VALUES[name])
-            raise SettingError(f"normaliser.{language}: {name} is {value!r}; needed is {known}")
+            raise SettingError(f"normaliser.{language}: {name} is {value!r}; set it to {known}")
         if value != getattr(found, name) and value not in CHOICES[base].get(name, ()):
             able = [other for other, choices in CHOICES.items() if value in choices.get(name, ())]
-            remedy = f'; base = "{able[0]}" does that' if able else ""
-            raise SettingError(f"normaliser.{language}: {base} has no {name} = {value!r}{remedy}")
+            remedy = f'; set base = "{able[0]}"' if able else ""
+            raise SettingError(f"normaliser.{language}: base {base} does not support {name} = {value!r}{remedy}")
     return replace(found, **cast("dict[str, Any]", changed))
 
 
 def check_changes(changes: Changes) -> None:
-    """Raises SettingError where the setting `normaliser` is wrong."""
+    """Raise SettingError if the `normaliser` setting is invalid."""
     for language, changed in changes.items():
         if not re.fullmatch("[a-z]{2,3}", language):
-            raise SettingError(f"normaliser.{language}: needed is a language by its code, such as en or vi")
+            raise SettingError(f"normaliser.{language}: {language!r} is not a language code; use one such as en or vi")
         if not isinstance(changed, Mapping):
             raise SettingError(
-                f"normaliser.{language} is {changed!r}: needed is a table of rules, such as [normaliser.{language}] "
-                'with the line numbers = "as-written"'
+                f"normaliser.{language} is {changed!r}, not a table of rules: write [normaliser.{language}] and below "
+                'it a line such as numbers = "as-written"'
             )
         rules(language, changes)
 
 
 def normaliser_version(language: str | None, changes: Changes | None = None) -> str:
-    """The name of what `normalise` does for a language: one of NORMALISERS, and the rules that were changed.
+    """Return the version of the normaliser for a language: one of NORMALISERS, plus any changed rules.
 
-    Changed rules carry their language (`vi:whisper-basic/1,case=keep`), so that no
-    two sets of rules for the languages of a test have the same name.
+    Changed rules name their language (`vi:whisper-basic/1,case=keep`), so that
+    different rules for the languages of a test set never share a name.
     """
     default, now = rules(language), rules(language, changes)
     if now == default:
@@ -119,16 +119,16 @@ def normaliser_version(language: str | None, changes: Changes | None = None) -> 
 
 
 def normalise(text: str, language: str | None = None, changes: Changes | None = None) -> str:
-    """Text with everything taken away that does not make it right or wrong; words between single spaces.
+    """Normalise a text for comparison: remove all that is not an error; separate words with single spaces.
 
     Whisper's English normaliser writes "one two three" as the single word "123",
-    so that one wrong digit would make a whole string wrong and a string of ten
-    weigh as much as a single "hello". Here each digit is a word: "one two three",
-    "123" and "1 2 3" are all `1 2 3`, and "twenty three" and "23" are `2 3`. The
+    so one wrong digit would make a whole string wrong, and a string of ten digits
+    would weigh as much as "hello". Here each digit is a word: "one two three",
+    "123" and "1 2 3" all become `1 2 3`, and "twenty three" and "23" become `2 3`. The
     price: "twelve" and "one two" count as equal, as they do for Whisper's authors.
 
-    Where the script has no spaces between words (CHARACTER_LANGUAGES), each
-    character is a word, as the field counts there.
+    In scripts without spaces between words (CHARACTER_LANGUAGES), each character
+    is a word, as is standard for these languages.
     """
     wanted = rules(language, changes)
     text = unicodedata.normalize("NFC", text)
@@ -144,31 +144,31 @@ def normalise(text: str, language: str | None = None, changes: Changes | None = 
 
 
 def letters(normalised: str, language: str | None, changes: Changes | None = None) -> str:
-    """What a character error rate counts: where the normaliser parted characters, its spaces are no characters."""
+    """Return the text for the character error rate, without spaces that the normaliser put between characters."""
     return normalised.replace(" ", "") if rules(language, changes).words == "characters" else normalised
 
 
 def as_written(text: str, language: str | None, changes: Changes | None = None) -> str:
-    """The words as a reader sees them, with case and punctuation, for the orthographic error rate."""
+    """Return the text with case and punctuation, for the orthographic error rate."""
     cleaned = clean(text, language)
     return " ".join(cleaned.replace(" ", "")) if rules(language, changes).words == "characters" else cleaned
 
 
 def _english(text: str, wanted: Rules) -> str:
     if wanted.numbers == "digits":
-        # A written number loses its leading zeros in the library, where "oh one two" keeps its.
+        # The library drops leading zeros of a written number, but keeps them in "oh one two".
         text = re.sub(r"(?<![\w.,])0\d+(?!\w)", lambda match: " ".join(match[0]), text)
     text = _english_normaliser(wanted.numbers != "as-written")(text)
     if wanted.numbers == "digits":
         text = re.sub(r"(?<=\d)(?=\.?\d)", " ", text)
-        # The library turns a lone 1 into "one", also the first of "1 2 3"; digits are to look alike everywhere.
+        # The library turns a lone 1 into "one", even the first of "1 2 3"; digits should look alike everywhere.
         text = re.sub(r"\bone\b", "1", text)
     return text
 
 
 @cache
 def _english_normaliser(numbers: bool) -> Callable[[str], str]:
-    """The library's; imported when first used."""
+    """Create the library's normaliser; imports it on first use."""
     from whisper_normalizer.english import EnglishTextNormalizer
 
     made: Any = EnglishTextNormalizer()
@@ -178,19 +178,19 @@ def _english_normaliser(numbers: bool) -> Callable[[str], str]:
 
 
 def _basic(text: str, wanted: Rules) -> str:
-    """Whisper's BasicTextNormalizer in the library's parts, since as a whole it always takes case and punctuation."""
+    """Whisper's BasicTextNormalizer from the library's parts: the class always removes case and punctuation."""
     from whisper_normalizer.basic import remove_symbols, remove_symbols_and_diacritics
 
     lower = wanted.case == "lower"
     text = text.lower() if lower else text
-    text = re.sub(r"[<\[][^>\]]*[>\]]", "", text)  # between brackets stands what was not said
+    text = re.sub(r"[<\[][^>\]]*[>\]]", "", text)  # text in brackets was not spoken
     text = re.sub(r"\(([^)]+?)\)", "", text)
     if wanted.diacritics == "remove":
         marks = {c for c in unicodedata.normalize("NFKD", text) if unicodedata.category(c)[0] in "SP"}
         kept = "".join(marks) if wanted.punctuation == "keep" else ""
         text = unicodedata.normalize("NFC", remove_symbols_and_diacritics(text, keep=kept))
     elif wanted.punctuation == "remove":
-        # Without preserve_marks the vowel signs of Hindi or Thai become spaces and tear words apart.
+        # Without preserve_marks, the vowel signs of Hindi or Thai become spaces and split words.
         text = remove_symbols(text, preserve_marks=True)
     else:
         text = unicodedata.normalize("NFKC", text)
@@ -203,7 +203,7 @@ def _basic(text: str, wanted: Rules) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ErrorCounts:
-    """Edits that turn references into hypotheses; not a rate, so that counts of many texts add up."""
+    """Edits that turn references into hypotheses; counts, not a rate, so that they add up over texts."""
 
     substitutions: int = 0
     deletions: int = 0
@@ -216,7 +216,7 @@ class ErrorCounts:
 
     @property
     def rate(self) -> float:
-        """Errors by unit of the reference; above 1 where much is inserted. Without any unit: the errors themselves."""
+        """Errors per unit of the reference; above 1 if there are many insertions. Without units, the error count."""
         return self.errors / max(self.units, 1)
 
     def __add__(self, other: ErrorCounts) -> ErrorCounts:
@@ -229,22 +229,22 @@ class ErrorCounts:
 
 
 def total(counts: Iterable[ErrorCounts]) -> ErrorCounts:
-    """The sum of counts; of none, all zeros."""
+    """Return the sum of counts; all zeros for none."""
     return sum(counts, ErrorCounts())
 
 
 def word_errors(reference: str, hypothesis: str) -> ErrorCounts:
-    """Word errors of one text, between spaces as given: normalise both first, or not, for orthographic errors."""
+    """Count word errors, split at spaces. Normalise both texts first, except for orthographic errors."""
     return word_errors_each([reference], [hypothesis])[0]
 
 
 def character_errors(reference: str, hypothesis: str) -> ErrorCounts:
-    """Character errors of one text; the spaces between words are characters too, as in jiwer and NIST's tools."""
+    """Count character errors; spaces between words are characters too, as in jiwer and NIST's tools."""
     return character_errors_each([reference], [hypothesis])[0]
 
 
 def word_errors_each(references: Sequence[str], hypotheses: Sequence[str]) -> list[ErrorCounts]:
-    """Word errors of each pair of texts; an empty reference has no units, and all that was heard is inserted."""
+    """Count word errors of each pair; an empty reference has no units, and its whole hypothesis is inserted."""
     import jiwer
 
     if not references and not hypotheses:
@@ -254,7 +254,7 @@ def word_errors_each(references: Sequence[str], hypotheses: Sequence[str]) -> li
 
 
 def character_errors_each(references: Sequence[str], hypotheses: Sequence[str]) -> list[ErrorCounts]:
-    """Character errors of each pair of texts."""
+    """Count character errors of each pair."""
     import jiwer
 
     if not references and not hypotheses:
@@ -264,7 +264,7 @@ def character_errors_each(references: Sequence[str], hypotheses: Sequence[str]) 
 
 
 def _counts(chunks: Sequence[Any], units: int) -> ErrorCounts:
-    """Counts of jiwer's alignment chunks of one text."""
+    """Count the edits in jiwer's alignment chunks of one text."""
     edits = {"substitute": 0, "delete": 0, "insert": 0, "equal": 0}
     for chunk in chunks:
         # A deletion has no hypothesis and an insertion no reference: the longer side is the number of edits.
@@ -276,7 +276,7 @@ def _counts(chunks: Sequence[Any], units: int) -> ErrorCounts:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Aligned:
-    """One word of the reference beside one of the hypothesis; None where one side has no counterpart."""
+    """A word of the reference and its counterpart in the hypothesis; None for a missing counterpart."""
 
     operation: Operation
     reference: str | None
@@ -284,7 +284,7 @@ class Aligned:
 
 
 def align(reference: str, hypothesis: str) -> list[Aligned]:
-    """The words of both texts side by side, with the fewest edits."""
+    """Align the words of both texts with the fewest edits."""
     import jiwer
 
     output = jiwer.process_words([reference], [hypothesis])
@@ -306,12 +306,12 @@ def align(reference: str, hypothesis: str) -> list[Aligned]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Differences:
-    """Two texts side by side, as a screen draws them."""
+    """Two aligned texts with their error counts."""
 
     pieces: tuple[Aligned, ...]
     words: ErrorCounts
     characters: ErrorCounts
-    normaliser: str  # the version that both went through; "as written" where none
+    normaliser: str  # version applied to both; "as written" if none
 
 
 def differences(
@@ -322,7 +322,7 @@ def differences(
     *,
     written: bool = False,
 ) -> Differences:
-    """Two texts word by word, as an evaluation counts their errors; with `written` case and punctuation count too."""
+    """Align two texts as an evaluation does; if `written`, case and punctuation count too."""
     if written:
         left, right = as_written(reference, language, changes), as_written(hypothesis, language, changes)
     else:
@@ -337,15 +337,15 @@ def differences(
 
 # Clean text ----------------------------------------------------------------------------------------------------------
 
-# A mark that ends something: what follows is no letter or digit, so " .5" and " :-)x" keep their space.
+# A closing mark: no letter or digit follows, so " .5" and " :-)x" keep their space.
 _SPACE_BEFORE_MARK = re.compile(r"\s+([,.;:!?…،؛؟。、，；：！？]+)(?=$|[\s\"'”’»)\]])")
 _SPACE_BEFORE_MARK_FRENCH = re.compile(r"\s+([,.…]+)(?=$|[\s\"'”’»)\]])")
 
 
 def clean(text: str, language: str | None = None) -> str:
-    """A hypothesis as readable text: NFC, no control characters, single spaces, none before punctuation.
+    """Make a hypothesis readable: NFC, no control characters, single spaces, none before punctuation.
 
-    French keeps its spaces before `; : ! ?`, which its typography asks for. Words, case and marks stay as heard.
+    French keeps its spaces before `; : ! ?`, as its typography requires. Words, case and marks do not change.
     """
     text = unicodedata.normalize("NFC", text)
     text = "".join(c if c.isspace() or unicodedata.category(c) != "Cc" else "" for c in text)

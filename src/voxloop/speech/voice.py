@@ -1,12 +1,12 @@
-"""Voice activity: how likely it is, in every 32 ms, that somebody speaks, and where speech begins and ends by that.
+"""Voice activity detection: the speech probability of every 32 ms, and the spans of speech derived from it.
 
-The model is Silero's (https://github.com/snakers4/silero-vad, MIT), with the weights of its package. It is made to hear
-a stream, one frame a call, by PyTorch. A recording that is there already is heard faster: the spectra and convolutions
-of many frames at once, as no frame's depend on another's, then the LSTM over all of them. NumPy does that as fast as
-PyTorch, whose import takes longer than a short file's text. The probabilities are those of Silero's own loop from the
-first frame to the last, to 1e-4, however long the recording is.
+The model is Silero's (https://github.com/snakers4/silero-vad, MIT), with the weights of its package. The package
+processes a stream, one frame per call, in PyTorch. A complete recording can be processed faster: compute the spectra
+and convolutions of many frames at once, since frames do not depend on each other, then run the LSTM over all of them.
+NumPy does that as fast as PyTorch, whose import takes longer than transcribing a short file. The probabilities equal
+those of Silero's own loop within 1e-4, from the first frame to the last, however long the recording is.
 
-Letters in shapes: `B` recordings side by side, `T` frames, `P` places in a frame, `S` samples, `D` width.
+Letters in shapes: `B` recordings in a batch, `T` frames, `P` places in a frame, `S` samples, `D` width.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ if TYPE_CHECKING:
 
     from voxloop.speech.audio import Waveform
 
-FRAME = 512  # samples: what Silero's model hears at once, 32 ms at 16 kHz
-BEFORE = 64  # samples before a frame, which it hears as well
-READ_FRAMES = 4096  # of a recording held at a time: 131 s
-AT_ONCE = 256  # frames whose spectra and convolutions are computed together: what these make of them fits the caches
-TOGETHER = 16  # short recordings heard side by side
-SHORT = 60 * SAMPLE_RATE  # samples: up to this length a recording is heard beside others
+FRAME = 512  # samples: the input of Silero's model, 32 ms at 16 kHz
+BEFORE = 64  # samples of context before a frame
+READ_FRAMES = 4096  # frames held in memory at a time: 131 s
+AT_ONCE = 256  # frames whose spectra and convolutions are computed together: their results fit the caches
+TOGETHER = 16  # short recordings processed as a batch
+SHORT = 60 * SAMPLE_RATE  # samples: recordings up to this length are batched
 FFT, HOP, AFTER = (
     256,
     128,
     64,
-)  # samples: the window of a spectrum, its step, and what a frame is mirrored by at its end
-PAUSE = int(0.098 * SAMPLE_RATE)  # samples: a longer pause may be the place where speech of 30 s is cut
+)  # samples: the window of a spectrum, its step, and the reflection padding at a frame's end
+PAUSE = int(0.098 * SAMPLE_RATE)  # samples: speech of 30 s may be cut at a longer pause
 DROP = 0.15  # speech ends where its probability falls this far below the threshold
 
 Array = np.ndarray[Any, np.dtype[np.float32]]
@@ -46,12 +46,12 @@ Frames = np.ndarray[tuple[int, int], np.dtype[np.float32]]
 
 
 def detector() -> str:
-    """What finds the speech, as the record of a segmentation names it: another one may cut elsewhere."""
+    """Return the detector's name and version, stored with each segmentation: another one may cut elsewhere."""
     return f"silero-vad {version('silero-vad')}, one pass, levelled"
 
 
 def chances(read: Callable[[int, int], Waveform], samples: int) -> list[float]:
-    """Speech probability of every 512 samples of audio of any length, which `read` gives from a start to an end."""
+    """Return the speech probability of every 512 samples; `read` returns the audio from a start to an end."""
     found: list[float] = []
     state = None
     for first in range(0, samples, READ_FRAMES * FRAME):
@@ -63,7 +63,7 @@ def chances(read: Callable[[int, int], Waveform], samples: int) -> list[float]:
 
 
 def chances_of(waveforms: Sequence[Waveform]) -> list[list[float]]:
-    """The same of several short (S,), in one pass over all of them filled to the longest."""
+    """Do the same for several short (S,), in one batch padded to the longest."""
     framed = [_frames(waveform) for waveform in waveforms]
     batch = np.zeros((len(framed), max(map(len, framed), default=0), BEFORE + FRAME), np.float32)
     for row, frames in zip(batch, framed, strict=True):
@@ -77,18 +77,19 @@ def chances_of(waveforms: Sequence[Waveform]) -> list[list[float]]:
 def stretches(
     probabilities: Sequence[float], samples: int, *, threshold: float, shortest: int, pause: int, padding: int
 ) -> list[tuple[int, int]]:
-    """Where speech is, by the probability of every 512 of `samples`: starts and ends, in order, all counted in samples.
+    """Return the (start, end) of each span of speech, in order; all lengths are in samples.
 
-    This is Silero's rule (utils_vad.get_speech_timestamps_from_probs). Speech begins at the threshold and ends with a
-    pause of `pause`; what is no longer than `shortest` is left out; at 30 s it is cut at its longest pause so far, or
-    there. `padding` is added on either side, half of the gap at most where there is less.
+    `probabilities` has one value per 512 samples. This is Silero's rule (utils_vad.get_speech_timestamps_from_probs).
+    Speech begins at the threshold and ends with a pause of `pause`; spans no longer than `shortest` are dropped; at
+    30 s speech is cut at its longest pause so far or, without one, there. `padding` is added on both sides, but at most
+    half of the gap.
     """
     longest = MAX_UTTERANCE_SAMPLES - FRAME - 2 * padding
     floor = max(threshold - DROP, 0.01)
     found: list[tuple[int, int]] = []
     start: int | None = None
-    quiet = 0  # where the pause began that lasts until now; 0: there is none
-    pauses: list[tuple[int, int]] = []  # within this speech: length and beginning
+    quiet = 0  # start of the current pause; 0: none
+    pauses: list[tuple[int, int]] = []  # in the current speech: length and start
     for index, chance in enumerate(probabilities):
         now = index * FRAME
         if chance >= threshold and quiet:
@@ -133,9 +134,9 @@ def _padded(spans: Sequence[tuple[int, int]], samples: int, padding: int) -> lis
 
 
 def _frames(waveform: Waveform, before: int = 0) -> Frames:
-    """(S,) as rows of 512 samples, each behind the 64 before it: silence ahead of the first and behind the last.
+    """Return (S,) as rows of 512 samples, each preceded by 64 samples of context; pad both ends with silence.
 
-    The first `before` samples are of the frame ahead of the first one here.
+    The first `before` samples belong to the preceding frame.
     """
     count = -(-(len(waveform) - before) // FRAME)
     padded = np.zeros(BEFORE + count * FRAME, np.float32)
@@ -147,29 +148,29 @@ def _frames(waveform: Waveform, before: int = 0) -> Frames:
 
 @lru_cache(maxsize=1)
 def _blas() -> ThreadpoolController:
-    """The OpenBLAS that NumPy multiplies with, where it does."""
+    """Return the controller of NumPy's OpenBLAS, if NumPy uses it."""
     from threadpoolctl import ThreadpoolController
 
     return ThreadpoolController().select(internal_api="openblas")
 
 
-# OpenBLAS counts its threads once for the process: what one caller limits, another would find limited.
+# OpenBLAS has one thread limit per process: one caller's limit would apply to others too.
 _LIMITING = threading.Lock()
 
 
 class _Voice:
-    """Silero's network for 16 kHz: what sees single frames, and what goes through time. It keeps no state."""
+    """Silero's network for 16 kHz: a convolutional encoder per frame and an LSTM over time. It keeps no state."""
 
     def __init__(self) -> None:
         found = silero.weights()
-        self.window = found["stft.forward_basis_buffer"][0, 0]  # its cosine of frequency zero
-        # A convolution over P places is a product with what lies under its kernel, (P, 3 * D).
+        self.window = found["stft.forward_basis_buffer"][0, 0]  # the cosine of frequency zero
+        # A convolution over P places is a product with the inputs under its kernel, (P, 3 * D).
         self.convolutions = []
         for index, stride in enumerate((1, 2, 2, 1)):
             kernel, bias = (found[f"encoder.{index}.reparam_conv.{name}"] for name in ("weight", "bias"))
             self.convolutions.append((kernel.transpose(2, 1, 0).reshape(-1, len(bias)), stride, bias))
-        # The gates in PyTorch's order are input, forget, cell, output. A sigmoid is half a hyperbolic tangent of half
-        # its argument, so that one call computes all four.
+        # PyTorch orders the gates input, forget, cell, output. Since sigmoid(x) = (1 + tanh(x / 2)) / 2, one call of
+        # tanh computes all four.
         size = found["decoder.rnn.weight_hh"].shape[1]
         halves = np.repeat(np.array([0.5, 0.5, 1.0, 0.5], np.float32), size)
         self.inward = np.ascontiguousarray((found["decoder.rnn.weight_ih"] * halves[:, None]).T)
@@ -178,9 +179,9 @@ class _Voice:
         self.last, self.last_bias = found["decoder.decoder.2.weight"][0, :, 0], found["decoder.decoder.2.bias"][0]
 
     def hear(self, frames: Array, state: tuple[Array, Array] | None) -> tuple[Array, tuple[Array, Array]]:
-        """Probabilities (B, T) of frames (B, T, 576) that follow on a state, and the state behind them."""
+        """Return probabilities (B, T) of frames (B, T, 576) that follow a state, and the state after them."""
         rows, count, _ = frames.shape
-        # Two threads would wait for each other at every step of the LSTM, and take longer than one.
+        # Two threads would wait for each other at every LSTM step, and take longer than one.
         with _LIMITING, _blas().limit(limits=1):
             seen = np.empty((count, rows, self.inward.shape[1]), np.float32)
             for row in range(rows):
@@ -194,7 +195,7 @@ class _Voice:
         return heard, state
 
     def _through_time(self, gates: Array, state: tuple[Array, Array] | None) -> tuple[Array, tuple[Array, Array]]:
-        """The LSTM's outputs (T, B, D) for what its gates are given (T, B, 4 * D), and the state behind them."""
+        """Return the LSTM's outputs (T, B, D) for gate inputs (T, B, 4 * D), and the state after them."""
         size = self.onward.shape[0]
         outputs = np.empty((*gates.shape[:2], size), np.float32)
         hidden, cell = state or (np.zeros_like(outputs[0]), np.zeros_like(outputs[0]))
@@ -217,7 +218,7 @@ class _Voice:
         return outputs, (hidden.copy(), cell)
 
     def _see(self, frames: Array) -> Array:
-        """What the LSTM is given (T, D) of frames (T, 576)."""
+        """Encode frames (T, 576) as the LSTM's inputs (T, D)."""
         waves = np.pad(frames, ((0, 0), (0, AFTER)), mode="reflect")
         windows = np.lib.stride_tricks.sliding_window_view(waves, FFT, axis=1)[:, ::HOP]
         seen: Array = np.abs(np.fft.rfft(windows * self.window)).astype(np.float32, copy=False)

@@ -1,11 +1,11 @@
-"""Align: the given text of a recording longer than 30 s, given to its utterances with the help of what was heard.
+"""Align the text of a recording longer than 30 s with its hypotheses, to assign its words to utterances.
 
-The text as a whole and the hypotheses of all utterances one after the other are
-aligned word by word with the fewest edits; each utterance gets the words that fall on it. Where
-they agree well with what was heard, they become its reference; elsewhere a
-suggestion for the person who reviews it. Nothing is cut by time or by length.
-The idea is that of P. J. Moreno et al., "A recursive algorithm for the forced
-alignment of very long audio segments" (ICSLP 1998), with one pass.
+The text and the concatenated hypotheses of all utterances are aligned word by word with
+the fewest edits; each utterance gets the words aligned with it. If they agree well with
+the hypothesis, they become the utterance's reference; otherwise they become a suggestion
+for the reviewer. Nothing is cut by time or by length. The idea is from P. J. Moreno
+et al., "A recursive algorithm for the forced alignment of very long audio segments"
+(ICSLP 1998), with one pass.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ if TYPE_CHECKING:
     from voxloop.stores.catalog import Reader
     from voxloop.workspace import Workspace
 
-ALIGNED = "aligned-"  # begins the ids of the transcripts made here
-GOOD = 0.8  # share of words that agree from which the given words are taken as what was said
-FEW = 3  # words: fewer that agree may do so by chance, unless the words around them agree too
-SUGGESTED = 0.3  # below it the words that fall on an utterance are as likely a neighbour's
+ALIGNED = "aligned-"  # prefix of the ids of aligned transcripts
+GOOD = 0.8  # minimum share of matching words for a reference
+FEW = 3  # words: fewer may match by chance, unless the surrounding words match too
+SUGGESTED = 0.3  # minimum share for a suggestion: below it, the words may well belong to a neighbour
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Part:
-    """The words of a given text that fall on one utterance."""
+    """The words of a given text that are aligned with one utterance."""
 
     text: str
-    agreement: float  # share of the words, given and heard, that agree: 0 to 1
-    edges: bool  # its first and last word were heard as given, and around few words their neighbours: it is in place
+    agreement: float  # share of matching words, from 0 to 1
+    edges: bool  # its first and last word match, and for short parts the neighbouring words too
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Given:
-    """A given text with the utterances that it falls on, and what was heard in each."""
+    """A given text with the utterances that it covers, and the hypothesis of each."""
 
     text: str
     utterances: tuple[Utterance, ...]
@@ -50,11 +50,11 @@ class _Given:
 
 
 def align(ws: Workspace, recordings: str | Sequence[str]) -> list[Transcript]:
-    """Give the texts of long recordings (and of long given segments) to their utterances; the transcripts made.
+    """Assign the texts of long recordings (and long given segments) to utterances. Return the new transcripts.
 
-    An utterance with a reference keeps it. Words that agree with at least `GOOD` of what
-    was heard, and at both ends, become the reference; from `SUGGESTED` on they are a clean text
-    with that confidence, first in line for review.
+    Utterances with a reference keep it. If at least `GOOD` of the words match, including both
+    ends, they become the reference; from `SUGGESTED` on they become a clean text with the
+    agreement as confidence, at the front of the review queue.
     """
     ids = list(dict.fromkeys([recordings] if isinstance(recordings, str) else recordings))
     table = tables.recording
@@ -63,7 +63,7 @@ def align(ws: Workspace, recordings: str | Sequence[str]) -> list[Transcript]:
     given = {one.id for one in long}
     if others := [id for id in ids if id not in given]:
         with ws.completion(*others):
-            pass  # their texts have their places
+            pass  # their texts need no alignment
     return [transcript for recording in long for transcript in _align(ws, recording)]
 
 
@@ -93,12 +93,12 @@ def _align(ws: Workspace, recording: Recording) -> list[Transcript]:
 
 
 def is_aligned(transcript: str) -> bool:
-    """Whether the text of this id was given to its utterance by `align`, and nobody has listened to it there."""
+    """Whether `align` assigned the text of this id, and nobody has checked it since."""
     return transcript.startswith(ALIGNED)
 
 
 def _given(reader: Reader, recording: Recording) -> list[_Given]:
-    """The texts that wait for their place. Rejected utterances and those with a reference take no part of one."""
+    """Return the texts that wait for alignment. Rejected utterances and those with a reference get no words."""
     spans = [
         (one.start, one.end, one.text)
         for one in recording.segments
@@ -118,7 +118,7 @@ def _given(reader: Reader, recording: Recording) -> list[_Given]:
         inside = [one for one in utterances if start <= one.start and one.end <= end and one.status != "rejected"]
         heard = []
         for utterance in inside:
-            # What a person wrote is the best there is to find the others' places by.
+            # A human reference is the best anchor for aligning the neighbours.
             newest = latest(transcripts[utterance.id], "reference") or latest(transcripts[utterance.id], "hypothesis")
             heard.append(newest)
         if not inside or any(one is None for one in heard):
@@ -151,14 +151,14 @@ def _transcript(utterance: Utterance, heard: str, part: Part) -> Transcript | No
 
 
 def parts(text: str, heard: Sequence[str], language: str | None = None) -> list[Part]:
-    """The words of `text` that fall on each of the texts `heard`, which follow each other.
+    """Divide the words of `text` among the consecutive hypotheses `heard`.
 
-    Put together in order the parts are the text. Words that were not heard at all
-    go to the utterance before them, or to the first, and lower its agreement.
+    The parts in order make up the text. Words without a counterpart in any hypothesis
+    go to the preceding utterance, or to the first, and lower its agreement.
     """
     given = text.split()
     keys = [_key(word, language) for word in given]
-    places: list[int] = []  # of each word heard, the utterance it belongs to
+    places: list[int] = []  # utterance of each word of the hypotheses
     said: list[str] = []
     for index, one in enumerate(heard):
         for word in one.split():
@@ -168,10 +168,10 @@ def parts(text: str, heard: Sequence[str], language: str | None = None) -> list[
                 places.append(index)
     owner = _owners([key for key in keys if key], said, places)
     words: list[list[str]] = [[] for _ in heard]
-    members: list[list[int]] = [[] for _ in heard]  # places in `owner` of each utterance's words
+    members: list[list[int]] = [[] for _ in heard]  # indices in `owner` of each utterance's words
     current = number = 0
     for word, key in zip(given, keys, strict=True):
-        if key:  # a lone dash is no word: it follows the word before it
+        if key:  # a lone dash is not a word: it follows the preceding word
             place = owner[number][0]
             current = max(current, place) if place is not None else current
             members[current].append(number)
@@ -196,7 +196,7 @@ def _in_place(mine: Sequence[int], equal: Sequence[bool]) -> bool:
 
 
 def _owners(given: Sequence[str], said: Sequence[str], places: Sequence[int]) -> list[tuple[int | None, bool]]:
-    """For each given word the utterance it falls on (None: it was not heard), and whether it was heard as it is."""
+    """Return, for each given word, its utterance (None: no counterpart) and whether its counterpart is equal."""
     found: list[tuple[int | None, bool]] = []
     at = 0
     if not said:
@@ -210,5 +210,5 @@ def _owners(given: Sequence[str], said: Sequence[str], places: Sequence[int]) ->
 
 
 def _key(word: str, language: str | None) -> str:
-    """A word as it is compared: normalised by itself, without spaces; "" for what is no word."""
+    """Return a word as it is compared: normalised on its own, without spaces; "" if it is not a word."""
     return _text.normalise(word, language).replace(" ", "_")

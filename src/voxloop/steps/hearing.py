@@ -1,8 +1,8 @@
-"""Hear: what a model is given of an utterance, and what it makes of that. The pipeline and evaluation both hear so.
+"""Run a model on utterances: prepare the audio, transcribe it, join the results. Pipeline and evaluation share this.
 
-An utterance that the detector cut out of a recording is given with its margins. One that is a whole recording is
-treated as `transcribe` treats a file: the detector finds the speech in it, and only that is given to the model.
-Hence an evaluation counts what the detector loses, too. `S` in shapes: samples.
+An utterance that the detector cut out of a recording gets margins. An utterance that is a whole recording is treated
+as `transcribe` treats a file: the detector finds the speech in it, and the model receives only that.
+An evaluation therefore also counts what the detector misses. `S` in shapes: samples.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ if TYPE_CHECKING:
     from voxloop.speech.audio import Waveform
     from voxloop.workspace import Workspace
 
-VERSION = "served/1"  # to be raised with every change of how speech is cut or given to a model
+VERSION = "served/1"  # increase with every change to how speech is cut or passed to a model
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Heard:
-    """What a model made of an utterance or a file."""
+    """A model's result for an utterance or a file."""
 
-    hypothesis: Hypothesis  # word times from the beginning of the utterance, and within it
-    speech: Span | None  # samples from that beginning in which there is speech; None: the detector found none
+    hypothesis: Hypothesis  # word times are relative to the start of the utterance, and within it
+    speech: Span | None  # span of speech in samples from that start; None: the detector found none
 
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """Sound that goes to the model as one waveform."""
+    """Audio that the model receives as one waveform."""
 
-    owner: int  # index of the utterance or file that it is of
+    owner: int  # index of its utterance or file
     waveform: Waveform
-    offset: int  # samples from the owner's beginning to the piece's; below 0 where a margin lies ahead of it
+    offset: int  # samples from the owner's start to the piece's start; negative if a margin precedes it
 
 
 def hear(
@@ -62,9 +62,9 @@ def hear(
     word_times: bool = False,
     told: Callable[[float], None] | None = None,
 ) -> list[Heard]:
-    """What a model hears in utterances (or rows of a dataset), in the order given. Raises UnknownRecord.
+    """Transcribe utterances (or rows of a dataset), in the given order. Raises UnknownRecord.
 
-    `told` is told the seconds of audio of every batch that is done.
+    `told` is called with the seconds of audio of every finished batch.
     """
     pieces: list[_Piece] = []
     speech: list[Span | None] = []
@@ -92,9 +92,9 @@ def hear_files(
     spans: Sequence[Sequence[Span]] | None = None,
     word_times: bool = False,
 ) -> list[Heard]:
-    """What a model hears in whole recordings (S,) that are in memory, as `transcribe` hears them in files.
+    """Transcribe whole recordings (S,) that are in memory, as `transcribe` does with files.
 
-    `spans` is what `cut` found in them, where that is known.
+    `spans` is the result of `cut`, if it is known.
     """
     if spans is None:
         spans = cut(waveforms, recogniser, decoding, settings)
@@ -110,7 +110,7 @@ def hear_files(
 def cut(
     waveforms: Sequence[Waveform], recogniser: Recogniser, decoding: Decoding, settings: Settings
 ) -> list[list[Span]]:
-    """The spans of speech in whole recordings (S,), joined as the recogniser is fed."""
+    """Find the spans of speech in whole recordings (S,), joined to suit the recogniser."""
     joined = joining(recogniser.context(decoding.audio_context, decoding.untuned))
     order = sorted(range(len(waveforms)), key=lambda index: len(waveforms[index]))
     spans: dict[int, list[Span]] = {}
@@ -123,9 +123,9 @@ def cut(
 
 
 def identity(ws: Workspace, placed: Sequence[Placed]) -> str:
-    """All that decides which sound a model is given of these utterances: the same text means the same sound.
+    """Describe everything that determines a model's input for these utterances: equal texts mean equal audio.
 
-    The spans are part of it, since the margins of an utterance end where its neighbours begin, and those may change.
+    It includes the spans, since an utterance's margins end at its neighbours, which may change.
     """
     settings = ws.settings
     spans = [
@@ -168,11 +168,11 @@ def _transcribed(
 
 
 def _joined(parts: Sequence[tuple[_Piece, Hypothesis]], samples: int, decoding: Decoding) -> Hypothesis:
-    """One hypothesis of those of an utterance's pieces, which are in order.
+    """Join the hypotheses of an utterance's pieces, which are in order, into one.
 
-    Its numbers are means weighted by the length of the sound, its language that of the longest piece.
+    Numbers are means weighted by audio length; the language is that of the longest piece.
     """
-    if not parts:  # where the detector hears nothing, no model is asked
+    if not parts:  # the detector found no speech, so no model ran
         return Hypothesis(text="", confidence=None, language=decoding.language, guards=("no speech",))
     last = seconds(samples)
     words = tuple(
@@ -202,5 +202,5 @@ def _joined(parts: Sequence[tuple[_Piece, Hypothesis]], samples: int, decoding: 
 
 
 def moved(words: Sequence[Word], by: float) -> tuple[Word, ...]:
-    """Words so many seconds later, or earlier."""
+    """Shift words by so many seconds."""
     return tuple(replace(word, start=round(word.start + by, 3), end=round(word.end + by, 3)) for word in words)

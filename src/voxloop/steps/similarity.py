@@ -1,4 +1,4 @@
-"""What sounds alike: a vector for every utterance, and the nearest ones to it."""
+"""Similarity of utterances: embed every utterance, and find its nearest neighbours."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from voxloop.steps import utterances as _utterances
 from voxloop.steps.transcripts import blocks
 from voxloop.stores import tables
 
-COMPARED = 2_000  # known utterances that novelty is measured against, at most: enough to tell what is new
-BLOCK = 4_096  # waiting utterances compared at once: 33 MB of cosines
+COMPARED = 2_000  # maximum number of known utterances to compare with: enough to recognise what is new
+BLOCK = 4_096  # waiting utterances compared at a time: 33 MB of cosines
 
 if TYPE_CHECKING:
     from voxloop.stores.vectors import Matrix
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 
 def index(ws: Workspace, recordings: str | Sequence[str]) -> int:
-    """Give every utterance of recordings a vector where it has none yet; the number of vectors made.
+    """Compute the missing vectors of the utterances of recordings. Return the number of new vectors.
 
-    The vectors are mean encoder states of the model that the setting `embedding_model` names, whoever is champion,
-    and their space is that model's id. Those of another model do not count: after the setting was changed, indexing
-    a recording again embeds it anew.
+    Vectors are mean encoder states of the model in the `embedding_model` setting, whoever is champion, and their
+    space is that model's id. Vectors of other models do not count: after a change of the setting, indexing a
+    recording again embeds it again.
     """
     ids = list(dict.fromkeys([recordings] if isinstance(recordings, str) else recordings))
     model = embedding_model(ws)
@@ -59,7 +59,7 @@ def _complete(ws: Workspace, recordings: Sequence[str]) -> None:
 
 
 def _forget_gone(ws: Workspace, ids: Sequence[str]) -> None:
-    """Delete the vectors of utterances that were removed while theirs were made: forgetting may have come before."""
+    """Delete the vectors of utterances that were forgotten while their vectors were being computed."""
     with ws.read() as reader:
         there = set(reader.numbers(ids))
     if gone := [id for id in ids if id not in there]:
@@ -68,15 +68,15 @@ def _forget_gone(ws: Workspace, ids: Sequence[str]) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Neighbours:
-    """The utterances that sound most like another one."""
+    """The utterances that sound most similar to another one."""
 
-    nearest: tuple[tuple[str, float], ...]  # id and cosine similarity, -1 to 1, the nearest first
+    nearest: tuple[tuple[str, float], ...]  # id and cosine similarity, -1 to 1, nearest first
     space: str  # id of the model whose vectors were compared
-    without_vector: int  # utterances of the workspace that have none in this space, so that they were not looked at
+    without_vector: int  # utterances without a vector in this space, which were not compared
 
 
 def nearest(ws: Workspace, utterance: str, *, limit: int = 10) -> Neighbours:
-    """Find the utterances that sound most alike, among those that have a vector."""
+    """Find the most similar utterances among those with a vector."""
     model = embedding_model(ws)
     with ws.read() as reader:
         found = reader.get(Utterance, utterance)
@@ -92,12 +92,11 @@ def nearest(ws: Workspace, utterance: str, *, limit: int = 10) -> Neighbours:
 
 
 def novelty(ws: Workspace, waiting: Sequence[str], known: Sequence[str]) -> dict[str, float]:
-    """How unlike the known utterances each waiting one sounds: 1 minus the greatest cosine, 0 to 1.
+    """Return how much each waiting utterance differs from the known ones: 1 minus the greatest cosine, 0 to 1.
 
-    Mean encoder states of speech all point one way, so the mean of all vectors is
-    taken off first (Mu and Viswanath 2018, arXiv:1702.01417), else everything would
-    be alike. Only utterances that have a vector are in the answer; where no known
-    one has, all are new (1).
+    Mean encoder states of speech all point in similar directions, so the mean of all
+    vectors is subtracted first (Mu and Viswanath 2018, arXiv:1702.01417). The result has
+    only utterances with a vector; if no known one has a vector, all are new (1).
     """
     space = embedding_model(ws).id
     ids, vectors = ws.vectors.read(space, waiting)

@@ -1,4 +1,4 @@
-"""Where the texts of transcribed files are written: beside nothing of the user's, one place for each."""
+"""Choose the output files of transcripts, and write them without overwriting any file of the user's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from voxloop.errors import UsageError, VoxloopError
 from voxloop.steps.recordings.sources import AUDIO_SUFFIXES
 
 SUFFIXES = {"text": ".txt", "txt": ".txt", "json": ".json", "srt": ".srt", "vtt": ".vtt", "tsv": ".tsv"}
-ALL = ("txt", "json", "srt", "vtt", "tsv")  # what `all` stands for
+ALL = ("txt", "json", "srt", "vtt", "tsv")  # the formats that `all` includes
 SHOWN = 3  # existing files named in a message
 
 
@@ -22,16 +22,16 @@ class Source:
     """A file to transcribe."""
 
     path: Path
-    relative: Path  # within the folder that was named, or its name
+    relative: Path  # path within the given folder, or the file's name
 
 
 def audio_files(given: Sequence[Path]) -> list[Source]:
-    """The files that are meant, each once: those given, and all audio in the folders given. Raises UsageError."""
+    """List the given files, and all audio files in given folders, each once. Raises UsageError."""
     found: dict[str, Source] = {}
     for path in given:
         inside = list(_audio_in(path)) if path.is_dir() else [Source(path=path, relative=Path(path.name))]
         if not inside:
-            raise UsageError(f"there are no audio files in {path}")
+            raise UsageError(f"there are no audio files in {path}: give audio files or folders that contain some")
         for one in inside:
             found.setdefault(os.path.abspath(one.path), one)  # noqa: PTH100
     return list(found.values())
@@ -47,14 +47,14 @@ def _audio_in(folder: Path) -> Iterator[Source]:
 
 
 def planned(sources: Sequence[Source], folder: Path, formats: Sequence[str], *, overwrite: bool) -> list[list[Path]]:
-    """The files to write for each source, one for each format; no two are the same.
+    """Return the files to write for each source, one per format, without duplicates.
 
-    They mirror the folders that were named. Files of one name from several folders are parted by their folders, and
-    files that differ in their suffix alone keep it. Raises UsageError, before anything is written, where a file is
-    there already and is not to be overwritten.
+    They mirror the given folders. Files of the same name from different folders keep these folders, and files that
+    differ only in their suffix keep it. Raises UsageError, before anything is written, if a file exists and `overwrite`
+    is False.
     """
     if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder} is a file: --output names a folder")
+        raise UsageError(f"{folder} is a file: give a folder to --output")
     names = [one.relative for one in sources]
     if _repeated(names):
         parents = [os.path.abspath(one.path.parent) for one in sources]  # noqa: PTH100
@@ -70,14 +70,14 @@ def planned(sources: Sequence[Source], folder: Path, formats: Sequence[str], *, 
     if there and not overwrite:
         shown = ", ".join(map(str, there[:SHOWN])) + (f" and {len(there) - SHOWN} more" if len(there) > SHOWN else "")
         raise UsageError(
-            f"{shown} would be overwritten, so nothing was written: name another folder with --output, "
-            "or say --overwrite"
+            f"{shown} already {'exists' if len(there) == 1 else 'exist'}, so nothing was written: choose another "
+            "folder with --output, or use --overwrite"
         )
     return plan
 
 
 def beside(source: Source, targets: Sequence[Path]) -> bool:
-    """Whether a text is written where `ingest` looks for a person's."""
+    """Whether a text would be written where `ingest` looks for human transcripts."""
     return any(one.suffix == ".txt" and one.parent.resolve() == source.path.parent.resolve() for one in targets)
 
 
@@ -87,7 +87,7 @@ def _repeated(names: Sequence[Path]) -> set[str]:
 
 
 def write(target: Path, text: str, *, overwrite: bool) -> None:
-    """Write a text as a whole or not at all. Raises VoxloopError, and UsageError where a file has appeared there."""
+    """Write a text completely or not at all. Raises VoxloopError, and UsageError if the file exists by now."""
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -96,7 +96,7 @@ def write(target: Path, text: str, *, overwrite: bool) -> None:
                 with target.open("x", encoding="utf-8", newline="\n") as file:
                     file.write(text)
             except FileExistsError as error:
-                raise UsageError(f"{target} has appeared meanwhile and was left as it is") from error
+                raise UsageError(f"{target} was created in the meantime, so it was not overwritten") from error
             except OSError:
                 target.unlink(missing_ok=True)
                 raise
@@ -106,4 +106,4 @@ def write(target: Path, text: str, *, overwrite: bool) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             part.unlink()
-        raise VoxloopError(f"{target} cannot be written: {error.strerror or error}") from error
+        raise VoxloopError(f"cannot write {target}: {error.strerror or error}") from error

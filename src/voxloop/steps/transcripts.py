@@ -1,4 +1,4 @@
-"""Speech to text: which model speaks, what it heard, and the text made clean of it."""
+"""Transcribe: choose the model, store its hypotheses, and make clean texts of them."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from voxloop.stores.catalog import Reader
     from voxloop.workspace import Transaction, Workspace
 
-BLOCK_S = 600.0  # seconds of audio put in order of length at a time, as much as a claim holds
-RESTORED = 16  # recordings whose texts are made clean between two commits, which takes milliseconds
-COMMITTED = 2  # batches transcribed between two commits: a kill costs no more
+BLOCK_S = 600.0  # seconds of audio sorted by length at a time, as much as one claim holds
+RESTORED = 16  # recordings cleaned per commit, which takes milliseconds
+COMMITTED = 2  # batches transcribed per commit: the most that a kill loses
 
 
 # In the pipeline -----------------------------------------------------------------------------------------------------
@@ -43,7 +43,7 @@ COMMITTED = 2  # batches transcribed between two commits: a kill costs no more
 def decoding(
     ws: Workspace, language: str | None = None, audio_context: AudioContext = "auto", *, model: Model | None = None
 ) -> Decoding:
-    """How this workspace reads text off a model (None: the one that is used by default)."""
+    """Return the workspace's decoding options for a model (None: the default model)."""
     settings = ws.settings
     guards = Guards(
         max_compression=settings.guard_compression,
@@ -64,18 +64,18 @@ def decoding(
 
 
 def _vocabulary(ws: Workspace) -> PersonalVocabulary | None:
-    """The terms to prefer, and how; None where there are none, or they are not to count."""
+    """Return the terms to prefer, and how; None if there are none, or biasing is off."""
     bonus, prompt = ws.settings.vocabulary_bonus, ws.settings.vocabulary_prompt
     terms = vocabulary.entries(ws) if bonus or prompt else ()
     return PersonalVocabulary(terms=terms, bonus=bonus, prompt=prompt) if terms else None
 
 
 def transcribe(ws: Workspace, recordings: str | Sequence[str]) -> list[Transcript]:
-    """Transcribe the utterances of recordings that the current model has not heard yet; the transcripts made.
+    """Transcribe the utterances that the current model has not transcribed yet. Return the new transcripts.
 
-    Utterances of all the recordings are decoded together, batched by length, and written as they are heard; a
-    recording is done when the last of its own is, so that a kill costs the batches in hand and no more. An
-    earlier model's hypotheses stay, and nobody's reference is touched.
+    Utterances of all recordings are decoded together, batched by length, and written as they are finished. A
+    recording is done when its last utterance is, so a kill loses only the current batches. Hypotheses of earlier
+    models stay, and references do not change.
     """
     ids = list(dict.fromkeys([recordings] if isinstance(recordings, str) else recordings))
     model = base_model(ws)
@@ -113,7 +113,7 @@ def transcribe(ws: Workspace, recordings: str | Sequence[str]) -> list[Transcrip
 
 
 def _parts(utterances: Sequence[Utterance], batch_s: float) -> Iterator[list[Utterance]]:
-    """Utterances in the order of their length within `BLOCK_S`, in parts of some batches."""
+    """Sort utterances by length within `BLOCK_S`, and yield parts of a few batches."""
     for block in blocks(utterances, [utterance.samples for utterance in utterances]):
         by_length = sorted(block, key=lambda utterance: -utterance.samples)
         yield from blocks(by_length, [utterance.samples for utterance in by_length], COMMITTED * batch_s)
@@ -125,7 +125,7 @@ def _write(tx: Transaction, transcripts: Sequence[Transcript]) -> None:
 
 
 def _seconds_spoken(reader: Reader, recordings: Sequence[str]) -> dict[str, float]:
-    """Seconds of audio in the utterances of each recording."""
+    """Return the seconds of audio in the utterances of each recording."""
     table = tables.utterance
     found = dict.fromkeys(recordings, 0.0)
     for part in chunks(recordings):
@@ -136,7 +136,7 @@ def _seconds_spoken(reader: Reader, recordings: Sequence[str]) -> dict[str, floa
 
 
 def _unheard(reader: Reader, recordings: Sequence[str], model: Model) -> list[Utterance]:
-    """The utterances of recordings that a model has not heard yet, recording by recording and each in order."""
+    """Return the utterances that a model has not transcribed yet, recording by recording, in order."""
     table = tables.transcript
     found: list[Utterance] = []
     for part in chunks(recordings):
@@ -172,7 +172,7 @@ def _hypothesis(utterance: Utterance, model: Model, heard: Hypothesis) -> Transc
 
 
 def _heard(tx: Transaction, transcripts: Sequence[Transcript]) -> None:
-    """Uncertain utterances first in review; what a person has decided on keeps its state and place."""
+    """Move uncertain utterances to the front of the review; reviewed ones keep their status and place."""
     table = tables.utterance
     statement = (
         sa.update(table)
@@ -180,12 +180,12 @@ def _heard(tx: Transaction, transcripts: Sequence[Transcript]) -> None:
         .values(
             status="transcribed",
             priority=sa.bindparam("urgency"),
-            confidence=sa.bindparam("sure"),  # as adding the text would do, but that writes all indexes again
+            confidence=sa.bindparam("sure"),  # as adding the text would, but that rewrites all indexes
         )
     )
     rows = [
         {"heard": one.utterance, "urgency": 1.0 - (one.confidence or 0.0), "sure": one.confidence}
-        for one in sorted(transcripts, key=lambda one: one.utterance)  # locked in the order in which others lock them
+        for one in sorted(transcripts, key=lambda one: one.utterance)  # the order in which all transactions lock them
     ]
     if rows:
         tx.connection.execute(statement, rows)
@@ -193,20 +193,20 @@ def _heard(tx: Transaction, transcripts: Sequence[Transcript]) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Asked:
-    """What is to be transcribed again."""
+    """The work queued by `retranscribe`."""
 
     model: str
-    recordings: tuple[str, ...]  # with anything that the model has not heard, and another one has
+    recordings: tuple[str, ...]  # with utterances that other models have transcribed, but this one has not
     utterances: int
     hours: float
-    waiting: int  # of the recordings, those that were asked for before and are not done
+    waiting: int  # recordings that were already in the queue
 
 
 def retranscribe(ws: Workspace, recordings: Sequence[str] = ()) -> Asked:
-    """Ask for the current model's texts of what only other models have heard, in all recordings or those named.
+    """Queue utterances that only other models have transcribed, in all recordings or those named.
 
-    The worker transcribes them as it does new ones. What earlier models heard stays beside it, references stay
-    what they are. Asking twice does nothing. Raises UnknownRecord.
+    The worker transcribes them like new ones. Earlier hypotheses and references stay. Repeating the call has no
+    effect. Raises UnknownRecord.
     """
     model = base_model(ws)
     utterance, transcript = tables.utterance, tables.transcript
@@ -240,7 +240,7 @@ def retranscribe(ws: Workspace, recordings: Sequence[str] = ()) -> Asked:
 
 
 def restore(ws: Workspace, recordings: str | Sequence[str]) -> list[Transcript]:
-    """Make clean texts of the newest hypotheses; both are kept."""
+    """Make clean texts from the newest hypotheses; keep both."""
     ids = list(dict.fromkeys([recordings] if isinstance(recordings, str) else recordings))
     made: list[Transcript] = []
     for start in range(0, len(ids), RESTORED):
@@ -258,7 +258,7 @@ def restore(ws: Workspace, recordings: str | Sequence[str]) -> list[Transcript]:
 
 
 def _restored(ws: Workspace, recordings: Sequence[str]) -> dict[str, tuple[list[Transcript], float]]:
-    """The clean texts of recordings, and the seconds of audio in the utterances of each."""
+    """Return the clean texts of recordings, and the seconds of audio in the utterances of each."""
     made: dict[str, list[Transcript]] = {id: [] for id in recordings}
     with ws.read() as reader:
         spoken = _seconds_spoken(reader, recordings)
@@ -270,7 +270,7 @@ def _restored(ws: Workspace, recordings: Sequence[str]) -> dict[str, tuple[list[
 
 
 def _newest_heard(reader: Reader, recordings: Sequence[str]) -> Iterator[tuple[Utterance, Transcript]]:
-    """The utterances of recordings that any model has heard, each with its newest hypothesis."""
+    """Yield the utterances that any model has transcribed, each with its newest hypothesis."""
     for part in chunks(recordings):
         utterances = {one.id: one for one in reader.all(Utterance, tables.utterance.c.recording.in_(part))}
         for group in chunks(utterances):
@@ -284,7 +284,7 @@ def _newest_heard(reader: Reader, recordings: Sequence[str]) -> Iterator[tuple[U
 
 
 def latest(transcripts: Sequence[Transcript], kind: str) -> Transcript | None:
-    """The newest of one kind, from transcripts of one utterance in any order."""
+    """Return the newest transcript of one kind, from transcripts of one utterance in any order."""
     of_kind = [transcript for transcript in transcripts if transcript.kind == kind]
     if len(of_kind) < 2:
         return of_kind[0] if of_kind else None
@@ -292,7 +292,7 @@ def latest(transcripts: Sequence[Transcript], kind: str) -> Transcript | None:
 
 
 def _hypothesis_id(utterance: str, model: str) -> str:
-    """The same utterance heard by the same model is one transcript, however often it is tried."""
+    """Return the id of an utterance's hypothesis by a model, so that repeating it creates no second one."""
     return f"hypothesis-{hashlib.sha256(f'{utterance} {model}'.encode()).hexdigest()[:26]}"
 
 
@@ -303,12 +303,12 @@ def _by_language(utterances: Sequence[Utterance]) -> Iterator[tuple[str | None, 
     yield from groups.items()
 
 
-# A file, for its text alone ------------------------------------------------------------------------------------------
+# Files outside the workspace -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Segment:
-    """A span of a file with what was heard in it; times in seconds from the file's beginning."""
+    """A span of a file with its text; times in seconds from the start of the file."""
 
     start: float
     end: float
@@ -325,17 +325,17 @@ class Segment:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FileTranscript:
-    """The text of one file, which is not taken into the workspace."""
+    """The transcript of a file that is not added to the workspace."""
 
     file: str
     model: str
     duration: float  # seconds
     segments: tuple[Segment, ...]
-    notes: tuple[str, ...] = ()  # what was not as it should be in the file, a sentence each
+    notes: tuple[str, ...] = ()  # problems found in the file, a sentence each
 
     @property
     def speechless(self) -> bool:
-        """Whether no speech was found: there was nothing to transcribe, or it was silence to the model."""
+        """Whether no speech was found, by the detector or by the model."""
         return not any(segment.text for segment in self.segments)
 
     @property
@@ -354,11 +354,12 @@ def transcribe_file(
     track: int | None = None,
     progress: Callable[[float, float], None] | None = None,
 ) -> FileTranscript:
-    """Read one audio file aloud.
+    """Transcribe one audio file.
 
-    `track` is the audio track, counted from 0; None: the file's default one. `progress` is told seconds done and
-    seconds in all. Raises AudioError, and UsageError for a language that no model has. The sound lies in a temporary
-    file meanwhile, so memory does not grow with its length; what is heard is what would be stored of it.
+    `track` is the audio track, counted from 0; None: the file's default one. `progress` is called with the seconds
+    done and the total seconds. Raises AudioError, and UsageError for a language that no model supports. The audio is
+    kept in a temporary file, so memory does not grow with its length; the model receives the same samples that ingest
+    would store.
     """
     from voxloop.speech import decoder_messages
     from voxloop.speech.audio import SAMPLE_BYTES, Source, from_pcm16, stream, to_pcm16
@@ -390,7 +391,7 @@ def transcribe_file(
         def told(heard_s: float) -> None:
             nonlocal done
             done += heard_s
-            if progress:  # in the file's time, as if pauses were spread over its speech
+            if progress:  # in the file's time, with pauses spread evenly over its speech
                 progress(seconds(samples) * min(1.0, done / seconds(speech)), seconds(samples))
 
         segments: list[Segment] = []
@@ -411,7 +412,7 @@ def transcribe_file(
 
 
 def transcribe_waveforms(ws: Workspace, waveforms: Sequence[Waveform], model: Model) -> list[Hypothesis]:
-    """Texts of waveforms of at most 30 s by a given model."""
+    """Transcribe waveforms of at most 30 s with a given model."""
     with loaded(ws, model) as recogniser:
         return recogniser.transcribe(waveforms, decoding(ws, model=model))
 
@@ -420,7 +421,7 @@ T = TypeVar("T")
 
 
 def blocks(items: Sequence[T], samples: Sequence[int], limit_s: float = BLOCK_S) -> Iterator[list[T]]:
-    """Items in groups of at most so much audio, so that progress shows and memory stays bounded."""
+    """Group items up to so much audio, to show progress and bound memory."""
     block: list[T] = []
     held = 0
     for item, length in zip(items, samples, strict=True):
@@ -434,11 +435,11 @@ def blocks(items: Sequence[T], samples: Sequence[int], limit_s: float = BLOCK_S)
 
 
 def _segment(span: _utterances.Span, first: int, heard: Hypothesis) -> Segment:
-    """What was heard in a span and its margins, which begin with the sample `first`."""
+    """Make a segment of the hypothesis for a span with margins, which starts at sample `first`."""
     words = hearing.moved(heard.words, seconds(first))
     start, end = map(seconds, span)
     return Segment(
-        # A word that the detector cut into begins or ends outside of the span.
+        # If the detector cut into a word, the word begins or ends outside the span.
         start=min([start, *(word.start for word in words[:1])]),
         end=max([end, *(word.end for word in words[-1:])]),
         text=heard.text,
@@ -457,9 +458,9 @@ FORMATS = ("text", "txt", "json", "srt", "vtt", "tsv")
 
 
 def formatted(transcript: FileTranscript, format: str, layout: subtitles.Layout = subtitles.DEFAULT) -> str:
-    """The transcript as `text` (or `txt`), `json`, `srt` (SubRip), `vtt` (https://www.w3.org/TR/webvtt1/) or `tsv`.
+    """Format a transcript as `text`, `txt`, `json`, `srt` (SubRip), `vtt` (https://www.w3.org/TR/webvtt1/) or `tsv`.
 
-    `txt`, `srt`, `vtt` and `tsv` are those of openai/whisper: a segment on each line, start and end in milliseconds.
+    `txt`, `srt`, `vtt` and `tsv` follow openai/whisper: `txt` has one segment per line, `tsv` times in milliseconds.
     """
     if format == "text":
         return transcript.text
@@ -468,7 +469,7 @@ def formatted(transcript: FileTranscript, format: str, layout: subtitles.Layout 
     if format == "json":
         return json.dumps(asdict(transcript) | {"text": transcript.text}, ensure_ascii=False)
     if format not in FORMATS:
-        raise UsageError(f"format {format!r} is not known; known: {', '.join(FORMATS)}")
+        raise UsageError(f"there is no format {format!r}: choose one of {', '.join(FORMATS)}")
     cues = subtitles.timed(
         cue for one in transcript.segments for cue in subtitles.cues(one.text, one.start, one.end, one.words, layout)
     )

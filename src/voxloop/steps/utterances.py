@@ -1,7 +1,7 @@
-"""Segment: recordings become Utterances, spans of at most 30 s that are each transcribed as one text.
+"""Segment recordings into Utterances: spans of at most 30 s, each transcribed as one text.
 
-A short recording with a given text is one utterance. Everything else is cut at
-pauses (`voice.py` finds the speech). `S` in shapes: samples.
+A short recording with a given text is one utterance. All other recordings are cut at
+pauses (`voice.py` detects the speech). `S` in shapes: samples.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ if TYPE_CHECKING:
     from voxloop.workspace import Workspace
 
 MIN_SPEECH = SAMPLE_RATE // 10  # samples: Silero's 250 ms would lose a short word said alone
-SHORT = 8 * SAMPLE_RATE  # samples: a recording so short is taken as one phrase
+SHORT = 8 * SAMPLE_RATE  # samples: a recording up to this length is one phrase
 
-# Silero hears little in quiet speech: at 20 dB less it lost 88 of 432 clips, and 2 where they were made louder first.
-LEVEL = 0.5  # the peak that a quieter recording is brought to before speech is looked for in it
+# Silero misses quiet speech: at -20 dB it lost 88 of 432 clips, but only 2 after amplifying them.
+LEVEL = 0.5  # peak to which quieter recordings are amplified before detection
 MOST_GAIN = 10 ** (40 / 20)
-# The detector cuts close, and Whisper loses words that begin with the clip: what lies around a span is heard as well.
-MARGIN = int(0.4 * SAMPLE_RATE)  # samples at most, on either side
+# The detector cuts tightly, and Whisper loses words at the very start of a clip, so spans get margins.
+MARGIN = int(0.4 * SAMPLE_RATE)  # maximum samples on either side
 
 Span = tuple[int, int]
 """Samples from a start to an end (exclusive)."""
@@ -53,50 +53,50 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Joining:
-    """Which pieces of speech become one span."""
+    """Which pieces of speech are joined into one span."""
 
     gap: int
-    """Samples: a shorter pause lies within a span."""
+    """Samples: pieces with a shorter pause between them are joined."""
     longest: int
-    """Samples up to which pieces are joined."""
+    """Maximum samples of joined pieces."""
 
 
 PHRASES = Joining(gap=int(0.8 * SAMPLE_RATE), longest=15 * SAMPLE_RATE)
-# For a model that is fed 30 s whatever there is to hear: a phrase alone would take it as long.
+# For a model with a fixed 30 s input: a single phrase would take just as long.
 WINDOWS = Joining(gap=2 * SAMPLE_RATE, longest=MAX_UTTERANCE_SAMPLES)
 
 
 def joining(context: str) -> Joining:
-    """How the speech of a file is joined for a model that is fed in this context."""
+    """Return how to join a file's speech for a model with this audio context."""
     return PHRASES if context == "trimmed" else WINDOWS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Cut:
-    """What a recording is cut into, or what is added to one that was cut before."""
+    """The segmentation of a recording, or additions to an earlier one."""
 
     recording: Recording
     utterances: tuple[Utterance, ...]
     references: tuple[Transcript, ...] = ()
-    replaced: tuple[str, ...] = ()  # utterances that given segments take the place of
+    replaced: tuple[str, ...] = ()  # utterances that given segments replace
     notes: tuple[str, ...] = ()
-    detector: str | None = None  # what found the speech, where it was looked for
+    detector: str | None = None  # the voice activity detector, if one was used
 
 
 def segment(ws: Workspace, recording_ids: str | Sequence[str]) -> list[Utterance]:
-    """Cut recordings into utterances; all of them, new and old, in the order of the recordings.
+    """Cut recordings into utterances. Return all of them, new and old, in the order of the recordings.
 
-    Given segments of at most 30 s are utterances as they are and their texts are
-    references; so is a recording of at most 30 s with its text. Longer ones are cut at
-    pauses and their text belongs to no span yet: `alignment.align` gives it to the utterances once
-    they are transcribed. A recording that was cut before is left as it is, but for a text or
-    segments that it was given since. Each is written by itself, as soon as it is cut. Raises UnknownRecord.
+    Given segments of at most 30 s become utterances, and their texts become references; so
+    does a recording of at most 30 s with a text. Longer ones are cut at pauses, and their text
+    waits: `alignment.align` assigns it to the utterances once they are transcribed. A recording
+    that was cut before does not change, except for a text or segments that it has received since.
+    Each recording is written as soon as it is cut. Raises UnknownRecord.
     """
     ids = [recording_ids] if isinstance(recording_ids, str) else list(recording_ids)
     with ws.read() as reader:
         recordings = [reader.get(Recording, id) for id in dict.fromkeys(ids)]
         cut = {recording.id: _cut_before(reader, recording.id) for recording in recordings}
-        event = tables.event.c.id  # that of the first time: what is cut again is told of under others
+        event = tables.event.c.id  # id of the first segmentation's event; later ones have other ids
         first = {f"recording.segmented:{recording.id}": recording.id for recording in recordings}
         made = {first[id] for id in reader.connection.execute(sa.select(event).where(event.in_(first))).scalars()}
     fresh = [recording for recording in recordings if not cut[recording.id] and recording.id not in made]
@@ -119,7 +119,7 @@ def segment(ws: Workspace, recording_ids: str | Sequence[str]) -> list[Utterance
 
 
 def _complete(ws: Workspace, recording: Recording, cuts: Sequence[_Cut], *, first: bool) -> list[Utterance]:
-    """Write what a recording was cut into and tell of it; all its utterances, new and old."""
+    """Write a recording's segmentation and its events. Return all its utterances, new and old."""
     with ws.completion(recording.id) as tx:
         tx.add(*(utterance for one in cuts for utterance in one.utterances))
         tx.add(*(reference for one in cuts for reference in one.references))
@@ -127,7 +127,7 @@ def _complete(ws: Workspace, recording: Recording, cuts: Sequence[_Cut], *, firs
         tx.change(Utterance, [one.utterance for cut in cuts for one in cut.references], status="reviewed")
         news = [_news(one, again=not first) for one in cuts]
         if first and not cuts:
-            # A described recording to which nothing could be given is told of too: the next step waits for the word.
+            # Emit an event even if nothing changed: the next step waits for it.
             news = [News(recording.id, None, {"utterances": 0})]
         tx.emit_all("recording.segmented", news)
         if first and not any(one.utterances for one in cuts):
@@ -144,22 +144,22 @@ class Speechless:
 
 
 def speechless(ws: Workspace, recordings: Sequence[str] | None = None, *, since: float = 0.0) -> list[Speechless]:
-    """The recordings (of those given, where they are) that have no utterances since no speech was found in them.
+    """Return the recordings (of those given, or all) in which no speech was found, sorted by name.
 
-    `since`: cut at that time or later, in seconds since the epoch by the catalog's clock. In order of their names.
+    `since`: only recordings segmented at that time or later, in seconds since the epoch by the catalog's clock.
     """
     with ws.read() as reader:
         return speechless_in(reader, recordings, since=since)
 
 
 def speechless_in(reader: Reader, recordings: Sequence[str] | None = None, *, since: float = 0.0) -> list[Speechless]:
-    """As `speechless`, of what a reader sees."""
+    """Do the same as `speechless`, with an open reader."""
     event, recording, utterance = tables.event.c, tables.recording.c, tables.utterance.c
     query = (
         sa.select(recording.id, recording.name)
         .join_from(tables.event, tables.recording, event.subject == recording.id)
         .where(event.type == "recording.speechless", event.created >= since)
-        # What was given a text or segments later has utterances.
+        # Recordings that received a text or segments later have utterances.
         .where(~sa.exists().where(utterance.recording == recording.id))
         .order_by(recording.name, recording.id)
     )
@@ -187,17 +187,17 @@ def _news(cut: _Cut, *, again: bool) -> News:
 
 
 def utterance_audio(ws: Workspace, utterance: Utterance) -> Waveform:
-    """An utterance's audio, (S,) float32 at 16 kHz."""
+    """Read an utterance's audio, (S,) float32 at 16 kHz."""
     return read_span(ws, utterance.recording, utterance.start, utterance.end)
 
 
 def read_span(ws: Workspace, recording_id: str, start: int, end: int) -> Waveform:
-    """Samples `start` to `end` (exclusive) of a recording, (S,) float32 at 16 kHz."""
+    """Read samples `start` to `end` (exclusive) of a recording, (S,) float32 at 16 kHz."""
     return read_audio(ws, recording_id, start, end)
 
 
 class Placed(Protocol):
-    """Anything that lies in a recording: an utterance, or a row of a dataset."""
+    """A span of a recording: an utterance, or a row of a dataset."""
 
     @property
     def recording(self) -> str: ...
@@ -210,10 +210,10 @@ class Placed(Protocol):
 
 
 def heard_spans(ws: Workspace, placed: Sequence[Placed]) -> list[tuple[Span, bool]]:
-    """The part of its recording that a model is given of each utterance, and whether that is the whole recording.
+    """Return the span that a model receives for each utterance, and whether the utterance is the whole recording.
 
-    What the detector cut is given with its margins. Segments that came with a recording are given as they are, since
-    what lies around them may be somebody else's words. Raises UnknownRecord.
+    Utterances that the detector cut get margins. Segments that came with a recording get none, since another speaker
+    may talk around them. Raises UnknownRecord.
     """
     table = tables.utterance
     ids = list(dict.fromkeys(one.recording for one in placed))
@@ -241,19 +241,19 @@ def heard_spans(ws: Workspace, placed: Sequence[Placed]) -> list[tuple[Span, boo
 
 
 def speech_spans(waveform: Waveform, settings: Settings) -> list[Span]:
-    """Spans of (S,) at 16 kHz that hold speech: in order, disjoint, at most 30 s each."""
+    """Return the spans of speech in (S,) at 16 kHz: sorted, disjoint, at most 30 s each."""
     return spans_in(lambda start, end: waveform[start:end], len(waveform), settings)
 
 
 def spans_in(
     read: Callable[[int, int], Waveform], samples: int, settings: Settings, joining: Joining | None = None
 ) -> list[Span]:
-    """As `speech_spans`, of audio of any length that `read` gives from a start to an end."""
+    """Do the same as `speech_spans`, for audio of any length that `read` returns from a start to an end."""
     return spans_of(voice.chances(lambda start, end: levelled(read(start, end)), samples), samples, settings, joining)
 
 
 def levelled(waveform: Waveform) -> Waveform:
-    """Quiet sound (S,) made louder, as the detector is given it: to a peak of -6 dBFS, by 40 dB at most."""
+    """Amplify quiet audio (S,) for the detector: to a peak of -6 dBFS, by at most 40 dB."""
     import numpy as np
 
     peak = float(np.abs(waveform).max(initial=0.0))
@@ -261,9 +261,9 @@ def levelled(waveform: Waveform) -> Waveform:
 
 
 def with_margins(spans: Sequence[Span], samples: int) -> list[Span]:
-    """Spans as a model is given them: each with what lies around it, up to half of the gap to the next.
+    """Add margins to spans for a model: up to half of the gap to the next span.
 
-    The spans are in order and lie within `samples`; what is returned is no longer than 30 s where they are not.
+    The spans are sorted and within `samples`; the results exceed 30 s only if the spans do.
     """
     wider: list[Span] = []
     for index, (start, end) in enumerate(spans):
@@ -278,10 +278,10 @@ def with_margins(spans: Sequence[Span], samples: int) -> list[Span]:
 def spans_of(
     probabilities: Sequence[float], samples: int, settings: Settings, joining: Joining | None = None
 ) -> list[Span]:
-    """Spans from the speech probability of every 512 samples of `samples`.
+    """Return spans of speech from the speech probability of every 512 samples.
 
-    Silero's rule finds the speech between pauses of `vad_min_silence_ms`. Pieces near each
-    other are then joined to phrases, and all pieces where the whole lasts no longer than 8 s.
+    Silero's rule finds the speech between pauses of `vad_min_silence_ms`. Pieces close to each
+    other are then joined into phrases; in recordings of at most 8 s all pieces are joined.
     """
     joining = joining or PHRASES
     if not probabilities:
@@ -294,11 +294,11 @@ def spans_of(
         pause=int(settings.vad_min_silence_ms * SAMPLE_RATE / 1000),
         padding=int(settings.vad_pad_ms * SAMPLE_RATE / 1000),
     )
-    # Where nothing is heard at all, what is half as likely counts: noise stays far below that.
+    # If nothing is found, retry with half the threshold: noise stays far below that.
     pieces = found(threshold=settings.vad_threshold) or found(threshold=settings.vad_threshold / 2)
     spans: list[Span] = []
     for first, last in pieces:
-        # Padding may reach over the neighbour or, at a hard cut, over the 30 s.
+        # Padding may overlap the neighbour or, at a hard cut, exceed 30 s.
         start = max(first, spans[-1][1] if spans else 0)
         end = min(last, samples, start + MAX_UTTERANCE_SAMPLES)
         if end <= start:
@@ -316,7 +316,7 @@ def _is_whole(recording: Recording) -> bool:
 
 
 def _whole(recording: Recording) -> _Cut:
-    """A recording whose text is known: one utterance, and the text as its reference."""
+    """Make a recording with a known text one utterance, with the text as its reference."""
     utterance = Utterance(
         id=utterance_id(recording.id, 0, recording.samples),
         recording=recording.id,
@@ -335,17 +335,20 @@ def _reference(utterance: Utterance, text: str) -> Transcript:
 
 
 def _late_text(ws: Workspace, recording: Recording, cut: Sequence[Utterance]) -> list[_Cut]:
-    """The text that a short recording was given after it was cut: the reference of its one utterance."""
+    """Make a text that a short recording received after segmentation the reference of its single utterance."""
     open_to = [utterance for utterance in cut if utterance.status != "rejected"]
     with ws.read() as reader:
         spoken = _with_reference(reader, cut)
     if spoken:
-        return []  # a person's text, or this one: it was attached before
+        return []  # it already has a reference: a person's, or this text
     if len(open_to) != 1:
-        note = f"the text given later is kept on the recording: it has {len(open_to)} utterances, and one is needed"
+        note = (
+            f"kept the new text on the recording only: the recording has {len(open_to)} utterances, and only a single "
+            "one can take the text as its reference"
+        )
         return [_Cut(recording=recording, utterances=(), notes=(note,))]
     reference = _reference(open_to[0], recording.text or "")
-    note = "the text given later became the utterance's reference"
+    note = "the new text became the utterance's reference"
     return [_Cut(recording=recording, utterances=(), references=(reference,), notes=(note,))]
 
 
@@ -357,10 +360,10 @@ def _with_reference(reader: Reader, cut: Sequence[Utterance]) -> set[str]:
 
 
 def _given(ws: Workspace, recording: Recording, cut: Sequence[Utterance], *, first: bool) -> list[_Cut]:
-    """The segments that came with a recording, or that it was given after it was cut.
+    """Apply the segments that came with a recording, or that it received after segmentation.
 
-    Those that a reviewed utterance overlaps are left out; utterances that nobody
-    has worked on make room.
+    Segments that overlap a reviewed utterance are skipped; utterances that nobody has
+    worked on are replaced.
     """
     there = {utterance.id for utterance in cut}
     with ws.read() as reader:
@@ -397,7 +400,7 @@ def _given(ws: Workspace, recording: Recording, cut: Sequence[Utterance], *, fir
                 references.append(_reference(utterance, given.text))
         if first and given.text and given.end - given.start > MAX_UTTERANCE_SAMPLES:
             place = f"the text of the segment at {seconds(given.start):.1f} s"
-            notes.append(f"{place} waits until it is aligned: {_too_long(given.end - given.start)}")
+            notes.append(f"{place} must be aligned first: {_too_long(given.end - given.start)}")
     replaced = tuple(
         old.id
         for old in cut
@@ -406,9 +409,11 @@ def _given(ws: Workspace, recording: Recording, cut: Sequence[Utterance], *, fir
         and any(old.start < new.end and new.start < old.end for new in utterances)
     )
     if without_room:
-        notes.append(f"{without_room} given segments lie over utterances that are reviewed or in a dataset: left out")
+        notes.append(
+            f"skipped given segments that overlap reviewed utterances or utterances in a dataset: {without_room}"
+        )
     if replaced:
-        notes.append(f"{len(replaced)} utterances made room for given segments")
+        notes.append(f"utterances replaced by given segments: {len(replaced)}")
     if not first and not utterances:
         return []
     return [
@@ -424,7 +429,7 @@ def _given(ws: Workspace, recording: Recording, cut: Sequence[Utterance], *, fir
 
 
 def _cut_within(recording: Recording, given: GivenSegment, cut: Sequence[Utterance]) -> bool:
-    """Whether a long segment was cut before: its utterances stay, though a newer detector might cut elsewhere."""
+    """Whether a long segment was already cut: its utterances stay, even if a newer detector would cut elsewhere."""
     said = (given.speaker or recording.speaker, given.language or recording.language)
     over = [u for u in cut if u.start < given.end and given.start < u.end and u.status != "rejected"]
     return bool(over) and all(
@@ -433,7 +438,7 @@ def _cut_within(recording: Recording, given: GivenSegment, cut: Sequence[Utteran
 
 
 def _pieces(ws: Workspace, recording: Recording, given: GivenSegment) -> list[Span]:
-    """A given segment as it is, or cut at pauses where it is longer than 30 s."""
+    """Return a given segment unchanged, or cut at pauses if it is longer than 30 s."""
     samples = given.end - given.start
     if samples <= MAX_UTTERANCE_SAMPLES:
         return [(given.start, given.end)]
@@ -443,7 +448,7 @@ def _pieces(ws: Workspace, recording: Recording, given: GivenSegment) -> list[Sp
 
 
 def _too_long(samples: int) -> str:
-    return f"it lasts {seconds(samples):.1f} s, longer than {MAX_UTTERANCE_S:.0f} s"
+    return f"it lasts {seconds(samples):.1f} s, more than {MAX_UTTERANCE_S:.0f} s"
 
 
 def _spanned(ws: Workspace, recording: Recording, spans: Sequence[Span]) -> _Cut:
@@ -463,12 +468,12 @@ def _spanned(ws: Workspace, recording: Recording, spans: Sequence[Span]) -> _Cut
     if not utterances:
         notes.append("no speech was found")
     if recording.text is not None:
-        notes.append(f"the given text is kept on the recording until it is aligned: {_too_long(recording.samples)}")
+        notes.append(f"the text of the recording must be aligned first: {_too_long(recording.samples)}")
     return _Cut(recording=recording, utterances=utterances, notes=tuple(notes), detector=voice.detector())
 
 
 def _recorded_spans(ws: Workspace, recordings: Sequence[Recording]) -> Iterator[tuple[Recording, list[Span]]]:
-    """The spans of each recording as they are found: first those of short ones, which are heard side by side."""
+    """Yield the spans of each recording as they are found: short recordings first, in batches."""
     short = sorted((r for r in recordings if r.samples <= voice.SHORT), key=lambda r: r.samples)
     for first in range(0, len(short), voice.TOGETHER):
         group = short[first : first + voice.TOGETHER]

@@ -1,7 +1,7 @@
-"""Personal vocabulary: names and jargon that are said in this workspace, as they are to be written.
+"""Personal vocabulary: names and jargon that speakers in this workspace use, with the spelling to write.
 
-What is transcribed, evaluated and compared prefers them (`transcripts.decoding`); a change of the list is a change of
-the decoding, so models are measured anew.
+Transcription, evaluation and comparison all prefer these terms (`transcripts.decoding`). A changed list changes the
+decoding, so models are evaluated again.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ LONGEST = 100  # characters of a term
 
 
 def add(ws: Workspace, terms: Iterable[str], *, language: str = "") -> int:
-    """Add terms, for one language or (empty) for any; the number that is new.
+    """Add terms for one language, or for any language if `language` is empty. Return the number of new terms.
 
-    Raises UsageError for a term that is empty, longer than 100 characters or more than a line.
+    Raises UsageError if a term is empty, is longer than 100 characters or has more than one line.
     """
     code = language_code(language) or ""
     chosen = list(dict.fromkeys(_checked(term) for term in terms))
@@ -39,9 +39,9 @@ def add(ws: Workspace, terms: Iterable[str], *, language: str = "") -> int:
 
 
 def remove(ws: Workspace, terms: Iterable[str], *, language: str | None = None) -> int:
-    """Remove terms, of one language or (None) wherever they stand; the number of entries removed.
+    """Remove terms from one language, or from all if `language` is None. Return the number of entries removed.
 
-    Raises UsageError for a term that is not in the vocabulary; then nothing is removed.
+    Raises UsageError, and removes nothing, if a term is not in the vocabulary.
     """
     entry = tables.vocabulary.c
     code = None if language is None else language_code(language) or ""
@@ -53,13 +53,16 @@ def remove(ws: Workspace, terms: Iterable[str], *, language: str | None = None) 
                 statement = statement.where(entry.language == code)
             count = tx.connection.execute(statement).rowcount
             if not count:
-                raise UsageError(f"{term!r} is not in the vocabulary{f' of {code}' if code else ''}")
+                raise UsageError(
+                    f"{term!r} is not in the vocabulary{f' for {code}' if code else ''}: `voxloop vocabulary list` "
+                    "shows its terms"
+                )
             removed += count
     return removed
 
 
 def entries(ws: Workspace, language: str | None = None) -> tuple[Term, ...]:
-    """The vocabulary, the newest first: all of it, or what counts in a language."""
+    """Return the vocabulary, newest first: all of it, or the terms that apply in a language."""
     entry = tables.vocabulary.c
     query = sa.select(entry.term, entry.language).order_by(entry.created.desc(), entry.term, entry.language)
     if language is not None:
@@ -69,21 +72,21 @@ def entries(ws: Workspace, language: str | None = None) -> tuple[Term, ...]:
 
 
 def read_terms(file: Path) -> list[str]:
-    """The terms of a text file in UTF-8, one a line; empty lines and those that begin with # are left out.
+    """Read the terms in a UTF-8 text file, one per line; skip empty lines and lines that begin with #.
 
-    Raises UsageError where the file cannot be read.
+    Raises UsageError if the file cannot be read.
     """
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{file} cannot be read as text in UTF-8: {error}") from error
+        raise UsageError(f"cannot read {file} as UTF-8 text: {error}") from error
     return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
 
 
 def _checked(term: str) -> str:
     tidy = unicodedata.normalize("NFC", " ".join(term.split()))
     if not tidy:
-        raise UsageError("a term of the vocabulary is empty: give a word or a phrase")
+        raise UsageError("a vocabulary term is empty: give a word or a phrase")
     if len(tidy) > LONGEST or any(unicodedata.category(one) == "Cc" for one in tidy):
-        raise UsageError(f"{tidy[:LONGEST]!r} is no term: give a word or a phrase of at most {LONGEST} characters")
+        raise UsageError(f"{tidy[:LONGEST]!r} is not a term: give a word or a phrase of at most {LONGEST} characters")
     return tidy

@@ -1,4 +1,4 @@
-"""Frozen datasets: what is in, which text counts, and which split an utterance belongs to for ever."""
+"""Frozen datasets: which utterances they contain, with which text, and in which permanent split."""
 
 from voxloop.steps.datasets.advice import Advice, DatasetWarning, advise
 from voxloop.steps.datasets.clips import lhotse_cut, write_rows, write_split

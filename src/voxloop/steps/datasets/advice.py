@@ -1,4 +1,4 @@
-"""What a dataset lacks for training and for a verdict, and what to do about it."""
+"""Find what a dataset lacks for training and for a promotion, and suggest what to do."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ from voxloop.stores import tables
 if TYPE_CHECKING:
     from voxloop.workspace import Workspace
 
-FAR_OFF = 0.1  # of all clips, by which a split may miss the share that was asked for
-SEVERAL = 20  # clips of a language in train from which val and test should have some, too
+FAR_OFF = 0.1  # of all clips: how far a split may miss the requested share
+SEVERAL = 20  # training clips in a language, from which val and test should have some, too
 
 WarningKind = Literal["small test", "no validation", "languages", "shares", "heard texts", "doubtful"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DatasetWarning:
-    """Something that a dataset lacks; it can be used all the same."""
+    """Something that a dataset lacks; the dataset is still usable."""
 
     kind: WarningKind
-    message: str  # what is so, and what it means
-    remedy: str  # what to do; empty where nothing can be done
+    message: str  # the finding and its consequence
+    remedy: str  # what to do; empty if nothing can be done
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Advice:
-    """What there is to say of a dataset beside its numbers."""
+    """Warnings about a dataset, and the style of its texts."""
 
     warnings: tuple[DatasetWarning, ...]
     styles: dict[str, Style]  # of the references, by language
-    restored: int  # clips whose case and punctuation come from a recogniser
-    heard: dict[Split, int]  # clips of val and test whose sentence is said in training, too
-    untrained: int  # training clips that no model has been trained on: `--fresh-test` may draw from them
+    restored: int  # clips with case and punctuation from a recogniser
+    heard: dict[Split, int]  # clips in val and test whose sentence also occurs in train
+    untrained: int  # training clips that no model was trained on: `--fresh-test` may draw from them
 
 
 def advise(ws: Workspace, name: str | None = None) -> Advice:
-    """Look at the dataset of this id or the newest of this name (None: of all). Raises UnknownRecord."""
+    """Check the dataset of this id, or the newest of this name (None: of all). Raises UnknownRecord."""
     dataset = find(ws, name)
     listed = rows(ws, dataset.id)
     heard = heard_texts(listed)
@@ -78,7 +78,7 @@ def advise(ws: Workspace, name: str | None = None) -> Advice:
 
 
 def heard_texts(listed: Iterable[DatasetRow]) -> dict[Split, int]:
-    """How many clips of val and of test say what somebody says in a training clip, too."""
+    """Count clips of val and of test whose sentence also occurs in a training clip."""
     said = [(row.split, sentence(row.text)) for row in listed]
     learnt = {text for split, text in said if split == "train"}
     held: tuple[Split, ...] = ("val", "test")
@@ -90,20 +90,20 @@ def _testable(row: DatasetRow) -> bool:
 
 
 def _fresh(fresh: int) -> str:
-    return f"`voxloop dataset build --fresh-test` (draws from {_clips(fresh)} that no model has been trained on)"
+    return f"run `voxloop dataset build --fresh-test`, which draws from {_clips(fresh)} that no model was trained on"
 
 
 def _small_test(clips: dict[Split, int], least: int, fresh: int, *, testable: int) -> DatasetWarning | None:
     have = clips["test"]
     if have >= least:
         return None
-    # By the usual shares, of few clips two fifths are tested on.
+    # With few clips, the usual share of test is two fifths.
     more = max(math.ceil(least / MOST_TEST_SHARE) - testable, math.ceil((least - have) / MOST_TEST_SHARE / 2))
     review = f"review about {_clips(more)} more, then build again"
     return DatasetWarning(
         kind="small test",
         message=f"The test split has {_clips(have)}; a promotion needs at least {least}.",
-        remedy=f"{_fresh(fresh)}, or {review}" if fresh * MOST_TEST_SHARE >= least - have else review,
+        remedy=f"{_fresh(fresh)}; or {review}" if fresh * MOST_TEST_SHARE >= least - have else review,
     )
 
 
@@ -112,30 +112,30 @@ def _no_validation(clips: dict[Split, int], fresh: int) -> DatasetWarning | None
         return None
     return DatasetWarning(
         kind="no validation",
-        message="The val split is empty: training cannot tell which of its checkpoints is best.",
-        remedy=f"{_fresh(fresh)}, or review more clips" if fresh > 1 else "review more clips, then build again",
+        message="The val split is empty, so training cannot choose its best checkpoint.",
+        remedy=f"{_fresh(fresh)}; or review more clips" if fresh > 1 else "review more clips, then build again",
     )
 
 
 def _shares(dataset: Dataset, clips: dict[Split, int], fresh: int) -> DatasetWarning | None:
     total = sum(clips.values())
     asked = dataset.filters.get("ratios")
-    # A limit on training clips, or machine text that only trains, makes shares of the dataset other than those asked.
+    # A limit on training clips, or machine text that enters only train, changes the shares.
     if not total or not asked or dataset.filters.get("train_limit") or dataset.filters.get("machine_text") is not None:
         return None
     if "ratios" in dataset.filters.get("derived", ()):
         return None
     got = [clips[split] / total for split in SPLITS]
-    # One clip more or less is no fault where there are few.
+    # In a small dataset, one clip more or less is fine.
     if all(abs(share - wanted) <= max(FAR_OFF, 1.5 / total) for share, wanted in zip(got, asked, strict=True)):
         return None
     return DatasetWarning(
         kind="shares",
-        message=f"Asked for {_in_percent(asked)} % train/val/test, got {_in_percent(got)} %: whole groups (speaker, "
-        "recording, sentence) stay together, and what has a split keeps it.",
-        remedy=f"{_fresh(fresh)}, or review more clips: new ones go where clips are missing"
+        message=f"Requested {_in_percent(asked)} % train/val/test, got {_in_percent(got)} %: clips of a group "
+        "(speaker, recording, sentence) share a split, and a clip never changes its split.",
+        remedy=f"{_fresh(fresh)}; or review more clips, which fill up the splits that lack clips"
         if fresh > 1
-        else "review more clips: new ones go where clips are missing",
+        else "review more clips, which fill up the splits that lack clips",
     )
 
 
@@ -150,13 +150,13 @@ def _languages(listed: Iterable[DatasetRow]) -> DatasetWarning | None:
     learnt = [language for language, clips in counts["train"].most_common() if clips >= SEVERAL]
     held: tuple[Split, ...] = ("val", "test")
     lacking = {split: [one for one in learnt if not counts[split][one]] for split in held if counts[split]}
-    told = [f"{split} has no clip in {', '.join(languages)}" for split, languages in lacking.items() if languages]
+    told = [f"{split} has no clips in {', '.join(languages)}" for split, languages in lacking.items() if languages]
     if not told or len(counts["train"]) < 2:
         return None
     return DatasetWarning(
         kind="languages",
-        message=f"{' and '.join(told)}, which training has: there, nothing is measured.",
-        remedy="review more clips in these languages, or build a dataset for each with --language",
+        message=f"{' and '.join(told)}, but train has: errors in these languages are not measured.",
+        remedy="review more clips in these languages, or build one dataset per language with --language",
     )
 
 
@@ -165,9 +165,9 @@ def _heard(clips: dict[Split, int], heard: dict[Split, int]) -> DatasetWarning |
         return None
     return DatasetWarning(
         kind="heard texts",
-        message=f"{heard['test']} of {_clips(clips['test'])} in test say a sentence that training has, too: "
-        "an error rate on these tells little about new sentences.",
-        remedy="record sentences that training does not have, if the model is to understand new ones",
+        message=f"{heard['test']} of {_clips(clips['test'])} in test repeat a sentence from train: "
+        "their error rate says little about new sentences.",
+        remedy="record sentences that train does not contain, if the model should recognise new ones",
     )
 
 
@@ -176,9 +176,8 @@ def _doubtful(count: int) -> DatasetWarning | None:
         return None
     return DatasetWarning(
         kind="doubtful",
-        message=f"{_clips(count)} {'stays' if count == 1 else 'stay'} out: the text does not fit the length of the "
-        "speech.",
-        remedy="`voxloop review list --warning 'doubtful text'`; a text that a person saves is taken",
+        message=f"Excluded {_clips(count)} whose text does not fit the length of the speech.",
+        remedy="list them with `voxloop review list --warning 'doubtful text'`; a text that a person saves is included",
     )
 
 

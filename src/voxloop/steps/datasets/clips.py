@@ -1,4 +1,4 @@
-"""The clips of a dataset as files that a training run reads, and as Lhotse cuts."""
+"""Write a dataset's clips as files for a training run, and as Lhotse cuts."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ log = logging.getLogger(__name__)
 
 
 def clip_name(row: DatasetRow) -> str:
-    """A name for a row's audio that no other span of any recording has."""
+    """Return a name for a row's audio, unique over all spans of all recordings."""
     return f"{row.recording.removeprefix('sha256-')[:24]}-{row.start}-{row.end}"
 
 
 def clip_wav(ws: Workspace, row: DatasetRow) -> bytes:
-    """A row's audio as a WAV file: 16 kHz, mono, 16 bits, the samples that are stored."""
+    """Return a row's audio as a WAV file with the stored samples: 16 kHz, mono, 16 bits."""
     from voxloop.speech.audio import to_pcm16, wav_bytes
 
     return wav_bytes(to_pcm16(utterances.read_span(ws, row.recording, row.start, row.end)))
 
 
 def write_split(ws: Workspace, dataset: str, split: Split, folder: Path) -> Path:
-    """Write `<split>.jsonl` and its audio below `folder/audio`; the manifest's path.
+    """Write `<split>.jsonl` and its audio in `folder/audio`. Return the manifest's path.
 
     A row holds audio_path (relative to the folder), text, duration (seconds),
-    speaker, language and id. Training clips that became test speech after they were
-    frozen (`build(fresh_test=True)`) are left out.
+    speaker, language and id. Training clips that moved to val or test after they were
+    frozen (`build(fresh_test=True)`) are excluded.
     """
     chosen = rows(ws, dataset, split)
     if split == "train":
@@ -50,13 +50,15 @@ def write_split(ws: Workspace, dataset: str, split: Split, folder: Path) -> Path
         with ws.read() as reader:
             tested = set(reader.connection.execute(moved).scalars())
         if tested:
-            log.warning("%d training clips of dataset %s are tested on since, and not trained on", len(tested), dataset)
+            log.warning(
+                "%d training clips of dataset %s moved to val or test since; skipped them", len(tested), dataset
+            )
         chosen = [row for row in chosen if row.utterance not in tested]
     return write_rows(ws, chosen, folder / f"{split}.jsonl")
 
 
 def write_rows(ws: Workspace, chosen: Iterable[DatasetRow], manifest: Path) -> Path:
-    """Write rows of any datasets as `write_split` does, and their audio below `audio` beside the manifest."""
+    """Write rows of any datasets as `write_split` does, with their audio in `audio` next to the manifest."""
     folder = manifest.parent
     (folder / "audio").mkdir(parents=True, exist_ok=True)
     partial = manifest.with_suffix(".partial")
@@ -75,7 +77,7 @@ def write_rows(ws: Workspace, chosen: Iterable[DatasetRow], manifest: Path) -> P
 
 
 def lhotse_cut(id: str, path: Path, *, duration: float, text: str, speaker: str | None, language: str | None) -> Any:
-    """A clip as a Lhotse cut: one recording and one supervision of the same length."""
+    """Return a clip as a Lhotse cut: one recording and one supervision of the same length."""
     from lhotse import MonoCut, Recording, SupervisionSegment
     from lhotse.audio import AudioSource
 

@@ -1,4 +1,4 @@
-"""What changed from one frozen dataset to another."""
+"""Compare two frozen datasets."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ CHANGES: tuple[Change, ...] = ("added", "removed", "text", "moved")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Difference:
-    """One utterance that is not in both, or not as it was."""
+    """An utterance that is missing from one dataset, or that differs."""
 
-    change: Change  # text: another text; moved: another split, as only imports of different origins have
+    change: Change  # text: another text; moved: another split, which only imports of different origins have
     utterance: str
-    before: str | None = None  # the text, or the split where that moved
+    before: str | None = None  # the text, or the split if that changed
     after: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Diff:
-    """From dataset `before` to dataset `after`."""
+    """The differences from dataset `before` to dataset `after`."""
 
     before: str
     after: str
@@ -39,20 +39,20 @@ class Diff:
 
 
 def diff(ws: Workspace, before: str, after: str | None = None, *, change: str | None = None) -> Diff:
-    """The rows that differ between two datasets, each a name or an id; without `after`, from the parent of `before`.
+    """Compare two datasets, each a name or an id; without `after`, compare the parent of `before` with it.
 
-    `change` lists only differences of that kind; the counts are of all. Raises UsageError for an unknown kind or a
-    dataset without a parent, UnknownRecord, and BlobError where a manifest is lost.
+    `change` lists only differences of that kind; the counts cover all. Raises UsageError for an unknown kind or a
+    dataset without a parent, UnknownRecord, and BlobError if a manifest is lost.
     """
     if change is not None and change not in CHANGES:
-        raise UsageError(f"there is no change {change!r}{nearest(change, CHANGES)}")
+        raise UsageError(f"there is no kind of change {change!r}{nearest(change, CHANGES)}")
     first = find(ws, before)
     if after is not None:
         second = find(ws, after)
     elif first.parent is not None:
         first, second = find(ws, first.parent), first
     else:
-        raise UsageError(f"{first.name} {first.id[7:19]} has no version before it: name two datasets")
+        raise UsageError(f"{first.name} ({first.id[7:19]}) has no previous version: name two datasets")
     old = {row.utterance: row for row in rows(ws, first.id)}
     new = {row.utterance: row for row in rows(ws, second.id)}
     found: list[Difference] = []

@@ -1,11 +1,11 @@
-"""Which utterances may enter a dataset, and with which text. Pure functions over what is known of each.
+"""Decide which utterances may enter a dataset, and with which text. Pure functions.
 
-Two kinds of rules. Bounds judge an utterance by itself. Doubts are about a text whose
-length does not fit its seconds of speech: nobody speaks so fast, or the speaker's
-other clips have far more or far fewer characters a second. A doubtful text stays out
-and goes to review; it enters once a person has confirmed it. What a recogniser
-heard is no ground for doubt: the clip that it mishears is the one to learn from. Nor is
-doubt held against what is frozen for validation or test already.
+There are two kinds of rules. Bounds judge each utterance on its own. Doubts concern texts
+whose length does not fit the duration of the speech: nobody speaks that fast, or the speaker's
+other clips have far more or far fewer characters per second. A doubtful text is excluded
+and goes to review; it enters the dataset once a person has confirmed it. The recogniser's
+output is not a reason for doubt: clips that it gets wrong are the ones to learn from.
+Utterances already frozen for validation or test are never doubted.
 """
 
 from __future__ import annotations
@@ -26,53 +26,53 @@ from voxloop.steps.datasets.style import Styles, restored
 from voxloop.steps.review.decisions import METADATA
 from voxloop.steps.transcripts import latest
 
-SHORTEST_SPEECH_S = 0.5  # below, the VAD's margins are most of the audio and the rate says nothing
-SHORT_SHARE = 0.25  # of the median length: the shortest clip that is taken, where no bound is given
+SHORTEST_SPEECH_S = 0.5  # in shorter clips the VAD's margins are most of the audio, so the rate says nothing
+SHORT_SHARE = 0.25  # of the median length: the default minimum clip length
 SHORTEST_S, SHORT_ENOUGH_S = (
     0.1,
     0.5,
-)  # between which that bound lies: a spoken vowel, and a short word with its margins
-SNR_FROM_S = 1.0  # a clip cut tightly around a word has no pause in which its noise could be measured
-FEW_OF_SPEAKER, FEW = 10, 30  # clips of a speaker, and of a language, below which they say nothing about what is usual
-LEAST_FACTOR = 3.0  # a rate within a third and three times of what is usual is no outlier, however alike the others are
-SPREAD = 1.4826  # the median absolute deviation of a normal distribution times this is its standard deviation
+)  # limits of that default: a spoken vowel, and a short word with its margins
+SNR_FROM_S = 1.0  # a clip cut tightly around a word has no pause in which to measure its noise
+FEW_OF_SPEAKER, FEW = 10, 30  # clips of a speaker, and of a language, needed to estimate the usual rate
+LEAST_FACTOR = 3.0  # a rate from a third to three times the usual one is never an outlier
+SPREAD = 1.4826  # ratio of standard deviation to median absolute deviation in a normal distribution
 
 
 @dataclass(frozen=True, kw_only=True)
 class Filters:
-    """What is asked of an utterance before it may be learnt from or tested on."""
+    """The conditions that an utterance must meet to enter a dataset."""
 
     min_seconds: float | None = None
-    """Shorter utterances stay out: they are mostly margins, and cut words. None: a quarter of the median length of the
-    clips that have a text, from 0.1 to 0.5 s."""
+    """Minimum length in seconds: shorter clips are mostly margins and cut words. None: a quarter of the median length
+    of clips that have a text, but at least 0.1 s and at most 0.5 s."""
     max_seconds: float = MAX_UTTERANCE_S
-    """Longer utterances stay out; no model hears more than 30 s at once."""
+    """Maximum length in seconds; no model processes more than 30 s at once."""
     min_snr_db: float = 5.0
-    """Utterances of 1 s and more that are measured noisier than this stay out."""
+    """Minimum SNR in dB, for utterances of 1 s and more."""
     max_characters_per_second: float = 40.0
-    """Faster than anybody speaks: a text and its audio do not belong together, unless a person says so."""
+    """Maximum characters per second: nobody speaks faster, so text and audio do not match unless a person confirms."""
     max_label_tokens: int | None = None
-    """Longer texts stay out, counted with prompt and end by the base model's tokenizer; None: as many as models of its
-    family can write."""
+    """Maximum tokens of a text, counted with prompt and end by the base model's tokenizer; None: the limit of the
+    model's family."""
     keep_outliers: bool = False
-    """Keep texts that are far too long or too short for their audio beside the speaker's other clips."""
+    """Keep texts that are far too long or too short for their audio, compared with the speaker's other clips."""
     outlier_deviations: float = 5.0
-    """Robust standard deviations of the logarithm of characters per second from which a text is an outlier."""
+    """Robust standard deviations of log characters per second beyond which a text is an outlier."""
 
     def __post_init__(self) -> None:
         if not 0 <= (self.min_seconds or 0.0) < self.max_seconds:
             raise SettingError(
-                f"the shortest clip is {self.min_seconds or 0.0:g} s and the longest {self.max_seconds:g} s: "
-                "the shortest must be 0 or more and below the longest"
+                f"the minimum clip length is {self.min_seconds or 0.0:g} s and the maximum {self.max_seconds:g} s: "
+                "give a minimum of 0 or more and below the maximum"
             )
         for name in ("max_characters_per_second", "max_label_tokens", "outlier_deviations"):
             value = getattr(self, name)
             if value is not None and value <= 0:
-                raise SettingError(f"{name} is {getattr(self, name)}: it must be above 0")
+                raise SettingError(f"{name} is {getattr(self, name)}: give a value above 0")
 
     @classmethod
     def of(cls, settings: Settings) -> Filters:
-        """The filters that a workspace's settings ask for."""
+        """Return the filters in a workspace's settings."""
         return cls(
             min_seconds=settings.min_clip_s or None, max_seconds=settings.max_clip_s, min_snr_db=settings.min_snr_db
         )
@@ -80,18 +80,18 @@ class Filters:
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """Whose speech, and which texts, are asked for."""
+    """The requested speakers, languages and kinds of text."""
 
     machine_text: float | None = None
-    """Confidence from which machine text trains; None: none does."""
+    """Minimum confidence of machine text in train; None: no machine text."""
     speakers: tuple[str, ...] = ()
-    """Only these; empty: all."""
+    """Only these speakers; empty: all."""
     languages: tuple[str, ...] = ()
-    """Only these; empty: all."""
+    """Only these languages; empty: all."""
 
 
 class Candidate(NamedTuple):
-    """An utterance with the text that it would enter with; flat, since there may be millions of them."""
+    """An utterance with its text for the dataset; flat, since there may be millions."""
 
     utterance: str
     recording: str
@@ -99,17 +99,17 @@ class Candidate(NamedTuple):
     end: int  # samples, exclusive
     speaker: str | None
     language: str | None
-    split: Split | None  # that it has already
+    split: Split | None  # its existing split
     transcript: str
     kind: TranscriptKind
     text: str
     reviewed: bool  # a person wrote or accepted the text
-    rate: float  # characters a second of speech
-    styled: str = ""  # the text with case and punctuation of what was heard, where that is asked for
+    rate: float  # characters per second of speech
+    styled: str = ""  # the text with the hypothesis's case and punctuation, if requested
 
     @property
     def settled(self) -> bool:
-        """Frozen for validation or test already: judged then."""
+        """Whether it is already frozen for validation or test, and was judged then."""
         return self.split in ("val", "test")
 
     @property
@@ -118,12 +118,12 @@ class Candidate(NamedTuple):
 
 
 def by_person(transcript: Transcript) -> bool:
-    """Whether a person wrote or accepted it here, rather than a model or a file that came with the audio."""
+    """Whether a person wrote or accepted it in Voxloop; not a model, and not a file that came with the audio."""
     return transcript.kind == "reference" and transcript.by != METADATA
 
 
 def may_enter(split: Split, candidate: Candidate) -> str:
-    """Why a text may not be in a split; empty where it may. Tests are measured against what people wrote alone."""
+    """Return why a text may not enter a split; empty if it may. Val and test contain only human references."""
     if split == "train":
         return ""
     if candidate.kind != "reference":
@@ -135,23 +135,23 @@ def may_enter(split: Split, candidate: Candidate) -> str:
 
 @dataclass
 class Judge:
-    """Judges utterances one by one, and remembers what is needed to judge them by each other."""
+    """Judges utterances one by one, and collects the statistics to compare them with each other."""
 
     filters: Filters
     choice: Choice
     labels: Labels | None
-    """How long texts the base model can write; None where nobody can say."""
+    """The base model's limits on text length; None if unknown."""
     restore_style: bool = False
-    """Work out each text with the case and the punctuation of what was heard."""
+    """Also compute each text with the hypothesis's case and punctuation."""
     rates: dict[tuple[str | None, str | None], array[float]] = field(default_factory=dict)
-    """Logarithms of the candidates' characters a second, by speaker and language."""
+    """Logarithms of the candidates' characters per second, by speaker and language."""
     lengths_s: array[float] = field(default_factory=lambda: array("d"))
-    """Of the candidates."""
+    """Lengths of the candidates."""
     styles: Styles = field(default_factory=Styles)
-    """How the candidates' references are written."""
+    """Style of the candidates' references."""
 
     def judge(self, utterance: Utterance, transcripts: Sequence[Transcript]) -> Candidate | tuple[str, str, bool]:
-        """A candidate, or (reason, detail, whether a person wrote its text)."""
+        """Return a candidate, or (reason, detail, whether a person wrote its text)."""
         reason, text = self._text(utterance, transcripts)
         if text is None:
             return reason, "", False
@@ -218,7 +218,7 @@ class Judge:
         if snr_db is not None and snr_db < filters.min_snr_db:
             return f"SNR below {filters.min_snr_db:g} dB (--min-snr-db)", f"{snr_db:.1f} dB"
         labels, most = self.labels, filters.max_label_tokens
-        # Counting takes longer than looking at the bytes, of which a token has one at least.
+        # Counting tokens takes longer than counting bytes, and a token has at least one byte.
         if labels and most and len(text.text.encode()) + labels.around > most:
             tokens = labels.tokens(text.text) + labels.around
             if tokens > most:
@@ -226,16 +226,16 @@ class Judge:
         return "", ""
 
     def shortest_s(self) -> float:
-        """Seconds that a clip has at least: as asked, or derived from those that were judged."""
+        """Return the minimum clip length in seconds: as requested, or derived from the candidates."""
         if self.filters.min_seconds is not None:
             return self.filters.min_seconds
         derived = SHORT_SHARE * median(self.lengths_s) if self.lengths_s else SHORT_ENOUGH_S
         return round(min(max(derived, SHORTEST_S), SHORT_ENOUGH_S), 2)
 
     def too_short(self) -> Callable[[Candidate], tuple[str, str]]:
-        """What tells (reason, detail) of a clip below a derived bound; empty reasons for the rest.
+        """Return a function that gives (reason, detail) for a clip below the derived bound; empty for others.
 
-        A bound that moves with the clips is not held against what is frozen for validation or test.
+        Since the bound depends on the clips, it does not apply to clips already frozen for validation or test.
         """
         shortest = self.shortest_s()
 
@@ -257,7 +257,7 @@ class Judge:
             speed = len(candidate.text) / candidate.seconds
             if speed > fastest:
                 reason = f"more than {fastest:g} characters a second (--max-characters-per-second)"
-                return reason, f"{speed:.0f} characters a second: nobody speaks so fast"
+                return reason, f"{speed:.0f} characters per second: nobody speaks that fast"
             own = (candidate.speaker, candidate.language)
             whose, key = (
                 ("this speaker", own)
@@ -269,7 +269,8 @@ class Judge:
                 far = max(self.filters.outlier_deviations * spread, math.log(LEAST_FACTOR))
                 if abs(math.log(candidate.rate) - middle) > far:
                     told = (
-                        f"{candidate.rate:.1f} characters a second of speech; usual for {whose}: {math.exp(middle):.1f}"
+                        f"{candidate.rate:.1f} characters per second of speech; usual for {whose}: "
+                        f"{math.exp(middle):.1f}"
                     )
                     return "text far too long or too short for its audio (--keep-outliers)", told
             return "", ""
@@ -282,7 +283,7 @@ def _too_short(bound: float) -> str:
 
 
 def _rate(utterance: Utterance, text: str) -> float:
-    """Characters a second of speech: pauses and margins do not count."""
+    """Return characters per second of speech, without pauses and margins."""
     silence = utterance.quality.silence if utterance.quality else 0.0
     speech_s = max(utterance.duration * (1 - silence), min(SHORTEST_SPEECH_S, utterance.duration))
     return len("".join(text.split())) / speech_s
@@ -292,12 +293,12 @@ Usual = dict[tuple[str | None, str | None], tuple[float, float]]
 
 
 def _usual(rates: Mapping[tuple[str | None, str | None], Sequence[float]]) -> Usual:
-    """The middle and the spread of the logarithm of characters per second.
+    """Return the center and spread of log characters per second.
 
-    By speaker and language where there are enough clips, and by language under the speaker
-    None. Median and median absolute deviation, which outliers hardly move: Iglewicz and
-    Hoaglin, "How to Detect and Handle Outliers" (1993), chapter 3. The logarithm since
-    rates are skewed: half the speed is as far from usual as twice the speed.
+    Keys are speaker and language if there are enough clips, and also the language alone under
+    the speaker None. Median and median absolute deviation are robust to outliers: Iglewicz and
+    Hoaglin, "How to Detect and Handle Outliers" (1993), chapter 3. Rates are skewed, hence the
+    logarithm: half the speed is as unusual as twice the speed.
     """
     by_language: dict[str | None, array[float]] = {}
     for (_, language), logs in rates.items():

@@ -1,8 +1,8 @@
-"""Freezing: what the workspace holds now becomes a dataset that never changes.
+"""Freeze the current contents of the workspace as a dataset that never changes.
 
-Utterances are read once, one after the other. What may enter waits on the disk while
-all are judged by each other and the splits are found, so that memory grows with the
-recordings, not with the utterances and their texts.
+Utterances are read once, in sequence. Candidates wait on disk while they are compared
+with each other and assigned to splits, so memory grows with the number of recordings,
+not with the utterances and their texts.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from voxloop.stores.catalog import Reader
     from voxloop.workspace import Workspace
 
-ROWS_AT_ONCE = 1000  # read from the catalog, and written to it
+ROWS_AT_ONCE = 1000  # read from the catalog, or written to it, at a time
 
 
 def build(
@@ -54,22 +54,22 @@ def build(
     fresh_test: bool = False,
     restore_style: bool = False,
 ) -> Dataset:
-    """Freeze what the workspace holds now as a dataset.
+    """Freeze the current contents of the workspace as a dataset.
 
-    References come first. Machine text enters only the training split, only when
-    `machine_text` is given, and only above that confidence; validation and test
-    hold references alone, and none that were aligned automatically. `train_limit`
-    keeps at most so many training clips; `filters` are by default those of the settings.
-    `ratios` are by default those of the settings or, where these have none, chosen by the
-    number of clips. Doubtful texts stay out and go to review.
+    References take precedence. Machine text enters only the training split, and only if
+    `machine_text` is given and its confidence is at least that; validation and test
+    contain only references, and none that were aligned automatically. `train_limit` is
+    the maximum number of training clips; `filters` default to the settings.
+    `ratios` default to the settings or, if unset, are chosen by the number of clips.
+    Doubtful texts are excluded and go to review.
 
-    `fresh_test` shares out anew what is in the training split and no model has been
-    trained on; what was validation or test stays so. `restore_style` gives texts of
-    train and val, in languages whose references have neither case nor punctuation, those of
-    what was heard, where the words agree; the references stay as they are.
+    `fresh_test` assigns new splits to training clips that no model was trained on;
+    validation and test clips keep their split. In languages whose references have neither
+    case nor punctuation, `restore_style` copies both from the hypothesis into the texts of
+    train and val, where the words match; the references do not change.
 
-    Freezing the same content again gives the same dataset. Raises UsageError
-    where nothing could be frozen. `advise` says what is wanting in what was made.
+    Freezing the same content again returns the same dataset. Raises UsageError
+    if nothing can be frozen. `advise` reports what the dataset lacks.
     """
     asked = ratios or ws.settings.ratios
     choice = Choice(machine_text=machine_text, speakers=tuple(speakers or ()), languages=tuple(languages or ()))
@@ -130,7 +130,7 @@ def build(
 
 
 class LeftOut:
-    """What is left out, told to a file line by line, and counted by reason."""
+    """The excluded utterances: written to a file line by line, and counted by reason."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -144,13 +144,13 @@ class LeftOut:
         )
 
     def close(self) -> Path:
-        """The whole file, one `Exclusion` a line."""
+        """Close and return the file, which has one `Exclusion` per line."""
         self._file.close()
         return self.path
 
 
 class _Candidates:
-    """Candidates on the disk, gone through several times; which of them are still chosen is kept in memory."""
+    """Candidates on disk, read several times; which ones are still chosen is kept in memory."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -163,11 +163,11 @@ class _Candidates:
                 self.chosen.append(1)
 
     def __iter__(self) -> Iterator[Candidate]:
-        """Those that are chosen, in the order of their ids."""
+        """Iterate over the chosen candidates, in the order of their ids."""
         return self.of(self.chosen)
 
     def of(self, chosen: Sequence[int]) -> Iterator[Candidate]:
-        """Those marked by a 1."""
+        """Yield the candidates marked with a 1."""
         with self._path.open("rb") as file:
             for one in chosen:
                 values = pickle.load(file)  # written above, by this process
@@ -175,7 +175,7 @@ class _Candidates:
                     yield Candidate._make(values)
 
     def sift(self, why: Callable[[Candidate], tuple[str, str]], left_out: LeftOut) -> dict[str, str]:
-        """Leave out those for which there is a reason, with its detail; the details by utterance."""
+        """Exclude candidates for which there is a reason. Return the details by utterance."""
         found = {}
         before = bytes(self.chosen)
         for number, candidate in zip(compress(count(), before), self.of(before), strict=True):
@@ -189,7 +189,7 @@ class _Candidates:
 
 
 class _Part(NamedTuple):
-    """Utterances of one recording and speaker that have the same split, or none: they are placed together."""
+    """Utterances of one recording and speaker with the same split, or none: they are assigned together."""
 
     recording: str
     speaker: str | None
@@ -197,12 +197,12 @@ class _Part(NamedTuple):
 
     @property
     def id(self) -> _Part:
-        """What it is told from the others by: all of it, which takes no memory."""
+        """Its key: the part itself, which takes no extra memory."""
         return self
 
 
 class _Belonging:
-    """Which split each candidate belongs to, and which may not enter it."""
+    """Each candidate's split, and which candidates may not enter theirs."""
 
     def __init__(
         self,
@@ -212,8 +212,8 @@ class _Belonging:
         *,
         afresh: bool = False,
     ) -> None:
-        clips: Counter[_Part] = Counter()  # that may be tested on
-        names: dict[str | None, str | None] = {}  # each speaker's once: there are many recordings of one
+        clips: Counter[_Part] = Counter()  # clips that may enter test
+        names: dict[str | None, str | None] = {}  # one string per speaker, who may have many recordings
         for one in candidates:
             part = _Part(one.recording, names.setdefault(one.speaker, one.speaker), one.split)
             clips[part] += not may_enter("test", one)
@@ -225,15 +225,15 @@ class _Belonging:
             said=lambda: ((one.recording, one.speaker, one.text) for one in candidates),
             afresh=afresh,
         )
-        self._strictest: dict[str, Split] = {}  # of what enters of each recording
-        self.torn = False  # parts of one recording enter several splits
+        self._strictest: dict[str, Split] = {}  # strictest split of each recording's clips
+        self.torn = False  # whether parts of one recording are in several splits
 
     def of(self, candidate: Candidate) -> Split | None:
-        """None: it joins speakers who are in different splits already."""
+        """Return a candidate's split; None if its recording joins speakers of different splits."""
         return self._split.get(_Part(candidate.recording, candidate.speaker, candidate.split))
 
     def cannot_enter(self, candidate: Candidate) -> tuple[str, str]:
-        """Why not, if so."""
+        """Return (reason, detail) if the candidate may not enter its split; else empty."""
         split = self.of(candidate)
         if split is None:
             return "its recording joins speakers of different splits", ""
@@ -246,19 +246,19 @@ class _Belonging:
         return why, ""
 
     def leaks(self, candidate: Candidate) -> tuple[str, str]:
-        """Where an older version put parts of one recording into several splits, the strictest keeps it."""
+        """Keep a recording in its strictest split if an older version put its parts into several."""
         split = self._strictest[candidate.recording]
         return ("", "") if self.of(candidate) == split else (f"other parts of its recording are in {split}", "")
 
     def new(self, candidates: Iterable[Candidate]) -> Iterator[tuple[str, Split]]:
-        """Utterances that had no split, and where they belong now."""
+        """Yield utterances that had no split, with their new split."""
         for candidate in candidates:
             split = None if candidate.split else self.of(candidate)
             if split:
                 yield candidate.utterance, split
 
     def row(self, candidate: Candidate, *, styled: bool = False) -> DatasetRow:
-        """A candidate as it enters; `styled`: with restored case and punctuation, where it is not tested on."""
+        """Return a candidate's row; `styled`: with restored case and punctuation, except in test."""
         split = cast("Split", self.of(candidate))
         styled = styled and split != "test" and candidate.styled not in ("", candidate.text)
         return DatasetRow(
@@ -279,7 +279,7 @@ class _Belonging:
 def _over(
     candidates: Iterable[Candidate], belonging: _Belonging, train_limit: int
 ) -> Callable[[Candidate], tuple[str, str]]:
-    """Leaves at most `train_limit` training clips, chosen by hash so that a larger limit only adds."""
+    """Keep at most `train_limit` training clips, chosen by hash so that a larger limit only adds clips."""
 
     def place(candidate: Candidate) -> float:
         return position(f"limit {candidate.utterance}")
@@ -303,16 +303,16 @@ def _sessions(reader: Reader) -> dict[str, str | None]:
 
 
 def _labels(ws: Workspace) -> Labels | None:
-    """How long texts the model can write that a run would start from, where it lies on this machine."""
+    """Return the text length limits of the model that a run would start from, if it is on this machine."""
     try:
         model = models.base_model(ws)
         return family(model.family).labels(models.own_folder(ws, model, checked=False))
     except (ModelError, UnknownRecord):
-        return None  # training counts with its own model, and says what it leaves out
+        return None  # training checks with its own model, and reports what it skips
 
 
 def _judged(reader: Reader, judge: Judge, left_out: LeftOut, released: Container[str] = ()) -> Iterator[Candidate]:
-    """What may enter judged by itself, of `released` utterances without their split; the rest goes to `left_out`."""
+    """Yield utterances that pass on their own, `released` ones without their split; add the rest to `left_out`."""
     for utterance, transcripts in _utterances(reader):
         if utterance.id in released:
             utterance = replace(utterance, split=None)
@@ -325,7 +325,7 @@ def _judged(reader: Reader, judge: Judge, left_out: LeftOut, released: Container
 
 
 def _utterances(reader: Reader) -> Iterator[tuple[Utterance, list[Transcript]]]:
-    """Every utterance with its transcripts, without their words; in the order of the ids."""
+    """Yield every utterance with its transcripts (without word times), in the order of the ids."""
     u, t = tables.utterance.c, tables.transcript.c
     statement = (
         sa.select(
@@ -380,11 +380,11 @@ def freeze(
     doubtful: Mapping[str, str] | None = None,
     released: Collection[str] = (),
 ) -> Dataset:
-    """Write rows, which come in the order of their utterances, as a dataset.
+    """Write rows, sorted by utterance, as a dataset.
 
-    `new_splits` are of utterances that had none, or of those `released` of theirs; `excluded` counts, where there is
-    no list. `doubtful` utterances go to review with these reasons. Raises ConflictError where a run has begun to train
-    on what was released.
+    `new_splits` are for utterances that had none, or that are `released` from theirs; `excluded` has the counts if
+    there is no list. `doubtful` utterances go to review with these reasons. Raises ConflictError if a run has begun to
+    train on released utterances.
     """
     clips: dict[str, int] = dict.fromkeys(SPLITS, 0)
     durations: dict[str, float] = dict.fromkeys(SPLITS, 0.0)  # seconds
@@ -401,7 +401,7 @@ def freeze(
         key = f"datasets/{id}.jsonl"
         ws.blobs.put(key, manifest)
         if not ws.blobs.put(excluded_key(key), listed) and excluded is None:
-            # The same rows, found anew among others: what was left out is told as it is now.
+            # The same rows again: update the list of exclusions.
             ws.blobs.delete(excluded_key(key))
             ws.blobs.put(excluded_key(key), listed)
         with ws.read() as reader:
@@ -419,7 +419,7 @@ def freeze(
         with ws.completion() as tx:
             if not tx.add(dataset):
                 if tx.get(Dataset, id).forgotten:
-                    # What had been forgotten was taken in anew: the dataset is whole again.
+                    # Forgotten clips were ingested again: the dataset is complete again.
                     whole = {"manifest": None, "forgotten": 0, "clips": dataset.clips, "hours": dataset.hours}
                     tx.change(Dataset, id, **whole)
                 if excluded is None:
@@ -435,7 +435,7 @@ def freeze(
 
 
 def _keep_rows(connection: sa.Connection, dataset: str, manifest: Path) -> None:
-    """Write down what a dataset holds."""
+    """Store a dataset's rows in the catalog."""
     with manifest.open("rb") as file:
         while lines := list(islice(file, ROWS_AT_ONCE)):
             part = [
@@ -446,7 +446,7 @@ def _keep_rows(connection: sa.Connection, dataset: str, manifest: Path) -> None:
 
 
 def _send_to_review(connection: sa.Connection, dataset: str, doubtful: Mapping[str, str]) -> None:
-    """Have people look at doubtful texts first; what is in the dataset is in no doubt any more."""
+    """Move doubtful texts to the front of the review queue; clear the doubt of texts in the dataset."""
     u, held = tables.utterance, tables.dataset_utterance.c
     connection.execute(
         sa.update(u)
@@ -460,7 +460,7 @@ def _send_to_review(connection: sa.Connection, dataset: str, doubtful: Mapping[s
 
 
 def keep_splits(connection: sa.Connection, splits: Iterable[tuple[str, Split]]) -> None:
-    """Write down where each utterance belongs; one that has a split is never moved, whoever wrote it first."""
+    """Store each utterance's split; an existing split never changes, whoever wrote it first."""
     statement = (
         sa.update(tables.utterance)
         .where(tables.utterance.c.id == sa.bindparam("utterance_id"), tables.utterance.c.split.is_(None))
@@ -473,9 +473,11 @@ def keep_splits(connection: sa.Connection, splits: Iterable[tuple[str, Split]]) 
 
 def _nothing(reasons: Counter[str]) -> str:
     if not reasons:
-        return "there are no utterances yet: `voxloop ingest` takes audio in, `voxloop worker --until-idle` segments it"
-    told = "; ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+        return "there are no utterances yet: run `voxloop ingest PATH`, then `voxloop worker --until-idle`"
+    told = "; ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
+    total = reasons.total()
+    subject = "the only utterance cannot" if total == 1 else f"none of {total:,} utterances can"
     return (
-        f"none of {reasons.total()} utterances can enter a dataset ({told}): correct some with "
-        "`voxloop review save`, or take confident machine text with --machine-text 0.9"
+        f"{subject} enter a dataset ({told}): review some with `voxloop review`, or add confident machine text with "
+        "--machine-text 0.9"
     )

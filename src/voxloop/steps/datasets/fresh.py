@@ -1,4 +1,4 @@
-"""Fresh test speech: what lies in the training split and no model has been trained on may still be tested on."""
+"""Fresh test clips: training clips that no model was trained on may still move to test."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from voxloop.stores.catalog import chunks
 
 
 def untrained(connection: sa.Connection) -> frozenset[str]:
-    """Utterances in the training split of whose recording no run, not even a waiting one, has a clip."""
+    """Return training utterances from recordings of which no run, not even a queued one, uses a clip."""
     u = tables.utterance.c
     touched = sa.select(u.recording).where(sa.or_(u.split.in_(("val", "test")), u.id.in_(_trained(connection))))
     statement = sa.select(u.id).where(u.split == "train", u.recording.not_in(touched))
@@ -20,7 +20,7 @@ def untrained(connection: sa.Connection) -> frozenset[str]:
 
 
 def release(connection: sa.Connection, utterances: Collection[str]) -> None:
-    """Take the training split from utterances, so that they get another. Raises ConflictError where a run has them."""
+    """Clear the training split of utterances, so that they get a new one. Raises ConflictError if a run uses them."""
     u = tables.utterance
     trained = _trained(connection)
     released = 0
@@ -29,13 +29,13 @@ def release(connection: sa.Connection, utterances: Collection[str]) -> None:
         released += connection.execute(statement.values(split=None)).rowcount
     if released != len(utterances):
         raise ConflictError(
-            f"{len(utterances) - released} utterances went into a training run or another dataset while this one was "
-            "built: build it again"
+            f"a training run or another dataset took {len(utterances) - released:,} of the utterances during the "
+            "build: build the dataset again"
         )
 
 
 def _trained(connection: sa.Connection) -> sa.Select[tuple[str]]:
-    """Utterances that runs train on, or choose their weights by."""
+    """Select utterances that runs train on, or use to choose checkpoints."""
     used: set[str] = set()
     for dataset, recipe in connection.execute(sa.select(tables.run.c.dataset, tables.run.c.recipe)):
         used |= {dataset, *(recipe or {}).get("replay_from", ())}

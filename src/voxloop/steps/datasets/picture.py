@@ -1,4 +1,4 @@
-"""A picture of what a dataset holds: lengths, speakers, languages and words, coloured by split."""
+"""Draw a chart of a dataset: clip lengths, speakers, languages and words, coloured by split."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MINUTES_BELOW_H = 2.0  # smaller datasets are counted in minutes
 
 
 def draw(summary: Summary, dataset: Dataset, file: Path) -> None:
-    """Write the picture as PNG, SVG or PDF, by the file's name. Raises UsageError."""
+    """Write the chart as PNG, SVG or PDF, depending on the file's suffix. Raises UsageError."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -46,7 +46,7 @@ def draw(summary: Summary, dataset: Dataset, file: Path) -> None:
     told = f"{clips:,} clips, {summary.hours * factor:,.1f} {unit}, {summary.vocabulary:,} different words"
     tested = summary.splits["test"]
     if tested.words:
-        told += f"; {tested.unseen / tested.words:.1%} of the words in test are not in train"
+        told += f"; {100 * tested.unseen / tested.words:.1f} % of the words in test are not in train"
     figure.text(0.03, 0.92, told, fontsize=10.5, color=GREY)
     _legend(figure, summary, unit, factor)
     figure.subplots_adjust(left=0.11, right=0.975, top=0.83, bottom=0.05, hspace=0.36, wspace=0.36)
@@ -55,7 +55,7 @@ def draw(summary: Summary, dataset: Dataset, file: Path) -> None:
             warnings.filterwarnings("ignore", message="Glyph .* missing")  # scripts that the font lacks
             figure.savefig(file, dpi=140)
     except (OSError, ValueError) as error:
-        raise UsageError(f"the picture cannot be written to {file}: {error}") from error
+        raise UsageError(f"cannot write the chart to {file}: {error}") from error
 
 
 def _legend(figure: Any, summary: Summary, unit: str, factor: float) -> None:
@@ -128,7 +128,7 @@ def _words(axis: Any, summary: Summary) -> None:
 
 
 def _thickness(bars: int) -> float:
-    """Few bars are not to fill the panel."""
+    """Keep a few bars from filling the panel."""
     return min(0.72, 0.12 * bars + 0.1)
 
 

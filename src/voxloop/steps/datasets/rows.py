@@ -1,4 +1,4 @@
-"""What a dataset holds, as it was frozen: its rows, what was left out of it, and where both lie among the blobs."""
+"""Read a frozen dataset: its rows, its exclusions, and their blob keys."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from voxloop.stores.catalog import chunks
 if TYPE_CHECKING:
     from voxloop.workspace import Workspace
 
-PART = 1 << 20  # bytes of a list that are read at once
+PART = 1 << 20  # bytes of a list read at a time
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DatasetRow:
-    """One utterance of a dataset as it was frozen."""
+    """One utterance of a dataset, as frozen."""
 
     utterance: str
     recording: str
@@ -34,7 +34,7 @@ class DatasetRow:
     transcript: str
     speaker: str | None
     language: str | None
-    styled: bool = False  # case and punctuation of the text are a recogniser's; the reference has none
+    styled: bool = False  # case and punctuation come from a recogniser; the reference has none
 
     @property
     def duration(self) -> float:
@@ -44,29 +44,29 @@ class DatasetRow:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Exclusion:
-    """An utterance that was left out, and why."""
+    """An excluded utterance, and why."""
 
     utterance: str
-    reason: str  # the same for all that fell to the same bound, so that it can be counted
-    detail: str = ""  # what was measured on this one
-    reviewed: bool = False  # a person had written or accepted its text
+    reason: str  # identical for the same bound, so that it can be counted
+    detail: str = ""  # the value measured on this utterance
+    reviewed: bool = False  # a person wrote or accepted its text
 
 
 def line(values: dict[str, Any]) -> bytes:
-    """One line of a manifest."""
+    """Return one line of a manifest."""
     return (json.dumps(values, ensure_ascii=False, sort_keys=True) + "\n").encode()
 
 
 def row_line(row: DatasetRow) -> bytes:
-    """A row as it stands in the manifest, whose hash is the dataset's id."""
+    """Return a row's line in the manifest, whose hash is the dataset's id."""
     values = {name: getattr(row, name) for name in _ROW}
     if not row.styled:
-        del values["styled"]  # so that what was frozen before there was such a mark has the id that it had
+        del values["styled"]  # so that datasets frozen before this field existed keep their ids
     return line(values)
 
 
 def exclusion_line(exclusion: Exclusion) -> bytes:
-    """What was left out, as it stands in its list."""
+    """Return an exclusion's line in its list."""
     return line({name: getattr(exclusion, name) for name in _EXCLUSION})
 
 
@@ -75,7 +75,7 @@ _EXCLUSION = tuple(field.name for field in fields(Exclusion))
 
 
 def find(ws: Workspace, name: str | None = None) -> Dataset:
-    """The dataset of this id or the newest of this name; None means the newest of all. Raises UnknownRecord."""
+    """Return the dataset of this id, or the newest of this name (None: of all). Raises UnknownRecord."""
     with ws.read() as reader:
         named = reader.all(
             Dataset,
@@ -87,23 +87,23 @@ def find(ws: Workspace, name: str | None = None) -> Dataset:
             return named[0]
         if name:
             return reader.get(Dataset, name)
-    raise UnknownRecord("there is no dataset yet: `voxloop dataset build` freezes one")
+    raise UnknownRecord("there are no datasets yet: build one with `voxloop dataset build`")
 
 
 def manifest_key(ws: Workspace, dataset: str) -> str:
-    """Where a dataset's manifest lies among the blobs: under its id or, where something was forgotten, elsewhere."""
+    """Return the blob key of a dataset's manifest: its id, or another key if something was forgotten."""
     with ws.read() as reader:
         found = reader.find(Dataset, dataset)
     return (found and found.manifest) or f"datasets/{dataset}.jsonl"
 
 
 def excluded_key(manifest: str) -> str:
-    """Where the list of what was left out lies, beside the manifest."""
+    """Return the blob key of the list of exclusions that belongs to a manifest."""
     return manifest.removesuffix(".jsonl") + ".excluded.jsonl"
 
 
 def rows(ws: Workspace, dataset: str, split: Split | None = None) -> list[DatasetRow]:
-    """The frozen rows of a dataset, of one split or of all, in the order of the manifest."""
+    """Return a dataset's rows, of one split or of all, in the order of the manifest."""
     return [row for row in _rows(ws, dataset) if split is None or row.split == split]
 
 
@@ -113,16 +113,16 @@ def _rows(ws: Workspace, dataset: str) -> Iterator[DatasetRow]:
 
 
 def all_datasets(ws: Workspace) -> list[Dataset]:
-    """All datasets, oldest first."""
+    """Return all datasets, oldest first."""
     with ws.read() as reader:
         return reader.all(Dataset)
 
 
 def exclusions(ws: Workspace, dataset: str, *, reason: str | None = None, reviewed: bool = False) -> list[Exclusion]:
-    """What was left out of a dataset, and why.
+    """Return the utterances excluded from a dataset, with the reasons.
 
-    `reason` is a part of the reasons that are wanted; with `reviewed`, only utterances whose text a person had written
-    or accepted.
+    `reason` selects reasons that contain this text; `reviewed` selects utterances whose text a person wrote or
+    accepted.
     """
     listed = (Exclusion(**json.loads(text)) for text in _lines(ws, excluded_key(manifest_key(ws, dataset))))
     return [
@@ -134,15 +134,15 @@ def exclusions(ws: Workspace, dataset: str, *, reason: str | None = None, review
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Origin:
-    """Where people find an utterance."""
+    """Where an utterance comes from."""
 
-    number: int  # takes the place of its id in every command
+    number: int  # accepted in place of its id in every command
     file: str  # the original file's name
-    start_s: float  # in that file
+    start_s: float  # seconds in that file
 
 
 def origins(ws: Workspace, utterances: Sequence[str]) -> dict[str, Origin]:
-    """Where these utterances come from; those that were forgotten are not among them."""
+    """Return where these utterances come from, without forgotten ones."""
     u, r = tables.utterance.c, tables.recording.c
     statement = sa.select(u.id, u.number, u.start, r.name).join(tables.recording, r.id == u.recording)
     found = {}
@@ -154,7 +154,7 @@ def origins(ws: Workspace, utterances: Sequence[str]) -> dict[str, Origin]:
 
 
 def _lines(ws: Workspace, key: str) -> Iterator[bytes]:
-    """The lines of a blob, some of it in memory at a time."""
+    """Yield the lines of a blob, with only a part of it in memory."""
     rest = b""
     for part in ws.blobs.parts(key, PART):
         *lines, rest = (rest + part).split(b"\n")

@@ -1,18 +1,18 @@
-"""Which split an utterance belongs to, for ever.
+"""Assign each utterance to a split, permanently.
 
-Utterances that must not be torn apart form a group, and whole groups are placed in
-the order of a hash until each split has its share. A group is, by the first of these
-that fills every split:
+Utterances that must share a split form a group. Whole groups are assigned in the order
+of a hash until each split has its share. A group is, by the first of these that fills
+every split:
 
-1. a speaker, with those who share a recording, where there are enough speakers;
-2. a session, with what says the same sentence as one of its clips;
-3. a recording, with those in which the same sentence is said, so that test says something
-   new: read twice, or kept as a lossy copy, it is one. Where few sentences are left when
-   those of all speakers are taken together, each speaker's count by themselves;
-4. a session; 5. a recording: a few commands said many times cannot be told apart
-   by what they say.
+1. a speaker, with others in the same recordings, if there are enough speakers;
+2. a session, with clips elsewhere that repeat one of its sentences;
+3. a recording, with others that contain the same sentence, so that test has new sentences
+   (a sentence read twice, or a lossy copy, counts once). If that leaves too few groups,
+   sentences are compared only within each speaker;
+4. a session; 5. a recording: a few commands, each said many times, cannot be split
+   by sentence.
 
-What has a split keeps it, and the rest of its group follows: what was test stays test.
+An utterance keeps its split, and the rest of its group follows: test stays test.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ Ratios = tuple[float, float, float]
 Id = TypeVar("Id", bound=Hashable)
 IdOf = TypeVar("IdOf", bound=Hashable, covariant=True)
 
-MIN_SPEAKERS = 10  # named; with fewer, a split would be the voice of one or two people
-MANY_TEXTS = 30  # groups by text that are enough, however often each is said
-TEXT_SHARE = 0.5  # of the recordings, that groups by text must be where there are fewer than that
+MIN_SPEAKERS = 10  # named speakers; with fewer, a split would have only one or two voices
+MANY_TEXTS = 30  # groups by sentence that suffice, however often each is said
+TEXT_SHARE = 0.5  # of the recordings: least number of groups by sentence, if that is fewer
 
-SPREAD, SPREAD_BY_SPEAKER = 1.25, 3.0  # times what a split lacks that a group may have: speakers are few and large
-ENOUGH, ENOUGH_BY_SPEAKER = 0.9, 0.5  # of its test clips, from which a way to group is taken
+SPREAD, SPREAD_BY_SPEAKER = 1.25, 3.0  # maximum group size relative to what a split lacks: speakers are large groups
+ENOUGH, ENOUGH_BY_SPEAKER = 0.9, 0.5  # share of the wanted test clips that a grouping must reach
 
-# Shares by the number of clips that may be tested on, where none are asked for.
-TEST_SHARE, TEST_CLIPS, MOST_TEST_SHARE = 0.2, 100, 0.4  # a fifth, up to so many; of few clips up to two fifths
+# Default shares, by the number of clips that may enter test.
+TEST_SHARE, TEST_CLIPS, MOST_TEST_SHARE = 0.2, 100, 0.4  # a fifth, up to 100 clips; with few clips up to two fifths
 VAL_SHARE, VAL_CLIPS = 0.12, 50
-LEAST_SHARE = 0.04  # of val and of test, however many clips there are
+LEAST_SHARE = 0.04  # minimum of val and of test, however many clips there are
 
 
 class Placed(Protocol[IdOf]):
-    """What a split is found for: an utterance, or several of one recording and speaker that have one or none alike."""
+    """Anything that gets a split: an utterance, or several of one recording and speaker with the same split or none."""
 
     @property
     def id(self) -> IdOf: ...
@@ -58,28 +58,28 @@ class Placed(Protocol[IdOf]):
 
 
 Said = Callable[[], Iterable[tuple[str, str | None, str]]]
-"""Gives (recording, speaker, text) of every utterance, anew at each call."""
+"""Yields (recording, speaker, text) of every utterance, afresh at each call."""
 
-STRICTEST: tuple[Split, ...] = ("test", "val", "train")  # what is tested must not be learnt
+STRICTEST: tuple[Split, ...] = ("test", "val", "train")  # test clips must never be trained on
 
 
 def position(key: str) -> float:
-    """A hash of `key` as a number in [0, 1), the same on every machine."""
+    """Return a hash of `key` as a number in [0, 1), the same on every machine."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
 
 
 def strictest(splits: set[Split]) -> Split:
-    """Of several splits the one whose speech may least be learnt from."""
+    """Return the strictest of several splits: test, then val, then train."""
     return next(split for split in STRICTEST if split in splits)
 
 
 def sentence(text: str) -> str:
-    """What a text says, without case, punctuation and spacing: equal for the same sentence."""
+    """Return a text without case, punctuation and extra spaces, to recognise the same sentence."""
     return " ".join(unicodedata.normalize("NFC", text).casefold().translate(_LETTERS).split())
 
 
 class _Letters(dict[int, str]):
-    """Characters that count, others as spaces. Marks count: they are the vowel signs of Hindi and Thai."""
+    """Maps letters, marks and digits to themselves, others to spaces. Marks include vowel signs of Hindi and Thai."""
 
     def __missing__(self, code: int) -> str:
         self[code] = kept = chr(code) if unicodedata.category(chr(code))[0] in "LMN" else " "
@@ -90,15 +90,15 @@ _LETTERS = _Letters()
 
 
 def split_at(place: float, ratios: Ratios) -> Split:
-    """The split that a place in [0, 1) falls into."""
+    """Return the split that a place in [0, 1) falls into."""
     train, val, _ = ratios
     return "train" if place < train else "val" if place < train + val else "test"
 
 
 def usual_ratios(clips: int, least: int) -> Ratios:
-    """Shares for so many clips: enough test clips for a verdict (`least`) where that leaves the most for training.
+    """Return default shares: enough test clips for a promotion (`least`) if that leaves most clips for training.
 
-    50 clips are shared 24/6/20, 276 are 188/33/55, 10,000 are 9,200/400/400.
+    50 clips are split 24/6/20, 276 are split 188/33/55, and 10,000 are split 9,200/400/400.
     """
     if not clips:
         return 1 - 2 * LEAST_SHARE, LEAST_SHARE, LEAST_SHARE
@@ -116,18 +116,18 @@ def assign_splits(
     said: Said = tuple,
     afresh: bool = False,
 ) -> dict[Id, Split]:
-    """The split of each utterance, by its id.
+    """Return the split of each utterance, by its id.
 
-    `clips` says how many that may be tested on each stands for (None: one each); where it is
-    none, the hash alone decides, and keeps little from training. With `afresh` the shares are
-    of what has no split yet, whatever the others have. One that has a split keeps it. An
-    utterance that cannot enter any split without a leak has none: its recording joins
-    speakers who are in different splits already.
+    `clips` gives the number of clips that each stands for and that may enter test (None: one each);
+    if it is 0, the hash alone decides, and most go to train. With `afresh`, the shares apply to
+    utterances without a split, whatever the others have. An existing split never changes. An
+    utterance is missing from the result if every split would leak: its recording joins
+    speakers who are already in different splits.
     """
     counts = {one.id: 1 if clips is None else clips.get(one.id, 0) for one in utterances}
     recordings = {one.recording for one in utterances}
     wanted = _Wanted(utterances, counts, ratios, afresh=afresh)
-    alike = cache(partial(_by_text, recordings, said))  # gone through only where it is asked for
+    alike = cache(partial(_by_text, recordings, said))  # computed only if needed
     assigned: dict[Id, Split] = {}
     for grouping in _groupings(utterances, recordings, alike, sessions):
         assigned = _by_group(utterances, grouping, wanted, counts)
@@ -139,7 +139,7 @@ def assign_splits(
 
 
 class _Wanted:
-    """How many clips each split is to have."""
+    """The number of clips that each split should have."""
 
     def __init__(
         self, utterances: Sequence[Placed[Id]], counts: Mapping[Id, int], ratios: Ratios, *, afresh: bool
@@ -156,7 +156,7 @@ class _Wanted:
         self.trains = shares["train"] > 0
         val, test = (min(shares[split], LEAST_SHARE) for split in ("val", "test"))
         self.untested = (1 - val - test, val, test) if self.trains else ratios
-        """Shares of speech that may not be tested on yet: once reviewed, some of it should be left to test on."""
+        """Shares for speech that may not enter test yet: once it is reviewed, some should be available for test."""
 
 
 def _clips_of(assigned: Mapping[Id, Split], counts: Mapping[Id, int]) -> Counter[Split]:
@@ -170,13 +170,13 @@ def _clips_of(assigned: Mapping[Id, Split], counts: Mapping[Id, int]) -> Counter
 
 
 class _Joined:
-    """Names that were joined belong together: disjoint sets with path halving (Tarjan and van Leeuwen, 1984)."""
+    """Disjoint sets of names, with path halving (Tarjan and van Leeuwen, 1984)."""
 
     def __init__(self) -> None:
         self._parent: dict[str, str] = {}
 
     def root(self, name: str) -> str:
-        """The name that stands for all that are joined, whichever came first: their smallest."""
+        """Return the representative of a name's set: the smallest name, regardless of order."""
         parent = self._parent
         parent.setdefault(name, name)
         while parent[name] != name:
@@ -190,7 +190,7 @@ class _Joined:
 
 
 class _Grouping(Generic[Id]):
-    """A way to name the groups of utterances."""
+    """A way to group utterances."""
 
     def __init__(
         self,
@@ -200,7 +200,7 @@ class _Grouping(Generic[Id]):
         by_speaker: bool = False,
     ) -> None:
         self.name = name
-        self.finer = finer  # for what is in a group that lies in several splits already
+        self.finer = finer  # for utterances of a group that is already in several splits
         self.by_speaker = by_speaker
 
 
@@ -210,7 +210,7 @@ def _groupings(
     texts: Callable[[], Mapping[str, str] | None],
     sessions: Mapping[str, str | None],
 ) -> Iterator[_Grouping[Id]]:
-    """Ways to group, the strictest first."""
+    """Yield groupings, the strictest first."""
 
     def by_text(one: Placed[Id]) -> str:
         alike = texts()
@@ -239,12 +239,12 @@ def _groupings(
 
 
 def by_recording(one: Placed[Id]) -> str:
-    """The name of the group that a recording is by itself."""
+    """Return the group name of a single recording."""
     return f"recording {one.recording}"
 
 
 def _disjoint(utterances: Sequence[Placed[Id]]) -> bool:
-    """Whether speakers fill every split, each a single one: so it was begun, and so it goes on."""
+    """Whether speakers already fill every split, each in exactly one: then grouping by speaker continues."""
     found: dict[str, set[Split]] = {}
     for one in utterances:
         if one.split and one.speaker:
@@ -253,13 +253,13 @@ def _disjoint(utterances: Sequence[Placed[Id]]) -> bool:
 
 
 def _by_text(recordings: set[str], said: Said) -> dict[str, str] | None:
-    """For each recording the one that stands for all in which the same is said; None: too few texts.
+    """Map each recording to a representative of those with the same sentence; None: too few sentences.
 
-    Said by anybody or, where so few sentences are left, by the same speaker.
+    Sentences are compared over all speakers or, if that leaves too few groups, within each speaker.
     """
     for by_anybody in (True, False):
         joined = _Joined()
-        first: dict[int, str] = {}  # by a hash of speaker and sentence, which takes less memory than these
+        first: dict[int, str] = {}  # by a hash of speaker and sentence, to save memory
         for recording, speaker, text in said():
             key = sentence(text)
             if key:
@@ -275,12 +275,12 @@ def _by_text(recordings: set[str], said: Said) -> dict[str, str] | None:
 def _speaker_groups(
     utterances: Sequence[Placed[Id]], unnamed: Callable[[Placed[Id]], str]
 ) -> tuple[Callable[[Placed[Id]], str], int]:
-    """Names the group of an utterance, and how many groups have a speaker's name.
+    """Return a function that names an utterance's group, and the number of groups with a named speaker.
 
-    Speakers who hang together by their recordings are one group, with these.
+    Speakers who share a recording are in one group.
     """
     joined = _Joined()
-    heard: dict[str, str] = {}  # a speaker of each recording
+    heard: dict[str, str] = {}  # one speaker of each recording
     for utterance in utterances:
         if utterance.speaker:
             joined.join(utterance.speaker, heard.setdefault(utterance.recording, utterance.speaker))
@@ -331,7 +331,7 @@ def _by_group(
         elif len(before) == 1:
             assigned[utterance.id] = next(iter(before))
         elif group in torn:
-            # Only what all its speakers' splits agree on is without a leak.
+            # A recording does not leak only if all its speakers are in the same split.
             known = [of_speaker.get(one, set()) for one in speakers.get(utterance.recording, ())]
             if known and all(known) and len(set().union(*known)) == 1:
                 assigned[utterance.id] = next(iter(known[0]))
@@ -348,10 +348,10 @@ def _torn(
     of_group: Mapping[str, set[Split]],
     of_speaker: Mapping[str, set[Split]],
 ) -> set[str]:
-    """Groups of speakers of several splits who hang together by recordings that came later."""
+    """Return groups of speakers from several splits that recordings added later have joined."""
     if not grouping.by_speaker:
         return set()
-    # Where one speaker is in several splits, recordings were all that there was to divide.
+    # If a speaker is in several splits, the dataset was split by recording.
     divided = {grouping.name(one) for one in utterances if len(of_speaker.get(one.speaker or "", ())) > 1}
     return {group for group, splits in of_group.items() if len(splits) > 1 and group not in divided}
 
@@ -359,9 +359,9 @@ def _torn(
 def _shared_out(
     free: Mapping[str, list[Id]], wanted: _Wanted, counts: Mapping[Id, int], *, spread: float
 ) -> dict[Id, Split]:
-    """Give groups, in the order of their hashes, to the splits that lack clips: test first, then val.
+    """Assign groups, in the order of their hashes, to the splits that lack clips: test first, then val.
 
-    A group with more than `spread` times what a split lacks is passed over.
+    A split never gets a group that is larger than `spread` times what it lacks.
     """
     missing = dict(wanted.missing)
     assigned: dict[Id, Split] = {}
@@ -382,7 +382,7 @@ def _shared_out(
 def _fill(
     utterances: Sequence[Placed[Id]], assigned: dict[Id, Split], wanted: _Wanted, counts: Mapping[Id, int]
 ) -> dict[Id, Split]:
-    """Give each empty split a free recording: with few, or long, ones none fitted."""
+    """Give each empty split an unassigned recording: with few or long recordings, no group may have fitted."""
     parts: dict[str, list[Id]] = {}  # ids of each recording's utterances
     for utterance in utterances:
         parts.setdefault(utterance.recording, []).append(utterance.id)
@@ -393,7 +393,7 @@ def _fill(
         have = _clips_of(assigned, counts)
         if have[split] > 0:
             continue
-        # A split is not emptied to fill another.
+        # Do not empty one split to fill another.
         spare = [one for one in free if sizes[one] and have[assigned[parts[one][0]]] > sizes[one]]
         if spare:
             free.remove(spare[0])

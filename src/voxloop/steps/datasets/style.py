@@ -1,4 +1,4 @@
-"""How texts are written, with or without case and punctuation, and both taken over from what a recogniser wrote."""
+"""Detect case and punctuation in texts, and copy both from a recogniser's output."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from difflib import SequenceMatcher
 from voxloop.speech.text import CHARACTER_LANGUAGES
 from voxloop.steps.datasets.splits import sentence
 
-PLAIN = 0.05  # share of texts with case (or punctuation) up to which the others' lack of it is the style
+PLAIN = 0.05  # maximum share of texts with case (or punctuation) for the style to count as plain
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Style:
-    """How the texts of one language are written."""
+    """The style of the texts in one language."""
 
     clips: int
-    cased: float | None  # share of the texts that have both capitals and small letters; None: no case in the script
-    punctuated: float  # share of the texts that have punctuation between or after words
+    cased: float | None  # share of texts with both upper and lower case; None: the script has no case
+    punctuated: float  # share of texts with punctuation between or after words
 
     @property
     def plain(self) -> bool:
-        """Whether they have neither case nor punctuation."""
+        """Whether the texts have neither case nor punctuation."""
         return (self.cased is None or self.cased <= PLAIN) and self.punctuated <= PLAIN
 
 
 class Styles:
-    """Counts texts by language as they go by."""
+    """Counts the styles of texts by language."""
 
     def __init__(self) -> None:
         self._counts: dict[str | None, list[int]] = {}  # clips, with letters that have case, cased, punctuated
@@ -43,7 +43,7 @@ class Styles:
         counts[3] += any(_has_punctuation(word) for word in text.split())
 
     def found(self) -> dict[str | None, Style]:
-        """The style of each language, the one with most texts first."""
+        """Return the style of each language, most texts first."""
         return {
             language: Style(clips=clips, cased=cased / with_case if with_case else None, punctuated=marked / clips)
             for language, (clips, with_case, cased, marked) in sorted(
@@ -53,7 +53,7 @@ class Styles:
 
 
 def styles_of(texts: Iterable[tuple[str, str | None]]) -> dict[str | None, Style]:
-    """The style of texts, given with their languages."""
+    """Return the style of (text, language) pairs by language."""
     counted = Styles()
     for text, language in texts:
         counted.add(text, language)
@@ -61,7 +61,7 @@ def styles_of(texts: Iterable[tuple[str, str | None]]) -> dict[str | None, Style
 
 
 def _has_punctuation(word: str) -> bool:
-    """Whether punctuation stands at an end of a word; apostrophes and hyphens inside are spelling."""
+    """Whether a word begins or ends with punctuation; apostrophes and hyphens are spelling."""
     return any(
         unicodedata.category(end) in ("Po", "Pd", "Ps", "Pe", "Pi", "Pf") and end not in "'’-"
         for end in (word[0], word[-1])
@@ -69,10 +69,10 @@ def _has_punctuation(word: str) -> bool:
 
 
 def restored(text: str, heard: str, language: str | None) -> str:
-    """A text with the case and the punctuation of `heard`, word by word, where the words agree.
+    """Return a text with the case and punctuation of `heard`, word by word, where the words match.
 
-    Words that differ stay as they are. Empty where no word agrees, and for languages
-    that are written without spaces.
+    Words that differ do not change. Returns an empty text if no word matches, and for
+    languages written without spaces.
     """
     if language in CHARACTER_LANGUAGES:
         return ""

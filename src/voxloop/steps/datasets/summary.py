@@ -1,4 +1,4 @@
-"""What a dataset holds, in numbers: hours, speakers, languages, lengths, vocabulary."""
+"""Summarise a dataset: hours, speakers, languages, clip lengths, vocabulary."""
 
 from __future__ import annotations
 
@@ -16,39 +16,39 @@ from voxloop.steps.recordings.listing import encodings
 if TYPE_CHECKING:
     from voxloop.workspace import Workspace
 
-LENGTHS_S = (0.0, 0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0, 30.0)  # edges of the histogram; the last bin takes the rest
+LENGTHS_S = (0.0, 0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0, 30.0)  # histogram edges; the last bin is open-ended
 UNKNOWN = "unknown"
 FREQUENT = 20  # words listed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SplitSummary:
-    """One split."""
+    """The summary of one split."""
 
     clips: int
     hours: float
-    speakers: int  # known by name
+    speakers: int  # named speakers
     recordings: int
     words: int
     vocabulary: int  # different words, normalised
-    unseen: int  # words, counted as often as they are said, that the training split does not have
-    heard: int  # clips whose sentence is said in a training clip, too
-    machine: int  # clips whose text no person wrote
-    lengths: tuple[int, ...]  # clips by length, between the edges LENGTHS_S
+    unseen: int  # word tokens that do not occur in train
+    heard: int  # clips whose sentence also occurs in train
+    machine: int  # clips with machine text
+    lengths: tuple[int, ...]  # clips by length, with the edges LENGTHS_S
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Summary:
-    """A dataset as a whole."""
+    """The summary of a whole dataset."""
 
     splits: dict[Split, SplitSummary]
-    speakers: dict[str, dict[Split, float]]  # hours by speaker and split, the most first
-    languages: dict[str, dict[Split, float]]  # hours by language and split, the most first
+    speakers: dict[str, dict[Split, float]]  # hours by speaker and split, most hours first
+    languages: dict[str, dict[Split, float]]  # hours by language and split, most hours first
     lengths_s: tuple[float, ...]
     words: int
     vocabulary: int
-    frequent: tuple[tuple[str, int], ...]  # words with how often they are said
-    once: int  # words said once
+    frequent: tuple[tuple[str, int], ...]  # words with their counts
+    once: int  # words that occur once
 
     @property
     def hours(self) -> float:
@@ -57,22 +57,22 @@ class Summary:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DatasetDetails:
-    """A frozen dataset with what it holds."""
+    """A frozen dataset with its summary and warnings."""
 
     dataset: Dataset
     summary: Summary
-    reviewed: int  # utterances left out although a person had written or accepted their text
+    reviewed: int  # excluded utterances whose text a person wrote or accepted
     advice: Advice
-    encodings: dict[str, int]  # clips by codec, rate and channels of the files they came from, the most first
+    encodings: dict[str, int]  # clips by codec, rate and channels of their source files, most clips first
 
     def as_dict(self) -> dict[str, Any]:
-        """The dataset's fields, its summary, what it lacks, and what its source files are."""
+        """Return the dataset's fields, its summary, its warnings and its source encodings."""
         named = {f.name: getattr(self.dataset, f.name) for f in fields(self.dataset)}
         return named | {"summary": self.summary, "advice": self.advice, "encodings": self.encodings}
 
 
 def details(ws: Workspace, name: str | None = None) -> DatasetDetails:
-    """The dataset of this id or the newest of this name (None: of all), with what it holds. Raises UnknownRecord."""
+    """Return the dataset of this id, or the newest of this name (None: of all), in detail. Raises UnknownRecord."""
     dataset = find(ws, name)
     reviewed = len(exclusions(ws, dataset.id, reviewed=True))
     clips = Counter(row.recording for row in rows(ws, dataset.id))
@@ -88,12 +88,12 @@ def details(ws: Workspace, name: str | None = None) -> DatasetDetails:
 
 
 def summarise(ws: Workspace, dataset: str) -> Summary:
-    """Count what a dataset holds. Words are normalised as they are where error rates are counted."""
+    """Summarise a dataset. Words are normalised as for error rates."""
     return summary_of(rows(ws, dataset))
 
 
 def summary_of(listed: Iterable[DatasetRow]) -> Summary:
-    """As `summarise`, of rows at hand."""
+    """Summarise rows, as `summarise` does for a dataset."""
     words: dict[Split, Counter[str]] = {split: Counter() for split in SPLITS}
     held: dict[Split, list[DatasetRow]] = {split: [] for split in SPLITS}
     speakers: dict[str, dict[Split, float]] = {}

@@ -1,4 +1,4 @@
-"""Export: a model leaves the workspace in the forms that other programs read, tried in each of them, with its card."""
+"""Export models in the formats of other programs, with a model card, and test them in each program."""
 
 from voxloop.steps.exporting.trial import Trial
 from voxloop.steps.exporting.writing import FORMATS, ExportedModel, export_model

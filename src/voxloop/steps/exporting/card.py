@@ -1,6 +1,6 @@
-"""The card of an exported model (README.md): what it is, how well it was measured, and how to run it.
+"""The card of an exported model (README.md): what it is, its error rates, and how to run it.
 
-Nobody's name, no path and no file name of the workspace goes into it. Whatever comes from outside is escaped.
+It contains no names of people, no paths and no file names of the workspace. External text is escaped.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LIBRARIES: Mapping[ExportFormat, str] = {
 }
 ISO_639 = re.compile(r"[a-z]{2,3}")
 STARTER_LICENCE = "cc-by-sa-4.0"
-# Of a recipe: what says where things lie, and who sees to the run.
+# Recipe entries that reveal locations, or who looks after the run.
 PRIVATE = ("noise_folder", "replay_from", "trackers", "why")
 
 
@@ -44,7 +44,7 @@ def write(
     nested: bool,
     completed: bool,
 ) -> str:
-    """The card as Markdown, with the front matter that the Hub reads; `nested`: each format has its own folder."""
+    """Return the card as Markdown with front matter for the Hub; `nested`: each format has its own folder."""
     with ws.read() as reader:
         run = reader.find(Run, model.run) if model.run else None
         dataset = reader.find(Dataset, run.dataset) if run else None
@@ -68,7 +68,7 @@ def write(
 
 
 def escaped(value: object) -> str:
-    """Text from outside as Markdown that means these letters and nothing else, on one line."""
+    """Escape external text, so that Markdown shows it literally on one line."""
     line = " ".join(str(value).split())
     return re.sub(r"([\\`*_{}\[\]<>()#+!|~$&-])", r"\\\1", line)
 
@@ -79,7 +79,7 @@ def _base(ws: Workspace, model: Model) -> Model | None:
     try:
         return models.base_model(ws, model.base)
     except VoxloopError:
-        return None  # it is gone since: the card does without
+        return None  # it was deleted: the card omits it
 
 
 def _comparable(one: Evaluation, after: Evaluation, base: str) -> bool:
@@ -87,13 +87,13 @@ def _comparable(one: Evaluation, after: Evaluation, base: str) -> bool:
         one.model == base
         and one.dataset == after.dataset
         and one.normaliser == after.normaliser
-        # What each was decoded with at all; the base is heard at the context that it was made for.
+        # Compare only the beam size; the base is decoded with its own audio context.
         and Decoding.from_dict(one.decoding).beams == Decoding.from_dict(after.decoding).beams
     )
 
 
 def _called(model: Model) -> str:
-    """What a base is called outside of this machine."""
+    """Return a base model's public name."""
     if model.where == models.STARTER:
         return "Voxloop's starter"
     if model.run is None and not Path(model.where).is_absolute():
@@ -102,7 +102,7 @@ def _called(model: Model) -> str:
 
 
 def _title(model: Model, base: Model | None) -> str:
-    return escaped(model.name or (f"{_called(base)}, tuned" if base else _called(model)))
+    return escaped(model.name or (f"{_called(base)}, fine-tuned" if base else _called(model)))
 
 
 def _front_matter(
@@ -112,7 +112,7 @@ def _front_matter(
     languages: Sequence[str],
     after: Evaluation | None,
 ) -> str:
-    """YAML whose every value is written as JSON, which YAML reads as well."""
+    """Write YAML with every value as JSON, which is valid YAML."""
     root = base or model
     tags = [model.family, "voxloop", *(LIBRARIES[one] for one in formats)]
     told: dict[str, Any] = {
@@ -143,14 +143,14 @@ def _origin(model: Model, run: Run | None, base: Model | None) -> str:
     if run is None:
         return f"{escaped(_called(model))}, exported by Voxloop {__version__}. `{model.id}`\n"
     how = "LoRA adapters" if run.method == "lora" else "all weights"
-    of = escaped(_called(base)) if base else "a model that is gone since"
-    return f"{of}, tuned ({how}) and exported by Voxloop {__version__}. `{model.id}`\n"
+    of = escaped(_called(base)) if base else "a base model that has been deleted"
+    return f"{of}, fine-tuned ({how}) and exported by Voxloop {__version__}. `{model.id}`\n"
 
 
 def _measured(before: Evaluation | None, after: Evaluation | None) -> Iterator[str]:
-    yield "## How well it was measured\n"
+    yield "## Evaluation\n"
     if after is None:
-        yield "It was not measured: `voxloop evaluate` measures a model on frozen test references.\n"
+        yield "Not evaluated: run `voxloop evaluate` to measure a model on frozen test references.\n"
         return
     rows = [("after", after)] if before is None else [("before", before), ("after", after)]
     lines = ["| | WER | 95 % interval | CER | clips | words |", "|---|---|---|---|---|---|"]
@@ -165,36 +165,37 @@ def _measured(before: Evaluation | None, after: Evaluation | None) -> Iterator[s
     decoding = Decoding.from_dict(after.decoding)
     how = "greedy" if decoding.beams == 1 else f"{decoding.beams} beams"
     yield (
-        f"On references that people wrote or accepted, which the training never read; texts normalised by "
-        f"{escaped(after.normaliser)}, decoded by {escaped(decoding.engine)}, {how}, context "
-        f"{decoding.audio_context}. Intervals by a bootstrap over recordings.\n"
+        f"Measured on references that people wrote or accepted, and that training did not use. Normaliser: "
+        f"{escaped(after.normaliser)}. Decoding: {escaped(decoding.engine)}, {how}, audio context "
+        f"{decoding.audio_context}. Confidence intervals: bootstrap over recordings.\n"
     )
 
 
 def _trial(tried: Trial | None) -> Iterator[str]:
     yield "## In other programs\n"
     if tried is None:
-        yield "It was exported without a trial.\n"
+        yield "The export was not tested in other programs.\n"
         return
     if tried.wer is None:
-        yield "There were no test references to try it on: the programs below opened it, or did not.\n"
+        yield "There were no test references: the table shows only which programs could open the model.\n"
     else:
         yield (
-            f"Read once before the export was called done: {tried.clips} test clips, {tried.seconds:.0f} s, "
-            f"{tried.words} words. Voxloop itself: WER {100 * tried.wer:.1f} %.\n"
+            f"Each program transcribed the same test clips during the export: {tried.clips} "
+            f"{'clip' if tried.clips == 1 else 'clips'}, {tried.seconds:.0f} s, {tried.words} "
+            f"{'word' if tried.words == 1 else 'words'}. Voxloop: WER {100 * tried.wer:.1f} %.\n"
         )
-    lines = ["| program | version | WER | texts unlike Voxloop's | |", "|---|---|---|---|---|"]
+    lines = ["| program | version | WER | texts that differ from Voxloop's | |", "|---|---|---|---|---|"]
     lines += [_line(one, tried) for one in tried.outcomes]
     yield "\n".join(lines) + "\n"
     if tried.remedy:
-        yield f"**More than 1 point above Voxloop**: {tried.remedy}.\n"
+        yield f"**WER more than 1 point above Voxloop's**: {tried.remedy}.\n"
     if any(one.late for one in tried.outcomes):
-        yield "Ends of segments are not to be relied on: some lie behind the end of the clip.\n"
+        yield "Segment end times are unreliable: some are after the end of the clip.\n"
 
 
 def _line(one: Outcome, tried: Trial) -> str:
     if one.missing:
-        return f"| {one.program} | {one.version or '–'} | – | – | not tried: {escaped(one.missing)} |"
+        return f"| {one.program} | {one.version or '–'} | – | – | not tested: {escaped(one.missing)} |"
     if one.wer is None:
         return f"| {one.program} | {one.version} | – | – | opens |"
     note = "worse" if one in tried.worse else ""
@@ -214,16 +215,20 @@ def _data(ws: Workspace, dataset: Dataset | None) -> Iterator[str]:
     rows = datasets.rows(ws, dataset.id)
     train = [row for row in rows if row.split == "train"]
     speakers = len({row.speaker for row in train if row.speaker})
-    languages = ", ".join(_languages(ws, dataset)) or "not said"
-    yield "## What it learnt from\n"
+    languages = ", ".join(_languages(ws, dataset)) or "unknown"
+    yield "## Training data\n"
     yield (
-        f"- train: {len(train)} clips, {60 * dataset.hours.get('train', 0):.1f} minutes, "
+        f"- train: {_clips(len(train))}, {60 * dataset.hours.get('train', 0):.1f} minutes, "
         f"{speakers or 'unnamed'} speaker{'' if speakers == 1 else 's'}\n"
-        f"- val: {dataset.clips.get('val', 0)} clips, test: {dataset.clips.get('test', 0)} clips\n"
+        f"- val: {_clips(dataset.clips.get('val', 0))}, test: {_clips(dataset.clips.get('test', 0))}\n"
         f"- languages: {languages}\n"
-        f"- texts: {sum(row.kind == 'reference' for row in train)} of {len(train)} a person's\n"
+        f"- human transcripts: {sum(row.kind == 'reference' for row in train)} of {len(train)}\n"
         f"- dataset `{dataset.id}`\n"
     )
+
+
+def _clips(count: int) -> str:
+    return f"{count:,} {'clip' if count == 1 else 'clips'}"
 
 
 def _usage(formats: Sequence[ExportFormat], base: Model | None, *, nested: bool, trimmed: bool) -> Iterator[str]:
@@ -235,7 +240,7 @@ def _usage(formats: Sequence[ExportFormat], base: Model | None, *, nested: bool,
         place = "FOLDER/transformers" if nested else "FOLDER"
         yield (
             f"Voxloop: `VOXLOOP_BASE_MODEL={place} voxloop transcribe recording.wav`"
-            + (" reads clips at their own length, as the model was trained" if trimmed else "")
+            + (" feeds clips at their own length, as in training" if trimmed else "")
             + "\n"
         )
 
@@ -276,29 +281,30 @@ _USAGE = {"transformers": _transformers, "ctranslate2": _ctranslate2, "ggml": _g
 
 def _limits(model: Model, tried: Trial | None, completed: bool) -> Iterator[str]:
     yield "## Limits\n"
-    lines = ["- Other voices, rooms and topics than those it was tuned on may be heard worse."] if model.run else []
+    lines = ["- Voices, rooms and topics that the training data lacks may be recognised worse."] if model.run else []
     if completed:
         lines.append(
-            "- It never learnt time stamps. Its vocabulary was completed so that programs which ask for them get the "
-            "text with one segment from 0.00 s to the end of the sound."
+            "- It was not trained to predict time stamps. Its vocabulary was extended so that programs that request "
+            "them get the text as one segment from 0.00 s to the end of the audio."
         )
     if tried and tried.context == "trimmed":
         lines.append(
-            "- It was trained on clips at their own length. Programs that pad every clip to 30 s, which is all but "
-            "Voxloop, may hear it worse: see the table above."
+            "- It was trained on clips at their own length. All programs but Voxloop pad every clip to 30 s, which "
+            "may raise the error rate: see the table above."
         )
     if model.forgotten:
         lines.append(
-            f"- It learnt from {model.forgotten} utterances that were removed since; a model cannot unlearn them."
+            f"- Removed from the workspace since training: {model.forgotten} of its training utterances. A model "
+            "cannot unlearn them."
         )
-    lines.append("- The licence of its base holds for it, too.")
+    lines.append("- The licence of its base model also applies to it.")
     yield "\n".join(lines) + "\n"
 
 
 def _settings(run: Run | None) -> Iterator[str]:
     if run is None:
         return
-    yield "## Settings of the run\n"
+    yield "## Training settings\n"
     known = {name: value for name, value in sorted(run.recipe.items()) if name not in PRIVATE}
     lines = ["| setting | value |", "|---|---|"]
     lines += [

@@ -1,7 +1,7 @@
-"""The trial of an export: every installed program opens what was written and reads a few clips as Voxloop reads them.
+"""Test an export: every installed program opens it and transcribes a few clips, to compare with Voxloop.
 
-The clips are frozen test references: of the dataset that the model learnt from, else of the newest that has any. Where
-there are none, each program is made to open the export and read a second of silence, and nothing is counted.
+The clips are frozen test references, from the dataset that the model was trained on, else from the newest that has
+any. Without such clips, each program only opens the export and transcribes a second of silence.
 """
 
 from __future__ import annotations
@@ -30,38 +30,38 @@ if TYPE_CHECKING:
     from voxloop.workspace import Workspace
 
 CLIPS = 8
-MAX_POINTS = 0.01  # of WER above Voxloop's own: more is told with a remedy
-LATE_S = 1.0  # a segment that ends so much later than its clip has a wrong time
+MAX_POINTS = 0.01  # WER above Voxloop's own: a greater difference is reported with a remedy
+LATE_S = 1.0  # a segment that ends this much after its clip has a wrong time
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """What one program read, beside what Voxloop read."""
+    """The result of one program, compared with Voxloop's."""
 
     format: ExportFormat
     program: str
     version: str | None
-    missing: str | None  # why it read nothing; None: it did
+    missing: str | None  # why it was not tested; None: it was
     wer: float | None = None
-    different: int = 0  # clips whose normalised text is not Voxloop's
-    late: int = 0  # clips whose last segment ends a second or more behind the clip
-    examples: tuple[tuple[str, str], ...] = ()  # Voxloop's text and the other, of the first that differ
+    different: int = 0  # clips whose normalised text differs from Voxloop's
+    late: int = 0  # clips whose last segment ends a second or more after the clip
+    examples: tuple[tuple[str, str], ...] = ()  # Voxloop's and the program's text, of the first clips that differ
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trial:
-    """What the installed programs made of an export."""
+    """The results of all installed programs."""
 
     clips: int
     seconds: float
     words: int
-    wer: float | None  # Voxloop's own, as it is served; None: there was no speech with references
-    context: str  # that Voxloop feeds the model: trimmed, or full (30 s) as the other programs do
+    wer: float | None  # Voxloop's own; None: there were no test references
+    context: str  # Voxloop's audio context: trimmed, or full (30 s) as in the other programs
     outcomes: tuple[Outcome, ...]
 
     @property
     def worse(self) -> tuple[Outcome, ...]:
-        """Programs that make errors above Voxloop's by more than a point."""
+        """Programs whose WER is more than a point above Voxloop's."""
         return tuple(
             one
             for one in self.outcomes
@@ -70,17 +70,17 @@ class Trial:
 
     @property
     def remedy(self) -> str | None:
-        """What to do about `worse`; None where there is nothing to be done."""
+        """What to do about `worse`; None if there are none."""
         if not self.worse:
             return None
         if self.context == "trimmed":
             return (
-                "other programs pad every clip to 30 s, and this model was trained on clips at their own length: "
-                "run it with Voxloop, or train with `--set audio_context=full` and export that"
+                "other programs pad every clip to 30 s, but this model was trained on clips at their own length; "
+                "run it with Voxloop, or train with `--set audio_context=full` and export that model"
             )
         return (
-            "try it on more clips (`--clips 50`): of so few a single word counts for much; "
-            "where the difference stays, run it with Voxloop"
+            "test it on more clips (`--clips 50`), since with few clips a single word matters; if the difference "
+            "remains, run it with Voxloop"
         )
 
 
@@ -94,7 +94,7 @@ def run(
     clips: int = CLIPS,
     progress: Progress | None = None,
 ) -> Trial:
-    """Have every program read the same test clips; `shape` is the model in transformers' form."""
+    """Have every program transcribe the same test clips; `shape` is the model in transformers format."""
     rows = _clips(ws, model, clips)
     kind = family(model.family)
     portable = require(kind, "other programs")
@@ -134,7 +134,7 @@ def run(
 
 
 def _clips(ws: Workspace, model: Model, count: int) -> list[DatasetRow]:
-    """Test references of the dataset that the model learnt from, or of the newest; spread over its recordings."""
+    """Return test references of the model's dataset, or of the newest, spread over its recordings."""
     with ws.read() as reader:
         run = reader.find(Run, model.run) if model.run else None
         frozen = reader.all(Dataset, order=tables.dataset.c.created.desc())
@@ -151,7 +151,7 @@ def _sound(ws: Workspace, row: DatasetRow) -> Waveform:
 
 
 def _context(shape: Path) -> str:
-    """What the model was tuned at, as its config says."""
+    """Return the audio context that the model was trained with, from its config."""
     found: str = json.loads((shape / "config.json").read_text(encoding="utf-8")).get("voxloop_audio_context", "full")
     return found
 

@@ -1,9 +1,9 @@
-"""Writing an exported model: a new folder that appears whole, or not at all.
+"""Write an exported model into a new folder, completely or not at all.
 
-transformers  the merged weights, completed for other programs (`families.whisper.portable`)
-ctranslate2   converted from that, for faster-whisper
-ggml          written from that, for whisper.cpp
-peft          the adapter alone, for the base that it was trained on
+transformers  the merged weights, extended for other programs (`families.whisper.portable`)
+ctranslate2   converted from these, for faster-whisper
+ggml          converted from these, for whisper.cpp
+peft          only the adapter, for the base that it was trained on
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ if TYPE_CHECKING:
 
 FORMATS: tuple[ExportFormat, ...] = ("transformers", "ctranslate2", "ggml", "peft")
 ALL = "all"
-ADAPTER = "adapter"  # folder of a model's files, where it was trained as LoRA
-BASE = "base"  # of an exported adapter: the folder of a base that no Hub has
+ADAPTER = "adapter"  # subfolder of a model trained with LoRA
+BASE = "base"  # subfolder of an exported adapter, for a base that is not on the Hub
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExportedModel:
-    """What was written, and what other programs made of it."""
+    """An exported model, with its results in other programs."""
 
     model: str
     folder: Path
     formats: tuple[ExportFormat, ...]
-    trial: Trial | None  # None: it was not asked for
-    completed: bool  # time stamp tokens were added to its vocabulary
+    trial: Trial | None  # None: not requested
+    completed: bool  # whether time stamp tokens were added to its vocabulary
 
 
 def export_model(
@@ -59,11 +59,11 @@ def export_model(
     clips: int = trial.CLIPS,
     progress: Progress | None = None,
 ) -> ExportedModel:
-    """Write a model and its card into a new folder, and have the programs that it is for read `clips` test clips.
+    """Write a model and its card into a new folder, and test it on `clips` test clips in the target programs.
 
-    `format` is one of `FORMATS`, whose files lie in the folder itself, or `all`: each in a folder of its name.
-    `compute_type` is CTranslate2's. Raises UsageError for a format that the model lacks, ExportError where the
-    folder exists or cannot be written.
+    `format` is one of `FORMATS`, written to the folder itself, or `all`, each in a subfolder of its name.
+    `compute_type` is CTranslate2's. Raises UsageError for a format that the model does not support, and ExportError
+    if the folder exists or cannot be written.
     """
     model = models.base_model(ws, name)
     kind = family(model.family)
@@ -94,7 +94,7 @@ def export_model(
 
 
 def _formats(model: Model, kind: Family, asked: str) -> tuple[ExportFormat, ...]:
-    """The formats that are meant. Raises UsageError for one that the model lacks."""
+    """Return the requested formats. Raises UsageError for one that the model does not support."""
     known = {
         "transformers": True,
         "ctranslate2": "ctranslate2" in kind.capabilities,
@@ -106,17 +106,17 @@ def _formats(model: Model, kind: Family, asked: str) -> tuple[ExportFormat, ...]
     if asked not in known:
         raise UsageError(f"there is no format {asked!r}{nearest(asked, (*FORMATS, ALL))}")
     if asked == "peft" and not known["peft"]:
-        raise UsageError("all weights of this model were trained, so it has no adapter: export it as transformers")
+        raise UsageError("this model was trained with all weights and has no adapter: export it as transformers")
     if not known[asked]:
-        raise UsageError(f"models of the family {kind.name} have no form {asked}: export it as transformers")
+        raise UsageError(f"models of the {kind.name} family do not support {asked}: export it as transformers")
     return tuple(one for one in FORMATS if one == asked)
 
 
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """A folder to write into, which becomes `target` at the block's end; where the block fails, nothing is left.
+    """Create a folder that becomes `target` at the end of the block; if the block fails, nothing remains.
 
-    Raises ExportError where `target` exists, as a file, a device or a link too, or cannot be written.
+    Raises ExportError if `target` exists (also as a file, a device or a link) or cannot be written.
     """
     from safetensors import SafetensorError
 
@@ -130,10 +130,10 @@ def new_folder(target: Path) -> Iterator[Path]:
         partial.rename(target)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise ExportError(f"{target} cannot be written ({reason}): make room there, or name another place") from error
+        raise ExportError(f"cannot write {target} ({reason}): free space there, or choose another folder") from error
     except ModelError as error:
-        if isinstance(error.__cause__, OSError):  # CTranslate2's converter met it
-            raise ExportError(f"{target} cannot be written ({error.__cause__.strerror})") from error
+        if isinstance(error.__cause__, OSError):  # from CTranslate2's converter
+            raise ExportError(f"cannot write {target} ({error.__cause__.strerror}): choose another folder") from error
         raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -142,14 +142,14 @@ def new_folder(target: Path) -> Iterator[Path]:
 def _check_absent(target: Path) -> None:
     if os.path.lexists(target):
         what = "a link" if target.is_symlink() else "a folder" if target.is_dir() else "a file or a device"
-        raise ExportError(f"{target} exists already, as {what}: name a folder that does not exist yet")
+        raise ExportError(f"{target} already exists as {what}: choose a folder that does not exist yet")
 
 
 # Adapters ------------------------------------------------------------------------------------------------------------
 
 
 def _write_adapter(ws: Workspace, model: Model, source: Path, target: Path) -> Path:
-    """Write a PEFT folder with the tokenizer, and its base beside it where no Hub has that; the base's folder."""
+    """Write a PEFT folder with the tokenizer, and with the base if that is not on the Hub. Return the base's folder."""
     target.mkdir(parents=True, exist_ok=True)
     base = models.base_model(ws, model.base)
     base_folder = Path(models.model_folder(ws, base))
@@ -163,14 +163,14 @@ def _write_adapter(ws: Workspace, model: Model, source: Path, target: Path) -> P
     if hub_id is None:
         shutil.copytree(base_folder, target / BASE, ignore=shutil.ignore_patterns(ADAPTER, "README.md"))
     config = json.loads((target / "adapter_config.json").read_text(encoding="utf-8"))
-    # What it holds otherwise is a folder of this machine.
+    # By default this is a path on this machine.
     config["base_model_name_or_path"] = hub_id or BASE
     (target / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return base_folder
 
 
 def hub_name(base: Model) -> str | None:
-    """The Hub id of a base in transformers' form; None where it did not come from the Hub."""
+    """Return the Hub id of a base in transformers format; None if it did not come from the Hub."""
     if base.run is not None or base.where == models.STARTER or Path(base.where).is_absolute():
         return None
     return hub.original(hub.repository(base.where))

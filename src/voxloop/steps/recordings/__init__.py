@@ -1,4 +1,4 @@
-"""Ingest: audio files, folders and their metadata become Recordings, each stored once under the hash of its samples."""
+"""Ingest: turn audio files, folders and metadata into Recordings, stored once under the hash of their samples."""
 
 from voxloop.steps.recordings.conversion import audio_key
 from voxloop.steps.recordings.ingesting import IngestProgress, IngestReport, ingest, read_audio

@@ -1,4 +1,4 @@
-"""From a file to the stored form, in this process or in several: decode, measure, encode, hash."""
+"""Convert files to the stored format, in one process or several: decode, measure, encode, hash."""
 
 from __future__ import annotations
 
@@ -25,66 +25,66 @@ from voxloop.records import SAMPLE_RATE, Encoding, Quality
 from voxloop.speech import audio, decoder_messages, quality
 from voxloop.steps.recordings.sources import Item, Refusal
 
-CHUNK = 8  # files handed to a worker process at once
-FORK_BYTES = 64 << 20  # of audio files: for less, starting processes takes longer than the work
-SPOOL_SAMPLES = 60 * SAMPLE_RATE  # longer audio goes through a file on the disk: many files are held at once
-STALE_S = 3600.0  # a spool folder without a lock is one that is just being made, unless it is older
+CHUNK = 8  # files sent to a worker process at a time
+FORK_BYTES = 64 << 20  # of audio files: with less, starting processes takes longer than the work
+SPOOL_SAMPLES = 60 * SAMPLE_RATE  # longer audio goes to a file on disk, since many files are held at once
+STALE_S = 3600.0  # a spool folder without a lock is being created, unless it is older
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Converted:
-    """A file's audio, or that of one of its channels, in the stored form."""
+    """The audio of a file, or of one of its channels, in the stored format."""
 
     id: str
     samples: int
     quality: Quality
     wav: bytes | Path  # Path: a spooled file
-    channel: int | None = None  # None: all of them, mixed
+    channel: int | None = None  # None: all channels, mixed
     encoding: Encoding | None = None
-    notes: tuple[str, ...] = ()  # what was not as it should be in the file, a sentence each
+    notes: tuple[str, ...] = ()  # problems found in the file, a sentence each
 
     @property
     def held(self) -> int:
-        """Bytes in memory or on the disk until it is stored."""
+        """Bytes in memory or on disk until it is stored."""
         return audio.WAV_HEADER_BYTES + audio.SAMPLE_BYTES * self.samples
 
 
 def audio_key(recording_id: str) -> str:
-    """Where a recording's WAV lies among the blobs."""
+    """Return the blob key of a recording's WAV."""
     return f"audio/{recording_id}.wav"
 
 
 ConversionResult = tuple[Converted, ...] | Refusal
-"""A file's channels, one where they are mixed; or why it was not taken."""
+"""A file's channels (one if they are mixed), or the reason why it was refused."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stamp:
-    """What tells a file from a changed one without reading it."""
+    """Size and modification time: they reveal a changed file without reading it."""
 
     size: int
     mtime_ns: int
 
 
 Waiting = tuple[Item, Stamp | None]
-"""A file to read, as it was before it was read."""
+"""A file to read, with its stamp from before reading."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bounds:
-    """What is taken and how."""
+    """Limits on files, and how to read them."""
 
     max_seconds: float
     max_bytes: int
-    split: bool = False  # each channel is a recording of its own
+    split: bool = False  # each channel becomes a separate recording
     track: int | None = None  # audio track, counted from 0; None: the default one
 
 
 @contextmanager
 def spool_folder(workspace: Path) -> Iterator[Path]:
-    """A folder in the workspace for audio too long to hold in memory; gone afterwards.
+    """Create a folder in the workspace for audio that is too long for memory, and delete it afterwards.
 
-    What killed processes left behind is removed: a folder whose lock nobody holds.
+    Also deletes the folders of killed processes, whose locks nobody holds.
     """
     parent = workspace / "spool"
     parent.mkdir(exist_ok=True)
@@ -106,12 +106,12 @@ def _is_stale(folder: Path) -> bool:
         try:
             return folder.stat().st_mtime < time.time() - STALE_S
         except OSError:
-            return False  # gone meanwhile
+            return False  # deleted in the meantime
     return True
 
 
 def _convert(path: Path, spool: Path, bounds: Bounds) -> ConversionResult:
-    """Decode, measure and encode one file. Runs in a worker process; never raises for a file's sake."""
+    """Decode, measure and encode one file. Runs in a worker process; a bad file never raises."""
     with decoder_messages.caught() as messages:
         outcome = _converted_or_refused(path, spool, bounds)
     if messages and not isinstance(outcome, Refusal):
@@ -137,7 +137,7 @@ def _converted_or_refused(path: Path, spool: Path, bounds: Bounds) -> Conversion
         _discard(made)
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         reason = "no-space" if full else "missing" if isinstance(error, FileNotFoundError) else "unreadable"
-        return Refusal(path=str(path), reason=reason, message=f"{path} could not be converted: {error}")
+        return Refusal(path=str(path), reason=reason, message=f"cannot convert {path}: {error}")
     return tuple(made)
 
 
@@ -148,17 +148,17 @@ def _discard(made: Sequence[Converted]) -> None:
 
 
 def _convert_channel(path: Path, spool: Path, bounds: Bounds, channel: int | None) -> Converted:
-    """All of a file, or one of its channels. Raises AudioError and OSError.
+    """Convert all of a file, or one of its channels. Raises AudioError and OSError.
 
-    Two channels that cancel each other out, as a balanced line wired wrongly gives, would be mixed to silence: the
-    first one is taken alone.
+    If two channels cancel each other out, as from a wrongly wired balanced line, mixing would give silence: only the
+    first one is used.
     """
     source = audio.Source()
     mixed = _converted(path, spool, bounds, channel, source)
     if not source.cancels:
         return mixed
     _discard([mixed])
-    note = "its two channels cancel each other out: the first was taken alone"
+    note = "the two channels cancel each other out; only the first was used"
     alone = _converted(path, spool, bounds, 0, audio.Source())
     return replace(alone, channel=None, notes=(*mixed.notes, note))
 
@@ -181,7 +181,7 @@ def _converted(path: Path, spool: Path, bounds: Bounds, channel: int | None, sou
         for block in blocks:
             pcm = audio.to_pcm16(block)
             digest.update(pcm)
-            meter.add(audio.from_pcm16(pcm))  # what is stored is measured, so that it can be measured again
+            meter.add(audio.from_pcm16(pcm))  # measure the stored samples, so that measuring can be repeated
             samples += len(block)
             parts.append(pcm)
             if samples > SPOOL_SAMPLES:
@@ -222,9 +222,9 @@ def _convert_chunk(paths: Sequence[Path], spool: Path, bounds: Bounds) -> list[C
 def convert_all(
     waiting: deque[Waiting], spool: Path, bounds: Bounds, processes: int | None
 ) -> Iterator[tuple[Item, Stamp | None, ConversionResult]]:
-    """Every file with its audio or its refusal, in the order given.
+    """Yield every file with its audio or its refusal, in the given order.
 
-    `waiting` is emptied on the way: of many small files, what is said of each takes more memory than all else.
+    `waiting` is emptied on the way: with many small files, their metadata takes most of the memory.
     """
     convert = partial(_convert_chunk, spool=spool, bounds=bounds)
     wanted = processes or os.cpu_count() or 1
@@ -252,10 +252,10 @@ def _paths(chunk: Sequence[Waiting]) -> list[Path]:
 def in_processes(
     convert: Callable[[list[Path]], list[ConversionResult]], chunks: Iterator[Sequence[Waiting]], wanted: int
 ) -> Iterator[tuple[Sequence[Waiting], list[ConversionResult]]]:
-    """Each chunk with its results; a few are ahead at any time.
+    """Yield each chunk with its results; a few chunks are processed ahead.
 
-    Where a decoder takes its process down with it, the chunks under way are done
-    again file by file, each in a process of its own, and the culprit is refused.
+    If a decoder crashes its process, the chunks in progress are repeated file by
+    file, each in a separate process, and the file that causes the crash is refused.
     """
     following = next(chunks, None)
     while following is not None:
@@ -265,7 +265,7 @@ def in_processes(
             while following is not None or ahead:
                 while following is not None and len(ahead) < 3 * wanted:
                     ahead.append((following, pool.submit(convert, _paths(following))))
-                    following = next(chunks, None)  # only now: a pool that broke takes nothing
+                    following = next(chunks, None)  # only after submitting: a broken pool accepts nothing
                 chunk, future = ahead[0]
                 yield chunk, future.result()
                 ahead.popleft()
@@ -281,15 +281,15 @@ def _alone(convert: Callable[[list[Path]], list[ConversionResult]], path: Path) 
         try:
             return pool.submit(convert, [path]).result()[0]
         except BrokenProcessPool as error:
-            message = f"{path} ended the process that decoded it (out of memory, or a fault in a decoder): {error}"
+            message = f"decoding {path} crashed the process (out of memory, or a bug in a decoder): {error}"
             return Refusal(path=str(path), reason="crashed", message=message)
 
 
 def _pool(processes: int) -> ProcessPoolExecutor:
-    # Forked processes would inherit the locks of the database's and the object store's threads.
+    # Forked processes would inherit locks from the threads of the database and the object store.
     return ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"), initializer=_quiet)
 
 
 def _quiet() -> None:
-    """Ctrl-C is the parent's to handle: it stops the workers."""
+    """Ignore Ctrl-C: the parent handles it and stops the workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,7 +1,7 @@
-"""What is said of a recording that is known already: what it lacked is added, and what was wrong is corrected.
+"""Update the metadata of known recordings: add missing fields, correct wrong ones.
 
-A correction changes the recording and the utterances that had it from the recording. Texts that a person has decided
-on stay, and so does what a dataset froze: it has its own copy. Each correction is told of as an event.
+A correction changes the recording and the utterances that inherited the value from it. Texts that a person has
+reviewed do not change, and neither do frozen datasets, which have their own copies. Each correction emits an event.
 """
 
 from __future__ import annotations
@@ -28,32 +28,32 @@ if TYPE_CHECKING:
     from voxloop.stores.catalog import Reader
     from voxloop.workspace import Transaction, Workspace
 
-METADATA = "metadata"  # who wrote the references that came with the audio
+METADATA = "metadata"  # author of the references that came with the audio
 SHOWN = 80  # characters of a text in a message
 FIELDS = ("text", "segments", "speaker", "language", "session", "consent")
-CORRECTED = ("text", "speaker", "language")  # what counts anew when the same file says otherwise
+CORRECTED = ("text", "speaker", "language")  # fields that a new value from the same file corrects
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Description:
-    """A recording as it is after something was said of it."""
+    """A recording with updated metadata."""
 
     recording: Recording
-    corrected: Mapping[str, tuple[Any, Any]]  # by field, what it was and what it is
+    corrected: Mapping[str, tuple[Any, Any]]  # by field: old and new value
     notes: tuple[str, ...] = ()
 
 
 def shown(text: str) -> str:
-    """A text in a message."""
+    """Shorten and quote a text for a message."""
     return repr(shorten(text, SHOWN, placeholder=" …"))
 
 
 def described(kept: Recording, given: Recording, *, decided: bool) -> Description:
-    """A known recording with what `given` says of it.
+    """Update a known recording with the metadata in `given`.
 
-    Of the file that it came from, a new language, speaker or text is a correction, unless a person has `decided` on a
-    text; so are the texts, speakers and languages of segments whose bounds are the same. What another file with the
-    same sound says is told of and not taken.
+    If it comes from the same file, a new language, speaker or text is a correction, unless a person has `decided` on
+    a text; the same holds for segments with unchanged bounds. If another file with the same audio says something
+    else, the update is only reported.
     """
     same_file = os.path.abspath(kept.source) == os.path.abspath(given.source)  # noqa: PTH100
     changed: dict[str, Any] = {}
@@ -66,39 +66,39 @@ def described(kept: Recording, given: Recording, *, decided: bool) -> Descriptio
         if not old:
             changed[field] = new
             if field in ("text", "segments"):
-                what = "a text" if field == "text" else f"{len(new)} segments"
-                notes.append(f"{given.source}: known audio got {what}; `segment` gives it to utterances where it can")
+                what = "a text" if field == "text" else f"{len(new):,} {'segment' if len(new) == 1 else 'segments'}"
+                notes.append(f"{given.source}: added {what} to known audio; the worker assigns it to utterances")
         elif field == "segments":
             if same_file and [(one.start, one.end) for one in old] == [(one.start, one.end) for one in new]:
                 merged = tuple(_segment(one, other, decided) for one, other in zip(old, new, strict=True))
                 if merged != old:
                     changed[field] = merged
                     corrected[field] = (old, merged)
-                    notes.append(f"{given.source}: what is said of its segments was corrected")
+                    notes.append(f"{given.source}: corrected the metadata of its segments")
             else:
                 notes.append(
-                    f"{given.source}: the same audio is known{_where(kept, given)} with {len(old)} given segments; "
-                    f"{len(new)} were not taken over"
+                    f"{given.source}: ignored its segments ({len(new):,}), since the same audio{_where(kept, given)} "
+                    f"already has segments ({len(old):,})"
                 )
         elif field in CORRECTED and same_file and not (field == "text" and decided):
             changed[field] = new
             corrected[field] = (old, new)
-            notes.append(f"{given.source}: {field} {shown(old)} was corrected to {shown(new)}")
+            notes.append(f"{given.source}: corrected {field} {shown(old)} to {shown(new)}")
         elif field == "text" and same_file:
             notes.append(
-                f"{given.source}: a person has reviewed its text, so {shown(new)} was not taken over; "
-                "`voxloop review save` changes it"
+                f"{given.source}: ignored the text {shown(new)}, since a person has reviewed this recording; change "
+                "its text with `voxloop review save`"
             )
         else:
             notes.append(
-                f"{given.source}: the same audio is known{_where(kept, given)} with {field} {shown(old)}; "
-                f"{shown(new)} was not taken over"
+                f"{given.source}: ignored {field} {shown(new)}, since the same audio{_where(kept, given)} already has "
+                f"{field} {shown(old)}"
             )
     return Description(recording=replace(kept, **changed), corrected=corrected, notes=tuple(notes))
 
 
 def odd_texts(recording: Recording) -> list[str]:
-    """Where texts are written otherwise than their language is."""
+    """Report texts that are not written in the script of their language."""
     parts = [(recording.text, recording.language)]
     parts += [(one.text, one.language or recording.language) for one in recording.segments]
     found = dict.fromkeys(filter(None, (contradiction(text or "", language) for text, language in parts)))
@@ -119,7 +119,7 @@ def _where(kept: Recording, given: Recording) -> str:
 
 
 def decided_on(reader: Reader, recordings: Sequence[str]) -> set[str]:
-    """Those recordings of which a person has decided on a text, or a text was aligned with what was heard."""
+    """Return the recordings with a text that a person has reviewed, or that was aligned with a hypothesis."""
     utterance, transcript, decision = tables.utterance, tables.transcript, tables.review_decision
     found: set[str] = set()
     for part in chunks(recordings):
@@ -133,7 +133,7 @@ def decided_on(reader: Reader, recordings: Sequence[str]) -> set[str]:
 
 
 def write(tx: Transaction, before: Recording, description: Description, *, by: str = METADATA) -> list[News]:
-    """Write what has changed of a recording; what `recording.described` is to tell of."""
+    """Write the changes to a recording. Return the news for `recording.described`."""
     after = description.recording
     changed = {one: getattr(after, one) for one in FIELDS if getattr(after, one) != getattr(before, one)}
     if not changed:
@@ -142,11 +142,11 @@ def write(tx: Transaction, before: Recording, description: Description, *, by: s
     tx.change(Recording, before.id, **stored)
     if description.corrected:
         _correct(tx, before, after, by=by)
-        # Neither names nor texts: who is forgotten must not stay in the audit trail.
+        # No names and no texts: a forgotten speaker must not stay in the audit trail.
         payload = {"by": by, "fields": sorted(description.corrected)}
         if "language" in description.corrected:
             payload["language"] = list(description.corrected["language"])
-        # The same correction may be made twice, with another one between: the moment tells them apart.
+        # The same correction can be made twice, with another in between: the time tells them apart.
         key = f"{before.id}:{_hash([payload, tx.now()])}"
         tx.emit_all("recording.corrected", [News(before.id, key, payload)])
     added = [field for field in ("text", "segments") if field in changed and field not in description.corrected]
@@ -161,7 +161,7 @@ def _hash(value: Any) -> str:
 
 
 def _correct(tx: Transaction, before: Recording, after: Recording, *, by: str) -> None:
-    """Give utterances what was corrected, where they had the old of it from the recording or its segments."""
+    """Apply corrections to the utterances that inherited the old values from the recording or its segments."""
     utterances = tx.all(Utterance, tables.utterance.c.recording == before.id)
     segments = {
         utterance_id(before.id, old.start, old.end): (old, new)
@@ -180,7 +180,7 @@ def _correct(tx: Transaction, before: Recording, after: Recording, *, by: str) -
 
 
 def _replace_reference(tx: Transaction, utterance: Utterance, text: str, *, by: str) -> None:
-    """Put a corrected text in the place of the reference that came with the audio, which is kept as withdrawn."""
+    """Replace the reference that came with the audio by a corrected text; keep the old one as withdrawn."""
     table = tables.transcript
     mine = table.c.utterance == utterance.id
     given = tx.all(Transcript, mine, table.c.kind == "reference", table.c.by == METADATA)
@@ -193,13 +193,13 @@ def _replace_reference(tx: Transaction, utterance: Utterance, text: str, *, by: 
 
 
 def find(reader: Reader, given: str) -> Recording:
-    """The recording of this id, or of this file name where one alone has it. Raises UnknownRecord or UsageError."""
+    """Find a recording by id, or by a file name that only one has. Raises UnknownRecord or UsageError."""
     table = tables.recording
     named = reader.all(Recording, sa.or_(table.c.name == given, table.c.source == given), limit=2)
     if len(named) > 1:
         ids = ", ".join(one.id.removeprefix("sha256-")[:12] for one in named)
         raise UsageError(
-            f"several recordings are named {given!r} ({ids}, …): give its path or an id of `voxloop recordings list`"
+            f"several recordings are named {given!r} ({ids}): give the path, or an id from `voxloop recordings list`"
         )
     return named[0] if named else reader.get(Recording, given)
 
@@ -213,10 +213,10 @@ def edit(
     text: str | None = None,
     by: str = METADATA,
 ) -> Description:
-    """Correct what is said of a recording; None leaves a field as it is, an empty speaker or language clears it.
+    """Correct a recording's metadata; None keeps a field, and an empty speaker or language clears it.
 
-    Utterances follow where they had it from the recording. Raises UnknownRecord, and UsageError for a language that no
-    model has, for an empty text, and for a text where a person has decided on one or the recording has segments.
+    Utterances that inherited the old value change too. Raises UnknownRecord, and UsageError for a language that no
+    model supports, for an empty text, and for a text if a person has reviewed one or the recording has segments.
     """
     given: dict[str, Any] = {}
     if language is not None:
@@ -226,26 +226,26 @@ def edit(
     if text is not None:
         given["text"] = plain_text(text)
         if not given["text"]:
-            raise UsageError("the text is empty: `voxloop review reject` leaves an utterance out of datasets")
+            raise UsageError("the text is empty: to keep an utterance out of datasets, use `voxloop review reject`")
     if not given:
-        raise UsageError("nothing is to be changed: give --language, --speaker or --text")
+        raise UsageError("no change was given: use --language, --speaker or --text")
     with ws.completion() as tx:
         before = tx.get(Recording, find(tx, recording).id)
         if text is not None:
             if decided_on(tx, [before.id]):
                 raise UsageError(
-                    f"a person has decided on texts of {before.name}: change them with `voxloop review save`"
+                    f"a person has reviewed the text of {before.name}: change it with `voxloop review save`"
                 )
             if before.segments:
                 raise UsageError(
-                    f"{before.name} has {len(before.segments)} segments with texts of their own: correct those in its "
-                    "manifest and ingest it again, or with `voxloop review save`"
+                    f"{before.name} has a text for each segment: correct them in its manifest and ingest it again, or "
+                    "use `voxloop review save`"
                 )
         after = replace(before, **given)
         corrected = {
             field: (getattr(before, field), value) for field, value in given.items() if getattr(before, field) != value
         }
-        # A text where there was none goes the way of any text that comes later: `segment` gives it to utterances.
+        # A first text is handled like any text that arrives late: `segment` assigns it to utterances.
         added = corrected.pop("text", None) if before.text is None else None
         description = Description(recording=after, corrected=corrected)
         tx.emit_all("recording.described", write(tx, before, description, by=by))

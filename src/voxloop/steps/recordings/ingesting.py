@@ -1,8 +1,8 @@
-"""Ingest: audio files, folders and their metadata become Recordings, each stored once under the hash of its samples.
+"""Ingest: turn audio files, folders and metadata into Recordings, stored once under the hash of their samples.
 
-A file is measured and then taken, known (the same samples are there already) or
-refused with its reason; one bad file never ends a batch. The blob is written
-first and the row after it, so a row without audio cannot be.
+A file is measured and then taken, known (the workspace already has the same samples)
+or refused with a reason; a bad file never aborts a batch. The blob is written
+before the row, so a row always has its audio.
 """
 
 from __future__ import annotations
@@ -28,29 +28,29 @@ if TYPE_CHECKING:
     from voxloop.steps.recordings.keeping import Tally
     from voxloop.workspace import Workspace
 
-LOOK = 2000  # files looked for at once among those that were read before
-BATCH = 64  # files whose rows are committed together
-BATCH_BYTES = 256 << 20  # of audio waiting in memory or in the spool to be committed together
+LOOK = 2000  # files looked up at a time among those read before
+BATCH = 64  # files committed together
+BATCH_BYTES = 256 << 20  # of audio, in memory or in the spool, committed together
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IngestReport:
-    """What became of every file."""
+    """The outcome for every file."""
 
     taken: tuple[str, ...] = ()  # ids of new recordings
-    known: tuple[str, ...] = ()  # ids of recordings that were there, one for each file
+    known: tuple[str, ...] = ()  # ids of recordings that already existed, one for each file
     refused: tuple[Refusal, ...] = ()
-    notes: tuple[str, ...] = ()  # what was taken differently from what was given
-    seconds_of_audio: float = 0.0  # of the recordings taken
+    notes: tuple[str, ...] = ()  # problems, and metadata that was changed or ignored
+    seconds_of_audio: float = 0.0  # of the new recordings
     elapsed: float = 0.0  # seconds
 
     @property
     def reasons(self) -> dict[str, int]:
-        """Refused files by reason, the most frequent first."""
+        """Number of refused files by reason, most frequent first."""
         return dict(Counter(refusal.reason for refusal in self.refused).most_common())
 
     def as_dict(self) -> dict[str, Any]:
-        """Counts first, then ids, refusals and notes."""
+        """Return the counts, then ids, refusals and notes."""
         return {
             "taken": len(self.taken),
             "known": len(self.known),
@@ -65,7 +65,7 @@ class IngestReport:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IngestProgress:
-    """How far a batch has come."""
+    """Progress of an ingest."""
 
     done: int  # files
     total: int
@@ -91,30 +91,29 @@ def ingest(
     limit: int | None = None,
     progress: Callable[[IngestProgress], None] | None = None,
 ) -> IngestReport:
-    """Take audio files and folders into the workspace.
+    """Add audio files and folders to the workspace.
 
-    What was spoken is read from `metadata` or from what lies in a folder: `metadata.jsonl`
+    Transcripts come from `metadata` or from a manifest in the folder: `metadata.jsonl`
     or `.csv`, any JSONL or CSV with one of `file`, `file_name`, `audio_path`,
-    `audio_filepath`, `path` (NeMo's among them), Kaldi's `wav.scp`, Lhotse's recordings or cuts,
-    Common Voice's TSV, LibriSpeech's `*.trans.txt`; `docs/importing.md` has them all. A
-    line with `start` and `end` (seconds) is about that span. A file that no line names is
-    taken with the text of the `.txt` beside it, if there is one.
+    `audio_filepath`, `path` (such as NeMo's), Kaldi's `wav.scp`, Lhotse's recordings or cuts,
+    Common Voice's TSV, or LibriSpeech's `*.trans.txt`; `docs/importing.md` lists them all. A
+    line with `start` and `end` (seconds) describes that span. A file that no line names gets the
+    text of the `.txt` file next to it, if there is one.
 
-    `speaker`, `language`, `session` and `consent` stand for what a line leaves open.
-    `speakers` takes only the lines of these speakers. `track` is the audio track to take of files that have several,
+    `speaker`, `language`, `session` and `consent` apply to lines that lack them.
+    `speakers` selects only lines of these speakers. `track` is the audio track to read from files with several,
     counted from 0; None: the default one. `channels` is `mix` or `split` (each
-    channel a recording of its own); None: as set. `processes` None is as many as there are
-    cores where the work is worth it. A file that was read before and has the size
-    and time of change that it had is not read again. Raises UsageError where the
-    source does not exist.
+    channel becomes a recording); None: the setting. `processes` None means one per
+    core if the work is worth it. A file with unchanged size and modification time
+    is not read again. Raises UsageError if the source does not exist.
     """
-    # Here and not above: every process that decodes imports this package, and needs no database for it.
+    # Imported here: every decoding process imports this package, and needs no database.
     from voxloop.steps.recordings.keeping import Read, Tally, look
 
     began = time.monotonic()
     channels = channels or ws.settings.channels
     if channels not in ("mix", "split"):
-        raise UsageError(f"channels is {channels!r}: needed is mix or split")
+        raise UsageError(f"channels is {channels!r}: set it to mix or split")
     split = channels == "split"
     sources = [source] if isinstance(source, (str, Path)) else list(source)
     given = Item(path=Path(), speaker=speaker, language=language_code(language), session=session, consent=consent)
@@ -172,7 +171,7 @@ def ingest(
 
 
 def read_audio(ws: Workspace, recording_id: str, start: int | None = None, end: int | None = None) -> Waveform:
-    """Samples `start` to `end` (exclusive) of a recording, or all of it, as (S,) float32. Raises BlobError."""
+    """Read samples `start` to `end` (exclusive) of a recording, or all of it, as (S,) float32. Raises BlobError."""
     if start is None and end is None:
         return audio.from_pcm16(ws.blobs.get(audio_key(recording_id))[audio.WAV_HEADER_BYTES :])
     first = start or 0
@@ -180,7 +179,7 @@ def read_audio(ws: Workspace, recording_id: str, start: int | None = None, end: 
         with ws.read() as reader:
             end = reader.get(Recording, recording_id).samples
     if first < 0 or end < first:
-        raise UsageError(f"samples {first} to {end} of {recording_id} were asked for: the end must follow the start")
+        raise UsageError(f"cannot read samples {first} to {end} of {recording_id}: the end must be after the start")
     if first == end:
         return audio.from_pcm16(b"")
     head = audio.WAV_HEADER_BYTES

@@ -1,4 +1,4 @@
-"""Writing what was converted: blobs first, then rows and their events, many files in one transaction."""
+"""Store converted files: blobs first, then rows and events, many files per transaction."""
 
 from __future__ import annotations
 
@@ -23,39 +23,39 @@ if TYPE_CHECKING:
     from voxloop.stores.catalog import Reader
     from voxloop.workspace import Transaction, Workspace
 
-END_SLACK_S = 0.5  # a span may end so much after its audio: lengths in manifests are rounded, or of another decoder
-WHOLE_SLACK_S = 0.05  # a span that leaves out no more is the whole recording
+END_SLACK_S = 0.5  # a span may end this much after its audio: manifests round lengths, or use another decoder's
+WHOLE_SLACK_S = 0.05  # a span that omits no more than this is the whole recording
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Unchanged:
-    """A file that was read before and has not changed since: its recordings by channel (None: mixed)."""
+    """A file that has not changed since it was read: its recordings by channel (None: mixed)."""
 
     recordings: tuple[tuple[int | None, str], ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Read:
-    """A file with what became of it."""
+    """A file with its outcome."""
 
     item: Item
     outcome: ConversionResult | Unchanged
-    stamp: Stamp | None = None  # as it was before it was read
+    stamp: Stamp | None = None  # from before it was read
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Looked:
-    """What a look at some files found, without reading them."""
+    """The result of looking up files without reading them."""
 
-    known: tuple[str, ...]  # recordings of unchanged files, of which nothing new is said: nothing is to be done
-    unchanged: tuple[Read, ...]  # of which something new is said, or which were refused in between
+    known: tuple[str, ...]  # recordings of unchanged files without new metadata: nothing to do
+    unchanged: tuple[Read, ...]  # with new metadata, or refused in the meantime
     to_read: tuple[Waiting, ...]
 
 
 def look(reader: Reader, items: Sequence[Item], *, split: bool) -> Looked:
-    """Tell files that were read before, and are as they were, from those to read: by path, size and time of change.
+    """Separate unchanged files from those to read, by path, size and modification time.
 
-    Most of a second run goes through here, so that it makes one query and few objects.
+    Most of a second run goes through here, so it makes one query and few objects.
     """
     placed = [(item, str(item.path.absolute()), None if item.refusal else stamp_of(item)) for item in items]
     stamps = {path: stamp for _, path, stamp in placed if stamp}
@@ -89,7 +89,7 @@ def look(reader: Reader, items: Sequence[Item], *, split: bool) -> Looked:
 
 
 def _says_nothing_new(item: Item, rows: Sequence[sa.Row[Any]]) -> bool:
-    """Whether `_Writing` would leave a recording of all channels as it is, without a note."""
+    """Whether `_Writing` would not change a recording of all channels, nor add a note."""
     if item.said or len(rows) > 1 or rows[0].channel.isdigit():
         return False
     (kept,) = rows
@@ -103,7 +103,7 @@ def _says_nothing_new(item: Item, rows: Sequence[sa.Row[Any]]) -> bool:
 
 
 def _refused(reader: Reader, paths: Sequence[str]) -> set[str]:
-    """Of these, those that were refused when they were last seen."""
+    """Return the paths that were refused the last time."""
     path = tables.refusal.c.path
     return {
         refused
@@ -113,7 +113,7 @@ def _refused(reader: Reader, paths: Sequence[str]) -> set[str]:
 
 
 def stamp_of(item: Item) -> Stamp | None:
-    """None where the file cannot be looked at: reading it will say why."""
+    """Return the file's stamp, or None if it cannot be accessed: reading it will report the error."""
     try:
         status = item.path.stat()
     except OSError:
@@ -126,7 +126,7 @@ def _by_channel(one: tuple[int | None, str]) -> int:
 
 
 class Tally:
-    """Commits batches and counts what became of them."""
+    """Commits batches and counts the outcomes."""
 
     def __init__(self, ws: Workspace, *, split: bool, told: Callable[[Tally], None] | None) -> None:
         self._ws = ws
@@ -141,20 +141,20 @@ class Tally:
 
     @property
     def seconds_of_audio(self) -> float:
-        """Of the recordings taken."""
+        """Of the new recordings."""
         return self.samples / SAMPLE_RATE
 
     def count_known(self, ids: Sequence[str]) -> None:
-        """Files of which nothing is to be written."""
+        """Count files that need no writing."""
         self.files += len(ids)
         self.known += ids
         if self._told:
             self._told(self)
 
     def commit(self, batch: Sequence[Read], *, last: bool = False, manifests: Sequence[Path] = ()) -> None:
-        """Blobs first, then the rows and their events in one transaction.
+        """Write blobs first, then the rows and their events in one transaction.
 
-        `manifests` were read to their end: lines of them that were refused earlier, and not this time, are right now.
+        `manifests` were read completely: their lines that were refused before, but not this time, are now closed.
         """
         settled = [self._stored(read) for read in self._lacking(batch)]
         with self._ws.completion() if last else self._ws.transaction() as tx:
@@ -171,7 +171,7 @@ class Tally:
             self._told(self)
 
     def _lacking(self, batch: Sequence[Read]) -> list[Read]:
-        """The batch without the audio of what is stored already."""
+        """Drop the audio that is already stored."""
         ids = [one.id for read in batch if isinstance(read.outcome, tuple) for one in read.outcome]
         with self._ws.read() as reader:
             there = set(_recordings(reader, ids))
@@ -183,7 +183,7 @@ class Tally:
         ]
 
     def _stored(self, read: Read) -> Read:
-        """A file with its audio among the blobs; what could not be written there is refused."""
+        """Store a file's audio as blobs; refuse the file if that fails."""
         if not isinstance(read.outcome, tuple):
             return read
         try:
@@ -191,7 +191,7 @@ class Tally:
                 if one.wav:
                     self._ws.blobs.put(audio_key(one.id), one.wav)
         except BlobError as error:
-            message = f"{read.item.path} could not be stored: {error}"
+            message = f"cannot store {read.item.path}: {error}"
             return replace(read, outcome=Refusal(path=str(read.item.path), reason="not-stored", message=message))
         finally:
             for one in read.outcome:
@@ -223,7 +223,7 @@ class _Writing:
         self.refused: list[Refusal] = []
 
     def write(self) -> None:
-        """Recordings, what is newly said of old ones, the files they came from, and refusals."""
+        """Write new recordings, updates to known ones, their source files, and refusals."""
         sources: list[dict[str, Any]] = []
         accepted: list[str] = []
         for read in self._batch:
@@ -235,7 +235,7 @@ class _Writing:
             held = read.outcome.recordings if isinstance(read.outcome, Unchanged) else _channels(read.outcome)
             if not self._split and len({said.channel or 0 for said in read.item.said}) > 1:
                 self.notes.append(
-                    f"{read.item.path}: its lines name channels, which are mixed; --channels split parts them"
+                    f"{read.item.path}: its metadata names channels, but the channels were mixed; use --channels split"
                 )
             for index, (channel, id) in enumerate(held):
                 found = read.outcome[index] if isinstance(read.outcome, tuple) else None
@@ -254,7 +254,7 @@ class _Writing:
     def _take(self, item: Item, id: str, channel: int | None, converted: Converted | None) -> None:
         kept = self.there.get(id)
         if kept is None and converted is None:
-            return  # removed between the look and the write
+            return  # removed between lookup and write
         samples = converted.samples if converted else cast("Recording", kept).samples
         said, refused = _segments(item, channel, samples, split=self._split)
         self.refused += refused
@@ -265,8 +265,8 @@ class _Writing:
             self.notes += [f"{item.path}: {note}" for note in describing.odd_texts(given)]
             if given.text and given.quality and given.quality.soundless:
                 self.notes.append(
-                    f"{item.path}: there is nothing to hear in it (digital silence, or a constant level), "
-                    f"so its text stays out of datasets: {describing.shown(given.text)}"
+                    f"{item.path}: the audio is digital silence or a constant level, so datasets exclude its text "
+                    f"{describing.shown(given.text)}"
                 )
             return
         self.known.append(id)
@@ -276,7 +276,7 @@ class _Writing:
         self.notes += description.notes
 
     def _describe(self) -> None:
-        """Write what is newly said of known recordings; a new text wakes the step that gives it to utterances."""
+        """Write updates to known recordings; a new text triggers the step that assigns it to utterances."""
         news = []
         for id, before in self._before.items():
             if self.there[id] != before:
@@ -302,7 +302,7 @@ def _ids(read: Read) -> list[str]:
 
 
 def _recordings(reader: Reader, ids: Sequence[str], *, locked: bool = False) -> dict[str, Recording]:
-    """Those that are there, by id; `locked` keeps others from describing them until the transaction ends."""
+    """Return the existing recordings by id; `locked` prevents other updates until the transaction ends."""
     table = tables.recording
     found: dict[str, Recording] = {}
     for part in chunks(sorted(set(ids))):
@@ -323,9 +323,9 @@ def _recording(
     speaker, text, language = item.speaker, item.text, item.language
     if channel is not None:
         named = {one.speaker for one, _ in said if one.speaker}
-        # On each channel another person: one name for all would be wrong for all but one of them.
+        # Each channel has another speaker: a common name would be wrong for all but one.
         speaker = named.pop() if len(named) == 1 else f"{speaker}#{channel}" if speaker else None
-        text = None if item.text and not said else text  # of all channels together: whose words are whose is not known
+        text = None if item.text and not said else text  # the text covers all channels: who said what is unknown
     segments = tuple(segment for _, segment in said)
     if len(segments) == 1 and text is None:
         (only,) = segments
@@ -352,7 +352,7 @@ def _recording(
 def _segments(
     item: Item, channel: int | None, samples: int, *, split: bool
 ) -> tuple[list[tuple[Said, GivenSegment]], list[Refusal]]:
-    """The spans of one recording in samples, and the lines whose span lies outside it."""
+    """Return the spans of a recording in samples, and refusals of lines whose span lies outside it."""
     found: dict[tuple[int, int], tuple[Said, GivenSegment]] = {}
     refused: list[Refusal] = []
 
@@ -365,20 +365,22 @@ def _segments(
         start = round(said.start * SAMPLE_RATE)
         end = samples if said.end is None else round(said.end * SAMPLE_RATE)
         if start >= samples or end > samples + END_SLACK_S * SAMPLE_RATE:
-            until = "its end" if said.end is None else f"{said.end:g} s"
+            until = "the end" if said.end is None else f"{said.end:g} s"
             why = (
-                f"the span from {said.start:g} s to {until} reaches over {item.path}, of {samples / SAMPLE_RATE:.2f} s"
+                f"the span from {said.start:g} s to {until} exceeds {item.path}, which lasts "
+                f"{samples / SAMPLE_RATE:.2f} s"
             )
             refuse(said, "bad-span", why)
             continue
         end = min(end, samples)
         if end <= start:
-            refuse(said, "bad-span", f"the span from {said.start:g} s holds no sample")
+            until = f"{end / SAMPLE_RATE:g} s"
+            refuse(said, "bad-span", f"the span from {said.start:g} s to {until} contains no samples")
             continue
         segment = GivenSegment(start=start, end=end, text=said.text, speaker=said.speaker, language=said.language)
         first = found.setdefault((start, end), (said, segment))
         if first[1].text != said.text:
-            refuse(said, "contradiction", f"the same span has another text in {first[0].where}; that one is taken")
+            refuse(said, "contradiction", f"{first[0].where} has another text for the same span; that text is used")
     return list(found.values()), refused
 
 
@@ -393,7 +395,7 @@ def _source_row(read: Read, stamp: Stamp, channel: int | None, id: str, *, split
 
 
 def _remember(tx: Transaction, rows: Sequence[dict[str, Any]]) -> None:
-    """Which file held what, instead of what was remembered of it."""
+    """Replace the stored contents of these source files."""
     table = tables.source_file
     for paths in chunks(sorted({row["path"] for row in rows})):
         tx.connection.execute(sa.delete(table).where(table.c.path.in_(paths)))
@@ -410,12 +412,12 @@ def _close_lines(tx: Transaction, manifests: Sequence[Path], refused: set[str]) 
 
 
 def _names(path: str) -> set[str]:
-    """How a file may have been named when it was refused."""
+    """Return the names under which a file may have been refused."""
     return {path, os.path.abspath(path), os.path.relpath(path)}  # noqa: PTH100
 
 
 def _keep_refusals(tx: Transaction, refused: Sequence[Refusal], accepted: Iterable[str]) -> None:
-    """Write refusals in the place of earlier ones of the same files and lines; those of accepted files are closed."""
+    """Replace earlier refusals of the same files and lines; close those of accepted files."""
     table = tables.refusal
     latest = {refusal.path: refusal for refusal in refused}
     closed = {name for path in accepted for name in _names(path)}

@@ -1,4 +1,4 @@
-"""A stretch of a recording, played to whoever sits at this machine."""
+"""Play a part of a recording on this machine."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 def play(ws: Workspace, recording_id: str, start_s: float = 0.0, end_s: float | None = None) -> str:
-    """Play a recording from second `start_s` to `end_s` (None: its end); the name of what played it.
+    """Play a recording from `start_s` to `end_s` in seconds (None: its end). Return the player's name.
 
-    Raises BlobError, UsageError for a stretch that is none, and VoxloopError where nothing here can play.
+    Raises BlobError, UsageError for an invalid span, and VoxloopError if no player works.
     """
     end = None if end_s is None else round(end_s * SAMPLE_RATE)
     waveform = read_audio(ws, recording_id, round(start_s * SAMPLE_RATE), end)

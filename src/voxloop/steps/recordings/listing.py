@@ -1,4 +1,4 @@
-"""Recordings as people look for them: by file name, speaker, language and how far they have come."""
+"""Search recordings by file name, speaker, language and status."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ListedRecording:
-    """A recording with how far it has come."""
+    """A recording with its processing status."""
 
     recording: Recording
-    utterances: dict[UtteranceStatus, int]  # by status; empty before it is cut, and where no speech was found
+    utterances: dict[UtteranceStatus, int]  # by status; empty before segmentation, and if no speech was found
     segmented: bool
-    notes: tuple[str, ...]  # what is to be known of its sound or its text
+    notes: tuple[str, ...]  # problems of its audio or text
 
     @property
     def status(self) -> str:
-        """In a word, or the number of its utterances by status."""
+        """Its status in a few words, or the number of utterances by status."""
         if not self.utterances:
             return "no speech found" if self.segmented else "waiting"
         return ", ".join(f"{count} {status}" for status, count in self.utterances.items())
 
     def as_dict(self) -> dict[str, Any]:
-        """The recording's fields, its length in seconds, and how far it has come."""
+        """Return the recording's fields, its length in seconds, and its status."""
         record = {one.name: getattr(self.recording, one.name) for one in fields(self.recording)}
         return record | {
             "seconds": self.recording.duration,
@@ -56,14 +56,14 @@ def recordings(
     status: UtteranceStatus | None = None,
     limit: int | None = None,
 ) -> list[ListedRecording]:
-    """Recordings in the order in which they came; `name` is part of a file name, `status` that of any utterance."""
+    """List recordings, oldest first; `name` is part of a file name, `status` matches any of its utterances."""
     table, utterance = tables.recording, tables.utterance
     conditions: list[sa.ColumnElement[bool]] = []
     if name:
         conditions.append(table.c.name.icontains(name, autoescape=True))
     for column, value in (("speaker", speaker), ("language", language_code(language))):
         if value is not None:
-            # An utterance may have another speaker or language than its recording: the segments say so.
+            # With segments, an utterance can have another speaker or language than its recording.
             of_part = sa.exists().where(utterance.c.recording == table.c.id, utterance.c[column] == value)
             conditions.append(sa.or_(table.c[column] == value, of_part))
     if status is not None:
@@ -75,7 +75,7 @@ def recordings(
 
 
 def show(ws: Workspace, recording: str) -> ListedRecording:
-    """One recording, by its id or file name. Raises UnknownRecord or UsageError."""
+    """Return one recording, by its id or file name. Raises UnknownRecord or UsageError."""
     with ws.read() as reader:
         return _listed(reader, [find(reader, recording)])[0]
 
@@ -102,9 +102,10 @@ def _listed(reader: Reader, found: Sequence[Recording]) -> list[ListedRecording]
 
 
 def encodings(reader: Reader, clips: Mapping[str, int]) -> dict[str, int]:
-    """How the files of clips held their sound, such as `mp3, 44100 Hz, stereo`: clips by it, the most first.
+    """Count clips by the encoding of their source files, such as `mp3, 44100 Hz, stereo`, most frequent first.
 
-    `clips` are numbers of clips by recording. A recording that nobody noted it of, or that is gone, is `unknown`.
+    `clips` has the number of clips by recording. If the encoding was not stored, or the recording was removed, it is
+    `unknown`.
     """
     table = tables.recording
     counted = Counter({"unknown": sum(clips.values())})
@@ -117,14 +118,14 @@ def encodings(reader: Reader, clips: Mapping[str, int]) -> dict[str, int]:
 
 
 def encoding_name(encoding: Encoding) -> str:
-    """Codec, rate and channels of a file, in words."""
+    """Describe a file's codec, sample rate and channels."""
     channels = {1: "mono", 2: "stereo"}.get(encoding.channels, f"{encoding.channels} channels")
     return f"{encoding.codec}, {encoding.rate} Hz, {channels}"
 
 
 def notes_of(recording: Recording) -> list[str]:
-    """What is to be known of a recording's sound and text, a sentence each."""
+    """Return the problems of a recording's audio and text, a sentence each."""
     notes = []
     if recording.quality and recording.quality.soundless:
-        notes.append("nothing to hear: its text stays out of datasets")
+        notes.append("the audio is silent, so datasets exclude its text")
     return notes + odd_texts(recording)

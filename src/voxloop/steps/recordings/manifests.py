@@ -1,9 +1,8 @@
-"""Manifests: the ways in which people say what was spoken in which file, all read into the same rows.
+"""Manifests: read transcripts and metadata of audio files in many formats into the same rows.
 
-Which format a file has is told by its content, not by its ending alone. Kaldi folders, LibriSpeech trees and Common
-Voice tables are read here, line by line, and not by Lhotse's recipes: those open every audio file first, stop at
-the first that is missing, name no line and would run the commands in a `wav.scp`. Lhotse's own manifests are read
-by Lhotse.
+The content of a file decides its format, not only its suffix. Kaldi folders, LibriSpeech trees and Common Voice tables
+are read here, line by line, rather than by Lhotse's recipes: these open every audio file first, stop at the first
+missing one, do not name the line, and would run the commands in a `wav.scp`. Lhotse reads its own manifests.
 """
 
 from __future__ import annotations
@@ -28,14 +27,14 @@ SPEAKER_KEYS = ("speaker", "speaker_id", "client_id")
 LANGUAGE_KEYS = ("language", "lang", "locale")
 START_KEYS = ("start", "start_time", "offset")  # seconds
 END_KEYS = ("end", "end_time")  # seconds
-METADATA = ("metadata.jsonl", "metadata.csv", "metadata.tsv", "metadata.json")  # the first that a folder holds
-# Common Voice's tables of clips that people found right; the others hold what is unheard or was voted down.
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.tsv", "metadata.json")  # the first in a folder is used
+# Common Voice's tables of validated clips; the others hold clips that are unchecked or were voted down.
 COMMON_VOICE = ("validated.tsv", "train.tsv", "dev.tsv", "test.tsv")
-LISTINGS = (".jsonl", ".jsonl.gz", ".json", ".csv", ".tsv", ".trans.txt", "wav.scp")  # what may be a manifest
-AUDIO_BESIDE = (".flac", ".wav", ".ogg", ".opus", ".mp3")  # beside a *.trans.txt
-LONGEST_S = 1e7  # 115 days: no time in a file is later
-MAX_LIST = 256 << 20  # bytes of a JSON list, which is read as a whole
-MAX_LINE = 1 << 20  # characters: longer is no manifest
+LISTINGS = (".jsonl", ".jsonl.gz", ".json", ".csv", ".tsv", ".trans.txt", "wav.scp")  # possible manifests
+AUDIO_BESIDE = (".flac", ".wav", ".ogg", ".opus", ".mp3")  # next to a *.trans.txt
+LONGEST_S = 1e7  # 115 days: the latest time in a file
+MAX_LIST = 256 << 20  # bytes of a JSON list, which is read at once
+MAX_LINE = 1 << 20  # characters: a file with a longer first line is not a manifest
 
 Kind = Literal[
     "rows", "common-voice", "kaldi", "librispeech", "lhotse-recordings", "lhotse-supervisions", "lhotse-cuts"
@@ -44,10 +43,10 @@ Kind = Literal[
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Mention:
-    """What one line says of one file, or of a span of it; or what is wrong with the line."""
+    """One line's metadata about a file or a span of it, or the line's problem."""
 
     where: str  # "<manifest>:<line>"
-    file: str = ""  # the audio, as the line writes it
+    file: str = ""  # the audio path as written in the line
     text: str | None = None
     speaker: str | None = None
     language: str | None = None
@@ -61,28 +60,28 @@ class Mention:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
-    """A file that lists audio, and how it does so."""
+    """A file that lists audio, and its format."""
 
     file: Path
     kind: Kind
-    complete: bool  # it lists all that is meant: what else lies in its folder is left alone
+    complete: bool  # it lists all audio: other files in its folder are ignored
 
     @property
     def base(self) -> Path:
-        """What paths in it are relative to."""
+        """The folder that its paths are relative to."""
         clips = self.file.parent / "clips"
         return clips if self.kind == "common-voice" and clips.is_dir() else self.file.parent
 
     def rows(self) -> Iterator[Mention]:
-        """Its lines, those that are wrong with their problem. Never raises for a line's sake."""
+        """Yield its lines, invalid ones with their problem. A bad line never raises."""
         try:
             yield from _READERS[self.kind](self.file)
         except (OSError, ValueError, EOFError) as error:
-            yield Mention(where=f"{self.file}:0", problem=f"the file cannot be read as text in UTF-8: {error}")
+            yield Mention(where=f"{self.file}:0", problem=f"cannot read the file as UTF-8 text: {error}")
 
 
 def in_folder(folder: Path, names: Sequence[str]) -> list[Manifest]:
-    """The manifests among a folder's files: of the first kind that is there, all."""
+    """Find a folder's manifests: all those of the first kind that it has."""
     own = next((name for name in METADATA if name in names), None)
     if own:
         return [Manifest(file=folder / own, kind="rows", complete=False)]
@@ -96,7 +95,7 @@ def in_folder(folder: Path, names: Sequence[str]) -> list[Manifest]:
                 found.setdefault(manifest.kind, []).append(manifest)
     voiced = {manifest.file.name: manifest for manifest in found.get("common-voice", ())}
     if voiced:
-        # validated.tsv holds train, dev and test and more; invalidated.tsv and other.tsv are taken when named.
+        # validated.tsv includes train, dev, test and more; invalidated.tsv and other.tsv are read only when named.
         chosen = [voiced[name] for name in COMMON_VOICE if name in voiced]
         return chosen[:1] if "validated.tsv" in voiced else chosen
     order: tuple[Kind, ...] = ("lhotse-recordings", "rows", "lhotse-cuts", "librispeech")
@@ -104,25 +103,26 @@ def in_folder(folder: Path, names: Sequence[str]) -> list[Manifest]:
 
 
 def named(file: Path) -> Manifest:
-    """The manifest that somebody named. Raises UsageError where it is none."""
+    """Return the manifest in a file that the user named. Raises UsageError if it is not a manifest."""
     if not file.is_file():
         raise UsageError(f"there is no metadata file {file}")
     manifest = recognised(file)
     if manifest is None:
         raise UsageError(
-            f"{file} is no manifest that is known here: needed is JSONL or CSV with one of {', '.join(FILE_KEYS)}, "
-            "Lhotse recordings or cuts as JSONL, Kaldi's wav.scp, Common Voice's TSV or LibriSpeech's *.trans.txt"
+            f"{file} is not a supported manifest: give JSONL or CSV with a column {', '.join(FILE_KEYS[:-1])} or "
+            f"{FILE_KEYS[-1]}, Lhotse recordings or cuts as JSONL, Kaldi's wav.scp, Common Voice's TSV or "
+            "LibriSpeech's *.trans.txt"
         )
     if manifest.kind == "lhotse-supervisions":
         partner = file.with_name(file.name.replace("supervisions", "recordings"))
         if partner == file or not partner.is_file():
-            raise UsageError(f"{file} holds Lhotse supervisions and no audio: their recordings are needed at {partner}")
+            raise UsageError(f"{file} has Lhotse supervisions but no audio: put their recordings at {partner}")
         return Manifest(file=partner, kind="lhotse-recordings", complete=True)
     return manifest
 
 
 def recognised(file: Path) -> Manifest | None:
-    """What a file lists, by its first line; None where it is no manifest."""
+    """Recognise a manifest by its name and first line; None if it is not one."""
     name = file.name
     if not file.is_file():
         return None
@@ -130,7 +130,7 @@ def recognised(file: Path) -> Manifest | None:
         return Manifest(file=file, kind="kaldi", complete=True)
     if name.endswith(".trans.txt"):
         return Manifest(file=file, kind="librispeech", complete=False)
-    if name in METADATA:  # whatever is wrong with it is told line by line
+    if name in METADATA:  # its problems are reported line by line
         return Manifest(file=file, kind="rows", complete=False)
     try:
         with _opened(file) as lines:
@@ -167,7 +167,7 @@ def _opened(file: Path) -> Any:
     return file.open(encoding="utf-8-sig", newline="")
 
 
-# Rows with a column or key for each thing -----------------------------------------------------------------------------
+# Tables with a column or key per field --------------------------------------------------------------------------------
 
 
 def _table(file: Path) -> Iterator[Mention]:
@@ -184,20 +184,20 @@ def _table(file: Path) -> Iterator[Mention]:
 
 
 class Number(str):
-    """A number of a JSON file, as it is written there."""
+    """A number in a JSON file, as written."""
 
 
 def _lower(values: dict[str, Any]) -> dict[str, Any]:
-    """Names of columns and keys, however they are written."""
+    """Lower-case and strip the names of columns and keys."""
     return {key.strip().lower(): value for key, value in values.items()}
 
 
 def _row(where: str, values: dict[str, Any]) -> Mention:
     file = _first(values, FILE_KEYS)
-    if isinstance(file, dict):  # datasets' way: {"audio": {"path": "a.flac"}}
+    if isinstance(file, dict):  # as in Hugging Face datasets: {"audio": {"path": "a.flac"}}
         file = file.get("path")
     if not isinstance(file, str) or isinstance(file, Number) or not file.strip() or "\0" in file:
-        return Mention(where=where, problem=f"the line names no file; needed is one of {', '.join(FILE_KEYS)}")
+        return Mention(where=where, problem=f"the line names no file; give it in one of {', '.join(FILE_KEYS)}")
     file = file.strip()
     try:
         start, end = _seconds(_first(values, START_KEYS), "start"), _seconds(_first(values, END_KEYS), "end")
@@ -210,7 +210,7 @@ def _row(where: str, values: dict[str, Any]) -> Mention:
     if start is None and (end is not None or channel is not None):
         start = 0.0
     if start is not None and end is None and length is not None:
-        end = start + length  # NeMo's way; a duration alone says how long the file is
+        end = start + length  # as in NeMo; a duration alone is the file's length
     return Mention(
         where=where,
         file=file,
@@ -227,14 +227,14 @@ def _row(where: str, values: dict[str, Any]) -> Mention:
 
 
 def _text(value: Any) -> str | None:
-    """A text; a number is one, too, as it is written. Raises ValueError for anything else."""
+    """Return a text; numbers count as text, as written. Raises ValueError for anything else."""
     if value is None or isinstance(value, str):
         return plain_text(value)
-    raise ValueError(f"the text is {json.dumps(value)}; needed is a string")
+    raise ValueError(f"the text is {json.dumps(value)}, not a string")
 
 
 def _json_lines(file: Path, *, as_written: bool = False) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """The objects of a JSONL file; `as_written`: numbers as the text that stands there."""
+    """Yield the objects of a JSONL file; `as_written`: keep numbers as written."""
     load = partial(json.loads, parse_float=Number, parse_int=Number) if as_written else json.loads
     with file.open("rb") as packed, gzip.open(packed) if file.suffix == ".gz" else packed as stream:
         for number, raw in enumerate(stream, 1):
@@ -243,9 +243,9 @@ def _json_lines(file: Path, *, as_written: bool = False) -> Iterator[tuple[int, 
             try:
                 row = load(raw.decode("utf-8-sig"))
             except (ValueError, RecursionError) as error:
-                yield number, f"the line is no JSON in UTF-8: {error}"
+                yield number, f"the line is not valid JSON in UTF-8: {error}"
                 continue
-            yield number, row if isinstance(row, dict) else "the line is no JSON object"
+            yield number, row if isinstance(row, dict) else "the line is not a JSON object"
 
 
 def _is_list(file: Path) -> bool:
@@ -256,18 +256,18 @@ def _is_list(file: Path) -> bool:
 
 
 def _json_list(file: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """The objects of a JSON list, numbered from 1."""
+    """Yield the objects of a JSON list, numbered from 1."""
     if file.stat().st_size > MAX_LIST:
-        yield 0, f"a JSON list of more than {MAX_LIST >> 20} MB is not read: write a line for each file (JSONL)"
+        yield 0, f"the JSON list has more than {MAX_LIST >> 20} MB: write one line per file instead (JSONL)"
         return
     with _opened(file) as text:
         try:
             found = json.load(text, parse_float=Number, parse_int=Number)
         except (ValueError, RecursionError) as error:
-            yield 0, f"the file is no JSON: {error}"
+            yield 0, f"the file is not valid JSON: {error}"
             return
     for number, row in enumerate(found, 1):
-        yield number, row if isinstance(row, dict) else "the entry is no JSON object"
+        yield number, row if isinstance(row, dict) else "the entry is not a JSON object"
 
 
 def _separated(file: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
@@ -277,7 +277,8 @@ def _separated(file: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
         columns, _ = separated.header(first, tabs=tabs)
         if first and not set(columns) & set(FILE_KEYS):
             shown = first.strip()[:60]
-            yield 1, f"the first line is no header ({shown!r}): it must name the columns, one of {', '.join(FILE_KEYS)}"
+            names = ", ".join(FILE_KEYS)
+            yield 1, f"the first line is not a header ({shown!r}): name the columns there, including one of {names}"
             return
         text.seek(0)
         yield from separated.rows(text, tabs=tabs)
@@ -288,7 +289,7 @@ def _first(values: dict[str, Any], keys: Sequence[str]) -> Any:
 
 
 def _seconds(value: Any, what: str) -> float | None:
-    """Seconds as a number or its text. Raises ValueError."""
+    """Parse seconds from a number or its text. Raises ValueError."""
     if value is None or value == "":
         return None
     try:
@@ -296,12 +297,12 @@ def _seconds(value: Any, what: str) -> float | None:
     except (TypeError, ValueError, OverflowError):
         found = math.nan
     if isinstance(value, bool) or not math.isfinite(found):
-        raise ValueError(f"{what} is {value!r}; needed is a number of seconds")
+        raise ValueError(f"{what} is {value!r}, not a number of seconds")
     return found
 
 
 def _channel(value: Any) -> int | None:
-    """A channel counted from 0. Raises ValueError."""
+    """Parse a channel, counted from 0. Raises ValueError."""
     if isinstance(value, list) and len(value) == 1:  # Lhotse's multi-channel cuts
         value = value[0]
     if value is None or value == "" or isinstance(value, list):
@@ -311,18 +312,18 @@ def _channel(value: Any) -> int | None:
     except (TypeError, ValueError, OverflowError):
         found = -1
     if found < 0:
-        raise ValueError(f"channel is {value!r}; needed is a number from 0")
+        raise ValueError(f"channel is {value!r}; give a number, counted from 0")
     return found
 
 
 def _span_problem(start: float | None, end: float | None) -> str | None:
     for value in (start, end):
-        if value is not None and not abs(value) <= LONGEST_S:  # so written, what is no number does not pass either
-            return f"the span is from {start} s to {end} s; needed are seconds within the file"
+        if value is not None and not abs(value) <= LONGEST_S:  # written this way, NaN is refused too
+            return f"the span runs from {start} s to {end} s; give seconds within the file"
     if start is not None and start < 0:
-        return f"the span begins at {start:g} s; needed is 0 or more"
+        return f"the span begins at {start:g} s; give 0 or more"
     if start is not None and end is not None and end <= start:
-        return f"the span ends at {end:g} s and begins at {start:g} s; the end must follow the start"
+        return f"the span begins at {start:g} s and ends at {end:g} s; the end must be after the start"
     return None
 
 
@@ -330,12 +331,12 @@ def _span_problem(start: float | None, end: float | None) -> str | None:
 
 
 def _kaldi(file: Path) -> Iterator[Mention]:
-    """`wav.scp` with `segments`, `text`, `utt2spk` and `utt2lang` beside it; commands in it are never run."""
+    """Read `wav.scp` with `segments`, `text`, `utt2spk` and `utt2lang` next to it; never run its commands."""
     folder = file.parent
     broken: list[Mention] = []
 
     def column(name: str) -> dict[str, tuple[str, str]]:
-        """First word of each line: the rest of it, and where it stands."""
+        """Map the first word of each line to the rest of it and its place."""
         found: dict[str, tuple[str, str]] = {}
         path = folder / name
         if not path.is_file():
@@ -344,7 +345,9 @@ def _kaldi(file: Path) -> Iterator[Mention]:
             for number, line in enumerate(lines, 1):
                 key, _, rest = line.strip().replace("\t", " ").partition(" ")
                 if key and key in found:
-                    broken.append(Mention(where=f"{path}:{number}", problem=f"{key} stands there a second time"))
+                    broken.append(
+                        Mention(where=f"{path}:{number}", problem=f"{key} occurs twice; remove one of the lines")
+                    )
                 elif key:
                     found[key] = (rest.strip(), f"{path}:{number}")
         return found
@@ -357,7 +360,7 @@ def _kaldi(file: Path) -> Iterator[Mention]:
             broken.append(
                 Mention(
                     where=where,
-                    problem=f"{recording} is a command, which is never run here: write its output to a file",
+                    problem=f"{recording} is a command, and Voxloop runs no commands: write its output to a file",
                 )
             )
         elif not path:
@@ -375,7 +378,7 @@ def _kaldi(file: Path) -> Iterator[Mention]:
             where=where,
             file=files[recording],
             text=plain_text(texts.get(utterance, ("", ""))[0]),
-            speaker=None if speaker == utterance else speaker,  # Kaldi's way of saying that it is not known
+            speaker=None if speaker == utterance else speaker,  # in Kaldi this means unknown
             language=language,
             start=start,
             end=end,
@@ -389,7 +392,7 @@ def _kaldi(file: Path) -> Iterator[Mention]:
                 recording, start, end = parts[0], float(parts[1]), float(parts[2])
             except (IndexError, ValueError):
                 broken.append(
-                    Mention(where=where, problem=f"needed is `{utterance} RECORDING START END`, found {rest!r}")
+                    Mention(where=where, problem=f"expected `{utterance} RECORDING START END`, found {rest!r}")
                 )
                 continue
             if recording in files:
@@ -403,7 +406,7 @@ def _kaldi(file: Path) -> Iterator[Mention]:
         heard = audio
     for utterance, (_, where) in texts.items():
         if utterance not in heard:
-            broken.append(Mention(where=where, problem=f"no audio is listed for {utterance}"))
+            broken.append(Mention(where=where, problem=f"{utterance} has a text but no audio"))
     yield from broken
 
 
@@ -411,7 +414,7 @@ def _kaldi(file: Path) -> Iterator[Mention]:
 
 
 def _librispeech(file: Path) -> Iterator[Mention]:
-    """`<speaker>-<chapter>.trans.txt`: `<speaker>-<chapter>-<number> TEXT`, the audio beside it under that name."""
+    """Read `<speaker>-<chapter>.trans.txt`: lines `<speaker>-<chapter>-<number> TEXT`, the audio next to it."""
     with _opened(file) as lines:
         for number, line in enumerate(lines, 1):
             key, _, text = line.strip().partition(" ")
@@ -419,7 +422,7 @@ def _librispeech(file: Path) -> Iterator[Mention]:
                 continue
             if "/" in key or "\0" in key or not text.strip():
                 yield Mention(
-                    where=f"{file}:{number}", problem=f"needed is a name and its text, found {line.strip()[:80]!r}"
+                    where=f"{file}:{number}", problem=f"expected a name and its text, found {line.strip()[:80]!r}"
                 )
                 continue
             beside = (key + suffix for suffix in AUDIO_BESIDE if (file.parent / (key + suffix)).is_file())
@@ -437,7 +440,7 @@ def _librispeech(file: Path) -> Iterator[Mention]:
 
 
 def _lhotse_recordings(file: Path) -> Iterator[Mention]:
-    """Recordings, with the supervisions of the file beside it that is named so."""
+    """Read recordings, with the supervisions in the matching file next to it."""
     partner = file.with_name(file.name.replace("recordings", "supervisions"))
     spoken: dict[str, list[tuple[str, Any]]] = {}
     broken: list[Mention] = []
@@ -489,7 +492,7 @@ def _lhotse_cuts(file: Path) -> Iterator[Mention]:
 
 
 def _lhotse_items(file: Path, *kinds: str) -> Iterator[tuple[str, Any]]:
-    """(where, Lhotse's object), or (where, a Mention with what is wrong)."""
+    """Yield (where, Lhotse's object), or (where, a Mention with the problem)."""
     from lhotse.serialization import deserialize_item
 
     for number, values in _json_lines(file):
@@ -500,7 +503,7 @@ def _lhotse_items(file: Path, *kinds: str) -> Iterator[tuple[str, Any]]:
         try:
             item = deserialize_item(values)
         except (LookupError, TypeError, ValueError, AttributeError, AssertionError, ArithmeticError) as error:
-            # Lhotse reports a malformed item by whatever its constructors happen to raise.
+            # For a malformed item, Lhotse raises whatever its constructors happen to raise.
             yield (
                 where,
                 Mention(where=where, problem=f"Lhotse cannot read the line: {type(error).__name__}: {error}"),
@@ -508,23 +511,25 @@ def _lhotse_items(file: Path, *kinds: str) -> Iterator[tuple[str, Any]]:
             continue
         if type(item).__name__ not in kinds:
             found = type(item).__name__
-            yield where, Mention(where=where, problem=f"the line holds a {found}; taken are {' and '.join(kinds)}")
+            yield where, Mention(where=where, problem=f"the line is a {found}; supported: {' and '.join(kinds)}")
             continue
         yield where, item
 
 
 def _lhotse_source(recording: Any) -> Mention:
-    """The one file of a Lhotse recording, or what is wrong with it."""
+    """Return the single file of a Lhotse recording, or its problem."""
     if len(recording.sources) != 1 or recording.sources[0].type != "file":
         kinds = ", ".join(source.type for source in recording.sources)
-        return Mention(where="", problem=f"its audio is {kinds or 'nothing'}; taken is one source of type file")
+        return Mention(where="", problem=f"the audio source is {kinds or 'missing'}; give one source of type file")
     if recording.transforms:
-        return Mention(where="", problem="it is changed audio (speed, volume or the like); taken is what was recorded")
+        return Mention(
+            where="", problem="the audio is transformed (speed, volume or similar); use the original recording"
+        )
     return Mention(where="", file=str(recording.sources[0].source))
 
 
 def _supervision(where: str, file: str, supervision: Any, offset: float, last: float) -> Mention:
-    """A supervision `offset` seconds into the file, of which nothing after second `last` is meant."""
+    """Read a supervision that starts `offset` seconds into the file; ignore everything after `last` seconds."""
     custom = supervision.custom or {}
     start = max(offset, offset + float(supervision.start))
     end = min(last, offset + float(supervision.end))
@@ -548,11 +553,11 @@ def _supervision(where: str, file: str, supervision: Any, offset: float, last: f
     )
 
 
-# What is written of a file, made uniform ------------------------------------------------------------------------------
+# Cleaning values ------------------------------------------------------------------------------------------------------
 
 
 def name(value: Any) -> str | None:
-    """A speaker, session, language or consent as given; what says that it is not known is None."""
+    """Clean a speaker, session, language or consent; None for values that mean unknown."""
     if value is None or isinstance(value, (dict, list)):
         return None
     text = unicodedata.normalize("NFC", _storable(str(value))).strip()
@@ -560,13 +565,13 @@ def name(value: Any) -> str | None:
 
 
 def plain_text(value: Any) -> str | None:
-    """A text with single spaces, in NFC; None where there is none."""
+    """Clean a text: single spaces, NFC; None if it is empty."""
     text = unicodedata.normalize("NFC", _storable(value)).strip() if isinstance(value, str) else ""
     return " ".join(text.split()) or None
 
 
 def _storable(text: str) -> str:
-    """Text without halves of surrogate pairs and NUL, which no database takes."""
+    """Remove lone surrogates and NUL, which databases refuse."""
     return text.replace("\0", "").encode("utf-8", "replace").decode()
 
 

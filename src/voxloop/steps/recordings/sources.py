@@ -1,4 +1,4 @@
-"""What there is to take: files, folders, and what their metadata says of each file."""
+"""Find the files to ingest, in folders and manifests, with the metadata of each."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ AUDIO_SUFFIXES = frozenset((
     ".opus", ".rf64", ".snd", ".sph", ".tta", ".voc", ".w64", ".wav", ".webm", ".wma", ".wv",
 ))
 # fmt: on
-TEXT_SUFFIXES = (".txt", ".lab")  # of a text beside an audio file, in capitals too; the first that there is
+TEXT_SUFFIXES = (".txt", ".lab")  # of a text next to an audio file, also in capitals; the first match wins
 SUBTITLE_SUFFIXES = (".srt", ".vtt")
-MAX_TEXT_BYTES = 1 << 20  # a sidecar text beyond it is no transcript
+MAX_TEXT_BYTES = 1 << 20  # a larger text file is not a transcript
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Refusal:
-    """A file (or a line of a manifest, as `file:line`) that was not taken, and why."""
+    """A file (or a line of a manifest, as `file:line`) that was refused, and why."""
 
     path: str
     reason: str  # a short stable word
@@ -35,7 +35,7 @@ class Refusal:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Said:
-    """What a line of metadata says of a span of a file."""
+    """The metadata of a span of a file, from one line."""
 
     where: str  # "<manifest>:<line>"
     start: float  # seconds
@@ -48,7 +48,7 @@ class Said:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Item:
-    """A file to take, with what is said of it."""
+    """A file to ingest, with its metadata."""
 
     path: Path
     text: str | None = None
@@ -56,15 +56,15 @@ class Item:
     language: str | None = None
     session: str | None = None
     consent: str | None = None
-    said: tuple[Said, ...] = ()  # of spans of it
-    refusal: Refusal | None = None  # decided before the file was opened
-    notes: tuple[str, ...] = ()  # what was noticed beside it, a sentence each
+    said: tuple[Said, ...] = ()  # metadata of its spans
+    refusal: Refusal | None = None  # decided before opening the file
+    notes: tuple[str, ...] = ()  # observations, a sentence each
 
 
 def find_items(
     sources: Sequence[Path], metadata: Path | None, given: Item, speakers: Sequence[str] | None, read: list[Path]
 ) -> Iterator[Item]:
-    """Every file once, in the order in which it is first named; `read` gets the manifests. Raises UsageError."""
+    """Yield every file once, in the order of first mention; add the manifests to `read`. Raises UsageError."""
     seen: set[str] = set()
     if metadata is not None:
         base = sources[0] if len(sources) == 1 and sources[0].is_dir() else None
@@ -82,19 +82,19 @@ def find_items(
         elif source.exists() or len(sources) > 1:
             found = iter([_bare(source, given)] if not speakers else [])
         else:
-            raise UsageError(f"there is nothing at {source}: give audio files or folders of them")
+            raise UsageError(f"no such file or folder: {source}; give audio files or folders")
         yield from _unseen(found, seen)
 
 
 def _shut(source: Path) -> Item | None:
-    """A source that may not even be looked at, refused: there are others."""
+    """Refuse a source that cannot be accessed, so that the other sources are still ingested."""
     try:
         source.stat()
     except PermissionError as error:
-        message = f"{source} cannot be looked at: {error.strerror}"
+        message = f"cannot access {source}: {error.strerror}"
         return Item(path=source, refusal=Refusal(path=str(source), reason="unreadable", message=message))
     except OSError:
-        pass  # what is not there is told as such
+        pass  # a missing source is reported later
     return None
 
 
@@ -107,12 +107,12 @@ def _unseen(items: Iterator[Item], seen: set[str]) -> Iterator[Item]:
 
 
 def _nameable(item: Item) -> Item:
-    """The item, refused where its name is no Unicode: nothing could be said of it in a catalog or on a screen."""
+    """Refuse an item whose name is not Unicode: it could not be stored in a catalog or printed."""
     try:
         str(item.path).encode()
     except UnicodeEncodeError:
         shown = str(item.path).encode("utf-8", "backslashreplace").decode()
-        message = f"the file name {shown} is not in UTF-8: rename it"
+        message = f"the file name {shown} is not valid UTF-8: rename the file"
         return Item(path=Path(shown), refusal=Refusal(path=shown, reason="bad-name", message=message))
     return item
 
@@ -120,11 +120,11 @@ def _nameable(item: Item) -> Item:
 def _in_folder(
     folder: Path, given: Item, speakers: Sequence[str] | None, read: list[Path], *, lines: bool, bare: bool
 ) -> Iterator[Item]:
-    """The files that the folder's metadata names, then the audio files that it does not; sub-folders likewise."""
+    """Yield the files that a folder's metadata names, then its other audio files; likewise for subfolders."""
     refused: list[Item] = []
 
     def unreadable(error: OSError) -> None:
-        message = f"the folder {error.filename} cannot be read: {error.strerror}"
+        message = f"cannot read the folder {error.filename}: {error.strerror}"
         path = Path(error.filename)
         refused.append(Item(path=path, refusal=Refusal(path=str(path), reason="unreadable", message=message)))
 
@@ -132,18 +132,18 @@ def _in_folder(
         folders.sort()
         here = Path(root)
         listings = manifests.in_folder(here, names) if lines else []
-        # The top folder is the user's word; a manifest found further down may not reach out of it.
+        # The user named the top folder; a manifest found further down may not refer to files outside it.
         yield from _listed(listings, given, speakers, read, within=None if here == folder else folder)
         if any(manifest.complete for manifest in listings):
             folders.clear()
         elif bare:
-            # splitext: a Path of every name takes longer than its file.
+            # splitext, because creating a Path for every name takes longer than looking up its file.
             parts = [(name, *os.path.splitext(name)) for name in sorted(names)]  # noqa: PTH122
             texts = {stem for _, stem, suffix in parts if suffix.lower() in (*TEXT_SUFFIXES, *SUBTITLE_SUFFIXES)}
             for name, stem, suffix in parts:
                 if suffix.lower() in AUDIO_SUFFIXES:
                     found = _bare if stem in texts or name in texts else _alone
-                    yield found(here / name, given)  # where a line named it, that was first
+                    yield found(here / name, given)  # if a line named it, that came first
     yield from refused
 
 
@@ -156,7 +156,7 @@ def _listed(
     base: Path | None = None,
     within: Path | None = None,
 ) -> Iterator[Item]:
-    """The files that manifests name, each once with all that is said of it; then the lines that are wrong."""
+    """Yield the files that manifests name, each once with all its metadata; then the invalid lines."""
     files: dict[Path, list[Mention]] = {}
     wrong: list[Item] = []
     for manifest in listings:
@@ -170,7 +170,7 @@ def _listed(
                 continue
             path = _resolved(base or manifest.base, row.file, manifest)
             if within is not None and not path.resolve().is_relative_to(within.resolve()):
-                message = f"{row.file} lies outside {within}: name the manifest itself if that is meant"
+                message = f"{row.file} is outside {within}: to allow that, pass the manifest itself to `voxloop ingest`"
                 wrong.append(_wrong(row, "outside", message))
                 continue
             rows = files.setdefault(path, [])
@@ -178,7 +178,7 @@ def _listed(
             if whole is None:
                 rows.append(row)
             elif whole.text != row.text:
-                message = f"{row.file} has another text in {whole.where}; that one is taken"
+                message = f"{whole.where} has another text for {row.file}; that text is used"
                 wrong.append(_wrong(row, "contradiction", message))
     for path, rows in files.items():
         yield _item(path, rows, given)
@@ -190,14 +190,14 @@ def _wrong(row: Mention, reason: str, message: str) -> Item:
 
 
 def _resolved(base: Path, file: str, manifest: Manifest) -> Path:
-    """A file as a manifest writes it. Kaldi's and Lhotse's relative paths start where their tools are run."""
+    """Resolve a path in a manifest. Relative paths of Kaldi and Lhotse start in the directory where their tools run."""
     path = Path(os.path.normpath(base / file))
-    # os.path says False of a name that no file can have, where Path raises.
+    # For an impossible file name os.path returns False, while Path raises.
     if os.path.exists(path):  # noqa: PTH110
         return path
     if manifest.complete and os.path.isfile(file):  # noqa: PTH113
         return Path(os.path.normpath(file))
-    # Written on another system: letters with their accents apart or together, folders parted by backslashes.
+    # Manifests from other systems: NFC or NFD accents, backslashes between folders.
     for other in (file.replace("\\", "/"), unicodedata.normalize("NFC", file), unicodedata.normalize("NFD", file)):
         if other != file and os.path.exists(found := os.path.normpath(base / other)):  # noqa: PTH110
             return Path(found)
@@ -205,7 +205,7 @@ def _resolved(base: Path, file: str, manifest: Manifest) -> Path:
 
 
 def _item(path: Path, rows: Sequence[Mention], given: Item) -> Item:
-    """What all the lines about one file say together."""
+    """Combine all the lines about one file."""
     whole = next((row for row in rows if row.start is None), None)
     said = tuple(
         Said(
@@ -222,7 +222,7 @@ def _item(path: Path, rows: Sequence[Mention], given: Item) -> Item:
     )
 
     def agreed(values: Sequence[str | None]) -> str | None:
-        """What all spans have in common is true of the recording."""
+        """Return the value that all spans share, which then holds for the recording."""
         found = set(values)
         return next(iter(found)) if len(found) == 1 else None
 
@@ -234,13 +234,13 @@ def _item(path: Path, rows: Sequence[Mention], given: Item) -> Item:
         speaker=(whole.speaker if whole else agreed([row.speaker for row in rows])) or given.speaker,
         language=(whole.language if whole else agreed([row.language for row in rows])) or given.language,
         session=next((row.session for row in rows if row.session), None) or given.session,
-        consent="; ".join(consents) or given.consent,  # of several people: all that was agreed to is kept
+        consent="; ".join(consents) or given.consent,  # with several speakers, keep every consent
         said=said,
     )
 
 
 def _alone(path: Path, given: Item) -> Item:
-    """A file that neither metadata nor a text beside it says anything of."""
+    """A file without metadata and without a text next to it."""
     return Item(
         path=path,
         speaker=given.speaker,
@@ -251,23 +251,23 @@ def _alone(path: Path, given: Item) -> Item:
 
 
 def _bare(path: Path, given: Item) -> Item:
-    """A file that no metadata names, with the text beside it."""
+    """A file without metadata, with the text next to it."""
     beside = next(_beside(path, TEXT_SUFFIXES), None)
     if beside is None:
-        # Subtitles are most often a machine's, and what lies beside a file counts as a person's text.
-        notes = tuple(f"{path}: {other.name} beside it was not read" for other in _beside(path, SUBTITLE_SUFFIXES))
+        # Subtitles are mostly machine output, but a text next to a file counts as written by a person.
+        notes = tuple(f"{path}: did not read {other.name} next to it" for other in _beside(path, SUBTITLE_SUFFIXES))
         return replace(given, path=path, notes=notes)
     try:
         if beside.stat().st_size > MAX_TEXT_BYTES:
-            raise ValueError(f"it has more than {MAX_TEXT_BYTES:,} bytes")
+            raise ValueError(f"the file has more than {MAX_TEXT_BYTES:,} bytes")
         return replace(given, path=path, text=plain_text(beside.read_bytes().decode("utf-8-sig")))
     except (OSError, ValueError) as error:
-        message = f"the text {beside} beside {path.name} cannot be read as UTF-8: {error}; mend or remove it"
+        message = f"cannot read the transcript {beside} of {path.name} as UTF-8: {error}; fix or remove it"
         return Item(path=path, refusal=Refusal(path=str(path), reason="bad-text", message=message))
 
 
 def _beside(path: Path, suffixes: Sequence[str]) -> Iterator[Path]:
-    """`a.txt` or `a.wav.txt` for `a.wav`, and so on."""
+    """Yield existing files such as `a.txt` and `a.wav.txt` for `a.wav`."""
     for suffix in suffixes:
         for end in (suffix, suffix.upper()):
             for name in (path.with_suffix(end), path.with_name(path.name + end)):

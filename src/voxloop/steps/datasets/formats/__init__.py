@@ -1,4 +1,4 @@
-"""Datasets as files that others read, and back: JSONL beside WAV, Parquet, and Lhotse Shar."""
+"""Export datasets to files for other programs, and import them: JSONL with WAV, Parquet, Lhotse Shar."""
 
 from voxloop.steps.datasets.formats.exchange import FORMATS, Exported, export_dataset, import_dataset
 

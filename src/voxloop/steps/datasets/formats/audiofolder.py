@@ -1,4 +1,4 @@
-"""A folder for each split with its WAV files and a `metadata.jsonl` whose `file_name` names them.
+"""Write one folder per split with WAV files and a `metadata.jsonl` that names them in `file_name`.
 
 `datasets.load_dataset("audiofolder", data_dir=…)` reads it, with the splits `train`, `validation` (from `val`) and
 `test` (https://huggingface.co/docs/datasets/audio_dataset#audiofolder).
@@ -25,7 +25,7 @@ LIST = "metadata.jsonl"
 def write(
     ws: Workspace, place: Blobs, parts: Sequence[Part], present: set[str], folder: Path, *, file_names: bool
 ) -> Iterator[tuple[int, list[str]]]:
-    """Write what is not present yet; after each part, the rows written and their keys. The lists come last."""
+    """Write missing files; after each part, yield its number of rows and their keys. The lists come last."""
     splits = list(dict.fromkeys(part.split for part in parts))  # a split without clips has no folder
     with ExitStack() as stack:
         lists = {split: stack.enter_context((folder / f"{split}.jsonl").open("wb")) for split in splits}
@@ -43,13 +43,13 @@ def write(
 
 
 def read_values(place: Blobs, files: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The rows without their audio."""
+    """Yield the rows without their audio."""
     for file in files:
         if file.endswith(LIST):
             yield from map(json.loads, place.get(file).splitlines())
 
 
 def read(place: Blobs, files: Sequence[str]) -> Iterator[Entry]:
-    """The rows with their audio."""
+    """Yield the rows with their audio."""
     for values in read_values(place, files):
         yield Entry(values=values, pcm=place.get(f"{values['split']}/{values['file_name']}")[WAV_HEADER:])

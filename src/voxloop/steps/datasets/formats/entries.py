@@ -1,4 +1,4 @@
-"""What every format holds of a row: its line of the manifest, where its text came from, and its audio."""
+"""The contents of a row in every export format: its manifest line, its text's origin, and its audio."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from voxloop.speech.audio import Waveform
     from voxloop.workspace import Workspace
 
-REVIEWER = "reviewer"  # stands for whoever wrote a text: an export names no reviewers
+REVIEWER = "reviewer"  # replaces the author of a text: exports do not name reviewers
 WAV_HEADER = 44  # bytes, as `audio.wav_header` writes it
 
 # Columns with their types as Arrow and Hugging Face name them. Times are in samples or seconds, as the name says.
@@ -45,14 +45,14 @@ COLUMNS: dict[str, str] = {
     "end_sample": "int64",  # exclusive
     "pcm": "string",  # sha256-<hex> of the clip's samples
     "original_file": "string",  # name of the file that the recording came from; null in an export without file names
-    "styled": "bool",  # case and punctuation of the text are a recogniser's
+    "styled": "bool",  # case and punctuation come from a recogniser
 }
 LATER = ("original_file", "styled")  # columns that older exports lack
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Part:
-    """Rows of one split that are written together."""
+    """Rows of one split, written together."""
 
     split: Split
     index: int
@@ -61,7 +61,7 @@ class Part:
 
 
 def parts(rows: Sequence[DatasetRow], items: int) -> list[Part]:
-    """The rows of each split in order, `items` at a time; a split without rows has none."""
+    """Divide the rows of each split into parts of `items`; a split without rows has none."""
     found = []
     for split in SPLITS:
         mine = [row for row in rows if row.split == split]
@@ -75,14 +75,14 @@ def parts(rows: Sequence[DatasetRow], items: int) -> list[Part]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
-    """A row as a file holds it, with its audio."""
+    """A row as stored in an export, with its audio."""
 
     values: dict[str, Any]  # as in COLUMNS
     pcm: bytes  # little-endian int16, 16 kHz, mono
 
     @property
     def name(self) -> str:
-        """A name that no other clip of the dataset has."""
+        """A name that is unique in the dataset."""
         return name_of(self.values)
 
     @property
@@ -96,12 +96,12 @@ class Entry:
 
 
 def name_of(values: dict[str, Any]) -> str:
-    """The name of a row's audio, as `clips.clip_name` makes it."""
+    """Return the name of a row's audio, as in `clips.clip_name`."""
     return clip_name(row_of(values))
 
 
 def row_of(values: dict[str, Any]) -> DatasetRow:
-    """The row that these values are of. Raises UsageError where some are missing or wrong."""
+    """Return the row with these values. Raises UsageError if values are missing or wrong."""
     try:
         if values["split"] not in SPLITS or not isinstance(values["text"], str):
             raise ValueError(f"split {values['split']!r}, text {values['text']!r}")
@@ -119,11 +119,11 @@ def row_of(values: dict[str, Any]) -> DatasetRow:
             styled=bool(values.get("styled")),
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"a row of the export cannot be read ({error!r}): export it again") from error
+        raise UsageError(f"cannot read a row of the export ({error!r}): export the dataset again") from error
 
 
 def entries(ws: Workspace, rows: Sequence[DatasetRow], *, file_names: bool) -> Iterator[Entry]:
-    """Rows with their audio, one at a time, and where they came from; with `file_names`, from which file."""
+    """Yield rows with their audio and origin; with `file_names`, also with the source file name."""
     said = _by_id(ws, tables.transcript, ("by", "confidence", "created"), [row.transcript for row in rows])
     heard = _by_id(ws, tables.recording, ("session", "consent", "name"), [row.recording for row in rows])
     for row in rows:

@@ -1,7 +1,7 @@
-"""Datasets as files that others read, and back: JSONL beside WAV, Parquet, and Lhotse Shar.
+"""Export datasets to files for other programs, and import them: JSONL with WAV, Parquet, Lhotse Shar.
 
-An export is written part by part and says at its very end that it is complete; cut
-off at any point it says that it is not, and the same command goes on where it was.
+An export is written part by part and marked complete at the end. If it is
+interrupted, it is marked incomplete, and the same command continues it.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ if TYPE_CHECKING:
     from voxloop.workspace import Workspace
 
 FORMATS: dict[str, ModuleType] = {"jsonl": jsonl, "audiofolder": audiofolder, "parquet": parquet, "shar": shar}
-ITEMS = 1000  # of a part: a Shar shard, a Parquet file
+ITEMS = 1000  # clips per part: a Shar shard, a Parquet file
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Exported:
-    """Where a dataset was written to."""
+    """The result of an export."""
 
     dataset: str
     format: str
     place: str  # URL
     clips: int
     files: int
-    known: bool  # it was there already, complete
+    known: bool  # it was already complete
 
 
 def export_dataset(
@@ -60,23 +60,22 @@ def export_dataset(
     file_names: bool = True,
     progress: Progress | None = None,
 ) -> Exported:
-    """Write a dataset to a folder or a blob URL (file://, s3://, gs://, az://); `items` clips to a part.
+    """Write a dataset to a folder or a blob URL (file://, s3://, gs://, az://), with `items` clips per part.
 
-    Each row names the file that its recording came from; not with `file_names=False`, since names of files may tell
-    who speaks.
+    Each row names its source file unless `file_names=False`, since file names may identify speakers.
 
-    What an attempt that was cut off has written is kept. Raises UsageError where
-    something else lies there, or the format is not known.
+    Continues an interrupted export. Raises UsageError if the place has other
+    contents, or the format is unknown.
     """
     if format not in FORMATS:
         raise UsageError(f"there is no format {format!r}{nearest(format, FORMATS)}")
     if items < 1:
-        raise UsageError(f"a part of {items} clips holds nothing: give 1 or more")
+        raise UsageError(f"the number of clips per part is {items}: give 1 or more")
     if format == "parquet":
-        parquet.schema()  # says what is not installed before anything is written
+        parquet.schema()  # reports a missing package before anything is written
     with ws.read() as reader:
         frozen = reader.get(Dataset, dataset)
-    # A dataset that something was forgotten of keeps its id and gets another manifest.
+    # After forgetting, a dataset keeps its id but has another manifest.
     what = {"dataset": frozen.id, "manifest": manifest_key(ws, frozen.id), "format": format, "items": items}
     what |= {"file_names": file_names}
     with places.opened(to, create=True) as place:
@@ -108,13 +107,12 @@ def export_dataset(
 def import_dataset(
     ws: Workspace, source: str | Path, *, name: str | None = None, progress: Progress | None = None
 ) -> Dataset:
-    """Take in what `export_dataset` has written: its clips, texts and splits, frozen as they were.
+    """Import the clips, texts and splits that `export_dataset` has written.
 
-    The dataset has the id that it had, where its clips are whole recordings or parts
-    of recordings that are here; a part of a recording that is not here becomes a
-    recording of its own, and the id differs. Doing it again changes nothing. Raises
-    UsageError where the export is not complete or was changed, ConflictError where a
-    clip is in another split here.
+    The dataset keeps its id if its clips are whole recordings, or parts of recordings
+    in this workspace; a part of any other recording becomes a separate recording, and
+    the id changes. Importing again changes nothing. Raises UsageError if the export is
+    incomplete or was modified, and ConflictError if a clip is in another split here.
     """
     with places.opened(source, create=False) as place:
         about = places.about(place)
@@ -128,13 +126,13 @@ def import_dataset(
         for one in _stored(ws, place, format.read(place, about["files"])):
             read += 1
             twin = taken.setdefault(one.row.utterance, one)
-            # Parts of different recordings with the same samples are one recording here, and are not learnt if tested.
+            # Parts of different recordings with the same samples become one recording here, in the strictest split.
             if strictest({twin.row.split, one.row.split}) != twin.row.split:
                 taken[one.row.utterance] = one
             if progress:
                 progress(read, wanted)
         if read != wanted:
-            raise UsageError(f"{place.url} holds {read} clips of {wanted}: export it again")
+            raise UsageError(f"{place.url} has {read:,} of {wanted:,} clips: export the dataset again")
     found = _kept(ws, list(taken.values()))
     return freeze(
         ws,
@@ -149,7 +147,7 @@ def import_dataset(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Taken:
-    """A row as it is here, with the records that it stands on."""
+    """A row as imported, with the records that it needs."""
 
     row: DatasetRow
     recording: Recording
@@ -158,7 +156,7 @@ class _Taken:
 
 
 def _check_splits(ws: Workspace, values: Iterator[dict[str, Any]]) -> None:
-    """Make sure that nothing that is here would have to move to another split. Raises ConflictError."""
+    """Check that no clip in this workspace would move to another split. Raises ConflictError."""
     u = tables.utterance.c
     here: dict[str, set[Split]] = {}
     with ws.read() as reader:
@@ -167,25 +165,25 @@ def _check_splits(ws: Workspace, values: Iterator[dict[str, Any]]) -> None:
     moved = []
     for one in values:
         given = row_of(one)
-        # Under its own recording, or as a recording of its own from an earlier import.
+        # As part of its recording, or as a separate recording from an earlier import.
         ids = {given.recording, str(one["pcm"])}
         moved += [given for id in ids if here.get(id, {given.split}) != {given.split}]
     if moved:
         first = moved[0]
         raise ConflictError(
-            f"{len(moved)} clips are in another split here, such as {first.utterance}, which is {first.split} in the "
-            "export; what is tested must not be learnt: import it into another workspace"
+            f"{len(moved):,} {'clip' if len(moved) == 1 else 'clips'} of the export, such as {first.utterance} "
+            f"({first.split} in the export), would change split in this workspace: import it into another workspace"
         )
 
 
 def _stored(ws: Workspace, place: Blobs, entries: Iterator[Entry]) -> Iterator[_Taken]:
-    """Each row with its audio among the blobs."""
+    """Store the audio of each row and yield the row."""
     for entry in entries:
         row = row_of(entry.values)
         clip = pcm_id(entry.pcm)
         samples = len(entry.pcm) // 2
         if clip != entry.values["pcm"] or samples != row.end - row.start:
-            raise UsageError(f"the audio of {row.utterance} in {place.url} was changed: export it again")
+            raise UsageError(f"the audio of {row.utterance} in {place.url} was modified: export the dataset again")
         whole = row.start == 0 and row.recording == clip
         if not whole and not _is_here(ws, row, clip):
             id = utterance_id(clip, 0, samples)
@@ -196,7 +194,7 @@ def _stored(ws: Workspace, place: Blobs, entries: Iterator[Entry]) -> Iterator[_
 
 
 def _is_here(ws: Workspace, row: DatasetRow, clip: str) -> bool:
-    """Whether the recording that a clip was cut from is here, with the same samples in that span."""
+    """Whether this workspace has the clip's recording, with the same samples in that span."""
     from voxloop.speech.audio import to_pcm16
 
     with ws.read() as reader:
@@ -247,7 +245,7 @@ def _taken(row: DatasetRow, values: dict[str, Any], place: str, quality: Quality
 
 
 def _kept(ws: Workspace, found: list[_Taken]) -> list[_Taken]:
-    """Write what the rows stand on; the rows, with the transcripts that they have here."""
+    """Write the records that the rows need. Return the rows with their transcript ids in this workspace."""
     found = _with_free_names(ws, found)
     u = tables.utterance
     references = [{"utterance_id": one.row.utterance} for one in found if one.row.kind == "reference"]
@@ -266,7 +264,7 @@ def _kept(ws: Workspace, found: list[_Taken]) -> list[_Taken]:
 
 
 def _with_free_names(ws: Workspace, found: list[_Taken]) -> list[_Taken]:
-    """Where another text has a transcript's id here, the one that comes in gets an id of its own."""
+    """Give an imported transcript a new id if another text in this workspace already has its id."""
     t = tables.transcript.c
     here: dict[str, tuple[str, str]] = {}
     ids = [one.transcript.id for one in found]

@@ -1,4 +1,4 @@
-"""`train.jsonl`, `val.jsonl` and `test.jsonl` beside a folder of WAV files; the lists come after their audio."""
+"""Write `train.jsonl`, `val.jsonl` and `test.jsonl` next to a folder of WAV files; the lists come last."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def write(
     ws: Workspace, place: Blobs, parts: Sequence[Part], present: set[str], folder: Path, *, file_names: bool
 ) -> Iterator[tuple[int, list[str]]]:
-    """Write what is not present yet; after each part, the rows written and their keys."""
+    """Write missing files; after each part, yield its number of rows and their keys."""
     with ExitStack() as stack:
         lists = {split: stack.enter_context((folder / f"{split}.jsonl").open("wb")) for split in SPLITS}
         for part in parts:
@@ -37,13 +37,13 @@ def write(
 
 
 def read_values(place: Blobs, files: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The rows without their audio."""
+    """Yield the rows without their audio."""
     for file in files:
         if file.endswith(".jsonl"):
             yield from map(json.loads, place.get(file).splitlines())
 
 
 def read(place: Blobs, files: Sequence[str]) -> Iterator[Entry]:
-    """The rows with their audio."""
+    """Yield the rows with their audio."""
     for values in read_values(place, files):
         yield Entry(values=values, pcm=place.get(f"audio/{name_of(values)}.wav")[WAV_HEADER:])

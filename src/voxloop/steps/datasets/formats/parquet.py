@@ -1,4 +1,4 @@
-"""Parquet files whose `audio` column the `datasets` library knows as audio, by `load_dataset("parquet", …)`.
+"""Write Parquet files whose `audio` column the `datasets` library recognises: `load_dataset("parquet", …)`.
 
 The column is a struct of the file's bytes and its name, and the schema's metadata
 names the features, as the library itself writes them
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from voxloop.stores.blobs import Blobs
     from voxloop.workspace import Workspace
 
-ROWS_IN_GROUP = 100  # what a reader has to take into memory at once; the Hub's own choice for audio
+ROWS_IN_GROUP = 100  # rows that a reader loads into memory at once; the Hub's own choice for audio
 
 
 def _pyarrow() -> Any:
@@ -35,7 +35,7 @@ def _pyarrow() -> Any:
 
 
 def schema() -> Any:
-    """The columns, with what the `datasets` library reads off the metadata."""
+    """Return the schema, with the metadata that the `datasets` library reads."""
     arrow = _pyarrow()
     features: dict[str, Any] = {"audio": {"sampling_rate": SAMPLE_RATE, "_type": "Audio"}}
     features |= {name: {"dtype": dtype, "_type": "Value"} for name, dtype in COLUMNS.items()}
@@ -48,7 +48,7 @@ def schema() -> Any:
 def write(
     ws: Workspace, place: Blobs, parts: Sequence[Part], present: set[str], folder: Path, *, file_names: bool
 ) -> Iterator[tuple[int, list[str]]]:
-    """Write the files that are not present yet; after each, its rows and its key."""
+    """Write missing files; after each, yield its number of rows and its key."""
     arrow = _pyarrow()
     names = schema()
     for part in parts:
@@ -68,12 +68,12 @@ def write(
 
 
 def read_values(place: Blobs, files: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The rows without their audio."""
+    """Yield the rows without their audio."""
     yield from _read(place, files, list(COLUMNS))
 
 
 def read(place: Blobs, files: Sequence[str]) -> Iterator[Entry]:
-    """The rows with their audio."""
+    """Yield the rows with their audio."""
     for values in _read(place, files, ["audio", *COLUMNS]):
         audio = values.pop("audio")
         yield Entry(values=values, pcm=audio["bytes"][WAV_HEADER:])

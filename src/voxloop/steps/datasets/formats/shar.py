@@ -29,7 +29,7 @@ IN_SUPERVISION = ("text", "speaker", "language")  # what Lhotse has a field for;
 def write(
     ws: Workspace, place: Blobs, parts: Sequence[Part], present: set[str], folder: Path, *, file_names: bool
 ) -> Iterator[tuple[int, list[str]]]:
-    """Write the shards that are not present yet, audio first; after each, its rows and its keys."""
+    """Write missing shards, audio first; after each, yield its number of rows and its keys."""
     for part in parts:
         cuts_key = f"{part.split}/cuts.{part.index:06}.jsonl.gz"
         audio_key = f"{part.split}/recording.{part.index:06}.tar"
@@ -43,7 +43,7 @@ def write(
 
 
 def _write_shard(ws: Workspace, part: Part, cuts: Path, audio: Path, *, file_names: bool) -> None:
-    # Without a name and a time inside, the same shard is the same bytes.
+    # Without a name and a time inside, a shard is reproducible byte for byte.
     with (
         cuts.open("wb") as raw,
         gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as lines,
@@ -57,7 +57,7 @@ def _write_shard(ws: Workspace, part: Part, cuts: Path, audio: Path, *, file_nam
 
 
 def _cut(entry: Entry) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A row's cut, and the manifest of its recording, as they stand in a shard."""
+    """Return a row's cut and its recording's manifest, as stored in a shard."""
     from lhotse.shar.utils import to_shar_placeholder
 
     values = entry.values
@@ -83,7 +83,7 @@ def _values(cut: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_values(place: Blobs, files: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The rows without their audio."""
+    """Yield the rows without their audio."""
     for file in files:
         if file.endswith(".jsonl.gz"):
             for text in gzip.decompress(place.get(file)).splitlines():
@@ -91,7 +91,7 @@ def read_values(place: Blobs, files: Sequence[str]) -> Iterator[dict[str, Any]]:
 
 
 def read(place: Blobs, files: Sequence[str]) -> Iterator[Entry]:
-    """The rows with their audio."""
+    """Yield the rows with their audio."""
     for file in files:
         if not file.endswith(".jsonl.gz"):
             continue
@@ -102,6 +102,8 @@ def read(place: Blobs, files: Sequence[str]) -> Iterator[Entry]:
                 manifest = tar.next()
                 data = tar.extractfile(member) if member and manifest else None
                 if member is None or data is None or member.name != f"{values['id']}.wav":
-                    raise UsageError(f"{place.url}/{audio} does not hold {values['id']} in its place: export it again")
+                    raise UsageError(
+                        f"{place.url}/{audio} has no audio for {values['id']} where its list says: export it again"
+                    )
                 yield Entry(values=values, pcm=data.read()[WAV_HEADER:])
         place.forget(audio)
