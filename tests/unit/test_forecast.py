@@ -102,7 +102,7 @@ def test_only_what_is_missing_is_trained_and_only_results_stay(ws: Workspace) ->
     workspace, base = str(ws.folder), ws.settings.base_model
     shown = CliRunner().invoke(app, ["-C", workspace, *arguments[:1], base, *arguments[1:], "--seeds", "2"])
     assert shown.exit_code == 0, shown.output
-    assert "8 are kept from before" in shown.output
+    assert "8 already done" in shown.output
     assert found.sentences[0] in shown.output.replace("\n", " ")
 
 

@@ -78,7 +78,9 @@ def test_a_better_model_becomes_champion_with_its_evidence(tmp_path: Path) -> No
     assert champion(pair.ws) is None
     outcome = pair.promote(by="ann")
     assert outcome.verdict == "promote"
-    assert outcome.message.startswith(f"model {pair.new.id[7:19]} is champion now: Better: it saves 100.0 % of errors.")
+    assert outcome.message.startswith(
+        f"model {pair.new.id[7:19]} is champion now: Better: it removes 100.0 % of the errors."
+    )
     assert outcome.promotion is not None
     assert champion(pair.ws) == pair.new == models.base_model(pair.ws)
     assert pair.aliases() == {"champion": pair.new.id, "previous": pair.old.id}
@@ -112,7 +114,7 @@ def test_a_model_must_be_no_worse_on_any_engine_that_serves(tmp_path: Path, wors
         assert outcome.comparison is not None
         (guard,) = [one for one in outcome.comparison.guards if one.name == "on ctranslate2-float32"]
         assert guard.passed == outcome.moved
-        assert "word error rate 10.0 % before" in guard.finding
+        assert "WER 10.0 % -> " in guard.finding
         assert pair.told("model.evaluated") == 4
 
 
@@ -479,7 +481,7 @@ def test_a_general_set_is_asked_and_may_not_be_the_test_itself(tmp_path: Path) -
     assert outcome.comparison is not None
     assert (outcome.verdict, outcome.moved) == ("reject", False)
     assert outcome.comparison.general == general.id
-    assert outcome.comparison.reasons[0].startswith("General set general: word error rate 0.0 % before, 20.0 % after")
+    assert outcome.comparison.reasons[0].startswith("General set general: WER 0.0 % -> 20.0 %, ")
     assert promote(pair.ws, pair.new.id, dataset="frozen").moved  # without it nothing speaks against the model
 
 
