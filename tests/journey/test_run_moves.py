@@ -205,7 +205,9 @@ def test_a_damaged_copy_is_refused_found_and_given_up(local: Machines, tmp_path:
     name = next(name for name in row.files if name.endswith("model.safetensors"))
     path = b.blobs.path(moving.blob_key(run.id, row.files[name]["sha256"]))
     path.write_bytes(path.read_bytes()[:-1] + b"\x00")
-    with pytest.raises(TrainingError, match=f"{name} cannot be used .it is not what its hash says"):
+    with pytest.raises(
+        TrainingError, match=f"{name} of its checkpoint is unusable .its content does not match its hash"
+    ):
         training.see_through(b, training.resume(b, run.id).id)
     assert training.find(b, run.id).status == "failed"
     found = [finding for finding in integrity.verify(b, min_age_s=0).findings if finding.kind == "checkpoint-file"]

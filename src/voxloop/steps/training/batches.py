@@ -72,7 +72,7 @@ def read_rows(manifest: Path) -> list[ClipRow]:
             )
         except (ValueError, KeyError, TypeError) as error:
             raise TrainingError(
-                f"{manifest}, line {number}: needed is JSON with audio_path, text and duration; found {line[:80]!r}"
+                f"{manifest}, line {number}: expected JSON with audio_path, text and duration, found {line[:80]!r}"
             ) from error
     return rows
 
@@ -105,9 +105,11 @@ def read_wav(path: Path) -> Waveform:
     try:
         samples, rate = soundfile.read(path, dtype="float32")
     except (OSError, soundfile.LibsndfileError) as error:
-        raise TrainingError(f"the training audio {path} cannot be read ({error}): write the run's data anew") from error
+        raise TrainingError(f"the training audio {path} cannot be read ({error}): start a new run") from error
     if rate != SAMPLE_RATE or samples.ndim != 1:
-        raise TrainingError(f"{path} has {rate} Hz and shape {samples.shape}; needed is mono at {SAMPLE_RATE} Hz")
+        raise TrainingError(
+            f"{path} has {rate} Hz and shape {samples.shape}, but training needs mono audio at {SAMPLE_RATE} Hz"
+        )
     return np.asarray(samples, dtype=np.float32)
 
 
@@ -176,7 +178,9 @@ class Plan:
                 self.num_cuts += 1
 
         if not rows:
-            raise TrainingError("there is nothing to train on: the dataset's train split is empty")
+            raise TrainingError(
+                "the dataset's train split is empty, so there is nothing to train on: review more utterances"
+            )
         self.rows = list(rows)
         self.recipe = recipe
         self.earlier = list(earlier)

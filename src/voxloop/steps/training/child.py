@@ -111,7 +111,7 @@ def _end_when_alone(folder: Path, stop: StopFlag, *, patience_s: float = ALONE_S
         if locks.held(folder / ATTENDED):
             seen = time.monotonic()
     if (folder / ATTENDED).exists():
-        log.warning("nobody attends to this run any more: it ends with a checkpoint")
+        log.warning("no process attends to this run any more: saving a checkpoint and ending")
         stop.set = True
 
 
@@ -144,8 +144,11 @@ def _reason(error: BaseException, folder: Path) -> dict[str, Any]:
     line = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
     if _disk_full(error, folder):
         why = f"the disk of {folder} is full ({line})"
-        return {"error": why, "remedy": "free some space, then `voxloop run resume` goes on"}
-    return {"error": line, "remedy": "this was not foreseen: the log tells where; `voxloop run resume` tries again"}
+        return {"error": why, "remedy": "free some space, then continue with `voxloop run resume`"}
+    return {
+        "error": line,
+        "remedy": "this is an unexpected error: see the log for its place, and try again with `voxloop run resume`",
+    }
 
 
 def _drop_halves(folder: Path) -> None:

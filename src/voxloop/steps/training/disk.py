@@ -80,7 +80,7 @@ def check(
     free = shutil.disk_usage(place).free
     if free < needed:
         raise TrainingError(
-            f"the disk of {place} has {_gb(free)} free and the run needs {_gb(needed)} for checkpoints and models: "
+            f"the disk of {place} has {_gb(free)} free, but the run needs {_gb(needed)} for checkpoints and models: "
             f"free some space, or set {_smaller(recipe, encoded / needed)}"
         )
 

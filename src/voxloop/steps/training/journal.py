@@ -62,8 +62,8 @@ class Journal:
         loss, spent = total / self.steps, now - self.logged_s - self.busy_s
         if not math.isfinite(loss):
             raise TrainingError(
-                f"the loss became {loss} at step {self.step}: "
-                f"the learning rate {session.recipe.learning_rate:g} is too high; set learning_rate lower"
+                f"the loss became {loss} at step {self.step}, because the learning rate "
+                f"{session.recipe.learning_rate:g} is too high: set a lower learning_rate"
             )
         self.all_steps, self.all_loss = self.all_steps + self.steps, self.all_loss + total
         speed = {
@@ -127,7 +127,7 @@ def _measured(score: Score) -> dict[str, float]:
 def _sentence(line: dict[str, Any]) -> str:
     parts = [f"step {line['step']}, epoch {line['epoch']}"]
     parts += [f"loss {line['loss']:.4f}"] if "loss" in line else []
-    for kind, said in (("val", ""), ("blend", f"{line.get('blend', 1.0):g} of the way from the base: ")):
+    for kind, said in (("val", ""), ("blend", f"blend {line.get('blend', 1.0):g}: ")):
         if f"{kind}_wer" in line:
             parts += [f"{said}val WER {line[f'{kind}_wer']:.2%}, CER {line[f'{kind}_cer']:.2%}"]
             parts += [f"clips {line[f'{kind}_clips_wer']:.2%}"] if f"{kind}_clips_wer" in line else []

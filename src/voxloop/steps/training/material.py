@@ -49,7 +49,7 @@ def resolved(ws: Workspace, recipe: Recipe, dataset: Dataset, base: Model) -> Re
     if recipe.ctc_weight or recipe.encoder_copies:
         require(kind, "encoder states")
     if recipe.noise_folder is not None and not Path(recipe.noise_folder).expanduser().is_dir():
-        raise SettingError(f"noise_folder is {recipe.noise_folder!r}: there is no such folder")
+        raise SettingError(f"noise_folder is {recipe.noise_folder!r}, which is not a folder")
     if recipe.method == "lora" and not recipe.lora_targets:
         recipe = replace(recipe, lora_targets=kind.lora_targets)
     if not recipe.replay_share:
@@ -118,18 +118,20 @@ def _write_noises(source: Path, target: Path) -> Path:
     written = 0
     for path in files:
         if left_s <= 0:
-            log.warning("noises beyond %.0f minutes are not used: %s and those behind it", NOISES_S / 60, path)
+            log.warning(
+                "only the first %.0f minutes of noise are used; ignoring %s and later files", NOISES_S / 60, path
+            )
             break
         try:
             noise = audio.decode(path)[: round(min(NOISE_S, left_s) * SAMPLE_RATE)]
         except AudioError as error:
-            raise SettingError(f"noise_folder: {error}; take the file out of {source}, or repair it") from error
+            raise SettingError(f"noise_folder: {error}; remove the file from {source}, or repair it") from error
         if noise.any():
             _write_wav(target / f"{written:05}.wav", noise)
             left_s -= len(noise) / SAMPLE_RATE
             written += 1
     if not written:
-        raise SettingError(f"noise_folder {source} holds no noise: needed are audio files that are not silent")
+        raise SettingError(f"noise_folder {source} contains no noise: put audio files there that are not silent")
     return target
 
 

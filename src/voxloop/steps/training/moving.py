@@ -144,7 +144,7 @@ def _settle(ws: Workspace, run: str, row: sa.Row[Any], folder: Path) -> dict[str
             began = _same_everywhere(read_json(folder / CONFIG))
             (folder / CONFIG).unlink()  # so that its speech is laid out again
         if not whole_checkpoints(folder):
-            log.warning("run %s: no checkpoint of it is in the blob store, so it begins anew here", run)
+            log.warning("run %s has no checkpoint in the blob store, so it starts over on this machine", run)
     telemetry.lay_out(ws, run)
     return began
 
@@ -193,7 +193,9 @@ def _fetch(ws: Workspace, run: str, files: dict[str, dict[str, Any]], folder: Pa
     for name, file in sorted(files.items()):
         inside = PurePosixPath(name)
         if inside.is_absolute() or ".." in inside.parts:
-            raise TrainingError(f"run {run}: the manifest of its checkpoint names {name!r}, outside the run's folder")
+            raise TrainingError(
+                f"the checkpoint manifest of run {run} names {name!r}, which is outside the run's folder"
+            )
         target = folder / inside
         target.parent.mkdir(parents=True, exist_ok=True)
         digest = hashlib.sha256()
@@ -205,15 +207,15 @@ def _fetch(ws: Workspace, run: str, files: dict[str, dict[str, Any]], folder: Pa
         except BlobError as error:
             raise TrainingError(_cannot_be_had(run, name, str(error))) from error
         if f"sha256-{digest.hexdigest()}" != file["sha256"]:
-            raise TrainingError(_cannot_be_had(run, name, "it is not what its hash says: it was changed"))
+            raise TrainingError(_cannot_be_had(run, name, "its content does not match its hash"))
     for part_of in {name.partition("/")[0] for name in files if "/" in name}:
         sync(folder / part_of)
 
 
 def _cannot_be_had(run: str, name: str, why: str) -> str:
     return (
-        f"run {run} cannot go on from its checkpoint, whose file {name} cannot be used ({why}); "
-        f"`voxloop run retry {run}` trains anew with its settings"
+        f"run {run} cannot resume, because the file {name} of its checkpoint is unusable ({why}); "
+        f"train again with `voxloop run retry {run}`"
     )
 
 

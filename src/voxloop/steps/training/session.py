@@ -252,7 +252,7 @@ class Session:
         self.val_strings = self._strings() if self.val and joined else []
         self.val_words = sum(len(row.text.split()) for row in self.val)
         if self.plan.earlier:
-            self.note(f"every epoch hears {len(self.plan.again(0))} clips again that earlier models learnt")
+            self.note(f"every epoch replays {len(self.plan.again(0))} clips from earlier models' training data")
         self.model: Any = self.trainable.model
         _prepare_weights(self.family, self.trainable, recipe)
         if recipe.method == "lora":
@@ -273,7 +273,7 @@ class Session:
             self.ctc.linear.to(self.accelerator.device)
         self.encoded = EncodedBatches(folder) if recipe.encoder_copies else None
         if self.encoded:
-            log.info("the encoder computes until every batch of %d epochs was heard once", recipe.encoder_copies)
+            log.info("caching the encoder's outputs for %d epochs", recipe.encoder_copies)
         self.eval_s = 0.0  # the last evaluation
         self.save_s = 0.0  # the last saved model
         self.batches_in_epoch = self.plan.batches_in_epoch()
@@ -310,15 +310,15 @@ class Session:
     def _say_precision(self) -> None:
         fast = bf16_in_hardware(on_gpu=self.on_gpu)
         if self.recipe.precision == "auto" and self.precision == "bf16":
-            self.note("computed in bf16, which this device multiplies faster than fp32 (precision=auto)")
+            self.note("trained in bf16, which this device multiplies faster than fp32 (precision=auto)")
         elif self.precision == "bf16" and not fast:
-            self.note("precision is bf16, which this device does not speed up: mostly slower than precision=fp32")
+            self.note("precision is bf16, which is not faster on this device: precision=fp32 is usually faster here")
 
     def _learnable(self, rows: Sequence[ClipRow]) -> list[ClipRow]:
         limit = self.family.label_limit(self.trainable)
         kept = [r for r in rows if self.family.label_length(self.trainable, r.text, r.language) <= limit]
         if len(kept) < len(rows):
-            self.note(f"{len(rows) - len(kept)} clips left out: their texts have more than {limit} tokens")
+            self.note(f"left out {len(rows) - len(kept)} clips whose texts have more than {limit} tokens")
         return kept
 
     def _ctc_classes(self) -> dict[int, int]:
@@ -651,7 +651,7 @@ def _val_rows(manifest: Path, recipe: Recipe) -> list[ClipRow]:
 def _on_gpu(device: str) -> bool:
     """Whether the run is on a GPU. Raises SettingError where one is asked for and there is none."""
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise SettingError(f"device is {device} and no GPU can be used here: set device=cpu")
+        raise SettingError(f"device is {device}, but no GPU can be used here: set device=cpu")
     return device != "cpu" and torch.cuda.is_available()
 
 
@@ -666,9 +666,7 @@ def bf16_in_hardware(*, on_gpu: bool) -> bool:
 def _precision(asked: Precision, on_gpu: bool, model: torch.nn.Module) -> Precision:
     """What `auto` is here. Raises SettingError for what the device cannot do."""
     if asked == "fp16" and not on_gpu:
-        raise SettingError(
-            "precision is fp16 and the device is the CPU, where small gradients vanish in it: set precision=fp32"
-        )
+        raise SettingError("precision is fp16, which loses small gradients on a CPU: set precision=fp32")
     if asked != "auto":
         return asked
     # The casts of a small model take longer than its products in fp32.

@@ -268,10 +268,10 @@ def run(folder: Path, stop: StopFlag) -> TrainingOutcome:
             if is_writer():
                 config.save(folder)
             notes.append(
-                "memory ran out with a single window: activations are computed twice (gradient_checkpointing=true)"
+                "memory ran out with a single window, so activations are now recomputed (gradient_checkpointing=true)"
                 if recipe.gradient_checkpointing
-                else f"memory ran out: batches are now {recipe.batch_seconds:g} s, {recipe.accumulation} to a step, "
-                "so that a step still hears as much"
+                else f"memory ran out, so batches are now {recipe.batch_seconds:g} s, with {recipe.accumulation} per "
+                "step to keep the audio per step"
             )
             log.warning(notes[-1])
         if torch.cuda.is_available():
@@ -291,7 +291,7 @@ def _smaller(recipe: Recipe, error: BaseException) -> Recipe:
     if recipe.audio_context != "trimmed" and not recipe.gradient_checkpointing:
         return replace(recipe, gradient_checkpointing=True)
     raise TrainingError(
-        "memory ran out even with single clips: use method=lora, gradient_checkpointing=true, or a smaller base model"
+        "memory ran out even with single clips: use method=lora, gradient_checkpointing=true or a smaller base model"
     ) from error
 
 
@@ -307,7 +307,7 @@ def _attempt(folder: Path, config: TrainingConfig, recipe: Recipe, stop: StopFla
     if main:
         mend_folder(folder / "best")
     if checkpoint is not None:
-        log.info("going on from %s", checkpoint.name)
+        log.info("resuming from %s", checkpoint.name)
         load_checkpoint(checkpoint, session, optimizer, journal)
     elif main:
         _measure_base(session, journal)
@@ -344,7 +344,7 @@ def _results(session: Session, journal: Journal) -> dict[str, Any]:
 def _measure_base(session: Session, journal: Journal) -> None:
     """Step 0: what the base model does on val, at the length it was tuned for. It is the one to beat."""
     if not session.val:
-        session.note("the val split is empty: nothing is measured while training, and the last weights are kept")
+        session.note("the val split is empty, so nothing is evaluated during training and the last weights are kept")
         return
     score = session.measure(0, context=session.trainable.base_context)
     session.progress.base = session.progress.best = score
@@ -378,27 +378,29 @@ def _finish(session: Session, journal: Journal) -> None:
             session.family.save(base, base.model, session.folder / "best")
     elif progress.best is not None and progress.best.blend != 1.0:
         session.note(
-            f"kept: the base model's weights moved {progress.best.blend:.0%} of the way to the trained ones "
-            f"(val WER {progress.best.wer:.1%})"
+            f"kept a blend of base and trained weights, {100 * progress.best.blend:.0f} % trained "
+            f"(val WER {100 * progress.best.wer:.1f} %)"
         )
     results = {"base": progress.base, "best": progress.best}
     write_json(session.folder / "eval_results.json", {k: asdict(v) for k, v in results.items() if v is not None})
 
 
 def _no_better(session: Session) -> str:
-    """What is thrown away, with the numbers that decided, and what would help."""
+    """The note of a run that found no gain: the deciding numbers, and what would help."""
     base, trained = session.progress.base, session.progress.trained
     clips, words = len(session.plan.rows), session.val_words
-    said = "training made the model no better on val"
+    said = "training did not improve the model on val"
     if base is not None and trained is not None:
-        said += f": {_told(trained)} after training, {_told(base)} before, on {words} words of {len(session.val)} clips"
+        said += f": {_told(base)} before, {_told(trained)} after, on {words} words in {len(session.val)} clips"
     helps = []
     if words < WORDS_TO_TELL:
-        helps.append(f"more speech in val, whose {words} words show no small gain (`voxloop dataset build --ratios`)")
+        helps.append(
+            f"a larger val split, since {words} words cannot show a small gain (`voxloop dataset build --ratios`)"
+        )
     if clips < CLIPS_TO_LEARN:
-        helps.append(f"more reviewed speech to learn from than {clips} clips")
-    return f"{said}; what would help: {', '.join([*helps, 'a larger base model (`voxloop base list`)'])}"
+        helps.append(f"more reviewed training speech than {clips} clips")
+    return f"{said}. What would help: {', '.join([*helps, 'a larger base model (`voxloop base list`)'])}"
 
 
 def _told(score: Score) -> str:
-    return f"WER {score.wer:.1%}" + ("" if score.loss is None else f" (loss {score.loss:.3f})")
+    return f"WER {100 * score.wer:.1f} %" + ("" if score.loss is None else f" (loss {score.loss:.3f})")
