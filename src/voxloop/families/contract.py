@@ -1,4 +1,4 @@
-"""The contract between the steps and a model family: what every family can do, and what some can do besides.
+"""The contract between the steps and a model family: what every family does, and optional capabilities.
 
 A family is an object that has `Family`, found by name in `registry.py`; steps see nothing else of it. What only some
 families can do is a capability: a caller asks for it with `require`, which refuses by name what a family lacks.
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 AudioContext = Literal["auto", "adaptive", "trimmed", "full"]
 Context = Literal["adaptive", "trimmed", "full"]
 Part = Literal["encoder", "embeddings"]
-"""A part of a model that training may leave as it is: what hears, or the embedding of tokens."""
+"""A part of a model that training can freeze: the encoder or the token embedding."""
 
 Capability = Literal[
     "word times",
@@ -50,7 +50,7 @@ Capability = Literal[
 ]
 REMEDIES: Mapping[Capability, str] = {
     "word times": "set `word_times` to false",
-    "no-speech": "leave silence out before transcribing, as voice detection does",
+    "no-speech": "remove silence with voice detection before transcribing",
     "language detection": "name the language",
     "guards": "set `guards` to false",
     "prompt": "leave `prompt` empty and set `vocabulary_prompt` to false",
@@ -65,7 +65,7 @@ REMEDIES: Mapping[Capability, str] = {
     "cost estimate": "try it on a few clips",
     "other programs": "export it with --format transformers",
 }
-"""For each capability: what it takes to go without."""
+"""For each capability: what to do if a family lacks it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -517,12 +517,12 @@ def require(family: Family, capability: Capability) -> Family: ...
 def require(family: Family, capability: Capability) -> Any:
     """The family, which has the capability. Raises UsageError, which says what to do without, where it has not."""
     if capability not in family.capabilities:
-        raise UsageError(f"models of the family {family.name} have no {capability}: {REMEDIES[capability]}")
+        raise UsageError(f"{family.name} models do not support {capability}: {REMEDIES[capability]}")
     return family
 
 
 def check(family: Family, decoding: Decoding, *, word_times: bool = False) -> None:
-    """Raises UsageError where a decoding asks for what the family lacks."""
+    """Raises UsageError if a decoding needs a capability that the family lacks."""
     asked: dict[Capability, bool] = {
         "word times": word_times,
         "guards": decoding.guards is not None,

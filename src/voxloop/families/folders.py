@@ -29,7 +29,7 @@ def open_folder(
         raise ModelError(_unreachable(name, local, error)) from error
     if config.model_type != model_type:
         raise ModelError(
-            f"{name} holds a model of type {config.model_type!r}: a {model_type.capitalize()} model is needed, "
+            f"{name} contains a model of type {config.model_type!r}: name a {model_type.capitalize()} model, "
             f"such as {example}"
         )
     try:
@@ -37,8 +37,8 @@ def open_folder(
     except (OSError, ValueError, RuntimeError) as error:
         if local and not any(Path(name).glob("*.safetensors")):
             raise ModelError(
-                f"{name} holds no safetensors weights: pickled weights (.bin, .pt) are refused, since loading one "
-                "can run code; convert them with save_pretrained of a trusted copy"
+                f"{name} contains no safetensors weights, and pickled ones (.bin, .pt) can run code when loaded: "
+                "convert a trusted copy with save_pretrained"
             ) from error
         if local:
             raise ModelError(f"the weights in {name} cannot be loaded: {first_line(error)}") from error
@@ -48,7 +48,7 @@ def open_folder(
     except (OSError, ValueError, TypeError) as error:
         raise ModelError(
             f"{name} has no usable tokenizer and feature extractor ({first_line(error)}): "
-            "copy those of the model it was made from beside the weights"
+            "copy them from the model it was trained from"
         ) from error
     return model, processor
 

@@ -36,15 +36,15 @@ def family(name: str) -> Family:
     places = known()
     if name not in places:
         raise ModelError(
-            f"model family {name!r} is not known{nearest(name, places)}; "
-            f"a package with an entry point `{name}` of the group {GROUP} adds it"
+            f"unknown model family {name!r}{nearest(name, places)}; "
+            f"a package can add it with an entry point `{name}` in the group {GROUP}"
         )
     try:
         found: Family = places[name].load()
     except (ImportError, AttributeError) as error:
         raise ModelError(
             f"model family {name!r} cannot be imported from {places[name].value} ({first_line(error)}): "
-            "install the package that it comes from again, with what it depends on"
+            "reinstall its package with all dependencies"
         ) from error
     return found
 
@@ -75,12 +75,12 @@ def family_of(folder: Path) -> str:
         found = json.loads((folder / "config.json").read_text()).get("model_type")
     except (OSError, ValueError, AttributeError) as error:
         raise ModelError(
-            f"{folder} holds no readable config.json, so it is no model folder ({first_line(error)}): "
+            f"{folder} is not a model folder, since it has no readable config.json ({first_line(error)}): "
             "name a folder with config.json, tokenizer and safetensors weights"
         ) from error
     if found not in known():
         raise ModelError(
-            f"{folder} holds a model of type {found!r}; a model of one of these types is needed: "
-            f"{', '.join(sorted(known()))}; choose another base model, or install a package that adds its family"
+            f"{folder} contains a model of type {found!r}, but the supported types are "
+            f"{', '.join(sorted(known()))}: choose another base model, or install a package that adds its family"
         )
     return str(found)

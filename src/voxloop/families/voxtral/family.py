@@ -57,7 +57,7 @@ class Voxtral:
 
         if not is_mistral_common_available() or not Path(folder, "tekken.json").is_file():
             raise ModelError(
-                f"{folder} cannot count tokens: tekken.json and the package of Voxtral's tokenizer are needed "
+                f"{folder} has no usable tokenizer: it needs tekken.json and the package of Voxtral's tokenizer "
                 f"(install it with `{install_command('voxtral')}`)"
             )
         tokenizer = AutoTokenizer.from_pretrained(str(folder))
@@ -111,8 +111,8 @@ class Voxtral:
             said = [*prompts.tokens(tokenizer, text), tokenizer.eos_token_id]
             if len(prompt) + len(said) > limit:
                 raise TrainingError(
-                    f"a text has {len(prompt) + len(said)} tokens with its prompt and the model takes at most "
-                    f"{limit}: {text[:60]!r}…; leave it out of the dataset or cut its recording into shorter utterances"
+                    f"a text has {len(prompt) + len(said)} tokens with its prompt, and the model accepts at most "
+                    f"{limit}: {text[:60]!r}…; remove it from the dataset or split it into shorter utterances"
                 )
             rows.append(torch.tensor(prompt + said))
             learnt.append(torch.tensor([trainable.label_pad] * len(prompt) + said))

@@ -133,6 +133,6 @@ class VoxtralRecogniser:
 def _check_clip(index: int, waveform: Waveform) -> None:
     if waveform.ndim != 1 or len(waveform) > MAX_UTTERANCE_SAMPLES:
         raise UsageError(
-            f"waveform {index} has shape {waveform.shape}: mono sound of at most {MAX_UTTERANCE_S:.0f} s at "
-            f"{SAMPLE_RATE} Hz is needed; cut it at pauses first"
+            f"waveform {index} has shape {waveform.shape}, but the model takes mono audio of at most "
+            f"{MAX_UTTERANCE_S:.0f} s at {SAMPLE_RATE} Hz: split it at pauses first"
         )

@@ -45,7 +45,7 @@ def cost(folder: str | Path) -> Cost:
             texts=told.get("max_target_positions", 448),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{folder} holds no readable config.json of a Whisper model: {first_line(error)}") from error
+        raise ModelError(f"{folder} has no readable config.json of a Whisper model: {first_line(error)}") from error
 
 
 def _layers(shapes: dict[str, tuple[int, ...]], half: str) -> int:

@@ -238,7 +238,7 @@ def load(converted: Path, device: str, threads: int = 0) -> CTranslateRecogniser
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise ModelError(
-            f"CTranslate2 cannot load {converted} on {device}: {first_line(error)}; set `engine` to torch to go without"
+            f"CTranslate2 cannot load {converted} on {device}: {first_line(error)}; set `engine` to torch"
         ) from error
 
 

@@ -117,7 +117,7 @@ def mel_filters(processor: WhisperProcessor) -> torch.Tensor:
     found = (extractor.sampling_rate, extractor.hop_length, extractor.n_fft)
     if found != (SAMPLE_RATE, HOP, FFT):
         raise ModelError(
-            f"the feature extractor has rate, hop and window {found}; needed are {(SAMPLE_RATE, HOP, FFT)}"
+            f"the feature extractor has rate, hop and window {found}, but Whisper uses {(SAMPLE_RATE, HOP, FFT)}"
         )
     return torch.tensor(np.asarray(extractor.mel_filters).T, dtype=torch.float32)
 

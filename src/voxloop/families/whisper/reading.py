@@ -318,8 +318,8 @@ class Reader(ABC):
         for index, waveform in enumerate(waveforms):
             if waveform.ndim != 1 or len(waveform) > MAX_UTTERANCE_SAMPLES:
                 raise UsageError(
-                    f"waveform {index} has shape {waveform.shape}: needed is mono sound of at most "
-                    f"{seconds(MAX_UTTERANCE_SAMPLES):.0f} s at 16 kHz; cut it at pauses first"
+                    f"waveform {index} has shape {waveform.shape}, but the model takes mono audio of at most "
+                    f"{seconds(MAX_UTTERANCE_SAMPLES):.0f} s at 16 kHz: split it at pauses first"
                 )
         order = sorted((i for i, w in enumerate(waveforms) if len(w)), key=lambda i: (-len(waveforms[i]), i))
         batch: list[int] = []
