@@ -367,5 +367,5 @@ def test_the_commands_tell_how_a_run_stands(ws: Workspace, base: Path) -> None:
     again = json.loads(voxloop("run", "retry", id, "--set", "max_steps=2", "--no-wait", "--json"))
     assert (again["retry_of"], again["recipe"]["max_steps"]) == (id, 2)
     assert f"a retry of {id}" in voxloop("run", "show", again["id"])
-    assert "stopped at step 0: nothing better than the base had been measured" in voxloop("run", "stop", id)
+    assert "stopped at step 0: no model was better than the base yet, so none was kept" in voxloop("run", "stop", id)
     assert [run["status"] for run in json.loads(voxloop("run", "list", "--json"))] == ["stopped", "queued"]

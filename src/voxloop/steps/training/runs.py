@@ -493,7 +493,7 @@ def _without_training(ws: Workspace, run: Run, wish: RunWish | None) -> Run:
         if (ws.runs / run.id / BEST).exists() and read_json(ws.runs / run.id / BEST)["step"]:
             return _register(ws, run, state, status="stopped")
         _remove(ws, run, "checkpoint-*")
-        return _end(ws, run, "stopped", "it was not yet better than the base, so there is no model to keep", state)
+        return _end(ws, run, "stopped", "no model was better than the base yet, so none was kept", state)
     if wish == "pause":
         return _end(ws, run, "paused", state=state)
     with ws.transaction() as tx:  # the worker ends
