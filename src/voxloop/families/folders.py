@@ -1,4 +1,4 @@
-"""Model folders: opened and saved alike by every family that transformers has."""
+"""Opening and saving model folders, shared by all families that use transformers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from voxloop.errors import ModelError, first_line
 def open_folder(
     folder: str | Path, model_type: str, model_class: Any, processor_class: Any, dtype: torch.dtype, *, example: str
 ) -> tuple[Any, Any]:
-    """Model and processor of a folder or Hub id. Raises ModelError with the remedy; `example` names a right model."""
+    """Model and processor of a folder or Hub id. Raises ModelError with a remedy; `example` is a suitable model."""
     from transformers import AutoConfig
     from transformers.utils import logging as transformers_logging
 
@@ -63,7 +63,7 @@ def _unreachable(name: str, local: bool, error: BaseException) -> str:
 
 
 def on_device(model: Any, device: str) -> Any:
-    """The model on a device. Raises ModelError where it cannot be there."""
+    """Move the model to a device. Raises ModelError if that is impossible."""
     try:
         return model.to(device)
     except (RuntimeError, AssertionError) as error:
@@ -74,7 +74,7 @@ def on_device(model: Any, device: str) -> Any:
 
 @contextmanager
 def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """The model in evaluation mode for a while, without gradients: no dropout; afterwards as it was."""
+    """Put the model into evaluation mode without gradients for a block; its mode is restored afterwards."""
     training = model.training
     model.eval()
     try:
@@ -97,7 +97,7 @@ def hide_frames(
 
 
 def without_adapters(model: torch.nn.Module) -> Any:
-    """The model that adapters (LoRA) are in, or the model itself; adapters stay at work."""
+    """The model inside LoRA adapters, or the model itself; adapters stay active."""
     given: Any = model
     return given.get_base_model() if hasattr(given, "get_base_model") else given
 

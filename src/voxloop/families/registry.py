@@ -1,7 +1,7 @@
-"""Model families by the `model_type` of their config.json; each is imported when it is first asked for.
+"""Model families by the `model_type` of their config.json; each is imported on first use.
 
-Another package adds one through an entry point of the group `voxloop.families`, named as the `model_type` is, that
-leads to an object with `contract.Family`:
+Another package can add one with an entry point in the group `voxloop.families`, named after the `model_type`, that
+points to an object implementing `contract.Family`:
 
     [project.entry-points."voxloop.families"]
     moonshine = "voxloop_moonshine:MOONSHINE"
@@ -25,14 +25,14 @@ OURS = {
 
 
 def known() -> dict[str, EntryPoint]:
-    """Where each family is, by name. A family of another package never takes the place of one of ours."""
+    """The location of each family, by name. Other packages cannot replace our families."""
     ours = {name: EntryPoint(name, place, GROUP) for name, place in OURS.items()}
     return {found.name: found for found in entry_points(group=GROUP)} | ours
 
 
 @cache
 def family(name: str) -> Family:
-    """The family of that name. Raises ModelError for one that is not known, or that cannot be imported."""
+    """The family called `name`. Raises ModelError if it is unknown or cannot be imported."""
     places = known()
     if name not in places:
         raise ModelError(
@@ -50,7 +50,7 @@ def family(name: str) -> Family:
 
 
 def converted_of(folder: Path) -> str | None:
-    """Name of the family whose model a folder holds in CTranslate2's form; None for any other folder."""
+    """Name of the family of a CTranslate2 folder; None for any other folder."""
     if not (folder / "model.bin").is_file():
         return None
     for name in known():
@@ -64,9 +64,9 @@ def converted_of(folder: Path) -> str | None:
 
 
 def family_of(folder: Path) -> str:
-    """Name of the family that a model folder is of: by its config.json, or by its weights in CTranslate2's form.
+    """Name of a model folder's family, from its config.json or its CTranslate2 weights.
 
-    Raises ModelError where no family knows it, or where its weights were rounded and so can be no base.
+    Raises ModelError if no family supports it, or if rounded weights make it unsuitable as a base.
     """
     if name := converted_of(folder):
         require(family(name), "ctranslate2").check_base(folder)

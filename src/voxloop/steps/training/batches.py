@@ -1,9 +1,9 @@
 """Batches: from a manifest's rows through buckets of similar length to tensors.
 
-An epoch hears every clip once, alone or inside a string of several. Batches hold
-clips of similar length, as many as fit into a budget of padded seconds. Which
-clips, in which order, changed how: all of it follows from the seed, the epoch and
-the clip, so that a resumed run goes on exactly where it stopped.
+An epoch contains every clip once, alone or in a string of several. Batches contain
+clips of similar length, as many as fit into a budget of padded seconds. The order
+and augmentation of clips follow from the seed, the epoch and the clip, so that a
+resumed run continues exactly where it stopped.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from voxloop.steps.training.recipes import Recipe
 
 CACHE_S = 4 * 3600.0  # seconds of audio held in memory: 920 MB; more is read from disk each time
-CLIPS_PER_BUCKET = 16  # with fewer, buckets are left over half filled
+CLIPS_PER_BUCKET = 16  # with fewer, buckets stay half empty
 MOST_BUCKETS = 10
 FLOOR_BINS = (0.5, 0.75, 1.0)  # bounds of the buckets where there is a floor, as shares of it
 SILENCE = "silence"  # what the ids of clips without speech begin with
@@ -44,7 +44,7 @@ SHORTEST_SILENCE_S = 0.5
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClipRow:
-    """One line of a manifest: a clip and what was said in it."""
+    """One line of a manifest: a clip and its text."""
 
     id: str
     path: Path
@@ -78,7 +78,7 @@ def read_rows(manifest: Path) -> list[ClipRow]:
 
 
 class Speech:
-    """The clips of a manifest, held in memory where they are few."""
+    """The clips of a manifest, cached in memory if they are few."""
 
     def __init__(self, rows: Sequence[ClipRow]) -> None:
         self.rows = list(rows)
@@ -133,7 +133,7 @@ def lhotse_cuts(rows: Sequence[ClipRow]) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one forward pass hears: windows, or Lhotse cuts, which are single clips, strings and silences."""
+    """The input of one forward pass: windows, or Lhotse cuts (single clips, strings and silences)."""
 
     epoch: int
     index: int  # from 0 in each epoch
@@ -148,7 +148,7 @@ class Batch:
 
 
 class Plan:
-    """The endless order of batches of a run: which clips, in which epoch, padded how."""
+    """The endless sequence of batches of a run."""
 
     def __init__(
         self,
@@ -161,10 +161,10 @@ class Plan:
         earlier: Sequence[ClipRow] = (),
         time_stamps: bool = False,
     ) -> None:
-        """`padded_s` is what a clip of so many seconds takes up that is fed so many at least.
+        """`padded_s` maps a clip's length and its shortest input to its padded length, in seconds.
 
-        Labels are counted for strings and windows; `time_stamps` says whether the model writes them. Of `earlier`,
-        speech that the base model has learnt already, every epoch hears the recipe's share.
+        `label_length` limits strings and windows; `time_stamps` says whether the model writes them. Every epoch
+        replays the recipe's share of `earlier`, the base model's earlier training clips.
         """
         from lhotse.dataset.sampling.base import TimeConstraint
         from lhotse.dataset.sampling.dynamic_bucketing import estimate_duration_buckets
@@ -201,7 +201,7 @@ class Plan:
             )
 
     def batches(self, epoch: int = 0, index: int = 0) -> Iterator[Batch]:
-        """Batches for ever, from that one on."""
+        """An endless stream of batches, from the given one."""
         for current in count(epoch):
             for batch in self.epoch(current):
                 if current > epoch or batch.index >= index:
@@ -210,7 +210,7 @@ class Plan:
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """The batches of one epoch: every clip in exactly one of them.
 
-        With `encoder_copies` those of an earlier one, in another order.
+        With `encoder_copies`, those of an earlier epoch in a different order.
         """
         copies = self.recipe.encoder_copies
         first = epoch % copies if copies else epoch
@@ -241,7 +241,7 @@ class Plan:
                 yield cuts, packing.context_s(self.recipe, max(cut.duration for cut in cuts))
 
     def _within_budget(self, cuts: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
-        """The clips of a bucket in batches that keep to the budget."""
+        """The clips of a bucket in batches within the budget."""
         constraint = self.constraint.copy()
         constraint.reset()
         part: list[Any] = []
@@ -256,7 +256,7 @@ class Plan:
         yield tuple(part)
 
     def examples(self, epoch: int) -> list[Any]:
-        """What one epoch hears, in random order: windows; or single clips, and strings of several by one speaker."""
+        """The examples of one epoch, in random order: windows, or single clips and strings by one speaker."""
         rng = random.Random(f"order {self.recipe.seed} {epoch}")
         heard = [*self.rows, *self.again(epoch)]
         order = rng.sample(heard, len(heard))
@@ -283,7 +283,7 @@ class Plan:
         return examples
 
     def _silences(self, epoch: int, clips: int, longest_s: float) -> list[Any]:
-        """Clips without speech, as many as the recipe says, no longer than the others are."""
+        """The recipe's share of clips without speech, no longer than the longest clip."""
         from lhotse.cut import PaddingCut
 
         rng = random.Random(f"silence {self.recipe.seed} {epoch}")
@@ -311,7 +311,7 @@ class Plan:
         )
 
     def again(self, epoch: int) -> list[ClipRow]:
-        """The earlier speech that this epoch hears: `replay_share` of its clips, each at most once."""
+        """The earlier clips that this epoch replays: `replay_share` of its clips, each at most once."""
         share = self.recipe.replay_share
         wanted = min(len(self.earlier), round(len(self.rows) * share / (1 - share)))
         return random.Random(f"replay {self.recipe.seed} {epoch}").sample(self.earlier, wanted)

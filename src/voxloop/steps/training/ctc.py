@@ -1,9 +1,9 @@
-"""CTC beside cross-entropy: a linear head on the encoder's output, used while training and then thrown away.
+"""Auxiliary CTC loss: a linear head on the encoder's output, used in training and then discarded.
 
-The decoder alone learns late where in the sound a text lies; a loss that the
-encoder must answer by itself shows it (Watanabe, Hori, Kim: arXiv:1609.06773;
-CTC: Graves et al. 2006). The head knows only the tokens that the training texts
-hold, so it stays small beside any vocabulary.
+The decoder alone is slow to learn the alignment of text and audio; a loss on the
+encoder teaches it (Watanabe, Hori, Kim: arXiv:1609.06773; CTC: Graves et al. 2006).
+The head covers only the tokens of the training texts, so it stays small with any
+vocabulary.
 
 Letters in shapes: `B` batch, `E` encoder positions, `D` width, `C` classes, `U` tokens of a text.
 """

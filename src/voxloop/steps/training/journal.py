@@ -1,4 +1,4 @@
-"""What a run tells while it trains: `metrics.jsonl`, the log, trackers, and `trainer_state.json`."""
+"""Output of a training run: `metrics.jsonl`, the log, trackers, and `trainer_state.json`."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Journal:
         self.clips += clips
 
     def training(self, rate: float, norm: torch.Tensor) -> None:
-        """The mean loss since the last such line. Raises TrainingError where it is no number."""
+        """Log the mean loss since the last such line. Raises TrainingError if it is not finite."""
         session, now = self.session, self.session.elapsed_s
         heard = torch.stack([self.loss.double(), torch.tensor(self.clips, device=self.loss.device).double()])
         total, clips = session.accelerator.reduce(heard, "sum").tolist()
@@ -76,13 +76,13 @@ class Journal:
         self.loss.zero_()
 
     def evaluation(self, score: Score) -> None:
-        """What was measured on val: `wer` is what decides."""
+        """Log an evaluation on val; `wer` is the deciding number."""
         known = _measured(score)
         self._line(**{f"val_{name}": value for name, value in known.items()})
         self._history(**{f"eval_{name}": value for name, value in known.items()})
 
     def blend(self, score: Score) -> None:
-        """What was measured of weights between the base's and the trained ones."""
+        """Log the val score of a blend of base and trained weights."""
         self._line(blend=score.blend, **{f"blend_{name}": value for name, value in _measured(score).items()})
 
     def save(self, folder: Path) -> None:

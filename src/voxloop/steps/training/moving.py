@@ -1,4 +1,4 @@
-"""A run goes on on any machine: which of its folders is the newest, and its checkpoint in the blob store.
+"""Moving runs between machines: which of a run's folders is the newest, and its checkpoint in the blob store.
 
     runs/<run>/checkpoints/sha256-…      files of the newest checkpoint and of the best model so far, by content
     run_folder (catalog)                 the manifest: their names, hashes and sizes; and the run's home
@@ -63,7 +63,7 @@ run_folder = tables.run_folder
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CopiedCheckpoint:
-    """What the blob store holds of a run's folder."""
+    """The part of a run's folder that is in the blob store."""
 
     step: int | None  # of the checkpoint; None: the best model alone
     files: dict[str, dict[str, Any]]  # name in the folder -> sha256, size
@@ -71,7 +71,7 @@ class CopiedCheckpoint:
 
 
 def prefix(run: str) -> str:
-    """What the keys of a run's own blobs begin with."""
+    """The key prefix of a run's blobs."""
     return f"runs/{run}/"
 
 
@@ -91,14 +91,14 @@ def copies_checkpoints(ws: Workspace) -> bool:
 
 
 def at_home(ws: Workspace, run: str) -> bool:
-    """Whether this machine's folder of the run is the one that it was last trained in; true of a run with none yet."""
+    """Whether the run was last trained in this machine's folder; also true if it has no folder yet."""
     with ws.read() as reader:
         row = _row(reader, run)
     return row is None or row.home == _name(ws.runs / run)
 
 
 def place(ws: Workspace, run: str) -> str:
-    """Where a run's folder is: a path on this machine, or `host:path` on another."""
+    """The location of a run's folder: a path on this machine, or `host:path` on another."""
     with ws.read() as reader:
         row = _row(reader, run)
     folder = ws.runs / run
@@ -108,9 +108,9 @@ def place(ws: Workspace, run: str) -> str:
 
 
 def move_in(ws: Workspace, run: Run) -> dict[str, Any]:
-    """Make this machine's folder the run's home; the settings that the run began with, where it began elsewhere.
+    """Make this machine's folder the run's home, and return its initial settings if it began elsewhere.
 
-    Raises TrainingError where a file of its checkpoint cannot be had, or is not what its hash says.
+    Raises TrainingError if a file of its checkpoint is missing or does not match its hash.
     """
     folder = ws.runs / run.id
     with ws.read() as reader:
@@ -223,7 +223,7 @@ def _cannot_be_had(run: str, name: str, why: str) -> str:
 
 
 class CheckpointCopier:
-    """Copies what a run would go on from to the blob store, in a thread of its own, while the run goes on."""
+    """Copies a run's checkpoint and best model to the blob store in a background thread."""
 
     def __init__(self, ws: Workspace, run: str) -> None:
         self._ws = ws
@@ -300,22 +300,22 @@ class CheckpointCopier:
 
 
 def name_checkpoint(tx: Writer, run: str, copied: CopiedCheckpoint) -> None:
-    """Make it, inside `tx`, what the run goes on from elsewhere."""
+    """Register, inside `tx`, the copied checkpoint as the one to resume from elsewhere."""
     _write(tx, run, step=copied.step, files=copied.files, config=copied.config)
 
 
 def remove_superseded(ws: Workspace, run: str, copied: CopiedCheckpoint) -> None:
-    """Delete the blobs of checkpoints before this one, once it is named."""
+    """Delete the blobs of earlier checkpoints, once this one is registered."""
     _delete(ws, run, kept={blob_key(run, file["sha256"]) for file in copied.files.values()})
 
 
 def give_up_copy(tx: Writer, run: str) -> None:
-    """Name no checkpoint any more that the run could go on from elsewhere."""
+    """Unregister the checkpoint to resume from elsewhere."""
     _write(tx, run, step=None, files={})
 
 
 def remove_blobs(ws: Workspace, run: str) -> None:
-    """Delete all that there is for going on with a run elsewhere: it has ended for good."""
+    """Delete everything stored for resuming a run elsewhere, because it has ended for good."""
     with ws.catalog.write() as tx:
         if _row(tx, run) is not None:
             give_up_copy(tx, run)
@@ -333,7 +333,7 @@ def _delete(ws: Workspace, run: str, *, kept: AbstractSet[str]) -> None:
 
 
 def named_blobs(reader: Reader) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Run, key, and hash and size of each blob that a run can go on from."""
+    """Run, key, hash and size of each blob that a run can resume from."""
     r = tables.run.c
     rows = reader.connection.execute(
         sa.select(run_folder.c.run, run_folder.c.files)
@@ -347,7 +347,7 @@ def named_blobs(reader: Reader) -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 
 def names_blob(reader: Reader, key: str) -> bool:
-    """Whether a run can go on from this blob."""
+    """Whether a run can resume from this blob."""
     return any(key == named for _, named, _ in named_blobs(reader))
 
 

@@ -1,8 +1,8 @@
-"""What anyone reads of a run while it goes on: its metrics and its log, in the catalog.
+"""A run's metrics and log in the catalog, readable from any machine while it trains.
 
-The training process writes `metrics.jsonl` and `train.log` in its folder. Whoever attends to the run copies what they
-gained, in a transaction that is refused once the lease is lost. A line of metrics is known by its number and a piece of
-the log by the place of its first byte, so copying one again changes nothing.
+The training process writes `metrics.jsonl` and `train.log` in its folder. The attending process copies new lines, in a
+transaction that is refused once the lease is lost. A line of metrics is identified by its number and a piece of the log
+by the offset of its first byte, so copying one again changes nothing.
 """
 
 from __future__ import annotations
