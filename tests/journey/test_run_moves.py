@@ -233,7 +233,7 @@ def test_what_was_forgotten_is_unlearnt_on_every_machine(local: Machines, tmp_pa
     assert training.find(a, run.id).progress == {}
 
     attending = attend(a, training.resume(a, run.id))
-    until(lambda: bool(training.metrics(b, run.id)), "it begins anew")
+    until(lambda: bool(training.metrics(b, run.id)), "it starts over")
     assert training.metrics(b, run.id)[0]["step"] == 0
     assert (a.runs / run.id / "data" / "train.jsonl").read_text().splitlines() == clips[1:]
     training.stop(b, run.id, discard=True)
@@ -254,7 +254,7 @@ def test_without_copies_it_goes_on_from_what_is_in_its_folder(local: Machines, t
     before = training.metrics(a, run.id)[-1]["step"]
 
     attending = attend(b, training.resume(b, run.id))  # nothing of it is there
-    until(lambda: training.metrics(a, run.id)[-1]["step"] < before, "it begins anew")
+    until(lambda: training.metrics(a, run.id)[-1]["step"] < before, "it starts over")
     training.pause(a, run.id)
     attending.join(WAIT_S)
     (a.runs / run.id / "data" / "train.jsonl").unlink()  # as in a folder that a backup brought back

@@ -219,7 +219,7 @@ class TestLanguages:
         ours = converted(folder, tmp_path / "converted")
         assert ours.context("auto") == "full"
         assert ours.context("trimmed") == "trimmed"
-        assert "not tuned on trimmed audio" in caplog.text
+        assert "not trained on trimmed audio" in caplog.text
 
 
 class TestConversion:

@@ -212,7 +212,7 @@ class TestTranscribe:
         recogniser = WHISPER.load(english)
         with caplog.at_level(logging.WARNING):
             recogniser.transcribe(noise(0.3), Decoding(audio_context="trimmed", max_new_tokens=2))
-        assert "not tuned on trimmed audio" in caplog.text
+        assert "not trained on trimmed audio" in caplog.text
 
     @pytest.mark.parametrize("engine", ["torch", "ctranslate2"])
     def test_a_doubtful_text_is_read_again_at_30_s(self, engine: str, english: Path, tmp_path: Path) -> None:

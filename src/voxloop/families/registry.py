@@ -57,7 +57,7 @@ def converted_of(folder: Path) -> str | None:
         try:
             kind = family(name)
         except ModelError:
-            continue  # another package's, and broken: it says so when it is asked for by name
+            continue  # a broken one of another package: its error appears when it is requested by name
         if "ctranslate2" in kind.capabilities and require(kind, "ctranslate2").holds(folder):
             return name
     return None

@@ -1,7 +1,7 @@
 """Voxtral (arXiv:2507.13264): a Whisper encoder in front of a language model, loaded, trained, decoded and saved.
 
 Every clip is fed as 30 s, which the language model sees as 375 tokens between the words of a request
-(`prompts.py`). Learnt from are the tokens of the text and the end, never those of the request.
+(`prompts.py`). The loss covers the tokens of the text and the end, never those of the request.
 
 Letters in shapes: `B` batch, `F` mel channels, `T` mel frames, `U` tokens, prompt included, `V` vocabulary.
 """

@@ -1,8 +1,8 @@
-"""What Voxtral is given before a text: the transcription request of its own processor.
+"""The prompt of Voxtral: the transcription request of its own processor.
 
     <s>[INST][BEGIN_AUDIO][AUDIO] x 375[/INST]lang:en[TRANSCRIBE]
 
-Without a language `lang:en` is left out, and the model hears which one it is.
+If the language is unknown, `lang:en` is left out, and the model recognises it.
 """
 
 from __future__ import annotations

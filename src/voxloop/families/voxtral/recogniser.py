@@ -1,4 +1,4 @@
-"""Voxtral read aloud: greedy and beam decoding by transformers, and what a clip sounds like.
+"""Voxtral recognition: greedy and beam decoding with transformers, and embeddings of clips.
 
 Letters in shapes: `B` batch, `E` positions of the audio tower, `U` tokens, `V` vocabulary, `D` width.
 """
@@ -36,7 +36,7 @@ class VoxtralRecogniser:
         self.processor = processor
 
     def context(self, asked: AudioContext, untuned: Context = "full") -> Context:
-        """Always `full`: the audio tower takes nothing else. Raises UsageError where `trimmed` is asked for."""
+        """Always `full`: the audio tower accepts nothing else. Raises UsageError for `trimmed`."""
         if asked == "trimmed":
             require(self.family, "short context")
         return "full"

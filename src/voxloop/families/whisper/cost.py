@@ -1,4 +1,4 @@
-"""What a Whisper model costs, from its shape alone: weights, multiplications, memory while it is trained.
+"""The cost of a Whisper model from its shape alone: weights, multiplications, training memory.
 
 Letters: `D` width, `E` encoder positions (1,500 in 30 s), `F` mel channels, `V` vocabulary.
 """

@@ -33,7 +33,7 @@ POSITION_SAMPLES = 2 * HOP  # samples per encoder position: 20 ms
 CONTEXT_KEY = "voxloop_audio_context"  # in config.json: how the model was tuned; absent means full
 
 # What a model that knows only windows of 30 s needs to hear a shorter clip: twice the clip, and this much at least
-# (docs/log.md has the word errors of other floors). Windows grow in steps, so that clips of like length share a batch.
+# (word errors of other floors: docs/log.md). Windows grow in steps, so that clips of similar length share a batch.
 ADAPTIVE_FRAMES = 1000
 ADAPTIVE_STEP = 200
 

@@ -118,7 +118,7 @@ def write(folder: Path, file: Path) -> None:
 def _places(tokenizer: Any, size: int) -> dict[int, int] | None:
     """Where whisper.cpp looks for each token: its place there -> its id here; None: everything is in its place.
 
-    Raises ModelError where there is no such place.
+    Raises ModelError if there is no such place.
     """
     special = special_tokens(tokenizer)
     end = special["<|endoftext|>"]

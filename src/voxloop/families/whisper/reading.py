@@ -301,14 +301,14 @@ class Reader(ABC):
         return vectors
 
     def context(self, asked: AudioContext | Literal["auto"], untuned: AudioContext = "full") -> AudioContext:
-        """How clips are fed when a context is asked for; warns once of a trimmed one that the model does not know."""
+        """The context for a requested one; warns once if it is trimmed and the model was not trained for that."""
         tuned: AudioContext | None = getattr(self.config, CONTEXT_KEY, None)
         if asked == "auto":
             return tuned or untuned
         if asked == "trimmed" and tuned != "trimmed" and not self._warned:
             self._warned = True
             log.warning(
-                "this model was not tuned on trimmed audio: its texts may repeat or lose words; "
+                "this model was not trained on trimmed audio, so its texts may repeat or lose words: "
                 "use audio_context=auto, or fine-tune it first"
             )
         return asked

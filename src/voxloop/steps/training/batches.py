@@ -335,7 +335,7 @@ class Plan:
         return cut.with_id(f"string-{name}") if taken > 1 else cut
 
     def batches_in_epoch(self) -> int:
-        """Batches of the first epoch; others differ by a few, since strings are drawn anew."""
+        """Batches of the first epoch; other epochs differ slightly, because their strings differ."""
         return sum(1 for _ in self.epoch(0))
 
 

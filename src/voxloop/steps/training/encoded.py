@@ -17,7 +17,7 @@ import torch
 class EncodedBatches:
     """A file without a name in the run's folder: it is gone when the process ends, however it ends.
 
-    A run that goes on after that computes the outputs again, from the same speech changed in the same way.
+    A resumed run computes the outputs again, from the same speech with the same augmentation.
     """
 
     def __init__(self, folder: Path) -> None:

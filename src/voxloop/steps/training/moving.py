@@ -5,7 +5,7 @@
 
 The home is the folder that the run was last trained in. Whoever attends to a run in another folder makes that folder
 the home first: what is left there of an earlier stay is removed, checkpoint and best model are fetched and verified,
-metrics and log are written from the catalog, and the speech is laid out anew from the dataset. The manifest is a row
+metrics and log are written from the catalog, and the speech is written again from the dataset. The manifest is a row
 rather than a blob, so that it is replaced in one transaction with the run's progress, which is refused once the lease
 is lost; and so that what names a blob is known without reading blobs.
 """
@@ -133,7 +133,7 @@ def move_in(ws: Workspace, run: Run) -> dict[str, Any]:
 
 
 def _settle(ws: Workspace, run: str, row: sa.Row[Any], folder: Path) -> dict[str, Any]:
-    """Fill a folder that the run was not trained in last; the settings that it began with."""
+    """Fill a folder in which the run was not last trained; return the run's initial settings."""
     began = dict(row.config)
     if row.files or not row.home:
         _clear(folder)
@@ -154,7 +154,7 @@ def _same_everywhere(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def leave_home(tx: Writer, run: str) -> list[str]:
-    """Have the run begin anew, wherever it is attended to next; keys of its blobs, which nothing names any more."""
+    """Make the run start over on any machine; return the keys of its blobs, which are no longer used."""
     row = _row(tx, run)
     _write(tx, run, home="", step=None, files={}, config={})
     return [] if row is None else sorted({blob_key(run, file["sha256"]) for file in row.files.values()})
@@ -177,7 +177,7 @@ def _name(folder: Path) -> str | None:
 
 
 def _clear(folder: Path) -> None:
-    """Empty a folder of an earlier stay. Audio stays, since its names say what it is, and so do the locks."""
+    """Empty a folder from an earlier stay, except for audio (named by its content) and locks."""
     for path in folder.iterdir():
         if path.name == "data":
             for manifest in path.glob("*.jsonl"):

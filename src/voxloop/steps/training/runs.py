@@ -305,7 +305,7 @@ def _train(ws: Workspace, run: Run, progress: OnMetrics | None, waiting: Callabl
         wish = _follow(ws, run, child, state, progress, told)
     except LeaseLost:
         told.close()
-        child.stop()  # the run goes on elsewhere
+        child.stop()  # the run continues elsewhere
         raise
     except BaseException:
         # Ctrl-C, a broken terminal, a lost database: the child must not go on alone.
@@ -321,7 +321,7 @@ def _train(ws: Workspace, run: Run, progress: OnMetrics | None, waiting: Callabl
 
 
 class _Telling:
-    """Has everyone know how a run stands: its row and event, its metrics and log, its checkpoint."""
+    """Publishes a run's state: its row and events, its metrics and log, its checkpoint."""
 
     def __init__(self, ws: Workspace, run: Run) -> None:
         self._ws = ws
@@ -380,7 +380,7 @@ class _Telling:
 
 
 def _turn(ws: Workspace, run: Run, waiting: Callable[[QueuePosition], None] | None) -> locks.Lock | None:
-    """The device's lock, once it is this run's turn; None where the run is asked to end before."""
+    """Wait for this run's turn and return the device's lock; None if the run is asked to end first."""
     device, path = device_lock(ws)
     told: QueuePosition | None = None
     while True:
@@ -390,7 +390,7 @@ def _turn(ws: Workspace, run: Run, waiting: Callable[[QueuePosition], None] | No
             queue = ws.jobs.held(reader, STEP)
         order = list(queue)
         before = order[: order.index(run.id)] if run.id in order else []
-        # Places of the dead, and of those that wait for a worker, are free.
+        # Skip runs whose process died and runs that wait for a worker.
         ahead = [id for id in before if queue[id]]
         if not ahead:
             lock = locks.take(path)
@@ -429,7 +429,7 @@ def _worker_ends(ws: Workspace) -> bool:
 def _follow(
     ws: Workspace, run: Run, child: Child, state: dict[str, Any], progress: OnMetrics | None, telling: _Telling
 ) -> RunWish | None:
-    """Tell of each line of metrics, keep the catalog up to date, do what is asked; the last thing that was asked."""
+    """Pass on metrics, update the catalog and carry out requests; return the last request."""
     looked = 0.0
     changed = False
     wish: RunWish | None = None
@@ -463,7 +463,7 @@ def _follow(
 
 
 def _take_over(ws: Workspace, run: Run, child: Child, state: dict[str, Any], wish: RunWish | None) -> Run:
-    """What became of the run, now that its child has ended."""
+    """Register the result of a run whose child has ended."""
     ending = control.ending(child)
     state |= {k: ending.values[k] for k in ("base", "best", "notes", "peak_memory_mb") if ending.values.get(k)}
     # Smaller batches, where memory ran out.
@@ -485,7 +485,7 @@ def _take_over(ws: Workspace, run: Run, child: Child, state: dict[str, Any], wis
 
 
 def _without_training(ws: Workspace, run: Run, wish: RunWish | None) -> Run:
-    """Do what was asked of a run that has no process."""
+    """Carry out a request on a run that has no process."""
     state = dict(run.progress)
     if wish == "discard":
         return _discard(ws, run, state)
@@ -502,7 +502,7 @@ def _without_training(ws: Workspace, run: Run, wish: RunWish | None) -> Run:
 
 
 def _register(ws: Workspace, run: Run, state: dict[str, Any], *, status: RunStatus = "completed") -> Run:
-    """Put the best model's files into the blob store and tell of it; doing it again changes nothing.
+    """Store the best model's files in the blob store and register it; repeating it changes nothing.
 
     They lie under the model's id, which is a hash of them: what a worker puts there that has lost its lease, perhaps
     other weights of the same run, gets in nobody's way.
@@ -543,7 +543,7 @@ def _register(ws: Workspace, run: Run, state: dict[str, Any], *, status: RunStat
 
 
 def _without_model(ws: Workspace, run: Run, state: dict[str, Any], *, status: RunStatus) -> Run:
-    """End a run that made its base no better: there is no model to promote. Its notes say what would help."""
+    """End a run that found no gain over its base, without a model. Its notes say what would help."""
     with ws.completion() as tx:
         values = {"status": status, "progress": state, "recipe": run.recipe, "error": None, "wanted": None}
         tx.change(Run, run.id, finished=tx.now(), **values)
@@ -561,7 +561,7 @@ def _discard(ws: Workspace, run: Run, state: dict[str, Any]) -> Run:
 
 
 def begin_anew(tx: Transaction, run: Run) -> list[str]:
-    """Have an unfinished run begin anew from its base, since speech that it learnt from is gone.
+    """Make an unfinished run start over from its base, because speech it was trained on was removed.
 
     Keys of its blobs, which nothing names any more. What it learnt goes from the
     folders of other machines when they attend to it next.
@@ -572,7 +572,7 @@ def begin_anew(tx: Transaction, run: Run) -> list[str]:
 
 
 def unlearn(ws: Workspace, id: str) -> None:
-    """Remove what an unfinished run learnt, so that it begins anew from its base and from the data that is left."""
+    """Remove an unfinished run's weights, so that it starts over from its base with the remaining data."""
     with ws.read() as reader:
         run = reader.find(Run, id)
     if run is None or _as_it_stands(ws, run).status not in ("queued", *GOES_ON):

@@ -359,7 +359,7 @@ class Session:
                 self.plan,
                 collator,
                 epoch=progress.epoch,
-                # Batches of another size are other batches: the epoch is begun anew.
+                # With another batch size the batches differ, so the epoch starts over.
                 index=progress.batch if same else 0,
                 workers=workers if recipe.workers is None else recipe.workers,
                 process=self.accelerator.process_index,
@@ -566,7 +566,7 @@ class Session:
         return self._weights_of(folder)
 
     def _base_weights(self, trained: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The base model's weights; of adapters, those that change nothing."""
+        """The base model's weights; for adapters, weights that change nothing."""
         if self.recipe.method == "lora":
             return {name: torch.zeros_like(w) if ".lora_B." in name else w for name, w in trained.items()}
         return self._weights_of(self.config.base)

@@ -2,7 +2,7 @@
 
 They are Accelerate's trackers. Nothing is sent anywhere: TensorBoard writes into the run's folder, Trackio into the
 workspace's `trackio` unless TRACKIO_DIR names another folder, and Weights & Biases works offline unless WANDB_MODE
-says otherwise. A tracker that fails is dropped with a warning; the run goes on.
+says otherwise. A tracker that fails is disabled with a warning; the run continues.
 """
 
 from __future__ import annotations
