@@ -1,4 +1,4 @@
-"""What to do after a verdict of the gate, in words; where a larger base would help, which one fits this machine."""
+"""The next step after a verdict of the gate, in words, with a larger base that fits this machine."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ if TYPE_CHECKING:
 
 
 def spelled_out(ws: Workspace, next_step: str, model: str) -> str:
-    """The gate's advice on `model`; of larger bases in general, the one that this machine can tune is named."""
+    """The gate's advice on `model`, naming the larger base that this machine can fine-tune."""
     if NO_BETTER not in next_step:
         return next_step
     with ws.read() as reader:
         folder = Path(models.model_folder(ws, reader.get(Model, model), checked=False))
     found = bases.larger(ws, folder)
     if found is None:
-        return next_step.replace(NO_BETTER, "Train on more speech; no larger base is known that fits this machine.")
+        return next_step.replace(NO_BETTER, "Train on more speech; no known larger base fits this machine.")
     name, weights = found
     named = (
-        f"Train on more speech, or tune a larger base: `voxloop train --base {name}` ({weights / 1e6:.0f} M weights)."
+        f"Train on more speech, or fine-tune a larger base: `voxloop train --base {name}` "
+        f"({weights / 1e6:.0f} M parameters)."
     )
     return next_step.replace(NO_BETTER, named)

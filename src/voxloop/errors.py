@@ -1,20 +1,20 @@
 """Every error that Voxloop raises on purpose.
 
     VoxloopError
-    ├── UsageError            what was asked for cannot be done as asked
+    ├── UsageError            the request cannot be carried out
     │   ├── UnknownRecord     no such recording, utterance, dataset, run, model
-    │   └── SettingError      a setting has a wrong name or value
-    ├── AudioError            a file's audio cannot be taken
+    │   └── SettingError      a setting has an unknown name or an invalid value
+    ├── AudioError            a file's audio cannot be ingested
     ├── WorkspaceError        the workspace is missing, newer than this program, or damaged
-    │   └── BlobError         the object store refused or lacks something
-    ├── LeaseLost             another worker holds this job now
-    ├── ConflictError         somebody else changed it first
-    ├── ExportError           an export cannot be written where it is to go
+    │   └── BlobError         the object store failed or lacks a blob
+    ├── LeaseLost             another worker now holds this job
+    ├── ConflictError         somebody else changed the record first
+    ├── ExportError           an export cannot be written to its destination
     ├── ModelError            a model cannot be loaded or used
     └── TrainingError         a run failed
 
-A message says what was found, what was needed and what to do. A library's
-errors are translated once, at its seam, with the cause kept.
+A message says what was found, what was needed and what to do. Errors of a
+library are translated once, where it is called, keeping the cause.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from difflib import get_close_matches
 
 
 class VoxloopError(Exception):
-    """The root: catching it catches every error raised on purpose."""
+    """The base class of every error that Voxloop raises on purpose."""
 
 
 class UsageError(VoxloopError):
-    """What was asked for cannot be done as asked."""
+    """The request cannot be carried out."""
 
 
 class UnknownRecord(UsageError):
@@ -36,11 +36,11 @@ class UnknownRecord(UsageError):
 
 
 class SettingError(UsageError):
-    """A setting has a wrong name or a wrong value."""
+    """A setting has an unknown name or an invalid value."""
 
 
 class AudioError(VoxloopError):
-    """A file's audio cannot be taken; `reason` is a short stable word for counting."""
+    """A file's audio cannot be ingested; `reason` is a short stable word for counting."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -56,19 +56,19 @@ class WorkspaceError(VoxloopError):
 
 
 class BlobError(WorkspaceError):
-    """The object store refused or lacks something."""
+    """The object store failed or lacks a blob."""
 
 
 class LeaseLost(VoxloopError):
-    """Another worker holds this job now, so nothing of this one may be written."""
+    """Another worker now holds this job, so this one must not write anything."""
 
 
 class ConflictError(VoxloopError):
-    """Somebody else changed it first."""
+    """Somebody else changed the record first."""
 
 
 class ExportError(VoxloopError):
-    """An export cannot be written where it is to go; nothing there was changed."""
+    """An export cannot be written to its destination; nothing there was changed."""
 
 
 class ModelError(VoxloopError):
@@ -76,11 +76,11 @@ class ModelError(VoxloopError):
 
 
 class TrainingError(VoxloopError):
-    """A run failed."""
+    """A training run failed."""
 
 
 def nearest(wrong: str, right: Iterable[str]) -> str:
-    """ "; did you mean a, b?" for a mistyped name, or the whole list where nothing is near."""
+    """ "; did you mean a, b?" for a mistyped name, or the list of known names if none is close."""
     names = sorted(right)
     close = get_close_matches(wrong, names, n=3, cutoff=0.6)
     return f"; did you mean {', '.join(close)}?" if close else f"; known: {', '.join(names)}"
@@ -92,8 +92,8 @@ def counted(count: int, noun: str, plural: str | None = None) -> str:
 
 
 def install_command(extra: str) -> str:
-    """The command that adds one of Voxloop's extras to this Python, from wherever Voxloop itself was installed."""
-    # Imported here, since nearly every command imports this module and hardly one needs them.
+    """The command that installs one of Voxloop's extras into this Python, from the source Voxloop came from."""
+    # Imported here because nearly every command imports this module and few need them.
     import json
     import shlex
     import sys
@@ -104,7 +104,7 @@ def install_command(extra: str) -> str:
 
     origin = {}
     with suppress(PackageNotFoundError, ValueError):
-        # PEP 610: pip notes there what it installed from, unless that was a package index.
+        # PEP 610: pip records the source of an installation there, unless it was a package index.
         origin = json.loads(distribution("voxloop").read_text("direct_url.json") or "{}")
     url = origin.get("url", "")
     if url.startswith("file:"):
@@ -119,5 +119,5 @@ def install_command(extra: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says, its kind where it says nothing."""
+    """The first line of an error's message, or its type if the message is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

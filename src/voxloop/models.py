@@ -1,7 +1,7 @@
-"""Models: which one is meant, where its files are, its converted forms, and loading.
+"""Models: resolving names, finding and verifying files, converting, and loading.
 
-A name is turned into a row of the catalog once. What a row says of its files is held against them whenever they are
-to be used; a file is read for that once, and again only after it has changed.
+A name is resolved to a row of the catalog once. The row's file hashes are checked before every use; a file is hashed
+once, and again only after it has changed.
 """
 
 from __future__ import annotations
@@ -36,24 +36,24 @@ if TYPE_CHECKING:
 
 CHAMPION = "champion"
 STARTER = "starter"
-BASE = "base"  # as `embedding_model`: what the setting `base_model` names
+BASE = "base"  # value of `embedding_model`: the setting `base_model`
 CONVERSIONS = "cache/ctranslate2"  # folder of a workspace
-RESTORED = "cache/transformers"  # CTranslate2 bases in the form that transformers loads
-MODEL_FILES = (".safetensors", ".json", ".txt", ".model")  # what a model folder's identity covers
-CTRANSLATE_WEIGHTS = "model.bin"  # that of a CTranslate2 folder covers these as well; other .bin files are pickles
-KEPT = 2  # loaded models that stay in memory while nobody uses them: an evaluation needs champion and challenger
+RESTORED = "cache/transformers"  # CTranslate2 bases in transformers' format
+MODEL_FILES = (".safetensors", ".json", ".txt", ".model")  # files that a model's id covers
+CTRANSLATE_WEIGHTS = "model.bin"  # of a CTranslate2 folder, covered too; other .bin files are pickles
+KEPT = 2  # unused models that stay in memory: an evaluation needs champion and challenger
 
 
 # Which one is meant --------------------------------------------------------------------------------------------------
 
 
 def base_model(ws: Workspace, name: str | None = None) -> Model:
-    """The model that `name` means, registered in the catalog.
+    """The model called `name`, registered in the catalog.
 
-    `name` is an alias (`champion`), a model's name or id, `starter`, a local folder (transformers' form or
-    CTranslate2's), a Hub id such as `openai/whisper-small`, or what faster-whisper calls a model that it has in the
-    Hub's cache (`base`, `tiny.en`); None means the champion or, before there is one, the setting `base_model`. The Hub
-    is asked about a name once in a workspace. Raises ModelError or UnknownRecord.
+    `name` is an alias (`champion`), a model's name or id, `starter`, a local folder (in transformers' or CTranslate2's
+    format), a Hub id such as `openai/whisper-small`, or faster-whisper's name for a model in the Hub's cache (`base`,
+    `tiny.en`). None means the champion or, before there is one, the setting `base_model`. A workspace asks the Hub
+    about a name only once. Raises ModelError or UnknownRecord.
     """
     with ws.read() as reader:
         aliased = reader.connection.execute(
@@ -65,21 +65,21 @@ def base_model(ws: Workspace, name: str | None = None) -> Model:
         if named:
             return named[0]
     if name == CHAMPION:
-        raise UnknownRecord("no model is champion yet: `voxloop model promote MODEL` makes one, on evidence")
+        raise UnknownRecord("no champion yet: promote a model with `voxloop model promote MODEL`")
     return _named(ws, name or ws.settings.base_model)
 
 
 def embedding_model(ws: Workspace) -> Model:
-    """The model that gives utterances their vectors, as the setting `embedding_model` names it.
+    """The model that computes utterance embeddings (setting `embedding_model`).
 
-    Never an alias: vectors of different models do not compare, and an alias moves.
+    Never an alias: an alias moves, and embeddings of different models cannot be compared.
     """
     name = ws.settings.embedding_model
     return _named(ws, ws.settings.base_model if name == BASE else name)
 
 
 def _named(ws: Workspace, name: str) -> Model:
-    """The model of a name that is no alias."""
+    """The model called `name`, which is not an alias."""
     if name == STARTER:
         return _registered(ws, STARTER_DIR, _model_files(STARTER_DIR), base=STARTER, where=STARTER)
     if Path(name).is_dir():
@@ -94,22 +94,22 @@ def _named(ws: Workspace, name: str) -> Model:
 
 
 def _of_faster_whisper(size: str) -> str:
-    """The repository that a name of faster-whisper's stands for, where this machine has it. Raises ModelError."""
+    """The repository behind a faster-whisper model name, if it is on this machine. Raises ModelError."""
     repository = hub.FASTER_WHISPER[size]
     if hub.converted(repository) is None:
         raise ModelError(
-            f"{size!r} is faster-whisper's name for {repository}, which is not in {hub.place()}: "
-            f"give {repository} to fetch it from the Hub, or a local folder; `voxloop base list` says what is here"
+            f"{size!r} is faster-whisper's name for {repository}, which is not in {hub.place()}. "
+            f"Name {repository} to download it, or a local folder; `voxloop base list` shows what is here"
         )
     return repository
 
 
 _RESOLVING = threading.Lock()
-_ALSO: dict[tuple[str, str], str] = {}  # (catalog, name) -> id of a model whose row bears another name
+_ALSO: dict[tuple[str, str], str] = {}  # (catalog, name) -> id of a model registered under another name
 
 
 def _known_by(ws: Workspace, name: str) -> Model | None:
-    """The model that a Hub id or a folder, which may be gone by now, was registered as."""
+    """The model registered for a Hub id or a folder, even if the folder is gone by now."""
     with ws.read() as reader:
         found = reader.all(Model, tables.model.c.base == name, tables.model.c.run.is_(None))
         if found:
@@ -119,12 +119,12 @@ def _known_by(ws: Workspace, name: str) -> Model | None:
 
 
 def _from_hub(ws: Workspace, name: str) -> Model:
-    """Download a repository and register it under its name, pinned to the commit that it was at."""
+    """Download a repository and register it under its name, pinned to its current commit."""
     with _RESOLVING:
         known = _known_by(ws, name)  # another thread may have been first
         if known:
             return known
-        here = hub.converted(name)  # nothing newer is asked for: what faster-whisper has is what its user hears
+        here = hub.converted(name)  # no check for a newer one: use the model that faster-whisper uses
         folder, commit = (here, here.name) if here else hub.download(name)
         where = f"{hub.repository(name)}@{commit}"
         model = _registered(ws, folder, hub.wanted(_model_files(folder)), base=name, where=where)
@@ -134,7 +134,7 @@ def _from_hub(ws: Workspace, name: str) -> Model:
 
 
 def _registered(ws: Workspace, folder: Path, names: Iterable[str], *, base: str, where: str) -> Model:
-    """The row of a model that did not come from a run, written where there is none yet."""
+    """The row of a model that was not trained here, added if missing."""
     files = {name: _hash(folder / name) for name in names}
     id = model_id(files)
     with ws.read() as reader:
@@ -143,11 +143,11 @@ def _registered(ws: Workspace, folder: Path, names: Iterable[str], *, base: str,
         return known
     if not any(file.endswith((".safetensors", CTRANSLATE_WEIGHTS)) for file in files):
         raise ModelError(
-            f"{folder} holds no .safetensors weights: a model is a folder with config.json, tokenizer and safetensors, "
-            "or one in CTranslate2's form"
+            f"{folder} contains no .safetensors weights: name a folder with config.json, tokenizer and .safetensors "
+            "files, or a CTranslate2 folder"
         )
     kind = family_of(folder)
-    with ws.catalog.write() as tx:  # true whatever becomes of the job in hand, so not fenced by its claim
+    with ws.catalog.write() as tx:  # valid whatever happens to the current job, so not fenced by its claim
         if known:
             tx.change(Model, id, base=base, where=where)
         else:
@@ -180,11 +180,11 @@ def _model_files(folder: Path) -> list[str]:
 
 
 _HASHING = threading.Lock()
-_HASHES: dict[Path, tuple[tuple[int, ...], str]] = {}  # of a file: what stat(2) said of it when it was hashed
+_HASHES: dict[Path, tuple[tuple[int, ...], str]] = {}  # by file: stat(2) at the time of hashing, and the hash
 
 
 def _hash(path: Path) -> str:
-    """`sha256-<hex>` of a file, read again only where it is another one or was written to."""
+    """`sha256-<hex>` of a file, read again only after it was replaced or modified."""
     stat = path.stat()
     seen = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
     kept = _HASHES.get(path)
@@ -197,18 +197,18 @@ def _hash(path: Path) -> str:
 
 
 def _fault(folder: Path, model: Model) -> str | None:
-    """What is wrong with a model's files in a folder, by its row; None: nothing."""
+    """The first difference between a folder's files and a model's row; None: no difference."""
     for name, needed in sorted(model.files.items()):
         if not (folder / name).is_file():
             return f"{name} is missing"
         found = _hash(folder / name)
         if found != needed:
-            return f"{name} has {found}, and its row needs {needed}"
+            return f"{name} has hash {found}, not {needed} as recorded"
     return None
 
 
 def model_folder(ws: Workspace, model: Model, *, checked: bool = True) -> str:
-    """The local folder that transformers loads a model from: its own, or of a CTranslate2 base a copy made of it.
+    """The local folder that transformers loads a model from: its own, or a conversion of a CTranslate2 base.
 
     Raises ModelError as `own_folder` does.
     """
@@ -222,11 +222,10 @@ def model_folder(ws: Workspace, model: Model, *, checked: bool = True) -> str:
 
 
 def own_folder(ws: Workspace, model: Model, *, checked: bool = True) -> str:
-    """The local folder of a model in the form that it came in, brought here where it is elsewhere.
+    """The local folder of a model in its original format, downloaded if necessary.
 
-    Its files are held against the row, each once as long as it does not change.
-    Raises ModelError where they differ; where not `checked`, only what cannot be
-    brought here does.
+    With `checked`, the files' hashes are compared with the row. Raises ModelError
+    if they differ, or if the model cannot be downloaded.
     """
     if model.run is not None:
         return str(_from_blobs(ws, model, checked))
@@ -236,8 +235,8 @@ def own_folder(ws: Workspace, model: Model, *, checked: bool = True) -> str:
     wrong = checked and _fault(folder, model)
     if wrong:
         raise ModelError(
-            f"model {model.id} is not in {folder} any more: {wrong}; put its files back there, "
-            f"or name what is there now as a model of its own (`{model.base}`)"
+            f"the files of model {model.id} in {folder} have changed: {wrong}. Restore them, or use the new files as a "
+            f"model of their own by naming `{model.base}`"
         )
     return str(folder)
 
@@ -251,28 +250,28 @@ def _from_blobs(ws: Workspace, model: Model, checked: bool) -> Path:
                 ws.blobs.forget(f"{model.where}/{name}")
             wrong = _fault(ws.blobs.folder(model.where, model.files), model)
     except BlobError as error:
-        raise ModelError(f"model {model.id} lacks a file: {error}; `voxloop verify --repair` looks for it") from error
+        raise ModelError(f"a file of model {model.id} is missing: {error}; try `voxloop verify --repair`") from error
     if wrong:
         raise ModelError(
-            f"model {model.id} is damaged: {wrong}, in {ws.blobs.url}/{model.where}; `voxloop verify --repair` takes "
-            "it from its run's folder where that is whole, else restore a backup"
+            f"model {model.id} is damaged: {wrong}, in {ws.blobs.url}/{model.where}. Run `voxloop verify --repair`, "
+            "which restores it from its run's folder if that is intact, or else restore a backup"
         )
     return folder
 
 
 def _from_cache(model: Model, checked: bool) -> Path:
-    """The Hub's files, downloaded again where they are not on this machine any more, or are damaged."""
+    """The folder of a Hub model, downloaded again if files are missing or damaged."""
     folder = hub.cached(model.where)
     if folder and not (checked and _fault(folder, model)):
         return folder
-    # Files that are only missing are fetched alone; one that is there and wrong would be taken as it is.
+    # Only missing files are downloaded; a damaged one that exists would be kept, so then everything is.
     missing = folder is None or any(not (folder / name).is_file() for name in model.files)
     folder, _ = hub.download(model.where, again=not missing)
     wrong = _fault(folder, model)
     if wrong:
         raise ModelError(
-            f"model {model.id} is not what the Hugging Face Hub has as {model.where} now: {wrong}; its files were "
-            "changed there: put the old ones into a folder and name that, or another revision as OWNER/NAME@REVISION"
+            f"model {model.id} was changed on the Hugging Face Hub ({model.where}): {wrong}. Name another revision as "
+            "OWNER/NAME@REVISION, or a folder with the old files"
         )
     return folder
 
@@ -281,7 +280,7 @@ def _from_cache(model: Model, checked: bool) -> Path:
 
 
 def device(ws: Workspace, engine: str = "torch") -> str:
-    """`cuda` or `cpu`, as set or as an engine finds it."""
+    """`cuda` or `cpu`: the setting `device`, or else what the engine can use."""
     if ws.settings.device:
         return ws.settings.device
     if engine.startswith("ctranslate2") and find_spec("ctranslate2"):
@@ -294,10 +293,10 @@ def device(ws: Workspace, engine: str = "torch") -> str:
 
 
 def engine(ws: Workspace, model: Model | None = None, *, asked: str = "") -> str:
-    """What runs a model here (None: the one that is used by default), as `Decoding.engine` names it.
+    """The engine that runs a model here (None: the default model), as in `Decoding.engine`.
 
-    `torch`, or ctranslate2 with what it computes in. `asked` is an engine, with or without a number format; empty: the
-    setting. Raises UsageError for an engine that the model's family lacks.
+    `torch`, or ctranslate2 with its number format (`ctranslate2-int8`). `asked` is an engine, with or without a number
+    format; empty: the setting `engine`. Raises UsageError if the model's family does not support the engine.
     """
     asked, _, compute_type = (asked or ws.settings.engine).partition("-")
     if asked == "torch":
@@ -314,20 +313,20 @@ def engine(ws: Workspace, model: Model | None = None, *, asked: str = "") -> str
 
 
 def converted(ws: Workspace, model: Model, compute_type: str) -> Path:
-    """The model's CTranslate2 form in the workspace's cache: made once, and anew where it is damaged.
+    """The model's CTranslate2 conversion in the workspace's cache: made once, and again if damaged.
 
-    Processes that want the same one wait for the first to make it. Raises ModelError.
+    Other processes that need it wait for the first to finish. Raises ModelError.
     """
     target = ws.folder / CONVERSIONS / f"{model.id}-{compute_type}"
     kind = require(family(model.family), "ctranslate2")
     folder = own_folder(ws, model) if not kind.intact(target) else ""
     _keep(ws, target, lambda partial: kind.convert(folder, partial, compute_type), kind.intact)
-    os.utime(target)  # when it was used last: what is not used goes one day
+    os.utime(target)  # time of last use, by which old conversions are pruned
     return target
 
 
 def _keep(ws: Workspace, target: Path, write: Callable[[Path], None], whole: Callable[[Path], bool]) -> None:
-    """Have a folder in the cache that is `whole`: as it is there, or as `write` makes it, in one process at a time."""
+    """Make sure that a cache folder is `whole`, calling `write` in one process at a time if it is not."""
     if whole(target):
         return
     partial = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}.partial")
@@ -341,8 +340,8 @@ def _keep(ws: Workspace, target: Path, write: Callable[[Path], None], whole: Cal
             partial.replace(target)
     except OSError as error:
         raise ModelError(
-            f"the conversion of a model cannot be kept in {target}: {error}; make room or free access there, "
-            "or set `engine` to torch"
+            f"the converted model cannot be written to {target}: {error}. Free some space or allow access there, or "
+            "set `engine` to torch"
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -350,14 +349,14 @@ def _keep(ws: Workspace, target: Path, write: Callable[[Path], None], whole: Cal
 
 @dataclass(frozen=True, slots=True)
 class ConvertedForm:
-    """A converted form of a model in the workspace's cache."""
+    """A converted model in the workspace's cache."""
 
     model: str
     folder: Path
 
 
 def conversions(ws: Workspace) -> list[ConvertedForm]:
-    """The converted forms in the cache, the one used last first."""
+    """The converted models in the cache, most recently used first."""
     folders = [path for path in (ws.folder / CONVERSIONS).glob("sha256-*") if not path.name.endswith(".partial")]
     folders.sort(key=lambda path: path.stat().st_mtime, reverse=True)
     return [ConvertedForm("-".join(path.name.split("-")[:2]), path) for path in folders]
@@ -365,7 +364,7 @@ def conversions(ws: Workspace) -> list[ConvertedForm]:
 
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """Hold a lock that one thread of one process has at a time, and that is dropped with it (flock(2))."""
+    """Hold an exclusive file lock, which the kernel releases if the process dies (flock(2))."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -380,32 +379,31 @@ def _alone(path: Path) -> Iterator[None]:
 
 @dataclass(eq=False, kw_only=True, slots=True)
 class LoadedModel:
-    """A model in memory, and how many use it right now. One that is in use is never freed."""
+    """A model in memory and its number of users. A model in use is never freed."""
 
     recogniser: Recogniser | None = None  # None until it is loaded
     users: int = 0
 
 
-_LOADED: dict[tuple[str, str, str], LoadedModel] = {}  # by model, device and engine; the last used at the end
-_COUNTING = threading.Lock()  # held while `_LOADED` or a count of users changes, never while a model is loaded
+_LOADED: dict[tuple[str, str, str], LoadedModel] = {}  # by model, device and engine; most recently used last
+_COUNTING = threading.Lock()  # held while `_LOADED` or a user count changes, never while loading
 _LOADING = threading.Lock()  # one at a time: transformers replaces functions of PyTorch while it loads a model
 
 
 @contextmanager
 def loaded(ws: Workspace, model: Model, engine_name: str | None = None) -> Iterator[Recogniser]:
-    """The model on an engine (None: the one set), loaded and kept in memory at least until the block ends.
+    """The model on an engine (None: the setting), loaded and kept in memory at least until the block ends.
 
-    Threads that ask for the same one share it, and it is loaded once. The `KEPT` that
-    were used last stay loaded; those in use count, and are never among those that go.
-    This makes loading safe for threads, not the recogniser: whether two may transcribe
-    with it at the same moment is for its family to say.
+    Threads share a loaded model. The `KEPT` most recently used models stay loaded,
+    counting those in use, which are never freed. This makes loading thread-safe, not
+    the recogniser: its family says whether two threads may transcribe with it at once.
     """
     engine_name = engine_name or engine(ws, model)
     key = (model.id, device(ws, engine_name), engine_name)
     with _COUNTING:
         held = _LOADED[key] = _LOADED.pop(key) if key in _LOADED else LoadedModel()
         held.users += 1
-        _free(KEPT)  # before loading: memory never holds one more than it must
+        _free(KEPT)  # before loading, so that memory never holds an extra model
     try:
         if held.recogniser is None:
             with _LOADING:
@@ -420,16 +418,16 @@ def loaded(ws: Workspace, model: Model, engine_name: str | None = None) -> Itera
 
 
 def free() -> None:
-    """Drop every loaded model that nobody uses."""
+    """Free every loaded model that is not in use."""
     with _COUNTING:
         _free(0)
     torch = sys.modules.get("torch")
     if torch and torch.cuda.is_initialized():
-        torch.cuda.empty_cache()  # what PyTorch keeps of the memory, others may want
+        torch.cuda.empty_cache()  # return PyTorch's cached memory to the device
 
 
 def _free(stay: int) -> None:
-    """Drop models without users, the longest unused first, until so many are left in all."""
+    """Free unused models, least recently used first, until at most `stay` models are left."""
     for key in [key for key, held in _LOADED.items() if not held.users]:
         if len(_LOADED) <= stay:
             return

@@ -1,7 +1,7 @@
 """The records that flow through the loop: plain frozen values, no input or output.
 
-Time is counted in samples of the stored audio and given in seconds at the edge.
-A record says what is so; how it is stored is `stores/catalog.py`'s concern.
+Times are counted in samples of the stored audio, and given in seconds at the interface.
+`stores/catalog.py` defines how records are stored.
 """
 
 from __future__ import annotations
@@ -59,12 +59,12 @@ def plain(value: Any) -> Any:
 
 
 Progress = Callable[[float, float | None], None]
-"""What long work tells while it goes on: units done, and units in all (None: not known)."""
+"""Called during long work with the units done and the total (None: unknown)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Quality:
-    """What was measured on the audio when it came in; not a judgement of it."""
+    """Measurements of the audio at ingest; not a judgement of it."""
 
     level_dbfs: float  # RMS level relative to a full-scale square wave
     peak_dbfs: float  # highest absolute sample
@@ -81,7 +81,7 @@ class Quality:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Encoding:
-    """How a file held its audio before it was converted to the stored form."""
+    """How a file encoded its audio before conversion to the stored format."""
 
     codec: str  # pcm_16, flac, mp3, opus, aac, …
     rate: int  # Hz
@@ -114,7 +114,7 @@ class Recording:
     text: str | None = None  # what the given metadata says was spoken, from beginning to end
     segments: tuple[GivenSegment, ...] = ()  # what the given metadata says was spoken where
     quality: Quality | None = None
-    encoding: Encoding | None = None  # of the file it came from; None where nobody noted it
+    encoding: Encoding | None = None  # of its source file; None if it was not recorded
     created: float = 0.0  # seconds since the epoch
 
     @property
@@ -215,12 +215,12 @@ class Run:
     model: str | None = None
     created: float = 0.0
     finished: float | None = None
-    wanted: RunWish | None = None  # what a person asked of it and has not been done yet
-    retry_of: str | None = None  # the run whose settings it began with
+    wanted: RunWish | None = None  # a request that has not been carried out yet
+    retry_of: str | None = None  # the run whose settings it reuses
 
     @property
     def no_better(self) -> bool:
-        """Whether training made nothing better on val, so that what is kept is the base again."""
+        """Whether training found no gain on val, so that the kept weights are those of the base."""
         return (self.progress.get("best") or {}).get("step") == 0
 
 
@@ -235,14 +235,14 @@ class Model:
     where: str  # blob prefix, a Hub id or a folder
     run: str | None = None
     files: dict[str, str] = field(default_factory=dict)  # name -> sha256-<hex>
-    forgotten: int = 0  # utterances that it was trained or chosen on and that were removed since: it cannot unlearn
-    name: str | None = None  # that a person gave it
+    forgotten: int = 0  # utterances used for its training or selection and since removed; it cannot unlearn them
+    name: str | None = None  # given by a person
     created: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
-    """How one model did on one frozen split under fixed decoding settings."""
+    """The scores of one model on one frozen split under fixed decoding settings."""
 
     id: str  # hash of model, dataset, split, decoding and normaliser
     model: str
@@ -257,7 +257,7 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Promotion:
-    """One movement of an alias, with the evidence for it; the history is never rewritten."""
+    """One promotion or rollback of an alias, with its evidence; the history is never rewritten."""
 
     id: str  # ULID
     alias: str
@@ -271,7 +271,7 @@ class Promotion:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Event:
-    """Something that happened, told once: emitting the same id again changes nothing."""
+    """Something that happened, recorded once: emitting the same id again changes nothing."""
 
     id: str  # "<type>:<key>"
     type: str

@@ -41,8 +41,8 @@ def check_result(out: Path, lines: list[str]) -> dict[str, Any]:
         "verdict",
         "workspace",
     }
-    assert f"{result['wer_before']:.1%} -> {result['wer_after']:.1%}" in "\n".join(lines)
-    assert any("stand for a reviewer's corrections" in line for line in lines)
+    assert f"{100 * result['wer_before']:.1f} % -> {100 * result['wer_after']:.1f} %" in "\n".join(lines)
+    assert any("take the place of reviewed transcripts" in line for line in lines)
     return result
 
 
@@ -73,7 +73,7 @@ def test_the_demos_own_speech(tmp_path: Path, demo_speech: Path) -> None:
     for command in (["evaluate"], ["model", "show", "champion"], ["model", "list"]):
         assert f"{100 * result['wer_after']:.1f} %" in run("-C", workspace, *command)
     assert "verdict: promote" in run("-C", workspace, "model", "compare", "champion", "previous")
-    assert "champion already" in run("-C", workspace, "model", "promote", "champion")
+    assert "already champion" in run("-C", workspace, "model", "promote", "champion")
 
     # The champion transcribes from now on; a rollback gives its place back.
     clip = next(iter(sorted(demo_speech.glob("*.ogg"))))

@@ -205,7 +205,9 @@ def test_a_damaged_copy_is_refused_found_and_given_up(local: Machines, tmp_path:
     name = next(name for name in row.files if name.endswith("model.safetensors"))
     path = b.blobs.path(moving.blob_key(run.id, row.files[name]["sha256"]))
     path.write_bytes(path.read_bytes()[:-1] + b"\x00")
-    with pytest.raises(TrainingError, match=f"{name} cannot be used .it is not what its hash says"):
+    with pytest.raises(
+        TrainingError, match=f"{name} of its checkpoint is unusable .its content does not match its hash"
+    ):
         training.see_through(b, training.resume(b, run.id).id)
     assert training.find(b, run.id).status == "failed"
     found = [finding for finding in integrity.verify(b, min_age_s=0).findings if finding.kind == "checkpoint-file"]
@@ -231,7 +233,7 @@ def test_what_was_forgotten_is_unlearnt_on_every_machine(local: Machines, tmp_pa
     assert training.find(a, run.id).progress == {}
 
     attending = attend(a, training.resume(a, run.id))
-    until(lambda: bool(training.metrics(b, run.id)), "it begins anew")
+    until(lambda: bool(training.metrics(b, run.id)), "it starts over")
     assert training.metrics(b, run.id)[0]["step"] == 0
     assert (a.runs / run.id / "data" / "train.jsonl").read_text().splitlines() == clips[1:]
     training.stop(b, run.id, discard=True)
@@ -252,7 +254,7 @@ def test_without_copies_it_goes_on_from_what_is_in_its_folder(local: Machines, t
     before = training.metrics(a, run.id)[-1]["step"]
 
     attending = attend(b, training.resume(b, run.id))  # nothing of it is there
-    until(lambda: training.metrics(a, run.id)[-1]["step"] < before, "it begins anew")
+    until(lambda: training.metrics(a, run.id)[-1]["step"] < before, "it starts over")
     training.pause(a, run.id)
     attending.join(WAIT_S)
     (a.runs / run.id / "data" / "train.jsonl").unlink()  # as in a folder that a backup brought back

@@ -38,7 +38,7 @@ def test_the_next_larger_base_that_is_here_and_fits_is_named(
         assert spelled_out(ws, "Review more.", model.id) == "Review more."
         monkeypatch.setattr(bases, "_memory", lambda where: 1)
         assert bases.larger(ws, mine) is None
-        assert "no larger base is known that fits" in spelled_out(ws, NO_BETTER, model.id)
+        assert "no known larger base fits this machine" in spelled_out(ws, NO_BETTER, model.id)
 
 
 def test_where_none_is_here_one_of_the_hub_is_named(tmp_path: Path, hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811

@@ -82,7 +82,7 @@ def test_without_a_workspace_the_answer_says_how_to_make_one(tmp_path: Path) -> 
         (["evaluate"], 2, "voxloop dataset build"),
         (["model", "show", "nothing"], 2, "no model 'nothing'"),
         (["model", "promote", "nothing"], 2, "no model 'nothing'"),
-        (["model", "show", "champion"], 2, "no model is champion yet"),
+        (["model", "show", "champion"], 2, "no champion yet"),
         (["model", "rollback"], 2, "champion"),
         (["worker", "segmnet", "--until-idle"], 2, "did you mean segment"),
         (["ingest", "no/such/folder"], 2, "no/such/folder"),

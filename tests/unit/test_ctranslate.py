@@ -219,7 +219,7 @@ class TestLanguages:
         ours = converted(folder, tmp_path / "converted")
         assert ours.context("auto") == "full"
         assert ours.context("trimmed") == "trimmed"
-        assert "not tuned on trimmed audio" in caplog.text
+        assert "not trained on trimmed audio" in caplog.text
 
 
 class TestConversion:
@@ -357,7 +357,7 @@ class TestInAWorkspace:
         filler = small_disk / "filler"
         filler.write_bytes(bytes(7 << 19))  # half a megabyte is left
         model = models.base_model(fast)
-        with pytest.raises(ModelError, match=r"cannot be (converted|kept).*No space left"):
+        with pytest.raises(ModelError, match=r"cannot be (converted|written).*No space left"):
             models.converted(fast, model, "int8")
 
         assert list((small_disk / "ctranslate2").iterdir()) == []

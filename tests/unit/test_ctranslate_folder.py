@@ -94,7 +94,7 @@ def test_a_model_exported_by_voxloop_keeps_its_context(tmp_path: Path) -> None:
 class TestRefused:
     def test_rounded_weights(self, tmp_path: Path, workspace: Workspace) -> None:
         folder = as_faster_whisper_has_it(tiny_whisper.make(tmp_path / "m"), tmp_path / "ct2", "int8")
-        with pytest.raises(ModelError, match=r"are int8, rounded .* float16 or float32; convert the original anew"):
+        with pytest.raises(ModelError, match=r"are rounded to int8, .* float16 or float32: convert the original again"):
             models.base_model(workspace, str(folder))
         with pytest.raises(ModelError, match="int8"):
             WHISPER.load(folder)
@@ -102,7 +102,7 @@ class TestRefused:
     def test_no_tokenizer(self, tmp_path: Path, workspace: Workspace) -> None:
         folder = as_faster_whisper_has_it(tiny_whisper.make(tmp_path / "m"), tmp_path / "ct2")
         (folder / "tokenizer.json").unlink()
-        with pytest.raises(ModelError, match=r"no tokenizer\.json: copy that of the model it was converted from"):
+        with pytest.raises(ModelError, match=r"no tokenizer\.json: copy it from the model that was converted"):
             models.base_model(workspace, str(folder))
 
     def test_a_file_cut_short(self, tmp_path: Path, workspace: Workspace) -> None:
@@ -125,7 +125,7 @@ class TestRefused:
         data = whole.index(name) + len(name) + 1 + 4 + 1 + 4  # rank, dimension, type, bytes
         whole[data + 4 * 40 : data + 4 * 41] = b"\0\0\x80\x3f"  # 1.0, the ninth of 32 biases of keys
         (folder / "model.bin").write_bytes(whole)
-        with pytest.raises(ModelError, match="keys of attention a bias"):
+        with pytest.raises(ModelError, match="has a bias for attention keys"):
             ctranslate_folder.read(folder)
 
     def test_pickled_weights_stay_refused(self, tmp_path: Path, workspace: Workspace) -> None:

@@ -85,17 +85,17 @@ def test_where_more_speech_brings_nothing_no_forecast_is_made() -> None:
     found = [curve(simulated(seed, 0.15, 0.0, 1.0), at=(100,)) for seed in range(15)]
     assert sum(one.usable for one in found) <= 2
     said = sentences(next(one for one in found if not one.usable), seconds=60.0, words=200)
-    assert "cannot be said" in said[1]
-    assert "measure on more validation speech (it has 200 words)" in said[-1]
-    assert not any("would bring about" in one for one in said)
+    assert "cannot be estimated" in said[1]
+    assert "use a larger val split (it has 200 words)" in said[-1]
+    assert not any("would give about" in one for one in said)
 
 
 def test_what_is_said_holds_the_numbers() -> None:
     found = curve(simulated(1, 0.02, 0.2, 0.8, utterances=300))
     said = sentences(found, seconds=90.0, words=1200)
     assert found.usable
-    assert said[0].startswith("Today's 50 clips (1.5 min) bring")
-    assert said[1].startswith("2 times the speech (100 clips, 3.0 min) would bring about")
+    assert said[0].startswith("Today's 50 clips (1.5 min) give a WER of")
+    assert said[1].startswith("2 times the speech (100 clips, 3.0 min) would give about")
     assert f"{100 * found.falls[0].wer:.1f} points less" in said[1]
     assert found.measured[-1].clips == 50
     assert found.forecast[1].wer <= found.forecast[0].wer <= found.measured[0].wer
@@ -119,4 +119,4 @@ def test_error_rates_on_another_curve_are_not_drawn_on() -> None:
     found = curve(trials)
     assert not found.follows
     assert not found.usable
-    assert "not along a curve that can be drawn on (6 clips" in sentences(found, seconds=60.0, words=800)[1]
+    assert "not along a curve that can be extrapolated (6 clips" in sentences(found, seconds=60.0, words=800)[1]

@@ -195,7 +195,9 @@ def test_only_a_persons_references_test_a_model(ws: Workspace, tmp_path: Path) -
     changed = [json.dumps(json.loads(line) | {"kind": "clean"}) for line in manifest[:2]] + manifest[2:]
     ws.blobs.delete(f"datasets/{frozen.id}.jsonl")
     ws.blobs.put(f"datasets/{frozen.id}.jsonl", "\n".join(changed).encode())
-    with pytest.raises(UsageError, match="2 of 6 texts in the test split of dataset frozen are a machine's"):
+    with pytest.raises(
+        UsageError, match="2 of 6 texts in the test split of dataset frozen were not written by a person"
+    ):
         evaluate(ws)
 
 

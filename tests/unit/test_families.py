@@ -91,10 +91,10 @@ def test_another_package_adds_a_family(another_package: Path) -> None:
 
 
 def test_an_unknown_family_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="family 'wisper' is not known; did you mean whisper"):
+    with pytest.raises(ModelError, match="unknown model family 'wisper'; did you mean whisper"):
         family("wisper")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    with pytest.raises(ModelError, match=r"of type 'llama'.*one of these types is needed: voxtral, whisper; choose"):
+    with pytest.raises(ModelError, match=r"of type 'llama'.*the supported types are voxtral, whisper: choose"):
         family_of(tmp_path)
 
 

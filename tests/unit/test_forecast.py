@@ -79,7 +79,7 @@ def test_only_what_is_missing_is_trained_and_only_results_stay(ws: Workspace) ->
                 keep(ws, plan, clips, seed)
     lines: list[str] = []
     found = forecast.forecast(ws, forecast.plan(ws, **PLAN), told=lines.append)
-    assert ["(kept)" in line for line in lines if "seed 1" in line] == [True] * 4
+    assert ["(already done)" in line for line in lines if "seed 1" in line] == [True] * 4
     assert len(lines) == 8
     assert "(kept)" not in lines[-1]
     assert [at.clips for at in found.curve.measured] == list(plan.clips)
@@ -97,29 +97,29 @@ def test_only_what_is_missing_is_trained_and_only_results_stay(ws: Workspace) ->
 
     told: list[str] = []
     assert forecast.forecast(ws, forecast.plan(ws, **PLAN), told=told.append) == found
-    assert all("(kept)" in line for line in told)
+    assert all("(already done)" in line for line in told)
     arguments = ["evaluate", "--forecast", "--recipe", "quick", "--set", "batch_seconds=4", "--steps", "2"]
     workspace, base = str(ws.folder), ws.settings.base_model
     shown = CliRunner().invoke(app, ["-C", workspace, *arguments[:1], base, *arguments[1:], "--seeds", "2"])
     assert shown.exit_code == 0, shown.output
-    assert "8 are kept from before" in shown.output
+    assert "8 already done" in shown.output
     assert found.sentences[0] in shown.output.replace("\n", " ")
 
 
 def test_what_cannot_be_forecast_is_refused_with_the_remedy(ws: Workspace, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="1 seeds: needed are 2 or more"):
+    with pytest.raises(UsageError, match="--seeds is 1, but at least 2 are needed"):
         forecast.plan(ws, **PLAN | {"seeds": 1})
-    with pytest.raises(UsageError, match="three different ones"):
+    with pytest.raises(UsageError, match="three different shares"):
         forecast.plan(ws, **PLAN, shares=(0.5, 1.0))
-    with pytest.raises(UsageError, match="above 0 to 1"):
+    with pytest.raises(UsageError, match="above 0 and at most 1"):
         forecast.plan(ws, **PLAN, shares=(0.5, 1.0, 2.0))
     with pytest.raises(UsageError, match="test split of dataset frozen is empty"):
         forecast.plan(ws, **PLAN, split="test")
-    with pytest.raises(UsageError, match="take val"):
+    with pytest.raises(UsageError, match="choose --split val"):
         forecast.plan(ws, **PLAN, split="train")
     wrong = CliRunner().invoke(app, ["-C", str(ws.folder), "evaluate", "--forecast", "--against", "starter"])
     assert wrong.exit_code == 2
     few = open_loop(tmp_path / "few", create=True, base_model=ws.settings.base_model, min_snr_db=-99.0)
     frozen_speech.freeze(few, tmp_path / "little", clips=12, ratios=(0.7, 0.3, 0.0))
-    with pytest.raises(UsageError, match=r"dataset frozen has \d+ training clips: a forecast shares out at least 16"):
+    with pytest.raises(UsageError, match=r"dataset frozen has \d+ training clips, but a forecast needs at least 16"):
         forecast.plan(few, **PLAN)

@@ -136,8 +136,8 @@ class TestOfTheHub:
         shutil.rmtree(there.cache)
         hub.commits[NAME][commit] = files | {"model.safetensors": files["model.safetensors"][:-1] + b"!"}
         message = there.ask(NAME)
-        assert message.startswith(f"model {id} is not what the Hugging Face Hub has as {NAME}@{commit} now: ")
-        assert "model.safetensors has sha256-" in message
+        assert message.startswith(f"model {id} was changed on the Hugging Face Hub ({NAME}@{commit}): ")
+        assert "model.safetensors has hash sha256-" in message
 
     def test_a_revision_can_be_named(self, hub: hub_server.HubServer, tiny: Path, tmp_path: Path) -> None:
         files = hub_server.contents(tiny)
@@ -201,7 +201,7 @@ class TestFolders:
         }
         assert reads.of["model.safetensors"] == 2
         assert reads.of["config.json"] == 1
-        with pytest.raises(ModelError, match=r"is not in .* any more: model\.safetensors has sha256-.* needs sha256-"):
+        with pytest.raises(ModelError, match=r"have changed: model\.safetensors has hash sha256-.*, not sha256-"):
             models.model_folder(workspace, first)
         assert models.model_folder(workspace, first, checked=False) == str(folder)
 
@@ -219,18 +219,18 @@ class TestFolders:
         old, new = shutil.copytree(tiny, tmp_path / "old"), tmp_path / "new"
         first = models.base_model(workspace, str(old))
         old.rename(new)
-        with pytest.raises(ModelError, match=r"is not in .*old any more: \S+ is missing"):
+        with pytest.raises(ModelError, match=r"in .*old have changed: \S+ is missing"):
             models.model_folder(workspace, first)
         moved = models.base_model(workspace, str(new))
         assert moved.id == first.id
         assert models.model_folder(workspace, moved) == str(new)
 
     def test_a_folder_without_weights_and_an_unknown_id_are_refused(self, workspace: Workspace, tmp_path: Path) -> None:
-        with pytest.raises(ModelError, match=r"holds no \.safetensors weights"):
+        with pytest.raises(ModelError, match=r"contains no \.safetensors weights"):
             models.base_model(workspace, str(tmp_path))
         with pytest.raises(UnknownRecord):
             models.base_model(workspace, "sha256-none")
-        with pytest.raises(UnknownRecord, match="no model is champion yet"):
+        with pytest.raises(UnknownRecord, match="no champion yet"):
             models.base_model(workspace, "champion")
 
 
@@ -260,7 +260,7 @@ class TestBlobs:
         with pytest.raises(ModelError, match=r"is damaged: model\.safetensors has .* `voxloop verify --repair`"):
             models.model_folder(workspace, model)
         (folder / "model.safetensors").unlink()
-        with pytest.raises(ModelError, match=r"lacks a file: .*model\.safetensors is not in"):
+        with pytest.raises(ModelError, match=r"a file of model .* is missing: .*model\.safetensors is not in"):
             models.model_folder(workspace, model)
 
     def test_a_damaged_copy_is_fetched_again(self, s3: str, tiny: Path, tmp_path: Path) -> None:

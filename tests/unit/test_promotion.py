@@ -78,7 +78,9 @@ def test_a_better_model_becomes_champion_with_its_evidence(tmp_path: Path) -> No
     assert champion(pair.ws) is None
     outcome = pair.promote(by="ann")
     assert outcome.verdict == "promote"
-    assert outcome.message.startswith(f"model {pair.new.id[7:19]} is champion now: Better: it saves 100.0 % of errors.")
+    assert outcome.message.startswith(
+        f"model {pair.new.id[7:19]} is now champion: Better: it removes 100.0 % of the errors."
+    )
     assert outcome.promotion is not None
     assert champion(pair.ws) == pair.new == models.base_model(pair.ws)
     assert pair.aliases() == {"champion": pair.new.id, "previous": pair.old.id}
@@ -112,7 +114,7 @@ def test_a_model_must_be_no_worse_on_any_engine_that_serves(tmp_path: Path, wors
         assert outcome.comparison is not None
         (guard,) = [one for one in outcome.comparison.guards if one.name == "on ctranslate2-float32"]
         assert guard.passed == outcome.moved
-        assert "word error rate 10.0 % before" in guard.finding
+        assert "WER 10.0 % -> " in guard.finding
         assert pair.told("model.evaluated") == 4
 
 
@@ -121,7 +123,7 @@ def test_the_reigning_champion_is_left_where_it_is(tmp_path: Path) -> None:
     pair.promote()
     again = pair.promote()
     assert not again.moved
-    assert again.message.endswith("is champion already; nothing moved")
+    assert again.message.endswith("is already champion; nothing changed")
     assert len(history(pair.ws)) == pair.told("model.promoted") == 1
     assert not pair.promote(force=True).moved
 
@@ -203,7 +205,7 @@ def test_other_aliases_have_their_own_history(tmp_path: Path) -> None:
     assert pair.aliases() == {"kitchen": pair.new.id, "kitchen-previous": pair.old.id}
     assert history(pair.ws, "champion") == []
     for wrong in ("previous", "starter", "a/b", ""):
-        with pytest.raises(UsageError, match="needed is a name"):
+        with pytest.raises(UsageError, match="is not allowed: use letters"):
             promote(pair.ws, pair.new.id, alias=wrong)
 
 
@@ -220,7 +222,7 @@ def test_an_alias_that_moved_meanwhile_is_not_overwritten(tmp_path: Path, monkey
         return found
 
     monkeypatch.setattr(promotion, "find", slowly)
-    with pytest.raises(ConflictError, match=r"moved while this was being judged \(to model .*, by ann\)"):
+    with pytest.raises(ConflictError, match=r"changed while this model was being judged \(to model .*, by ann\)"):
         pair.promote()
     assert champion(pair.ws) == third
     assert len(history(pair.ws)) == 1
@@ -248,7 +250,7 @@ def test_the_command_line_tells_what_moved_and_what_it_rested_on(tmp_path: Path)
         assert result.exit_code == 0, result.output
         return result.output
 
-    assert "no model is champion yet" in said("history")
+    assert "no champion yet" in said("history")
     pair.promote(by="ann")
     assert json.loads(said("rollback", "--by", "bob", "--json"))["verdict"] == "rollback"
     shown, listed = said("history"), json.loads(said("history", "--json"))
@@ -391,7 +393,7 @@ def test_of_two_promotions_at_once_one_wins_and_the_other_is_told(
     won = [id for id, end in ended.items() if isinstance(end, PromotionOutcome) and end.moved]
     told = [str(end) for end in ended.values() if isinstance(end, ConflictError)]
     assert (len(won), len(told)) == (1, 1)
-    assert "was moved while this was being judged" in told[0]
+    assert "changed while this model was being judged" in told[0]
     assert f"by asks for {won[0][7:12]}" in told[0]
     assert [move.model for move in history(pair.ws)] == won
     assert pair.aliases() == {"champion": won[0], "previous": pair.old.id}
@@ -422,7 +424,7 @@ def test_an_alias_is_moved_by_one_at_a_time(each_workspace: Workspace) -> None:
     for thread in threads:
         thread.join()
     assert ended[0] == "first"
-    assert "was moved while this was being judged (to model first, by first)" in ended[1]
+    assert "changed while this model was being judged (to model first, by first)" in ended[1]
     with ws.read() as reader:
         assert [(row.name, row.model) for row in reader.connection.execute(tables.alias.select())] == [
             ("champion", "first")
@@ -473,13 +475,13 @@ def test_a_general_set_is_asked_and_may_not_be_the_test_itself(tmp_path: Path) -
     general = promotion.datasets.build(pair.ws, name="general", ratios=(0.0, 0.0, 1.0), speakers=["ann"])
     for model, share in ((pair.old, 0.0), (pair.new, 1.0)):
         frozen_speech.remember(pair.ws, model, general, frozen_speech.wrong_in(share))
-    with pytest.raises(UsageError, match="both the test and the general set: name the test's dataset"):
+    with pytest.raises(UsageError, match="both the test set and the general set: name the test dataset"):
         promote(pair.ws, pair.new.id, general="general")
     outcome = promote(pair.ws, pair.new.id, dataset="frozen", general="general")
     assert outcome.comparison is not None
     assert (outcome.verdict, outcome.moved) == ("reject", False)
     assert outcome.comparison.general == general.id
-    assert outcome.comparison.reasons[0].startswith("General set general: word error rate 0.0 % before, 20.0 % after")
+    assert outcome.comparison.reasons[0].startswith("General set general: WER 0.0 % -> 20.0 %, ")
     assert promote(pair.ws, pair.new.id, dataset="frozen").moved  # without it nothing speaks against the model
 
 
@@ -561,7 +563,7 @@ def test_a_model_whose_base_is_gone_is_not_held_against_anything_else(tmp_path: 
     orphan = tuned(pair, pair.new, pair.old)
     with pair.ws.catalog.write() as tx:
         tx.connection.execute(sa.delete(tables.model).where(tables.model.c.id == pair.old.id))
-    with pytest.raises(UnknownRecord, match="not in this workspace any more"):
+    with pytest.raises(UnknownRecord, match="no longer in this workspace"):
         promote(pair.ws, orphan.id)
 
 
@@ -571,8 +573,8 @@ def test_a_model_whose_base_is_gone_is_not_held_against_anything_else(tmp_path: 
 @pytest.mark.parametrize(
     ("after", "step", "why"),
     [
-        (0.35, 5, "on val it is no better (WER 30.0 % -> 35.0 % in training)"),
-        (0.3, 0, "training made it no better on val"),
+        (0.35, 5, "it is no better on val (WER 30.0 % -> 35.0 % in training)"),
+        (0.3, 0, "training found no gain on val"),
     ],
 )
 @pytest.mark.usefixtures("in_folders")
@@ -616,4 +618,4 @@ def test_where_the_champion_is_not_its_base_both_are_measured_on_val(tmp_path: P
     monkeypatch.setattr(promotion.datasets, "rows", val_rows)
     monkeypatch.setattr(promotion, "_measured", measured)
     outcome = pair.promote()
-    assert "on val it is no better (WER 3.0 % -> 4.0 %, 30 utterances)" in outcome.message
+    assert "it is no better on val (WER 3.0 % -> 4.0 %, 30 utterances)" in outcome.message

@@ -50,9 +50,9 @@ def test_overrides_take_the_type_of_the_field(setting: str, name: str, value: ob
     ("setting", "message"),
     [
         ("learning_rat=1", "did you mean learning_rate"),
-        ("learning_rate=fast", "needed is a float"),
-        ("accumulation=1.5", "needed is a int"),
-        ("method=half", "one of full, lora"),
+        ("learning_rate=fast", "'fast': give a number"),
+        ("accumulation=1.5", "'1.5': give a whole number"),
+        ("method=half", "choose one of full, lora"),
         ("freeze_encoder=perhaps", "true or false"),
         ("learning_rate", "key=value"),
         ("name=mine", "no setting 'name'"),
@@ -61,9 +61,9 @@ def test_overrides_take_the_type_of_the_field(setting: str, name: str, value: ob
         ("warmup_steps=-1", "0 or more"),
         ("noise_share=1.5", "from 0 to 1"),
         ("telephone_share=-0.1", "from 0 to 1"),
-        ("replay_share=1", "from 0 to below 1"),
-        ("layer_decay=0", "above 0, and 1 at most"),
-        ("layer_decay=1.1", "above 0, and 1 at most"),
+        ("replay_share=1", "at least 0 and below 1"),
+        ("layer_decay=0", "above 0 and at most 1"),
+        ("layer_decay=1.1", "above 0 and at most 1"),
     ],
 )
 def test_wrong_overrides_are_refused_with_the_remedy(setting: str, message: str) -> None:
@@ -72,7 +72,7 @@ def test_wrong_overrides_are_refused_with_the_remedy(setting: str, message: str)
 
 
 def test_a_recipe_needs_an_end() -> None:
-    with pytest.raises(SettingError, match="needs an end"):
+    with pytest.raises(SettingError, match="has no limit: set max_steps"):
         recipes.override(recipes.named("quick"), ["max_seconds=none", "max_epochs=none"])
 
 
@@ -109,7 +109,9 @@ def test_choice_follows_model_and_data(hours: float, parameters: int, name: str)
 
 def test_the_choice_gives_its_reason() -> None:
     why = recipes.choose(train_seconds=90, parameters=1_660_000).why
-    assert why == ("the model has 1.7 M parameters (below 100 M) and there are 1.5 min of training speech (below 1 h)")
+    assert why == (
+        "the model has 1.7 M parameters (less than 100 M) and the train split has 1.5 min of speech (less than 1 h)"
+    )
 
 
 class TestCommands:

@@ -118,7 +118,7 @@ def test_a_run_is_paused_goes_on_and_is_stopped_with_what_it_learnt(ws: Workspac
     second = Terminal(ws, training.resume(ws, run.id))
     second.until(lambda: bool(second.told))
     assert second.told[0]["step"] >= 60
-    with pytest.raises(UsageError, match="is running, and retry needs one that has ended"):
+    with pytest.raises(UsageError, match="is running, but retry needs a run that has ended"):
         training.retry(ws, run.id)
     stopped = training.stop(ws, run.id)
     assert second.end().status == stopped.status == "stopped"
@@ -126,7 +126,7 @@ def test_a_run_is_paused_goes_on_and_is_stopped_with_what_it_learnt(ws: Workspac
     with ws.read() as reader:
         assert reader.get(Model, stopped.model).run == run.id
     assert not list((ws.runs / run.id).glob("checkpoint-*"))
-    with pytest.raises(UsageError, match="is stopped, and resume needs"):
+    with pytest.raises(UsageError, match="is stopped, but resume needs"):
         training.resume(ws, run.id)
 
 
@@ -220,14 +220,14 @@ def test_a_run_whose_lease_has_run_out_is_interrupted(ws: Workspace, base: Path)
         tx.change(Run, run.id, status="running", progress={"step": 7})
     assert training.attended(ws, run)
     assert training.find(ws, run.id).status == "running"
-    with pytest.raises(UsageError, match="wait until its lease has run out"):
+    with pytest.raises(UsageError, match="wait until its lease expires"):
         training.resume(ws, run.id)
     wait_until(lambda: not training.attended(ws, run))
     training.reconcile(ws)
     with ws.read() as reader:
         found = reader.get(Run, run.id)
     assert found.status == "interrupted"
-    assert "nobody attends to it any more, at step 7" in str(found.error)
+    assert "its process ended at step 7 without a message" in str(found.error)
     assert training.stop(ws, run.id).status == "stopped"
 
 
@@ -248,7 +248,7 @@ def test_a_lock_goes_with_the_last_process_that_holds_it(tmp_path: Path) -> None
 
 
 def test_a_run_that_the_disk_cannot_hold_is_refused(ws: Workspace, base: Path) -> None:
-    with pytest.raises(TrainingError, match=r"GB free and the run needs [\d,]+\.\d GB .* or set method=lora"):
+    with pytest.raises(TrainingError, match=r"GB free, but the run needs [\d,]+\.\d GB .* or set method=lora"):
         submitted(ws, base, *QUICK, "keep_checkpoints=1000000000")
     with ws.read() as reader:
         assert reader.count(Run) == 0
@@ -290,7 +290,7 @@ def test_metrics_are_read_past_cut_lines_and_steps_done_again(tmp_path: Path) ->
     [
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "free some space"),
         (RuntimeError("PytorchStreamWriter failed writing file data/3: file write failed"), "free some space"),
-        (ValueError("what nobody thought of"), "the log tells where"),
+        (ValueError("what nobody thought of"), "see the log for its place"),
     ],
 )
 def test_a_reason_is_a_line_with_a_remedy(error: Exception, remedy: str, tmp_path: Path) -> None:
@@ -356,9 +356,9 @@ def test_the_commands_tell_how_a_run_stands(ws: Workspace, base: Path) -> None:
     (folder / LOG).write_text("the log\n")
     for step, wer in ((0, 0.5), (10, 0.25)):
         append_line(folder / METRICS, {"step": step, "loss": 2.0 - step / 10, "val_wer": wer})
-    assert voxloop("run", "pause", id) == f"paused at step 0; `voxloop run resume {id}` goes on\n"
+    assert voxloop("run", "pause", id) == f"paused at step 0; continue with `voxloop run resume {id}`\n"
     assert f"voxloop run resume {id[-8:]}  continue the paused run" in voxloop("status")
-    assert "is paused, and pause needs one that is queued, running" in voxloop("run", "pause", id, status=2)
+    assert "is paused, but pause needs a run that is queued or running" in voxloop("run", "pause", id, status=2)
     assert voxloop("run", "logs", id, "--follow") == "the log\n"  # it has ended: nothing to wait for
     shown = voxloop("run", "show", id)
     assert "loss by step\n2.000 │•" in shown
@@ -366,6 +366,6 @@ def test_the_commands_tell_how_a_run_stands(ws: Workspace, base: Path) -> None:
     assert [line["step"] for line in json.loads(voxloop("run", "show", id, "--json"))["metrics"]] == [0, 10]
     again = json.loads(voxloop("run", "retry", id, "--set", "max_steps=2", "--no-wait", "--json"))
     assert (again["retry_of"], again["recipe"]["max_steps"]) == (id, 2)
-    assert f"tried again from {id}" in voxloop("run", "show", again["id"])
-    assert "stopped at step 0: nothing better than the base had been measured" in voxloop("run", "stop", id)
+    assert f"a retry of {id}" in voxloop("run", "show", again["id"])
+    assert "stopped at step 0: no model was better than the base yet, so none was kept" in voxloop("run", "stop", id)
     assert [run["status"] for run in json.loads(voxloop("run", "list", "--json"))] == ["stopped", "queued"]

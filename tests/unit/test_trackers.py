@@ -73,8 +73,8 @@ def test_a_tracker_that_fails_is_a_warning(
     monkeypatch.setattr(TensorBoardTracker, "log", full)
     with caplog.at_level(logging.WARNING):
         assert tracked(tmp_path / "runs" / "one", base, "tensorboard", "nonesuch")
-    assert caplog.text.count("the tracker tensorboard failed and is left out (OSError: no space left)") == 1
-    assert "the tracker nonesuch failed and is left out" in caplog.text
+    assert caplog.text.count("tracker tensorboard failed and was disabled (OSError: no space left)") == 1
+    assert "tracker nonesuch failed and was disabled" in caplog.text
 
 
 def test_a_tracker_that_is_not_there_is_refused_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:

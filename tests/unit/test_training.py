@@ -217,7 +217,7 @@ class TestRun:
         outcome = trainer.run(spoilt, StopFlag())
         assert outcome.best is not None
         assert outcome.best.step == 0
-        assert any("made the model no better on val: WER" in note for note in outcome.notes)
+        assert any("did not improve the model on val: WER" in note for note in outcome.notes)
         for name, weight in weights(good / "best").items():
             assert torch.equal(weights(spoilt / "best")[name], weight)
 
@@ -260,7 +260,7 @@ class TestRun:
         monkeypatch.setattr(Whisper, "loss", tight)
         outcome = trainer.run(folder, StopFlag())
         assert outcome.status == "completed"
-        assert any("batches are now 8 s, 2 to a step" in note for note in outcome.notes)
+        assert any("batches are now 8 s, with 2 per step" in note for note in outcome.notes)
         results = read_json(folder / "train_results.json")
         assert results["batch_seconds"] * results["accumulation"] == 16
         kept = TrainingConfig.load(folder).recipe
@@ -364,7 +364,7 @@ class TestRun:
         trainer.run(exact, StopFlag())
         rounded = lay_out(tmp_path / "bf16", base, *steps, "precision=bf16", data=exact / "data")
         outcome = trainer.run(rounded, StopFlag())
-        assert any("mostly slower than precision=fp32" in note for note in outcome.notes)
+        assert any("precision=fp32 is usually faster" in note for note in outcome.notes)
         losses = [[line["loss"] for line in metrics(folder) if "loss" in line] for folder in (exact, rounded)]
         assert losses[0] != losses[1]
         assert losses[1][0] == pytest.approx(losses[0][0], rel=0.02)
@@ -442,7 +442,7 @@ class TestRun:
         assert [len(noise) for noise in session.noises] == [RATE]
         heard = {id for cut in session.plan.examples(0) for id in ids(cut)}
         assert sum(id.startswith("old-") for id in heard) == 6
-        assert session.progress.notes == ["every epoch hears 6 clips again that earlier models learnt"]
+        assert session.progress.notes == ["every epoch replays 6 clips from earlier models' training data"]
         assert trainer.run(folder, StopFlag()).status == "completed"
 
     def test_texts_longer_than_the_model_can_write_are_left_out(self, base: Path, tmp_path: Path) -> None:
@@ -599,7 +599,7 @@ class TestStep:
 
     def test_a_failed_run_is_kept_with_its_reason(self, workspace: Workspace, base: Path, tmp_path: Path) -> None:
         frozen(workspace, tmp_path / "speech")
-        with pytest.raises(TrainingError, match=r"precision=fp32; its log is .*train\.log"):
+        with pytest.raises(TrainingError, match=r"precision=fp32; see the log .*train\.log"):
             training.train(workspace, base=str(base), recipe="quick", overrides=["max_steps=2", "precision=fp16"])
         with workspace.read() as reader:
             run = reader.all(Run)[0]
@@ -641,7 +641,7 @@ class TestStep:
     ) -> None:
         frozen(workspace, tmp_path / "speech")
         datasets.build(taking_tones(workspace), name="tests", ratios=(0.6, 0.2, 0.2), train_limit=0)
-        with pytest.raises(UsageError, match="no clips in its train split"):
+        with pytest.raises(UsageError, match="the train split of dataset 'tests' is empty"):
             training.train(workspace, dataset="tests", base=str(base))
 
 

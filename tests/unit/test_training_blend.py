@@ -40,7 +40,7 @@ def test_the_best_blend_is_kept_and_told(base: Path, tmp_path: Path, monkeypatch
     folder = lay_out(tmp_path / "run", base, *BLENDED)
     outcome = trainer.run(folder, StopFlag())
     assert outcome.best == Score(step=6, wer=0.3, cer=0.3, loss=0.3, blend=0.5)
-    assert any("50% of the way" in note for note in outcome.notes)
+    assert any("kept a blend of base and trained weights, 50 % trained" in note for note in outcome.notes)
     first, last, kept = weights(base), weights(folder / "final"), weights(folder / "best")
     moved = [name for name in last if not torch.equal(first[name], last[name])]
     assert moved
@@ -71,9 +71,9 @@ def test_the_base_is_kept_where_every_blend_is_worse(
     rates(monkeypatch, base=0.3, trained=0.4, blends=dict.fromkeys(BLENDS, 0.35))
     outcome = trainer.run(lay_out(tmp_path / "run", base, *BLENDED), StopFlag())
     assert outcome.best == outcome.base
-    (note,) = [note for note in outcome.notes if "no better" in note]
-    assert "WER 40.0% (loss 0.400) after training, WER 30.0% (loss 0.300) before" in note
-    assert "what would help: more speech in val" in note
+    (note,) = [note for note in outcome.notes if "did not improve" in note]
+    assert "WER 30.0 % (loss 0.300) before, WER 40.0 % (loss 0.400) after" in note
+    assert "What would help: a larger val split" in note
     assert all(torch.equal(weight, weights(base)[name]) for name, weight in weights(tmp_path / "run" / "best").items())
 
 

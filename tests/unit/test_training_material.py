@@ -110,15 +110,15 @@ class TestNoises:
     def test_wrong_folders_are_refused(self, workspace: Workspace, tmp_path: Path) -> None:
         ann = speech(workspace, "ann")
         missing = replace(PLAIN, noise_folder=str(tmp_path / "none"))
-        with pytest.raises(SettingError, match="there is no such folder"):
+        with pytest.raises(SettingError, match="which is not a folder"):
             material.resolved(workspace, missing, ann, starter())
         (tmp_path / "empty").mkdir()
-        with pytest.raises(SettingError, match="holds no noise"):
+        with pytest.raises(SettingError, match="contains no noise"):
             material.write_material(
                 workspace, replace(PLAIN, noise_folder=str(tmp_path / "empty")), ann, tmp_path / "r"
             )
         (tmp_path / "empty" / "broken.wav").write_bytes(b"RIFF")
-        with pytest.raises(SettingError, match=r"broken\.wav.*take the file out"):
+        with pytest.raises(SettingError, match=r"broken\.wav.*remove the file"):
             material.write_material(
                 workspace, replace(PLAIN, noise_folder=str(tmp_path / "empty")), ann, tmp_path / "r"
             )

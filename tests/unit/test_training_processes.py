@@ -112,6 +112,6 @@ def test_where_one_runs_out_of_memory_both_go_on_with_smaller_batches(base: Path
     program = tmp_path / "short_of_memory.py"
     program.write_text(SHORT_OF_MEMORY)
     assert ended(start(folder, str(program)), folder) == "completed"
-    assert any("batches are now 8 s, 2 to a step" in note for note in read_json(folder / "status.json")["notes"])
+    assert any("batches are now 8 s, with 2 per step" in note for note in read_json(folder / "status.json")["notes"])
     kept = TrainingConfig.load(folder).recipe
     assert (kept["batch_seconds"], kept["accumulation"]) == (8, 2)

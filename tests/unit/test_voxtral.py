@@ -91,7 +91,7 @@ def test_a_text_is_bounded_by_the_sound(folder: Path) -> None:
 
 
 def test_what_is_no_language_is_refused(folder: Path) -> None:
-    with pytest.raises(ModelError, match=r"takes no request in xx .*ISO 639-1"):
+    with pytest.raises(ModelError, match=r"does not accept the language xx .*ISO 639-1"):
         VOXTRAL.load(folder).transcribe(noise(0.5), Decoding(language="xx"))
 
 
@@ -105,7 +105,7 @@ def test_a_folder_without_its_tokenizer_is_refused(folder: Path, tmp_path: Path)
 
 def test_another_kind_of_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    with pytest.raises(ModelError, match="of type 'llama': a Voxtral model is needed, such as mistralai/"):
+    with pytest.raises(ModelError, match="of type 'llama': name a Voxtral model, such as mistralai/"):
         VOXTRAL.load(tmp_path)
 
 
@@ -115,11 +115,11 @@ def test_a_recipe_that_the_family_cannot_follow_is_refused_before_the_run(worksp
     quick = recipes.override(recipes.named("quick"), ["replay_share=0"])
     assert material.resolved(workspace, quick, dataset, base).audio_context == "full"
     for context in ("trimmed", "packed", "floor"):
-        with pytest.raises(UsageError, match="voxtral have no short context: set audio_context=full"):
+        with pytest.raises(UsageError, match="voxtral models do not support short context: set audio_context=full"):
             material.resolved(workspace, recipes.override(quick, [f"audio_context={context}"]), dataset, base)
     full = recipes.override(quick, ["audio_context=full", "method=lora"])
     assert "gate_proj" in material.resolved(workspace, full, dataset, base).lora_targets
-    with pytest.raises(UsageError, match="no encoder states: set ctc_weight=0"):
+    with pytest.raises(UsageError, match="not support encoder states: set ctc_weight=0"):
         material.resolved(workspace, recipes.override(full, ["ctc_weight=0.3"]), dataset, base)
 
 

@@ -1,4 +1,4 @@
-"""evaluate, and what model commands print of evaluations."""
+"""The command `evaluate`, and how evaluations and comparisons are printed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from voxloop.cli.screen import Json, opened, percent, print_json, progress, short, table
+from voxloop.cli.screen import Json, counted, lasting, opened, percent, print_json, progress, short, table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 CHANGES_SHOWN = 5  # utterances better and worse in the terminal; --json has all
 BAR = 40  # characters of the longest bar
 
-DatasetName = Annotated[str | None, typer.Option(help="A dataset's name or id.", show_default="the newest")]
+DatasetName = Annotated[str | None, typer.Option(help="Name or id of the dataset.", show_default="the newest")]
 ReportFile = Annotated[
     Path | None,
-    typer.Option("--report", metavar="FILE", help="Write a report to this HTML file, with charts and audio."),
+    typer.Option("--report", metavar="FILE", help="Write a report with charts and audio to this HTML file."),
 ]
 WithAudio = Annotated[
-    bool, typer.Option("--audio/--no-audio", help="Include speech to play in the report; it is people's voices.")
+    bool, typer.Option("--audio/--no-audio", help="Include audio clips in the report; they are people's voices.")
 ]
 
 
@@ -49,34 +49,38 @@ def evaluate(
     name: Annotated[
         str | None,
         typer.Argument(
-            metavar="MODEL", help="champion, a model's id, starter, a folder or a Hub id.", show_default="the champion"
+            metavar="MODEL",
+            help="Model to measure: champion, a model's name or id, starter, a folder or a Hub id.",
+            show_default="the champion, else the setting base_model",
         ),
     ] = None,
     dataset: DatasetName = None,
     split: Annotated[
-        SplitName | None, typer.Option(help="Split to measure on.", show_default="test; with --forecast val")
+        SplitName | None, typer.Option(help="Split to measure on.", show_default="test, or val with --forecast")
     ] = None,
-    against: Annotated[str | None, typer.Option(help="Compare with this model, named in the same ways.")] = None,
+    against: Annotated[str | None, typer.Option(metavar="MODEL", help="Compare with this model.")] = None,
     report: ReportFile = None,
     audio: WithAudio = True,
     forecast: Annotated[
         bool,
         typer.Option(
-            "--forecast", help="Train briefly on shares of the dataset, to forecast what more speech would bring."
+            "--forecast", help="Forecast the gain from more speech by training briefly on parts of the dataset."
         ),
     ] = False,
     recipe: Annotated[
-        str | None, typer.Option(help="With --forecast: a recipe's name.", show_default="as `train` chooses")
+        str | None, typer.Option(help="With --forecast: name of the recipe.", show_default="chosen as in `train`")
     ] = None,
     set: Annotated[
         list[str] | None,
-        typer.Option("--set", help="With --forecast: one setting of the recipe, as name=value; repeatable."),
+        typer.Option(
+            "--set", metavar="NAME=VALUE", help="With --forecast: override one setting of the recipe; repeatable."
+        ),
     ] = None,
-    seeds: Annotated[int, typer.Option(help="With --forecast: trainings of each share.")] = 3,
-    steps: Annotated[int, typer.Option(help="With --forecast: steps of each training.", min=1)] = 120,
+    seeds: Annotated[int, typer.Option(help="With --forecast: training runs per part of the dataset.")] = 3,
+    steps: Annotated[int, typer.Option(help="With --forecast: optimiser steps per training run.", min=1)] = 120,
     as_json: Json = False,
 ) -> None:
-    """Measure a model on frozen references that it was not trained on."""
+    """Measure a model's word error rate on frozen references it was not trained on."""
     from voxloop.errors import UsageError
     from voxloop.steps.evaluation import evaluate as measure
 
@@ -86,7 +90,9 @@ def evaluate(
         check_place(report)
     if forecast:
         if against:
-            raise UsageError("--forecast trains one model on shares of a dataset: it does not go with --against")
+            raise UsageError(
+                "--forecast measures a single model and cannot be combined with --against: give one of the two"
+            )
         _forecast(
             ctx, name, dataset, split.value if split else "val", recipe, set or [], seeds, steps, report, audio, as_json
         )
@@ -114,7 +120,7 @@ def evaluate(
 def _compared(
     ws: Workspace, found: Evaluation, other: Evaluation, report: Path | None, audio: bool, as_json: bool
 ) -> None:
-    """Two evaluations side by side, with the verdict, the slices and the utterances that changed."""
+    """Print two evaluations side by side, with the verdict, the slices and the utterances that changed."""
     from voxloop.steps.gate.comparison import side_by_side
 
     both = side_by_side(ws, found, other)
@@ -124,12 +130,12 @@ def _compared(
         better, worse = both.better, both.worse
         print_evaluations([("model", found), ("against", other)])
         typer.echo("")
-        typer.echo(f"Utterances: {len(better)} better, {len(worse)} worse, {both.same} the same.")
+        typer.echo(f"Utterances: {len(better):,} better, {len(worse):,} worse, {both.same:,} unchanged.")
         print_comparison(both.comparison)
         if both.slices:
             typer.echo("")
             table(
-                ["slice", "", "utterances", "WER before", "after", "difference, points"],
+                ["slice", "", "utterances", "WER before", "after", "change, points"],
                 [
                     [
                         one.by,
@@ -157,15 +163,19 @@ def _print_changes(how: str, found: Sequence[Change], language: str | None, rule
     if not found:
         return
     shown = min(CHANGES_SHOWN, len(found))
-    typer.echo(f"\n{len(found)} {how}" + (f", the {shown} most changed" if shown < len(found) else "") + ":")
+    typer.echo(
+        f"\n{counted(len(found), 'utterance')} {how}"
+        + (f", the {shown} most changed" if shown < len(found) else "")
+        + ":"
+    )
     for one in found[:shown]:
-        typer.echo(f"  said:   {one.before.reference}")
-        typer.echo(f"  before: {marked(one.before, language, rules)}")
-        typer.echo(f"  after:  {marked(one.after, language, rules)}\n")
+        typer.echo(f"  reference: {one.before.reference}")
+        typer.echo(f"  before:    {marked(one.before, language, rules)}")
+        typer.echo(f"  after:     {marked(one.after, language, rules)}\n")
 
 
 def marked(row: Scored, language: str | None, rules: Changes) -> str:
-    """What was heard, with what is missing in [-…-] and what is wrong in {+…+}, in colour on a terminal."""
+    """The hypothesis, with missing words as [-…-] and wrong words as {+…+}, coloured on a terminal."""
     from voxloop.steps.evaluation.words import differences
 
     parts = []
@@ -177,11 +187,11 @@ def marked(row: Scored, language: str | None, rules: Changes) -> str:
             parts.append(typer.style(f"[-{pair.reference}-]", fg="red"))
         if pair.hypothesis is not None:
             parts.append(typer.style(f"{{+{pair.hypothesis}+}}", fg="yellow"))
-    return " ".join(parts) or "(nothing)"
+    return " ".join(parts) or "(empty)"
 
 
 def print_evaluations(rows: list[tuple[str, Evaluation]]) -> None:
-    """Scores of evaluations side by side."""
+    """Print the scores of evaluations side by side."""
 
     def interval(scores: dict[str, Any]) -> str:
         return f"{100 * scores['wer_low']:.1f} to {100 * scores['wer_high']:.1f}"
@@ -226,46 +236,47 @@ def print_evaluations(rows: list[tuple[str, Evaluation]]) -> None:
 
 
 def print_scores(found: Evaluation) -> None:
-    """What one evaluation says beside its rates: how it was heard, sounds without speech, times, style, slices."""
+    """Print an evaluation's further scores: engine, sounds without speech, word times, written form, slices."""
     scores = found.scores
     typer.echo(
-        f"heard by {found.decoding.get('engine', 'torch')}"
-        + (", as files are" if found.decoding.get("hearing") else "")
+        f"engine: {found.decoding.get('engine', 'torch')}"
+        + (", with the same voice detection as for files" if found.decoding.get("hearing") else "")
     )
     for name, label in (("silence", "silence and faint sounds"), ("noise", "noise and music")):
         if name in scores:
             probes = scores[name]
-            reached = f" ({probes['reached']} reached the model)" if "reached" in probes else ""
-            words = f"{probes['words']} words heard" if probes["words"] else "nothing heard, as it should be"
-            typer.echo(f"{label}: {words} in {probes['inputs']} sounds{reached}")
+            reached = f" ({probes['reached']} passed the voice detector)" if "reached" in probes else ""
+            typer.echo(
+                f"words in {label} (ideally 0): {probes['words']} in {counted(probes['inputs'], 'sound')}{reached}"
+            )
     if scores.get("joined"):
         typer.echo(f"clips joined up to 30 s: WER {percent(scores['joined']['wer'])}")
     if scores.get("language"):
         known = scores["language"]
-        typer.echo(f"language detected rightly: {known['right']} of {known['utterances']} clips")
+        typer.echo(f"language detected correctly: {known['right']} of {counted(known['utterances'], 'clip')}")
     if scores.get("word_times"):
         times = scores["word_times"]
         typer.echo(
-            f"word times: begun {1000 * times['start_error_s']:.0f} ms off on average, ended "
-            f"{1000 * times['end_error_s']:.0f} ms ({times['words']} words)"
+            f"mean error of word times: {1000 * times['start_error_s']:.0f} ms at the start, "
+            f"{1000 * times['end_error_s']:.0f} ms at the end ({counted(times['words'], 'word')})"
         )
     if scores.get("edges"):
         typer.echo(
-            f"first and last words: {1000 * scores['edges']['error_s']:.0f} ms from the ends of the speech on average "
-            f"({scores['edges']['utterances']} clips)"
+            f"first and last words: on average {1000 * scores['edges']['error_s']:.0f} ms from where speech starts and "
+            f"ends ({counted(scores['edges']['utterances'], 'clip')})"
         )
     if scores.get("written") and scores["written"]["words"]:
         style = scores["written"]
         kinds = " and ".join(kind for kind in ("capitals", "punctuation") if style[kind])
         typer.echo(
-            f"{kinds}: {percent(style['right'] / style['words'])} of {style['words']} words heard right are written as "
-            "in the references"
+            f"{kinds}: {percent(style['right'] / style['words'])} of {counted(style['words'], 'correct word')} "
+            "written as in the reference"
         )
     if scores.get("unlabelled"):
         clips = scores["unlabelled"]
         typer.echo(
-            f"clips without a reference: {clips['empty']} of {clips['clips']} came out empty, {clips['loops']} loop, "
-            f"{clips['too_long']} are too long for their sound"
+            f"clips without a reference: of {clips['clips']:,}, {clips['empty']} have an empty text, {clips['loops']} "
+            f"a looping one, {clips['too_long']} one too long for the audio"
         )
     if scores["slices"]:
         typer.echo("")
@@ -286,18 +297,18 @@ def print_scores(found: Evaluation) -> None:
 
 
 def print_comparison(found: Comparison) -> None:
-    """A verdict, its reasons, each a fact with its number, and what each guard found."""
+    """Print a verdict, its reasons and the finding of each guard."""
     typer.echo(f"verdict: {found.verdict}")
     for reason in found.reasons:
         typer.echo(f"  {reason}")
     if found.guards:
-        typer.echo("what must not get worse:")
+        typer.echo("guards:")
     for guard in found.guards:
         typer.echo(f"  {guard.state}: {guard.name}: {guard.finding}")
 
 
 def print_next(ws: Workspace, step: str | None, model: str) -> None:
-    """What to do after a verdict on a model: the last line of what a command prints."""
+    """Print the next step after a verdict on a model."""
     from voxloop.advice import spelled_out
 
     if step:
@@ -307,7 +318,7 @@ def print_next(ws: Workspace, step: str | None, model: str) -> None:
 def write_report(
     ws: Workspace, found: Evaluation, other: Evaluation | None, file: Path, audio: bool, *, quiet: bool
 ) -> None:
-    """Write the page; where it lies and what was left out is said on the error stream, so that --json stays JSON."""
+    """Write the report page; print its path, with --json (`quiet`) on the error stream so that stdout stays JSON."""
     from voxloop.steps import report
 
     with progress("report", "s") as told:
@@ -347,14 +358,14 @@ def _forecast(
         )
         left = plan.runs - plan.done
         takes = (
-            f"about {left * plan.seconds_each:.0f} s"
+            f"about {lasting(left * plan.seconds_each)}"
             if plan.seconds_each
-            else "how long is known after the first; Ctrl-C keeps what is done"
+            else "the time needed is known after the first; Ctrl-C keeps finished runs"
         )
         typer.echo(
-            f"{plan.runs} trainings of {steps} steps on {', '.join(map(str, plan.clips))} clips, {seeds} seeds each, "
-            f"measured on {len(plan.rows)} {split} utterances"
-            + (f"; {plan.done} are kept from before" if plan.done else "")
+            f"{counted(plan.runs, 'training run')} of {counted(steps, 'step')} on {', '.join(map(str, plan.clips))} "
+            f"clips, {counted(seeds, 'seed')} each, measured on {counted(len(plan.rows), f'{split} utterance')}"
+            + (f"; {plan.done} already done" if plan.done else "")
             + (f"; {takes}" if left else ""),
             err=True,
         )
@@ -370,7 +381,7 @@ def _forecast(
 
 
 def print_forecast(found: Forecast) -> None:
-    """The curve as bars, and what it says."""
+    """Print the forecast's curve as bars, and its conclusions."""
     curve = found.curve
     shown = [("", at) for at in curve.measured] + [("forecast", at) for at in curve.forecast if curve.usable]
     most = max([at.high for _, at in shown] + [1e-9])
@@ -399,6 +410,7 @@ def print_forecast(found: Forecast) -> None:
     for sentence in found.sentences:
         typer.echo(sentence)
     typer.echo(
-        f"Of models trained {found.steps} steps by the recipe {found.recipe}, {found.seeds} seeds, on "
-        f"{found.utterances} {found.split} utterances ({found.words} words); a full training may do better."
+        f"Each model was trained for {counted(found.steps, 'step')} with recipe {found.recipe} "
+        f"({counted(found.seeds, 'seed')}) and measured on {counted(found.utterances, f'{found.split} utterance')} "
+        f"({counted(found.words, 'word')}). A full training run may do better."
     )

@@ -1,4 +1,4 @@
-"""model list, show, compare, promote, rollback, history, rename, delete, export."""
+"""The commands `model list`, `show`, `compare`, `promote`, `rollback`, `history`, `rename`, `delete` and `export`."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from voxloop.cli.screen import (
     Json,
     Yes,
     confirm,
+    counted,
     opened,
     percent,
     print_json,
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from voxloop.steps.gate.overview import ModelOverview
 
 model = typer.Typer(
-    no_args_is_help=True, help="Models: list, show, compare, promote, rollback, history, rename, delete, export."
+    no_args_is_help=True, help="Manage models: list, show, compare, promote, rollback, history, rename, delete, export."
 )
 
 
@@ -57,7 +58,7 @@ def register(app: typer.Typer) -> None:
 
 @model.command("list")
 def model_list(ctx: typer.Context, as_json: Json = False) -> None:
-    """List all models: what each was made from (base, run, dataset, clips), its test WER, and its aliases."""
+    """List all models with alias, base, training method, dataset, number of training clips and test WER."""
     from voxloop.steps.gate.overview import overview
 
     with opened(ctx) as ws:
@@ -67,16 +68,19 @@ def model_list(ctx: typer.Context, as_json: Json = False) -> None:
         return
     for one in found:
         if one.model.forgotten:
-            typer.echo(f"{short(one.model.id)} was trained on speech that was forgotten since: it cannot unlearn it")
+            typer.echo(
+                f"{short(one.model.id)} was trained on speech that has since been forgotten; a model cannot unlearn it"
+            )
     names = {one.model.id: _called(one.model) for one in found}
     table(
         ["model", "alias", "base", "method", "dataset", "clips", "test WER", "of"],
         [_overview_row(one, names) for one in found],
-        empty="no model yet: `voxloop train` makes one",
+        empty="no models yet: train one with `voxloop train`",
     )
     if len({(one.evaluation.dataset, one.evaluation.normaliser) for one in found if one.evaluation}) > 1:
         typer.echo(
-            "measured on different datasets or by different normalisers: `voxloop model compare` compares two models"
+            "these WERs come from different datasets or different normalisers; "
+            "compare two models with `voxloop model compare`"
         )
 
 
@@ -95,15 +99,19 @@ def _overview_row(one: ModelOverview, names: dict[str, str]) -> list[object]:
 
 
 def _called(model: Model) -> str:
-    """What a model is called in a table: its name, what it was registered as, or the head of its id."""
+    """A model's label in a table: its name, the name it was registered under, or its short id."""
     if model.name or model.run is not None or Path(model.base).is_absolute():
         return model.name or short(model.id)
     return model.base
 
 
 @model.command("show")
-def model_show(ctx: typer.Context, name: str, as_json: Json = False) -> None:
-    """Show a model: its files, its run, what was measured and what was decided."""
+def model_show(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="MODEL", help="A model's name, alias or id.")],
+    as_json: Json = False,
+) -> None:
+    """Show a model: its base, run and folder, its evaluations and its promotions."""
     from voxloop.steps.gate.overview import details
 
     with opened(ctx) as ws:
@@ -131,14 +139,14 @@ def model_show(ctx: typer.Context, name: str, as_json: Json = False) -> None:
 @model.command("compare")
 def model_compare(
     ctx: typer.Context,
-    challenger: str,
-    champion: str,
+    challenger: Annotated[str, typer.Argument(metavar="CHALLENGER", help="The new model, named as in `evaluate`.")],
+    champion: Annotated[str, typer.Argument(metavar="CHAMPION", help="The model to compare it with.")],
     dataset: DatasetName = None,
     report: ReportFile = None,
     audio: WithAudio = True,
     as_json: Json = False,
 ) -> None:
-    """Compare two models on the same frozen test references; no alias moves."""
+    """Compare two models on the same frozen test references, without promoting either."""
     evaluate(
         ctx,
         challenger,
@@ -154,20 +162,20 @@ def model_compare(
 @model.command("promote")
 def model_promote(
     ctx: typer.Context,
-    name: Annotated[str, typer.Argument(metavar="MODEL")],
+    name: Annotated[str, typer.Argument(metavar="MODEL", help="The challenger's name or id.")],
     dataset: DatasetName = None,
     general: Annotated[
         str | None,
         typer.Option(
-            help="Name or id of another dataset on which it must not be worse.",
+            help="Name or id of a second dataset on which the model must not be worse.",
             show_default="the setting promote_general",
         ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Move the alias whatever the verdict.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Promote the model whatever the verdict.")] = False,
     by: By = "cli",
     as_json: Json = False,
 ) -> None:
-    """Make a model champion if it is really better; exit with status 1 if it is not."""
+    """Make a model the champion if it is significantly better; otherwise exit with status 1."""
     from voxloop.steps.gate.promotion import promote
 
     with opened(ctx) as ws:
@@ -178,10 +186,12 @@ def model_promote(
         else:
             if outcome.comparison:
                 print_comparison(outcome.comparison)
-            # The reasons stand above where there are any.
+            # The comparison above has already printed the reasons.
             typer.echo(outcome.message.partition(": ")[0] if outcome.comparison else outcome.message)
             if outcome.moved:
-                typer.echo("next: transcribe as before, this model does it now; `voxloop model rollback` goes back")
+                typer.echo(
+                    "next: `voxloop transcribe` and the workers now use this model; undo with `voxloop model rollback`"
+                )
             else:
                 print_next(ws, outcome.next_step, outcome.model)
     if outcome.verdict and not outcome.moved:
@@ -205,12 +215,11 @@ def model_rollback(ctx: typer.Context, by: By = "cli", as_json: Json = False) ->
 def model_history(
     ctx: typer.Context,
     attempts: Annotated[
-        bool, typer.Option("--attempts", help="List the attempts that were charged to the gate's ledger instead.")
+        bool, typer.Option("--attempts", help="List the attempts charged to the gate's ledger instead.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """List every move of an alias with its evidence, oldest first."""
-
+    """List every promotion and rollback with its evidence, oldest first."""
     from voxloop.steps.gate.promotion import attempts as tried
     from voxloop.steps.gate.promotion import history
 
@@ -234,7 +243,7 @@ def model_history(
                 ]
                 for one in found
             ],
-            empty="no attempt to promote yet: `voxloop model promote MODEL` makes one",
+            empty="no attempts yet: make one with `voxloop model promote MODEL`",
         )
         return
     with opened(ctx) as ws:
@@ -259,7 +268,7 @@ def model_history(
             ]
             for move in moves
         ],
-        empty="no model is champion yet: `voxloop model promote MODEL` makes one, on evidence",
+        empty="no champion yet: promote a model with `voxloop model promote MODEL`",
     )
 
 
@@ -267,11 +276,13 @@ def model_history(
 def model_rename(
     ctx: typer.Context,
     name: Annotated[str, typer.Argument(metavar="MODEL", help="A model's name, alias or id.")],
-    new: Annotated[str, typer.Argument(metavar="NAME", help="Letters, digits, dots, hyphens and underscores.")],
+    new: Annotated[
+        str, typer.Argument(metavar="NAME", help="New name: letters, digits, dots, hyphens and underscores.")
+    ],
     by: By = "cli",
     as_json: Json = False,
 ) -> None:
-    """Give a model a name, which every command takes in place of its id."""
+    """Give a model a name that every command accepts in place of its id."""
     from voxloop.maintenance.naming import rename_model
 
     with opened(ctx) as ws:
@@ -279,7 +290,7 @@ def model_rename(
     if as_json:
         print_json(found)
         return
-    typer.echo(f"{short(found.id)} is called {found.name}")
+    typer.echo(f"model {short(found.id)} is now called {found.name}")
 
 
 @model.command("delete")
@@ -294,7 +305,7 @@ def model_delete(
     from voxloop.maintenance.removal import delete_model
 
     with opened(ctx) as ws:
-        confirm(f"Delete the model {name} for good?", yes)
+        confirm(f"Permanently delete model {name}?", yes)
         done = delete_model(ws, name, by=by)
     print_json(done) if as_json else told_of_deletion(done)
 
@@ -303,23 +314,27 @@ def model_delete(
 def model_export(
     ctx: typer.Context,
     name: Annotated[str, typer.Argument(metavar="MODEL", help="A model's name, alias or id.")],
-    folder: Annotated[Path, typer.Argument(help="Folder to write; it must not exist yet.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder to create; it must not exist yet.")],
     format: Annotated[
         ModelFormat,
         typer.Option(
-            help="Format to write: for transformers, faster-whisper (ctranslate2) or whisper.cpp (ggml), the LoRA "
-            "adapter alone (peft), or all that the model has, each in a folder of its own."
+            help="Format to write: transformers, ctranslate2 (faster-whisper), ggml (whisper.cpp), peft (the LoRA "
+            "adapter alone), or all of those the model has, each in its own subfolder."
         ),
     ] = ModelFormat.transformers,
     compute_type: Annotated[
-        str, typer.Option(help="With ctranslate2: float16, int8, float32 or another number format.")
+        str,
+        typer.Option(help="Number format with ctranslate2: float16, bfloat16, float32, int8 or another of its types."),
     ] = "float16",
     clips: Annotated[
-        int, typer.Option(help="Test clips that each installed program reads from the export; 0: none.", min=0)
+        int,
+        typer.Option(
+            help="Number of test clips to transcribe with the export in each installed program; 0: none.", min=0
+        ),
     ] = 8,
     as_json: Json = False,
 ) -> None:
-    """Export a model for other programs, try it in those that are installed, and write its model card."""
+    """Export a model for other programs with a model card, and test it in those that are installed."""
     from voxloop.steps.exporting import export_model
 
     with opened(ctx) as ws, progress("try", "formats") as told:
@@ -338,13 +353,14 @@ def _print_trial(made: ExportedModel) -> None:
     if tried is None:
         return
     if tried.wer is None:
-        typer.echo(
-            "no test references to try it on: build a dataset with a test split to know what other programs hear"
-        )
+        typer.echo("the export was not tested: build a dataset with a test split first")
         return
-    typer.echo(f"tried on {tried.clips} test clips ({tried.words} words); Voxloop: WER {percent(tried.wer)}")
+    typer.echo(
+        f"tested on {counted(tried.clips, 'test clip')} ({counted(tried.words, 'word')}); "
+        f"WER in Voxloop: {percent(tried.wer)}"
+    )
     table(
-        ["program", "WER", "other texts", ""],
+        ["program", "WER", "different texts", ""],
         [
             [one.program, percent(one.wer), None if one.missing else one.different, one.missing or one.version]
             for one in tried.outcomes
@@ -352,4 +368,4 @@ def _print_trial(made: ExportedModel) -> None:
     )
     if tried.remedy:
         worse = ", ".join(one.program for one in tried.worse)
-        typer.echo(f"more than 1 point above Voxloop in {worse}: {tried.remedy}")
+        typer.echo(f"WER is more than 1 point higher than in Voxloop in {worse}: {tried.remedy}")

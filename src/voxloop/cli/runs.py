@@ -1,4 +1,4 @@
-"""train, run."""
+"""The commands `train` and `run`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from voxloop.cli.screen import (
     Json,
     Yes,
     confirm,
+    lasting,
     opened,
     percent,
     print_json,
@@ -30,18 +31,23 @@ if TYPE_CHECKING:
     from voxloop.workspace import Workspace
 
 run = typer.Typer(
-    no_args_is_help=True, help="Training runs: list, show, logs, pause, resume, stop, retry, delete; from any terminal."
+    no_args_is_help=True,
+    help="Follow and control training runs from any terminal: list, show, logs, pause, resume, stop, retry, delete.",
 )
 
 CURVE_ROWS = 8
 FOLLOW_S = 0.5  # between two looks at a log that grows
 
 Set = Annotated[
-    list[str] | None, typer.Option("--set", help="One setting of the recipe, name=value (may be given again).")
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="Override one setting of the recipe; repeatable."),
 ]
 NoWait = Annotated[
-    bool, typer.Option("--no-wait", help="Only queue it: `voxloop worker train` runs it, here or elsewhere.")
+    bool,
+    typer.Option("--no-wait", help="Queue the run and return; `voxloop worker train` starts it, here or elsewhere."),
 ]
+
+RunId = Annotated[str, typer.Argument(metavar="RUN", help="A run's id.")]
 
 
 class Method(StrEnum):
@@ -55,7 +61,7 @@ def register(app: typer.Typer) -> None:
 
 
 def status_parts(line: dict[str, Any]) -> list[tuple[str, str]]:
-    """What a training tells of itself, named."""
+    """The metrics of a training run, as pairs of name and text."""
     loss, rate, left = line.get("loss"), line.get("learning_rate"), line.get("eta_s")
     return [
         ("step", str(line.get("step", 0))),
@@ -65,29 +71,21 @@ def status_parts(line: dict[str, Any]) -> list[tuple[str, str]]:
         ("val loss", "–" if line.get("val_loss") is None else f"{line['val_loss']:.3f}"),
         ("rate", "–" if rate is None else f"{rate:.2g}"),
         ("clips/s", "–" if line.get("samples_per_second") is None else f"{line['samples_per_second']:.1f}"),
-        ("time", _clock(line.get("elapsed_s", 0.0))),
-        ("left", "–" if left is None else _clock(left)),
+        ("time", lasting(line.get("elapsed_s", 0.0))),
+        ("left", "–" if left is None else lasting(left)),
     ]
 
 
 def blend_text(line: dict[str, Any]) -> str:
-    """What a blend of the base model's weights and the trained ones reads on val."""
-    return f"{line['blend']:.0%} of the way from the base: val WER {percent(line['blend_wer'])}, " + (
-        f"loss {line['blend_loss']:.3f}"
-    )
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    """The val scores of a blend of the base model's weights and the trained ones."""
+    return f"blend {line['blend']:g}: val WER {percent(line['blend_wer'])}, loss {line['blend_loss']:.3f}"
 
 
 @contextmanager
 def live(id: str) -> Iterator[tuple[Callable[[dict[str, Any]], None], Callable[[QueuePosition], None]]]:
-    """Tell how a run stands: one block that changes on a terminal, plain lines elsewhere.
+    """Show a run's progress: a block that updates in place on a terminal, plain lines elsewhere.
 
-    Yields a function of a line of metrics, and one of what the run waits for.
+    Yields two functions: one takes a line of metrics, the other the run's position in the queue.
     """
     import sys
 
@@ -109,7 +107,7 @@ def live(id: str) -> Iterator[tuple[Callable[[dict[str, Any]], None], Callable[[
                 drawn.add_row(*(value for _, value in status_parts(known)))
             else:
                 drawn.add_column("")
-                drawn.add_row("the model is loaded and measured as it is")
+                drawn.add_row("loading the base model and measuring it on val")
             return drawn
 
         with Live(block(), console=Console(stderr=True), refresh_per_second=4) as shown:
@@ -134,18 +132,18 @@ def live(id: str) -> Iterator[tuple[Callable[[dict[str, Any]], None], Callable[[
         told = time.monotonic()
         typer.echo("  " + ", ".join(f"{name} {value}" for name, value in status_parts(known) if value != "–"), err=True)
 
-    yield say, lambda turn: typer.echo(f"  waits {turn_text(turn)}", err=True)
+    yield say, lambda turn: typer.echo(f"  waiting {turn_text(turn)}", err=True)
 
 
 def turn_text(turn: QueuePosition) -> str:
-    """Whom a queued run waits for, and its place."""
+    """What a queued run is waiting for, and its place in the queue."""
     holder = turn.holder
     who = f"for run {holder['run']} on {turn.device} (workspace {holder['workspace']})" if holder else "for its turn"
     return f"{who}, place {turn.ahead + 1} in the queue"
 
 
 def see_through(ws: Workspace, found: Run, *, no_wait: bool, as_json: bool) -> None:
-    """Follow a queued run to its end, or leave it to a worker."""
+    """Follow a queued run until it ends, or leave it to a worker."""
     from voxloop.errors import TrainingError
     from voxloop.steps import training
 
@@ -160,7 +158,7 @@ def see_through(ws: Workspace, found: Run, *, no_wait: bool, as_json: bool) -> N
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    # A service manager says SIGTERM: pause, as on Ctrl-C.
+    # Service managers send SIGTERM: pause, as on Ctrl-C.
     signal.signal(signal.SIGTERM, interrupt)
     try:
         with live(found.id) as (progress, waiting):
@@ -169,8 +167,8 @@ def see_through(ws: Workspace, found: Run, *, no_wait: bool, as_json: bool) -> N
         now = training.find(ws, found.id)
         step = now.progress.get("step", 0)
         typer.echo(
-            f"{now.status} at step {step}: `voxloop run resume {found.id}` goes on, "
-            f"`voxloop run stop {found.id}` keeps the best so far",
+            f"{now.status} at step {step}: continue with `voxloop run resume {found.id}`, or end the run and keep its "
+            f"best model so far with `voxloop run stop {found.id}`",
             err=True,
         )
         raise typer.Exit(130) from None
@@ -189,25 +187,36 @@ def see_through(ws: Workspace, found: Run, *, no_wait: bool, as_json: bool) -> N
 
 def train(
     ctx: typer.Context,
-    dataset: Annotated[
-        str | None, typer.Option(help="A dataset's name or id; the newest, where none is given.")
+    dataset: Annotated[str | None, typer.Option(help="Name or id of the dataset.", show_default="the newest")] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            help="Model to fine-tune: champion, a model's name or id, starter, a folder or a Hub id.",
+            show_default="the champion, else the setting base_model",
+        ),
     ] = None,
-    base: Annotated[str | None, typer.Option(help="champion, a model's id, starter, a folder or a Hub id.")] = None,
     method: Annotated[
-        Method | None, typer.Option(help="LoRA, or all weights; the recipe decides, where none is given.")
+        Method | None, typer.Option(help="Train LoRA adapters or all weights.", show_default="the recipe's")
     ] = None,
     recipe: Annotated[
-        str | None, typer.Option(help="A recipe's name; chosen by data and model, where none is given.")
+        str | None,
+        typer.Option(
+            help="Name of the recipe: quick, thorough, careful or full.",
+            show_default="chosen by model size and training speech",
+        ),
     ] = None,
     set: Set = None,
-    max_seconds: Annotated[float | None, typer.Option(help="Seconds of training at most.", min=1)] = None,
+    max_seconds: Annotated[
+        float | None, typer.Option(help="Longest training time in seconds.", min=1, show_default="the recipe's")
+    ] = None,
     keep_no_better: Annotated[
-        bool, typer.Option("--keep-no-better", help="Keep the trained weights as a model even if val finds no gain.")
+        bool,
+        typer.Option("--keep-no-better", help="Keep the trained weights as a model even if they are no better on val."),
     ] = False,
     no_wait: NoWait = False,
     as_json: Json = False,
 ) -> None:
-    """Fine-tune a model on a frozen dataset, in a process of its own. Waits while another run has the device."""
+    """Fine-tune a model on a frozen dataset in a separate process; wait while another run uses the device."""
     from voxloop.steps.training import submit
 
     with opened(ctx) as ws:
@@ -221,12 +230,12 @@ def train(
             max_seconds=max_seconds,
         )
         if found.recipe["why"] and not as_json:
-            typer.echo(f"recipe {found.recipe['name']}, since {found.recipe['why']}", err=True)
+            typer.echo(f"recipe {found.recipe['name']}: {found.recipe['why']}", err=True)
         see_through(ws, found, no_wait=no_wait, as_json=as_json)
 
 
 def _print_next(ws: Workspace, ended: Run) -> None:
-    """What to do with the model of a run that has ended."""
+    """Print the next step for a run that has ended."""
     from voxloop.advice import spelled_out
     from voxloop.steps.gate.comparison import NO_BETTER
 
@@ -242,10 +251,10 @@ def _print_run(found: Run, as_json: bool) -> None:
         return
     recipe = found.recipe
     lines = [
-        ("run", found.id + (f", tried again from {found.retry_of}" if found.retry_of else "")),
+        ("run", found.id + (f", a retry of {found.retry_of}" if found.retry_of else "")),
         ("status", found.status + (f": {found.error}" if found.error else "")),
         ("base", f"{short(found.base)} ({found.family}, {found.method})"),
-        ("recipe", recipe["name"] + (f", since {recipe['why']}" if recipe.get("why") else "")),
+        ("recipe", recipe["name"] + (f": {recipe['why']}" if recipe.get("why") else "")),
         ("dataset", short(found.dataset)),
         ("batch", f"{recipe['batch_seconds']:g} s x {recipe['accumulation']}, rate {recipe['learning_rate']:g}"),
         ("steps", f"{found.progress.get('step', 0)}, epoch {found.progress.get('epoch', 0)}"),
@@ -265,7 +274,9 @@ def _wer(found: Run) -> str:
     after = best.get("wer", found.progress.get("best_val_wer"))
     if "wer" not in base:
         return percent(after)
-    return f"{percent(base['wer'])} -> {percent(after)}" + (" (the base is kept)" if best.get("step") == 0 else "")
+    return f"{percent(base['wer'])} -> {percent(after)}" + (
+        " (no better than the base)" if best.get("step") == 0 else ""
+    )
 
 
 def _loss(found: Run) -> str:
@@ -274,7 +285,7 @@ def _loss(found: Run) -> str:
 
 
 def _blend(found: Run) -> str | None:
-    """How far the model was moved from its base; None while that is open."""
+    """The blend between base and trained weights; None until it is decided."""
     best = found.progress.get("best") or {}
     if found.status not in ("completed", "stopped") or not best:
         return None
@@ -283,7 +294,7 @@ def _blend(found: Run) -> str | None:
 
 @run.command("list")
 def run_list(ctx: typer.Context, as_json: Json = False) -> None:
-    """All runs, oldest first."""
+    """List all runs, oldest first."""
     from voxloop.records import Run
     from voxloop.steps.training import reconcile
 
@@ -295,11 +306,11 @@ def run_list(ctx: typer.Context, as_json: Json = False) -> None:
         print_json(found)
         return
     table(
-        ["run", "status", "method", "dataset", "val WER", "model"],  # the rest fits no 80 columns: `run show` has it
+        ["run", "status", "method", "dataset", "val WER", "model"],  # 80 columns have no room for more: see `run show`
         [
             [
                 short(r.id),
-                r.status + (f" ({r.wanted} asked)" if r.wanted else ""),
+                r.status + (f" ({r.wanted} requested)" if r.wanted else ""),
                 r.method,
                 short(r.dataset),
                 _wer(r),
@@ -307,13 +318,13 @@ def run_list(ctx: typer.Context, as_json: Json = False) -> None:
             ]
             for r in found
         ],
-        empty="no run yet: `voxloop train` starts one",
+        empty="no runs yet: start one with `voxloop train`",
     )
 
 
 @run.command("show")
-def run_show(ctx: typer.Context, id: str, as_json: Json = False) -> None:
-    """One run: how it went, with its curves, or why it failed."""
+def run_show(ctx: typer.Context, id: RunId, as_json: Json = False) -> None:
+    """Show one run: settings, progress, curves, and the error if it failed."""
     import dataclasses
 
     from voxloop.steps import training
@@ -331,7 +342,7 @@ def run_show(ctx: typer.Context, id: str, as_json: Json = False) -> None:
     pace = [line for line in lines if line.get("wait_share") is not None]
     if pace:
         rate, waited = (sum(line[key] for line in pace) / len(pace) for key in ("samples_per_second", "wait_share"))
-        typer.echo(f"{'speed':<9}{rate:.1f} clips/s, {percent(waited)} of the time waiting for data")
+        typer.echo(f"{'speed':<9}{rate:.1f} clips/s, {percent(waited)} of the time spent waiting for data")
     typer.echo(f"{'folder':<9}{folder}")
     for name, key in (("loss", "loss"), ("val loss", "val_loss"), ("val WER", "val_wer")):
         points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
@@ -341,7 +352,7 @@ def run_show(ctx: typer.Context, id: str, as_json: Json = False) -> None:
 
 
 def curve(points: list[tuple[int, float]], *, as_percent: bool = False, width: int = 60) -> str:
-    """Points (step, value) as a plot of characters; in each column the mean of what falls into it."""
+    """Plot points (step, value) with characters; a column shows the mean of its values."""
     first, last = points[0][0], points[-1][0]
     columns: dict[int, list[float]] = {}
     for step, value in points:
@@ -364,10 +375,10 @@ def curve(points: list[tuple[int, float]], *, as_percent: bool = False, width: i
 @run.command("logs")
 def run_logs(
     ctx: typer.Context,
-    id: str,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait for more until the run has ended.")] = False,
+    id: RunId,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep printing new lines until the run ends.")] = False,
 ) -> None:
-    """A run's log, whichever machine it runs on."""
+    """Print a run's log, whichever machine it runs on."""
     from voxloop.errors import UnknownRecord
     from voxloop.steps import training
 
@@ -375,7 +386,7 @@ def run_logs(
         found = training.find(ws, id)
         place = 0
         while True:
-            # Asked before reading, so that what is written until the end is read.
+            # Checked before reading, so that the last lines written are read too.
             going = follow and found.status in ("queued", "running")
             while True:
                 text, place = training.log_after(ws, found.id, place)
@@ -391,8 +402,8 @@ def run_logs(
 
 
 @run.command("pause")
-def run_pause(ctx: typer.Context, id: str, as_json: Json = False) -> None:
-    """Have a run write a checkpoint and free its device. `run resume` goes on from there, also after a reboot."""
+def run_pause(ctx: typer.Context, id: RunId, as_json: Json = False) -> None:
+    """Save a checkpoint and free the device; `run resume` continues from it, even after a reboot."""
     from voxloop.steps import training
 
     with opened(ctx) as ws:
@@ -402,11 +413,11 @@ def run_pause(ctx: typer.Context, id: str, as_json: Json = False) -> None:
 @run.command("stop")
 def run_stop(
     ctx: typer.Context,
-    id: str,
-    discard: Annotated[bool, typer.Option("--discard", help="Keep nothing of what it learnt.")] = False,
+    id: RunId,
+    discard: Annotated[bool, typer.Option("--discard", help="Discard everything the run has learnt.")] = False,
     as_json: Json = False,
 ) -> None:
-    """End a run for good and keep the best weights so far as a model."""
+    """End a run for good and keep its best weights so far as a model."""
     from voxloop.steps import training
 
     with opened(ctx) as ws:
@@ -417,24 +428,24 @@ def run_stop(
 
 
 def _asked(now: Run, as_json: bool) -> None:
-    """What became of a wish."""
+    """Print the outcome of a request."""
     if as_json:
         print_json(now)
         return
     step = now.progress.get("step", 0)
     if now.wanted:
-        typer.echo(f"{now.wanted} is asked of run {now.id}, which is {now.status} at step {step} still")
+        typer.echo(f"requested: {now.wanted} run {now.id}; it is still {now.status}, at step {step}")
     elif now.status == "paused":
-        typer.echo(f"paused at step {step}; `voxloop run resume {now.id}` goes on")
+        typer.echo(f"paused at step {step}; continue with `voxloop run resume {now.id}`")
     elif now.model:
-        typer.echo(f"{now.status} at step {step}; model {short(now.model)} is kept, val WER {_wer(now)}")
+        typer.echo(f"{now.status} at step {step}; kept model {short(now.model)}, val WER {_wer(now)}")
     else:
         typer.echo(f"{now.status} at step {step}" + (f": {now.error}" if now.error else ""))
 
 
 @run.command("resume")
-def run_resume(ctx: typer.Context, id: str, no_wait: NoWait = False, as_json: Json = False) -> None:
-    """Go on with a run that is paused, interrupted or failed, from its newest checkpoint."""
+def run_resume(ctx: typer.Context, id: RunId, no_wait: NoWait = False, as_json: Json = False) -> None:
+    """Resume a paused, interrupted or failed run from its newest checkpoint."""
     from voxloop.steps import training
 
     with opened(ctx) as ws:
@@ -444,12 +455,12 @@ def run_resume(ctx: typer.Context, id: str, no_wait: NoWait = False, as_json: Js
 @run.command("retry")
 def run_retry(
     ctx: typer.Context,
-    id: str,
+    id: RunId,
     set: Set = None,
     no_wait: NoWait = False,
     as_json: Json = False,
 ) -> None:
-    """Train anew with the settings of a run that has ended, some of them changed."""
+    """Start a new run with the settings of an ended one, optionally changing some."""
     from voxloop.steps import training
 
     with opened(ctx) as ws:
@@ -459,15 +470,15 @@ def run_retry(
 @run.command("delete")
 def run_delete(
     ctx: typer.Context,
-    id: Annotated[str, typer.Argument(metavar="RUN", help="A run's id.")],
+    id: RunId,
     yes: Yes = False,
     by: By = "cli",
     as_json: Json = False,
 ) -> None:
-    """Delete a run that has ended without a model, or whose model was deleted: its log, metrics and folder."""
+    """Delete the log, metrics and folder of an ended run that has no model."""
     from voxloop.maintenance.removal import delete_run
 
     with opened(ctx) as ws:
-        confirm(f"Delete the run {id} for good?", yes)
+        confirm(f"Permanently delete run {id}?", yes)
         done = delete_run(ws, id, by=by)
     print_json(done) if as_json else told_of_deletion(done)

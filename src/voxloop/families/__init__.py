@@ -1,1 +1,1 @@
-"""What is particular to a model family, behind one contract."""
+"""Model families, each behind one contract."""

@@ -1,7 +1,7 @@
-"""The contract between the steps and a model family: what every family can do, and what some can do besides.
+"""The contract between the steps and a model family: what every family does, and optional capabilities.
 
 A family is an object that has `Family`, found by name in `registry.py`; steps see nothing else of it. What only some
-families can do is a capability: a caller asks for it with `require`, which refuses by name what a family lacks.
+families support is a capability: a caller asks for it with `require`, which raises an error if the family lacks it.
 
 Letters in shapes: `B` batch, `S` samples, `F` mel channels, `T` mel frames, `E` encoder positions, `U` label tokens,
 `D` width.
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 AudioContext = Literal["auto", "adaptive", "trimmed", "full"]
 Context = Literal["adaptive", "trimmed", "full"]
 Part = Literal["encoder", "embeddings"]
-"""A part of a model that training may leave as it is: what hears, or the embedding of tokens."""
+"""A part of a model that training can freeze: the encoder or the token embedding."""
 
 Capability = Literal[
     "word times",
@@ -50,7 +50,7 @@ Capability = Literal[
 ]
 REMEDIES: Mapping[Capability, str] = {
     "word times": "set `word_times` to false",
-    "no-speech": "leave silence out before transcribing, as voice detection does",
+    "no-speech": "remove silence with voice detection before transcribing",
     "language detection": "name the language",
     "guards": "set `guards` to false",
     "prompt": "leave `prompt` empty and set `vocabulary_prompt` to false",
@@ -65,12 +65,12 @@ REMEDIES: Mapping[Capability, str] = {
     "cost estimate": "try it on a few clips",
     "other programs": "export it with --format transformers",
 }
-"""For each capability: what it takes to go without."""
+"""For each capability: what to do if a family lacks it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Guards:
-    """What makes a text suspicious, so that its clip is decoded again: arXiv:2212.04356, section 4.5."""
+    """Thresholds at which a text is suspicious and its clip is decoded again: arXiv:2212.04356, section 4.5."""
 
     max_compression: float = 2.4
     """A text that zlib makes smaller by more than this repeats itself."""
@@ -82,7 +82,7 @@ class Guards:
     """Tried in turn on the clips that fail, until one passes; sampled from a seed made of the clip, so it repeats."""
 
     def fired(self, text: str, mean_logprob: float, no_speech: float | None) -> tuple[Guard, ...]:
-        """What is wrong with a text; `no speech` alone where it is to be dropped, nothing where it passes."""
+        """What is suspicious about a text; only `no speech` if it should be dropped, empty if it passes."""
         doubtful = mean_logprob < self.min_logprob
         if doubtful and no_speech is not None and no_speech > self.max_no_speech:
             return ("no speech",)
@@ -95,14 +95,14 @@ class Guards:
 
 
 def compression(text: str) -> float:
-    """How many times zlib makes a text smaller: 1 or less for ordinary short texts, more where it repeats itself."""
+    """The zlib compression ratio of a text: 1 or less for ordinary short texts, more for repetitive ones."""
     encoded = text.encode()
     return len(encoded) / len(zlib.compress(encoded)) if encoded else 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """A name or a piece of jargon, as it is to be written."""
+    """A name or technical term, spelled as it should be written."""
 
     text: str
     language: str = ""
@@ -111,7 +111,7 @@ class Term:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PersonalVocabulary:
-    """Words that a speaker is likelier to say than the model expects."""
+    """Words that are more likely than the model expects."""
 
     terms: tuple[Term, ...]
     bonus: float = 0.0
@@ -122,7 +122,7 @@ class PersonalVocabulary:
     """Put as many terms as fit in front of the text, as if they had been said just before."""
 
     def texts(self, language: str | None) -> tuple[str, ...]:
-        """The terms that count in a language; all of them where it is not known (None)."""
+        """The terms for a language; all of them if it is unknown (None)."""
         return tuple(dict.fromkeys(term.text for term in self.terms if not language or term.language in ("", language)))
 
     def identity(self) -> dict[str, Any]:
@@ -134,7 +134,7 @@ class PersonalVocabulary:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Decoding:
-    """How text is read off a model. `identity` is part of an evaluation's id."""
+    """Decoding settings. `identity` is part of an evaluation's id."""
 
     language: str | None = None
     """ISO 639-1 code; None lets a multilingual model detect it."""
@@ -182,7 +182,7 @@ class Decoding:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Decoding:
-        """The decoding that `as_dict` made a dictionary of, also after a way through JSON."""
+        """Restore a decoding from `as_dict`, also after a JSON round trip."""
         guards = values.get("guards")
         made = Guards(**guards | {"temperatures": tuple(guards["temperatures"])}) if guards else None
         known = values.get("vocabulary")
@@ -196,7 +196,7 @@ NO_TEXT = ("batch_seconds",)  # fields of `Decoding` that say how fast, not what
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hypothesis:
-    """What a model heard in one waveform."""
+    """A model's hypothesis for one waveform."""
 
     text: str
     confidence: float | None  # mean probability of the tokens, 0 to 1
@@ -228,17 +228,17 @@ class Recogniser(Protocol):
         ...
 
     def context(self, asked: AudioContext, untuned: Context = "full") -> Context:
-        """How clips are fed when that is asked for; `untuned`: what `auto` means where the model's config is silent."""
+        """The context for a requested one; `untuned` is what `auto` means if the model's config does not say."""
         ...
 
     def embed(self, waveforms: Sequence[Waveform]) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
-        """Unit vectors (B, D) that lie near each other where the sound is alike. A capability: `embeddings`."""
+        """Unit vectors (B, D), close to each other for similar sounds. A capability: `embeddings`."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Segment:
-    """What is said in a part of a waveform, and when."""
+    """The text of a part of a waveform, with its times."""
 
     text: str
     start: float
@@ -253,7 +253,7 @@ def words_alone(text: str | Sequence[Segment]) -> str:
 
 @dataclass(kw_only=True, slots=True)
 class Trainable:
-    """A model opened for training, with what a trainer needs to feed it; a family may add fields of its own."""
+    """A model opened for training, with what a trainer needs to feed it; families may add fields."""
 
     model: Any  # transformers PreTrainedModel
     processor: Any
@@ -268,7 +268,7 @@ class Trainable:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Labels:
-    """How long the texts are that models of a family can write, known without weights."""
+    """The longest texts that a model can write, computed without its weights."""
 
     limit: int  # tokens at most that its published models write, `around` included
     around: int  # tokens before and after a text
@@ -284,7 +284,7 @@ class Family(Protocol):
     """Names of the layers that get adapters where a recipe names none."""
 
     def engines(self) -> tuple[str, ...]:
-        """What can run the family's models here, the fastest first: `torch`, and `ctranslate2` where it is there."""
+        """The engines that can run the family's models here, fastest first: `torch`, and `ctranslate2` if installed."""
         ...
 
     def load(self, folder: str | Path, *, device: str = "cpu", dtype: str = "float32") -> Recogniser:
@@ -292,26 +292,26 @@ class Family(Protocol):
         ...
 
     def labels(self, folder: str | Path) -> Labels:
-        """How long texts may be, counted by the tokenizer of a saved model. Raises ModelError where it has none."""
+        """The longest texts, counted by the tokenizer of a saved model. Raises ModelError if it has none."""
         ...
 
     def open_for_training(self, folder: str | Path, *, audio_context: Context) -> Trainable:
         """Open a folder or Hub id for training, float32 on the CPU.
 
-        Raises UsageError where the clips are to be heard at their own length and the family has no `short context`.
+        Raises UsageError for a trimmed context if the family lacks `short context`.
         """
         ...
 
     def freeze(self, trainable: Trainable, parts: Collection[Part]) -> None:
-        """Leave these parts of the model as they are while the rest is trained."""
+        """Freeze these parts of the model while the rest is trained."""
         ...
 
     def without_adapters(self, frozen: Collection[Part]) -> str | None:
-        """A regular expression for the names of modules that get no adapters; None: all that are named get one."""
+        """A regular expression for modules that get no adapters; None: all matching modules get one."""
         ...
 
     def recogniser(self, trainable: Trainable, model: torch.nn.Module) -> Recogniser:
-        """The model as it is now, half-way through training, behind the code that serves it."""
+        """The model in its current training state, wrapped for transcription."""
         ...
 
     def collate(
@@ -355,27 +355,27 @@ class Family(Protocol):
         ...
 
     def tuned_context(self, folder: str | Path) -> Context:
-        """How a saved model was tuned to be fed, read without loading it."""
+        """The audio context that a saved model was trained for, read without loading it."""
         ...
 
     def padded_seconds(self, seconds: float, at_least_s: float = 0.0) -> float:
-        """Seconds that a clip takes up in a batch, what it is padded with included."""
+        """Seconds that a clip takes up in a batch, including padding."""
         ...
 
     def label_limit(self, trainable: Trainable) -> int:
-        """Tokens that the model can write, prompt and end included."""
+        """Most tokens that the model can write, including prompt and end."""
         ...
 
     def label_length(self, trainable: Trainable, text: str | Sequence[Segment], language: str | None) -> int:
-        """Tokens of the label of a text, prompt, times and end included."""
+        """Number of label tokens of a text, including prompt, times and end."""
         ...
 
     def text_tokens(self, trainable: Trainable, text: str) -> list[int]:
-        """Tokens of a text alone, without prompt and end."""
+        """Tokens of a text, without prompt and end."""
         ...
 
     def layers_above(self, trainable: Trainable, weight: str) -> int:
-        """Layers between a weight, by its name, and the output of the part that it is in; 0: there is none."""
+        """Number of layers between a weight, by its name, and the output of its encoder or decoder."""
         ...
 
     def save(self, trainable: Trainable, model: torch.nn.Module, folder: Path) -> None:
@@ -384,30 +384,30 @@ class Family(Protocol):
 
 
 class Conversion(Family, Protocol):
-    """The capability `ctranslate2`: a saved model in the form that CTranslate2 runs."""
+    """The capability `ctranslate2`: converting a saved model to CTranslate2, and loading it."""
 
     def convert(self, folder: str | Path, target: Path, compute_type: str) -> None:
-        """Write the form of a saved model that CTranslate2 runs into the folder `target`. Raises ModelError."""
+        """Convert a saved model to CTranslate2's format in the folder `target`. Raises ModelError."""
         ...
 
     def intact(self, converted: Path) -> bool:
-        """Whether a folder is what `convert` once wrote: all of it, and nothing damaged."""
+        """Whether a folder is a complete and undamaged result of `convert`."""
         ...
 
     def load_converted(self, converted: Path, *, device: str = "cpu", threads: int = 0) -> Recogniser:
-        """Open what `convert` made of a saved model; 0 threads: as many as there are. Raises ModelError."""
+        """Load a converted model; 0 threads: all cores. Raises ModelError."""
         ...
 
     def holds(self, folder: Path) -> bool:
-        """Whether a folder holds a model of this family in CTranslate2's form, ours or another program's."""
+        """Whether a folder contains a CTranslate2 model of this family, converted by any program."""
         ...
 
     def check_base(self, folder: Path) -> None:
-        """Raises ModelError, with the remedy, where such a folder can be no base: its weights were rounded."""
+        """Raises ModelError with a remedy if such a folder cannot be a base because its weights were rounded."""
         ...
 
     def restore(self, folder: Path, target: Path) -> None:
-        """Write the transformers form of such a folder into `target`, bit for bit. Raises ModelError."""
+        """Convert such a folder back to transformers' format in `target`, bit for bit. Raises ModelError."""
         ...
 
 
@@ -432,7 +432,7 @@ ExportFormat = Literal["transformers", "ctranslate2", "ggml", "peft"]
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """What another program read in a clip."""
+    """Another program's transcript of a clip."""
 
     text: str
     end: float | None = None  # of the last segment, seconds; None where it tells no times, or heard nothing
@@ -440,7 +440,7 @@ class Heard:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reading:
-    """What another program made of an exported model."""
+    """The result of trying an exported model in another program."""
 
     format: ExportFormat
     program: str  # and how it was called
@@ -450,25 +450,25 @@ class Reading:
 
 
 class Portable(Family, Protocol):
-    """The capability `other programs`: a saved model in forms that other programs read, and what they make of it."""
+    """The capability `other programs`: exporting a saved model for other programs, and trying it there."""
 
     def complete(self, folder: Path, target: Path) -> bool:
-        """Write a saved folder into `target` with all that other programs take for granted; whether any was lacking.
+        """Write a saved folder into `target`, completed for other programs; True if anything was missing.
 
         Raises ModelError or OSError.
         """
         ...
 
     def write_ggml(self, folder: Path, target: Path) -> None:
-        """Write the form that whisper.cpp reads, of a completed folder, into `target`. Raises ModelError or OSError."""
+        """Convert a completed folder to whisper.cpp's format in `target`. Raises ModelError or OSError."""
         ...
 
     def read_elsewhere(
         self, format: ExportFormat, folder: Path, clips: Sequence[Waveform], language: str | None, base: Path | None
     ) -> list[Reading]:
-        """What every program that takes the format reads in clips (S,), called as its users call it.
+        """The transcripts of clips (S,) by every program that reads the format, called as its users call it.
 
-        `base` is the folder that adapters belong to. A program that is not installed, or fails, is told of.
+        `base` is the adapter's base folder. Programs that are not installed, or fail, are reported.
         """
         ...
 
@@ -477,30 +477,30 @@ class Costed(Family, Protocol):
     """The capability `cost estimate`: what a model needs, without loading it."""
 
     def cost(self, folder: Path) -> Cost:
-        """The cost of a model folder in any form that the family loads. Raises ModelError."""
+        """The cost of a model folder in any format that the family loads. Raises ModelError."""
         ...
 
 
 class EncoderStates(Family, Protocol):
-    """The capability `encoder states`: what the encoder makes of the sound, to be kept or learnt from."""
+    """The capability `encoder states`: the encoder's outputs, for caching or for a CTC loss."""
 
     def encode(self, trainable: Trainable, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """The batch with what the encoder, which is not trained, makes of its sound in the place of the sound.
+        """The batch with the frozen encoder's outputs instead of the audio features.
 
-        `loss` takes it instead. Without dropout: what is heard again is the same.
+        `loss` accepts it too. There is no dropout, so that repeated epochs get the same outputs.
         """
         ...
 
     def encoder_positions(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """How many of the encoder's positions belong to each clip of a batch that `collate` made: (B,)."""
+        """Number of encoder positions of each clip in a batch from `collate`: (B,)."""
         ...
 
     def encoder_width(self, trainable: Trainable) -> int:
-        """Width of the encoder's states, which the model's output holds as `encoder_last_hidden_state`."""
+        """Width of the encoder's states (`encoder_last_hidden_state` in the model's output)."""
         ...
 
     def encoder_bytes(self, folder: Path, seconds: float) -> int:
-        """Bytes of a saved model's encoder states, in float32, for so many padded seconds of sound."""
+        """Bytes of a saved model's encoder states in float32 for the given seconds of padded audio."""
         ...
 
 
@@ -515,14 +515,14 @@ def require(family: Family, capability: Literal["other programs"]) -> Portable: 
 @overload
 def require(family: Family, capability: Capability) -> Family: ...
 def require(family: Family, capability: Capability) -> Any:
-    """The family, which has the capability. Raises UsageError, which says what to do without, where it has not."""
+    """Return the family if it has the capability; otherwise raise UsageError with a remedy."""
     if capability not in family.capabilities:
-        raise UsageError(f"models of the family {family.name} have no {capability}: {REMEDIES[capability]}")
+        raise UsageError(f"{family.name} models do not support {capability}: {REMEDIES[capability]}")
     return family
 
 
 def check(family: Family, decoding: Decoding, *, word_times: bool = False) -> None:
-    """Raises UsageError where a decoding asks for what the family lacks."""
+    """Raises UsageError if a decoding needs a capability that the family lacks."""
     asked: dict[Capability, bool] = {
         "word times": word_times,
         "guards": decoding.guards is not None,

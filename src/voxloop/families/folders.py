@@ -1,4 +1,4 @@
-"""Model folders: opened and saved alike by every family that transformers has."""
+"""Opening and saving model folders, shared by all families that use transformers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from voxloop.errors import ModelError, first_line
 def open_folder(
     folder: str | Path, model_type: str, model_class: Any, processor_class: Any, dtype: torch.dtype, *, example: str
 ) -> tuple[Any, Any]:
-    """Model and processor of a folder or Hub id. Raises ModelError with the remedy; `example` names a right model."""
+    """Model and processor of a folder or Hub id. Raises ModelError with a remedy; `example` is a suitable model."""
     from transformers import AutoConfig
     from transformers.utils import logging as transformers_logging
 
@@ -29,7 +29,7 @@ def open_folder(
         raise ModelError(_unreachable(name, local, error)) from error
     if config.model_type != model_type:
         raise ModelError(
-            f"{name} holds a model of type {config.model_type!r}: a {model_type.capitalize()} model is needed, "
+            f"{name} contains a model of type {config.model_type!r}: name a {model_type.capitalize()} model, "
             f"such as {example}"
         )
     try:
@@ -37,8 +37,8 @@ def open_folder(
     except (OSError, ValueError, RuntimeError) as error:
         if local and not any(Path(name).glob("*.safetensors")):
             raise ModelError(
-                f"{name} holds no safetensors weights: pickled weights (.bin, .pt) are refused, since loading one "
-                "can run code; convert them with save_pretrained of a trusted copy"
+                f"{name} contains no safetensors weights, and pickled ones (.bin, .pt) can run code when loaded: "
+                "convert a trusted copy with save_pretrained"
             ) from error
         if local:
             raise ModelError(f"the weights in {name} cannot be loaded: {first_line(error)}") from error
@@ -48,7 +48,7 @@ def open_folder(
     except (OSError, ValueError, TypeError) as error:
         raise ModelError(
             f"{name} has no usable tokenizer and feature extractor ({first_line(error)}): "
-            "copy those of the model it was made from beside the weights"
+            "copy them from the model it was trained from"
         ) from error
     return model, processor
 
@@ -63,7 +63,7 @@ def _unreachable(name: str, local: bool, error: BaseException) -> str:
 
 
 def on_device(model: Any, device: str) -> Any:
-    """The model on a device. Raises ModelError where it cannot be there."""
+    """Move the model to a device. Raises ModelError if that is impossible."""
     try:
         return model.to(device)
     except (RuntimeError, AssertionError) as error:
@@ -74,7 +74,7 @@ def on_device(model: Any, device: str) -> Any:
 
 @contextmanager
 def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """The model in evaluation mode for a while, without gradients: no dropout; afterwards as it was."""
+    """Put the model into evaluation mode without gradients for a block; its mode is restored afterwards."""
     training = model.training
     model.eval()
     try:
@@ -97,7 +97,7 @@ def hide_frames(
 
 
 def without_adapters(model: torch.nn.Module) -> Any:
-    """The model that adapters (LoRA) are in, or the model itself; adapters stay at work."""
+    """The model inside LoRA adapters, or the model itself; adapters stay active."""
     given: Any = model
     return given.get_base_model() if hasattr(given, "get_base_model") else given
 

@@ -1,7 +1,7 @@
-"""Model families by the `model_type` of their config.json; each is imported when it is first asked for.
+"""Model families by the `model_type` of their config.json; each is imported on first use.
 
-Another package adds one through an entry point of the group `voxloop.families`, named as the `model_type` is, that
-leads to an object with `contract.Family`:
+Another package can add one with an entry point in the group `voxloop.families`, named after the `model_type`, that
+points to an object implementing `contract.Family`:
 
     [project.entry-points."voxloop.families"]
     moonshine = "voxloop_moonshine:MOONSHINE"
@@ -25,48 +25,48 @@ OURS = {
 
 
 def known() -> dict[str, EntryPoint]:
-    """Where each family is, by name. A family of another package never takes the place of one of ours."""
+    """The location of each family, by name. Other packages cannot replace our families."""
     ours = {name: EntryPoint(name, place, GROUP) for name, place in OURS.items()}
     return {found.name: found for found in entry_points(group=GROUP)} | ours
 
 
 @cache
 def family(name: str) -> Family:
-    """The family of that name. Raises ModelError for one that is not known, or that cannot be imported."""
+    """The family called `name`. Raises ModelError if it is unknown or cannot be imported."""
     places = known()
     if name not in places:
         raise ModelError(
-            f"model family {name!r} is not known{nearest(name, places)}; "
-            f"a package with an entry point `{name}` of the group {GROUP} adds it"
+            f"unknown model family {name!r}{nearest(name, places)}; "
+            f"a package can add it with an entry point `{name}` in the group {GROUP}"
         )
     try:
         found: Family = places[name].load()
     except (ImportError, AttributeError) as error:
         raise ModelError(
             f"model family {name!r} cannot be imported from {places[name].value} ({first_line(error)}): "
-            "install the package that it comes from again, with what it depends on"
+            "reinstall its package with all dependencies"
         ) from error
     return found
 
 
 def converted_of(folder: Path) -> str | None:
-    """Name of the family whose model a folder holds in CTranslate2's form; None for any other folder."""
+    """Name of the family of a CTranslate2 folder; None for any other folder."""
     if not (folder / "model.bin").is_file():
         return None
     for name in known():
         try:
             kind = family(name)
         except ModelError:
-            continue  # another package's, and broken: it says so when it is asked for by name
+            continue  # a broken one of another package: its error appears when it is requested by name
         if "ctranslate2" in kind.capabilities and require(kind, "ctranslate2").holds(folder):
             return name
     return None
 
 
 def family_of(folder: Path) -> str:
-    """Name of the family that a model folder is of: by its config.json, or by its weights in CTranslate2's form.
+    """Name of a model folder's family, from its config.json or its CTranslate2 weights.
 
-    Raises ModelError where no family knows it, or where its weights were rounded and so can be no base.
+    Raises ModelError if no family supports it, or if rounded weights make it unsuitable as a base.
     """
     if name := converted_of(folder):
         require(family(name), "ctranslate2").check_base(folder)
@@ -75,12 +75,12 @@ def family_of(folder: Path) -> str:
         found = json.loads((folder / "config.json").read_text()).get("model_type")
     except (OSError, ValueError, AttributeError) as error:
         raise ModelError(
-            f"{folder} holds no readable config.json, so it is no model folder ({first_line(error)}): "
+            f"{folder} is not a model folder, since it has no readable config.json ({first_line(error)}): "
             "name a folder with config.json, tokenizer and safetensors weights"
         ) from error
     if found not in known():
         raise ModelError(
-            f"{folder} holds a model of type {found!r}; a model of one of these types is needed: "
-            f"{', '.join(sorted(known()))}; choose another base model, or install a package that adds its family"
+            f"{folder} contains a model of type {found!r}, but the supported types are "
+            f"{', '.join(sorted(known()))}: choose another base model, or install a package that adds its family"
         )
     return str(found)

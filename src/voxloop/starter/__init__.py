@@ -1,7 +1,7 @@
 """The starter: a tiny Whisper-architecture recogniser that ships in the package, so that everything works offline.
 
-`model/` holds the weights, the tokenizer and the model card; `build.py` makes them anew. Importing this module
-loads no torch.
+`model/` contains the weights, the tokenizer and the model card; `build.py` rebuilds them. Importing this module does
+not load torch.
 """
 
 from pathlib import Path

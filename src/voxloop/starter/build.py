@@ -1,7 +1,7 @@
 """Build the starter anew: `python -m voxloop.starter.build --data ../shared/data --leave-out theo --out DIR`.
 
-Cross-entropy with label smoothing on the decoder plus CTC on the encoder (its head is thrown away), AdamW, one cosine,
-an exponential average of the weights. Without real speech it trains on the synthetic voices alone and says so.
+Cross-entropy with label smoothing on the decoder plus CTC on the encoder (whose head is discarded), AdamW with a cosine
+schedule, and an exponential average of the weights. Without real speech it trains only on synthetic voices and says so.
 """
 
 import argparse
@@ -75,14 +75,14 @@ class Recipe:
 
 
 def say(line: str) -> None:
-    """A line of progress, at once."""
+    """Print a line of progress immediately."""
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Round:
-    """One pass of the learning rate from its height to nearly nothing."""
+    """One pass of the learning rate from its peak to almost 0."""
 
     steps: int
     minutes: float
@@ -100,7 +100,7 @@ def train(
     start: Any = None,
     log: Callable[[str], object] = say,
 ) -> tuple[Any, dict[str, float]]:
-    """The trained model and how the training went; a `start` (a model of the first round) is polished only."""
+    """Return the trained model and its metrics; a `start` (a model of the first round) only gets the last round."""
     torch.manual_seed(recipe.seed)
     rounds = [
         Round(steps=recipe.steps, minutes=recipe.minutes, learning_rate=recipe.learning_rate, polish=False),
@@ -174,7 +174,7 @@ def _learn(model: Any, mixer: Mixer, recipe: Recipe, part: Round, device: str, l
 
 
 def _stage(done: float, recipe: Recipe, part: Round) -> Stage:
-    """What to draw when `done` (0 to 1) of the round is over."""
+    """The stage to draw from once `done` (0 to 1) of the round is over."""
     if part.polish:
         return Stage(easy=False, strength=1.0, margin_s=(0.62, 0.9), frame_budget=recipe.frame_budget, uneven=1.0)
     strength = min(1.0, max(0.0, (done - recipe.clean_share) / (recipe.full_strength_from - recipe.clean_share)))

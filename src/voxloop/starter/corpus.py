@@ -47,7 +47,7 @@ def real_speech(
 ) -> list[Clip]:
     """Every usable clip under `data` whose licence is free, whose speaker is not in `leave_out`, without demo words.
 
-    A file that cannot be read is left out and reported.
+    Files that cannot be read are skipped and reported.
     """
     clips = []
     for folder, kind in REAL_SETS.items():
@@ -72,7 +72,7 @@ def real_speech(
 
 
 def synthetic_speech(cache: Path, *, count: int, seed: int, workers: int | None = None) -> list[Clip]:
-    """`count` synthetic clips, the same for the same seed; made once and kept under `cache`."""
+    """`count` synthetic clips, the same for the same seed; made once and cached in `cache`."""
     samples_path, rows_path = cache / f"synthetic-{seed}-{count}.npy", cache / f"synthetic-{seed}-{count}.jsonl"
     if not rows_path.is_file():
         cache.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Training examples: clips joined, disturbed, padded and turned into features; batches of similar length.
+"""Training examples: clips are joined, augmented, padded and turned into features, in batches of similar length.
 
 Shapes: B batch, N samples, T mel frames (100 per second), F mel bands.
 """
@@ -43,7 +43,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """What a part of the training draws. Short, easy and clean first: all the rest is learnt sooner after it."""
+    """The mix of examples in a part of training. It starts short, easy and clean, which speeds up the rest."""
 
     easy: bool
     """Single digits and short words alone."""
@@ -121,7 +121,7 @@ class Mixer:
         }
 
     def example(self, *, easy: bool = False, strength: float = 1.0, uneven: float = 0.0) -> Example:
-        """One example disturbed with `strength`, before its margin; an `easy` one is a single digit or a short word."""
+        """One example augmented with `strength`, before its margin; an `easy` one is a single digit or a short word."""
         rng = self.rng
         source = rng.choices(list(self.shares), list(self.shares.values()))[0]
         if easy and source not in ("quiet", "synthetic phrase"):
@@ -145,7 +145,7 @@ class Mixer:
         return Example(self._disturb(wave, strength), " ".join(clip.text for clip in clips))
 
     def long_example(self, *, seconds: float) -> Example:
-        """Speech somewhere in up to `seconds` of sound: what the stock 30 s window looks like."""
+        """Speech somewhere in up to `seconds` of audio, like the stock 30 s window."""
         parts = [self.example()]
         while self.rng.random() < 0.35 and sum(len(part.wave) for part in parts) < seconds * SAMPLE_RATE / 3:
             parts.append(Example(np.zeros(self.rng.randint(1_000, 24_000), np.float32), ""))
@@ -154,7 +154,7 @@ class Mixer:
         return Example(wave, " ".join(part.text for part in parts if part.text))
 
     def _join(self, clips: Sequence[Clip], strength: float, uneven: bool) -> Wave:
-        """The clips one after the other at one speed, with pauses of up to 0.35 s (0.9 s where `uneven`)."""
+        """The clips joined at one speed, with pauses of up to 0.35 s (0.9 s if `uneven`)."""
         rng = self.rng
         speed = 1 + strength * rng.uniform(-0.2, 0.25)
         pauses = rng.choice((0.05, 0.15, 0.35))
@@ -190,7 +190,7 @@ class Mixer:
         return np.concatenate([wave[:place], silence, wave[place:]])
 
     def _click(self, pause: Wave) -> Wave:
-        """The pause with a breath, a click or a knock of 10 to 150 ms somewhere in it: sound that is no word."""
+        """The pause with a breath, a click or a knock of 10 to 150 ms somewhere in it: a sound that is not a word."""
         count = min(len(pause), round(self.rng.uniform(0.01, 0.15) * SAMPLE_RATE))
         if count < 16:
             return pause
@@ -234,7 +234,7 @@ class Batches:
         self.ready: list[list[Example]] = []
 
     def draw(self) -> Batch:
-        """The next batch of the present stage."""
+        """The next batch of the current stage."""
         if not self.ready:
             self.ready = self._groups()
         group = self.ready.pop()

@@ -160,7 +160,7 @@ def decode(model: Any, state: Tensor, tokens: Tensor) -> Tensor:
 
 
 def token_batch(texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Decoder inputs and labels, both (B, L); -100 where nothing is to be learnt."""
+    """Decoder inputs and labels, both (B, L); -100 marks positions outside the loss."""
     # The token of a byte is the byte.
     rows = [[START, NO_TIMESTAMPS, *text.encode()][: MAX_TOKENS - 1] for text in texts]
     longest = max(len(row) for row in rows)

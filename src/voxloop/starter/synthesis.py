@@ -1,7 +1,7 @@
-"""Synthetic speech from espeak-ng, and what microphones, rooms and telephone lines do to speech.
+"""Synthetic speech from espeak-ng, and simulated microphones, rooms and telephone lines.
 
 Waveforms are float32 arrays of shape (N,) at 16 kHz, full scale 1.0. espeak-ng is a program, called once per text;
-nothing of it ends up in the package.
+none of it ends up in the package.
 """
 
 import io
@@ -55,7 +55,7 @@ class Voice:
 
 
 def random_voice(rng: random.Random) -> Voice:
-    """A voice the starter may hear in training."""
+    """A random voice for training the starter."""
     return Voice(
         accent=rng.choices(ACCENTS, (6, 4, 2, 1, 1, 2))[0],
         variant=rng.choice(VARIANTS),

@@ -1,7 +1,7 @@
-"""What the synthetic voices say: digits, digit strings and short English phrases, lower-case and spelled out.
+"""Texts for the synthetic voices: digits, digit strings and short English phrases, lower-case and spelled out.
 
-Not a language model's corpus: a few hundred common words in simple patterns, so that the encoder hears every English
-sound in many neighbourhoods.
+Not a language model's corpus: a few hundred common words in simple patterns, so that the encoder gets every English
+sound in many contexts.
 """
 
 import random

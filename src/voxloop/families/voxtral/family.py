@@ -1,7 +1,7 @@
 """Voxtral (arXiv:2507.13264): a Whisper encoder in front of a language model, loaded, trained, decoded and saved.
 
 Every clip is fed as 30 s, which the language model sees as 375 tokens between the words of a request
-(`prompts.py`). Learnt from are the tokens of the text and the end, never those of the request.
+(`prompts.py`). The loss covers the tokens of the text and the end, never those of the request.
 
 Letters in shapes: `B` batch, `F` mel channels, `T` mel frames, `U` tokens, prompt included, `V` vocabulary.
 """
@@ -57,7 +57,7 @@ class Voxtral:
 
         if not is_mistral_common_available() or not Path(folder, "tekken.json").is_file():
             raise ModelError(
-                f"{folder} cannot count tokens: tekken.json and the package of Voxtral's tokenizer are needed "
+                f"{folder} has no usable tokenizer: it needs tekken.json and the package of Voxtral's tokenizer "
                 f"(install it with `{install_command('voxtral')}`)"
             )
         tokenizer = AutoTokenizer.from_pretrained(str(folder))
@@ -111,8 +111,8 @@ class Voxtral:
             said = [*prompts.tokens(tokenizer, text), tokenizer.eos_token_id]
             if len(prompt) + len(said) > limit:
                 raise TrainingError(
-                    f"a text has {len(prompt) + len(said)} tokens with its prompt and the model takes at most "
-                    f"{limit}: {text[:60]!r}…; leave it out of the dataset or cut its recording into shorter utterances"
+                    f"a text has {len(prompt) + len(said)} tokens with its prompt, and the model accepts at most "
+                    f"{limit}: {text[:60]!r}…; remove it from the dataset or split it into shorter utterances"
                 )
             rows.append(torch.tensor(prompt + said))
             learnt.append(torch.tensor([trainable.label_pad] * len(prompt) + said))

@@ -1,8 +1,8 @@
-"""What Voxtral is given before a text: the transcription request of its own processor.
+"""The prompt of Voxtral: the transcription request of its own processor.
 
     <s>[INST][BEGIN_AUDIO][AUDIO] x 375[/INST]lang:en[TRANSCRIBE]
 
-Without a language `lang:en` is left out, and the model hears which one it is.
+If the language is unknown, `lang:en` is left out, and the model recognises it.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def request(processor: Any, waveforms: Sequence[Waveform], languages: Sequence[s
         )
     except ValueError as error:  # pydantic's among them
         raise ModelError(
-            f"Voxtral takes no request in {', '.join(sorted({str(code) for code in languages}))} "
-            f"({first_line(error)}): name languages by ISO 639-1 codes such as en, or none"
+            f"Voxtral does not accept the language {', '.join(sorted({str(code) for code in languages}))} "
+            f"({first_line(error)}): use an ISO 639-1 code such as en, or none"
         ) from error
     return dict(made)
 
@@ -65,6 +65,6 @@ def check_processor(name: str | Path, processor: Any) -> None:
         raise ModelError(f"Voxtral's tokenizer is not installed: install it with `{install_command('voxtral')}`")
     if not hasattr(getattr(processor, "tokenizer", None), "tokenizer"):
         raise ModelError(
-            f"{name} has a tokenizer of another kind than Voxtral's ({type(processor.tokenizer).__name__}): "
-            "copy tekken.json and config.json of the model it was made from beside the weights"
+            f"{name} has the wrong kind of tokenizer ({type(processor.tokenizer).__name__}): "
+            "copy tekken.json and config.json from the model it was trained from"
         )

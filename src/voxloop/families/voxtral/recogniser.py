@@ -1,4 +1,4 @@
-"""Voxtral read aloud: greedy and beam decoding by transformers, and what a clip sounds like.
+"""Voxtral recognition: greedy and beam decoding with transformers, and embeddings of clips.
 
 Letters in shapes: `B` batch, `E` positions of the audio tower, `U` tokens, `V` vocabulary, `D` width.
 """
@@ -36,7 +36,7 @@ class VoxtralRecogniser:
         self.processor = processor
 
     def context(self, asked: AudioContext, untuned: Context = "full") -> Context:
-        """Always `full`: the audio tower takes nothing else. Raises UsageError where `trimmed` is asked for."""
+        """Always `full`: the audio tower accepts nothing else. Raises UsageError for `trimmed`."""
         if asked == "trimmed":
             require(self.family, "short context")
         return "full"
@@ -133,6 +133,6 @@ class VoxtralRecogniser:
 def _check_clip(index: int, waveform: Waveform) -> None:
     if waveform.ndim != 1 or len(waveform) > MAX_UTTERANCE_SAMPLES:
         raise UsageError(
-            f"waveform {index} has shape {waveform.shape}: mono sound of at most {MAX_UTTERANCE_S:.0f} s at "
-            f"{SAMPLE_RATE} Hz is needed; cut it at pauses first"
+            f"waveform {index} has shape {waveform.shape}, but the model takes mono audio of at most "
+            f"{MAX_UTTERANCE_S:.0f} s at {SAMPLE_RATE} Hz: split it at pauses first"
         )

@@ -1,6 +1,6 @@
-"""Biased decoding: of several texts for a clip, the one that holds terms of a personal vocabulary is preferred.
+"""Biased decoding: prefer hypotheses that contain terms of a personal vocabulary.
 
-Shallow fusion (arXiv:1808.02480) adds a bonus to each token that goes on with a term, and takes it back where the term
+Shallow fusion (arXiv:1808.02480) adds a bonus to each token that continues a term, and takes it back if the term
 is not completed. Greedy decoding cannot take anything back, so terms are tried on the finished text instead: wherever a
 word begins, the branches of a trie of the terms' tokens that the model finds likely enough are followed, the text is
 read on behind each completed term, and it replaces the first one where its log-probability and the bonuses of all its
@@ -126,7 +126,7 @@ class Preference:
         return total
 
     def _term_at(self, tokens: Sequence[int], place: int) -> tuple[int, float]:
-        """Tokens and bonus of the longest term at a place, 0 where there is none."""
+        """Tokens and bonus of the longest term at a place, 0 if there is none."""
         found = (0, 0.0)
         if self._begins(tokens, place):
             node = self.root
@@ -144,7 +144,7 @@ class Preference:
         return not (self.spaced and place) or tokens[place] == self.end or self.spelled(tokens[place])[:1] == b" "
 
     def _ends(self, tokens: Sequence[int], place: int) -> bool:
-        """Whether a word may end before a place: what follows is no letter and no digit."""
+        """Whether a word may end before a place: what follows is neither a letter nor a digit."""
         if not self.spaced or place >= len(tokens) or tokens[place] == self.end:
             return True
         first = self.spelled(tokens[place])[:1]
@@ -185,7 +185,7 @@ class Preference:
                     yield _Branch(row, place, nodes[index], (token,), float(behind[index]))
 
     def _grown(self, branches: Sequence[_Branch], now: dict[int, Reading], read: Read) -> list[_Branch]:
-        """Branches one token longer, those that are likely enough."""
+        """The branches extended by one token, if likely enough."""
         ahead: dict[int, np.ndarray[tuple[int], np.dtype[np.float32]]] = {}
         for index, one in enumerate(branches):
             reading, after = now[one.row], one.place + len(one.tokens)

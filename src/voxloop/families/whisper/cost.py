@@ -1,4 +1,4 @@
-"""What a Whisper model costs, from its shape alone: weights, multiplications, memory while it is trained.
+"""The cost of a Whisper model from its shape alone: weights, multiplications, training memory.
 
 Letters: `D` width, `E` encoder positions (1,500 in 30 s), `F` mel channels, `V` vocabulary.
 """
@@ -45,7 +45,7 @@ def cost(folder: str | Path) -> Cost:
             texts=told.get("max_target_positions", 448),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{folder} holds no readable config.json of a Whisper model: {first_line(error)}") from error
+        raise ModelError(f"{folder} has no readable config.json of a Whisper model: {first_line(error)}") from error
 
 
 def _layers(shapes: dict[str, tuple[int, ...]], half: str) -> int:

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from voxloop.families.contract import Waveform
 
 MANIFEST = "voxloop.json"  # in a converted folder: all that is read of the model beside its files, and their hashes
-FORMAT = 3  # of that; what has another one is converted anew
+FORMAT = 3  # of that; folders with another version are converted again
 FILTERS = "mel_filters.npy"
 TIME_STAMP = re.compile(r"<\|\d+\.\d+\|>")
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # glibc, malloc.h; mallopt(3)
@@ -217,7 +217,7 @@ def load(converted: Path, device: str, threads: int = 0) -> CTranslateRecogniser
         if kind == "cpu":
             keep_memory()
         # CTranslate2's own default is four threads, however many cores there are. Side by side first, since clips of
-        # unlike length make small batches, which threads wait in more than they work.
+        # different length make small batches, in which threads mostly wait.
         threads = threads or available_threads()
         workers = min(threads, WORKERS) if kind == "cpu" else 1
         model = ctranslate2.models.Whisper(
@@ -238,7 +238,7 @@ def load(converted: Path, device: str, threads: int = 0) -> CTranslateRecogniser
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise ModelError(
-            f"CTranslate2 cannot load {converted} on {device}: {first_line(error)}; set `engine` to torch to go without"
+            f"CTranslate2 cannot load {converted} on {device}: {first_line(error)}; set `engine` to torch"
         ) from error
 
 

@@ -66,13 +66,11 @@ def check(folder: str | Path) -> None:
     stored = compute_type(folder)
     if stored not in EXACT:
         raise ModelError(
-            f"the weights in {folder} are {stored}, rounded when they were converted: a base needs float16 or float32; "
-            "convert the original anew with --quantization float16, or take it as a transformers folder or Hub id"
+            f"the weights in {folder} are rounded to {stored}, but a base model needs float16 or float32: convert the "
+            "original again with --quantization float16, or name its transformers folder or Hub id"
         )
     if not Path(folder, "tokenizer.json").is_file():
-        raise ModelError(
-            f"{folder} has no tokenizer.json: copy that of the model it was converted from into the folder"
-        )
+        raise ModelError(f"{folder} has no tokenizer.json: copy it from the model that was converted")
 
 
 def compute_type(folder: str | Path) -> str:
@@ -108,7 +106,7 @@ def read(
     try:
         model.load_state_dict(state, strict=True, assign=True)
     except RuntimeError as error:
-        raise ModelError(f"the weights in {folder} are not all of Whisper's: {error}") from error
+        raise ModelError(f"the weights in {folder} are not a complete Whisper model: {error}") from error
     model.tie_weights()
     model.generation_config = generation
     return model.eval(), processor
@@ -165,9 +163,11 @@ def described(folder: str | Path) -> tuple[WhisperConfig, GenerationConfig, Whis
             **ids,
         )
     except KeyError as error:
-        raise ModelError(f"{folder} is no whole Whisper model: it has no {error}") from error
+        raise ModelError(f"{folder} is not a complete Whisper model: {error} is missing") from error
     if _scalar(variables, "decoder/activation") != GELU:
-        raise ModelError(f"{folder} has another activation than Whisper's GELU, which transformers would not compute")
+        raise ModelError(
+            f"{folder} does not use Whisper's GELU activation, so transformers cannot run it: choose another model"
+        )
     if generation.is_multilingual:
         names = {id: name for name, id in added.items()}
         codes = told.get("lang_ids") or [id for id, name in names.items() if 2 <= len(name.strip("<|>")) <= 3]
@@ -237,7 +237,7 @@ def _parsed(held: memoryview) -> dict[str, Variable]:
     def piece(size: int) -> memoryview:
         nonlocal place
         if size > len(held) - place:
-            raise ValueError(f"{size:,} bytes are wanted at {place:,} and {len(held) - place:,} are there")
+            raise ValueError(f"expected {size:,} bytes at offset {place:,}, found {len(held) - place:,}")
         place += size
         return held[place - size : place]
 
@@ -247,7 +247,9 @@ def _parsed(held: memoryview) -> dict[str, Variable]:
     version = number("I")
     spec = text()
     if spec != SPEC or version < OLDEST:
-        raise ValueError(f"it holds {spec} in version {version}, and {SPEC} in {OLDEST} or later is needed")
+        raise ValueError(
+            f"it contains {spec} in version {version}, but version {OLDEST} or later of {SPEC} is supported"
+        )
     number("I")  # the spec's revision
     for _ in range(number("I")):
         name = text()
@@ -263,7 +265,7 @@ def _parsed(held: memoryview) -> dict[str, Variable]:
     for _ in range(number("I")):  # variables that are equal are written once
         alias, name = text(), text()
         if name not in found:
-            raise ValueError(f"{alias} is to be the same as {name}, which is not there")
+            raise ValueError(f"{alias} is an alias of {name}, which is missing")
         found[alias] = found[name]
     return found
 
@@ -335,7 +337,7 @@ def _renamed(variables: Mapping[str, Variable], dtype: torch.dtype) -> dict[str,
             if one.endswith(".k_proj.bias"):
                 # Whisper's keys have no bias; CTranslate2 writes zeros for it.
                 if part.any():
-                    raise ModelError(f"{name} gives the keys of attention a bias, which Whisper does not have")
+                    raise ModelError(f"{name} has a bias for attention keys, which Whisper does not have")
                 continue
             state[one] = part.contiguous() if len(mine) == 1 else part.clone()
     return state

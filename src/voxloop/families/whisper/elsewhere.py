@@ -40,7 +40,7 @@ def read(
 ) -> list[Reading]:
     """Have every program that takes the format read the clips (S,); `base` is the folder that adapters belong to.
 
-    `language` is None for English-only models. A program that fails or is not installed is told of, not raised.
+    `language` is None for English-only models. Programs that fail or are not installed are reported, not raised.
     """
     readings = []
     for program in PROGRAMS[format]:

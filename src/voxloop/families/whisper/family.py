@@ -195,7 +195,7 @@ class Whisper:
 
         file = Path(folder, "tokenizer.json")
         if not file.is_file():
-            raise ModelError(f"{folder} holds no tokenizer.json: copy that of the model it was made from there")
+            raise ModelError(f"{folder} contains no tokenizer.json: copy it from the model it was trained from")
 
         @cache
         def tokenizer() -> Tokenizer:  # most texts are so short that nobody asks
@@ -246,9 +246,8 @@ class Whisper:
         for (prompt, said), text in zip(labels, texts, strict=True):
             if len(prompt) + len(said) > limit:
                 raise TrainingError(
-                    f"a text has {len(prompt) + len(said)} tokens and the model writes at most {limit}: "
-                    f"{words_alone(text)[:60]!r}…; leave it out of the dataset or cut its recording into shorter "
-                    "utterances"
+                    f"a text has {len(prompt) + len(said)} tokens, and the model writes at most {limit}: "
+                    f"{words_alone(text)[:60]!r}…; remove it from the dataset or split it into shorter utterances"
                 )
         longest = max(len(prompt) + len(said) for prompt, said in labels)
         # Past its end a text is padded with the end token, which is not learnt from.
@@ -387,7 +386,7 @@ def _as_letters(text: str) -> list[str]:
 
 def _own(trainable: Trainable) -> WhisperTrainable:
     if not isinstance(trainable, WhisperTrainable):
-        raise TypeError(f"a model that was opened by {type(trainable).__name__} is no Whisper model")
+        raise TypeError(f"{type(trainable).__name__} is not an opened Whisper model")
     return trainable
 
 

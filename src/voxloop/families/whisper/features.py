@@ -33,7 +33,7 @@ POSITION_SAMPLES = 2 * HOP  # samples per encoder position: 20 ms
 CONTEXT_KEY = "voxloop_audio_context"  # in config.json: how the model was tuned; absent means full
 
 # What a model that knows only windows of 30 s needs to hear a shorter clip: twice the clip, and this much at least
-# (docs/log.md has the word errors of other floors). Windows grow in steps, so that clips of like length share a batch.
+# (word errors of other floors: docs/log.md). Windows grow in steps, so that clips of similar length share a batch.
 ADAPTIVE_FRAMES = 1000
 ADAPTIVE_STEP = 200
 
@@ -117,7 +117,7 @@ def mel_filters(processor: WhisperProcessor) -> torch.Tensor:
     found = (extractor.sampling_rate, extractor.hop_length, extractor.n_fft)
     if found != (SAMPLE_RATE, HOP, FFT):
         raise ModelError(
-            f"the feature extractor has rate, hop and window {found}; needed are {(SAMPLE_RATE, HOP, FFT)}"
+            f"the feature extractor has rate, hop and window {found}, but Whisper uses {(SAMPLE_RATE, HOP, FFT)}"
         )
     return torch.tensor(np.asarray(extractor.mel_filters).T, dtype=torch.float32)
 

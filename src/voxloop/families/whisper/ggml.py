@@ -118,7 +118,7 @@ def write(folder: Path, file: Path) -> None:
 def _places(tokenizer: Any, size: int) -> dict[int, int] | None:
     """Where whisper.cpp looks for each token: its place there -> its id here; None: everything is in its place.
 
-    Raises ModelError where there is no such place.
+    Raises ModelError if there is no such place.
     """
     special = special_tokens(tokenizer)
     end = special["<|endoftext|>"]
@@ -126,8 +126,8 @@ def _places(tokenizer: Any, size: int) -> dict[int, int] | None:
         return None
     if end > ENGLISH["<|endoftext|>"]:
         raise ModelError(
-            f"the vocabulary has {end:,} text tokens, and whisper.cpp takes at most {ENGLISH['<|endoftext|>']:,}: "
-            "export it for transformers or CTranslate2"
+            f"the vocabulary has {end:,} text tokens, but whisper.cpp accepts at most {ENGLISH['<|endoftext|>']:,}: "
+            "export the model for transformers or CTranslate2"
         )
     places = {token: token for token in range(end)}
     places |= {ENGLISH[name]: token for name, token in special.items() if name in ENGLISH}

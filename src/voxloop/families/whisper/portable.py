@@ -52,7 +52,7 @@ def never_written(norm: torch.nn.LayerNorm) -> torch.Tensor:
     total = (beta / gamma).sum()
     row = LOGIT / total / gamma
     if not bool(row.isfinite().all()) or float(row.abs().max()) > 1e4:  # float16 ends at 65,504
-        raise ModelError("the decoder's last layer norm has no shift that a token could be ruled out by")
+        raise ModelError("the decoder's last layer norm has no bias, which is needed to rule out a token")
     return row.float()
 
 
@@ -92,7 +92,7 @@ def _with_time_stamps(tokenizer: Any) -> Any:
     told = json.loads(tokenizer.backend_tokenizer.to_str())
     special = special_tokens(tokenizer)
     if special[NO_TIME_STAMPS] != len(tokenizer) - 1:
-        raise ModelError(f"{NO_TIME_STAMPS} is not the last token of the vocabulary: time stamps cannot follow it")
+        raise ModelError(f"{NO_TIME_STAMPS} is not the last token of the vocabulary, so time stamps cannot follow it")
     vocabulary = dict(told["model"]["vocab"])
     vocabulary |= special
     first = len(tokenizer)

@@ -301,14 +301,14 @@ class Reader(ABC):
         return vectors
 
     def context(self, asked: AudioContext | Literal["auto"], untuned: AudioContext = "full") -> AudioContext:
-        """How clips are fed when a context is asked for; warns once of a trimmed one that the model does not know."""
+        """The context for a requested one; warns once if it is trimmed and the model was not trained for that."""
         tuned: AudioContext | None = getattr(self.config, CONTEXT_KEY, None)
         if asked == "auto":
             return tuned or untuned
         if asked == "trimmed" and tuned != "trimmed" and not self._warned:
             self._warned = True
             log.warning(
-                "this model was not tuned on trimmed audio: its texts may repeat or lose words; "
+                "this model was not trained on trimmed audio, so its texts may repeat or lose words: "
                 "use audio_context=auto, or fine-tune it first"
             )
         return asked
@@ -318,8 +318,8 @@ class Reader(ABC):
         for index, waveform in enumerate(waveforms):
             if waveform.ndim != 1 or len(waveform) > MAX_UTTERANCE_SAMPLES:
                 raise UsageError(
-                    f"waveform {index} has shape {waveform.shape}: needed is mono sound of at most "
-                    f"{seconds(MAX_UTTERANCE_SAMPLES):.0f} s at 16 kHz; cut it at pauses first"
+                    f"waveform {index} has shape {waveform.shape}, but the model takes mono audio of at most "
+                    f"{seconds(MAX_UTTERANCE_SAMPLES):.0f} s at 16 kHz: split it at pauses first"
                 )
         order = sorted((i for i, w in enumerate(waveforms) if len(w)), key=lambda i: (-len(waveforms[i]), i))
         batch: list[int] = []

@@ -274,7 +274,7 @@ class WhisperRecogniser(Reader):
         return [round(chance, 6) for chance in likely[:, self.vocabulary.no_speech].tolist()]
 
     def _suppressed(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens that are never written, and those that are not written first, as the model's authors set."""
+        """Tokens that are never generated, and tokens never generated first, as set by the model's authors."""
         generation = self.model.generation_config
         always = torch.tensor(generation.suppress_tokens or [], dtype=torch.long, device=device)
         first = torch.tensor(generation.begin_suppress_tokens or [], dtype=torch.long, device=device)

@@ -1,12 +1,12 @@
-"""How well a model hears frozen speech.
+"""Evaluate models on frozen speech.
 
-A model decodes the references of a dataset's split once; every text heard is
-kept, and the scores are counted from what was kept.
+A model decodes the references of a dataset's split once; every hypothesis is
+stored, and the scores are computed from the stored hypotheses.
 
-    measuring.py   decode, keep, count       probes.py       silence, noise, 30 s
-    scores.py      errors, rates, slices     sounds.py       in which nobody speaks
-    word_times.py  where words lie in time   unlabelled.py   speech without a reference
-    written.py     capitals, punctuation     heard_texts.py  texts heard in training, and new ones
+    measuring.py   decode, store, score      probes.py       silence, noise, 30 s
+    scores.py      errors, rates, slices     sounds.py       sounds without speech
+    word_times.py  errors of word times      unlabelled.py   speech without a reference
+    written.py     capitals, punctuation     heard_texts.py  new texts and texts heard in training
 """
 
 from voxloop.steps.evaluation.heard_texts import lineage, parted, texts_heard, with_texts

@@ -1,4 +1,4 @@
-"""What more speech would bring: a power law through the error rates of models trained on shares of it. Pure NumPy.
+"""Forecast the gain from more speech: fit a power law to error rates on parts of a dataset. Pure NumPy.
 
 The law is Hestness et al.'s ("Deep Learning Scaling is Predictable, Empirically",
 arXiv:1712.00409): WER(n) = floor + scale * (n / N)^-exponent, `N` the most clips measured.
@@ -18,16 +18,16 @@ Array = np.ndarray[Any, np.dtype[Any]]
 RESAMPLES = 2000
 LEVEL = 0.95  # of intervals
 EXPONENTS = np.geomspace(0.05, 2.0, 200)  # Hestness et al. found 0.07 to 0.35 at scale; small data falls faster
-MIN_RUNS = 2  # by share: with one there is no telling chance from speech
+MIN_RUNS = 2  # per share: a single run cannot separate the effect of speech from chance
 FALLS = 0.95  # share of resamples in which WER has to fall from the smallest share to the largest
-WIDEST = 0.5  # widest interval of the next fall that is of use, by the error rate of today
-Z_MISFIT = 2.326  # the 99 % point of the normal distribution: a law that misses by more is not the data's
+WIDEST = 0.5  # widest useful interval of the next fall, relative to today's error rate
+Z_MISFIT = 2.326  # the 99 % point of the normal distribution: a law with a larger misfit is rejected
 NOT_REJECTED = 3.84  # chi-squared of one degree of freedom at 95 %: how much worse a law without a floor may fit
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trial:
-    """One training on a share of the clips, and its word errors on each utterance measured."""
+    """One training run on a share of the clips, with its word errors by utterance."""
 
     clips: int
     seed: int
@@ -46,30 +46,29 @@ class At:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Curve:
-    """A fitted law with what it forecasts."""
+    """A fitted law and its forecast."""
 
-    floor: float  # the WER that no amount of such speech would beat
+    floor: float  # the WER that more such speech cannot beat
     scale: float
     exponent: float
     measured: tuple[At, ...]  # by share, smallest first
     forecast: tuple[At, ...]  # beyond what was measured
     falls: tuple[At, ...]  # for each of `forecast`: how far below today's WER it lies; above 0 is better
     probability: float  # share of resamples in which WER falls from the smallest share to the largest
-    today: float  # WER of the most clips by the law, where `measured` has what was found
+    today: float  # the law's WER at the largest share; `measured` has the observed one
     follows: bool  # whether the error rates lie on such a curve, within their noise
-    usable: bool  # False: too flat, too noisy or another curve
+    usable: bool  # False: too flat, too noisy, or another kind of curve
 
 
 def fit(
     clips: Sequence[int], wers: Array, spreads: Array, *, floored: bool = True
 ) -> tuple[Array, Array, Array, Array]:
-    """Least squares of the law for each row of `wers` (R, S), weighted by `spreads` (S,), or of one without a floor.
+    """Least-squares fit of the law (or, if not `floored`, one without a floor) for each row of `wers` (R, S).
 
-    Returns floor, scale, exponent and chi-squared, (R,) each.
+    `spreads` (S,) are the standard errors. Returns floor, scale, exponent and chi-squared, (R,) each.
 
-    For a given exponent the law is linear in floor and scale, so that the best of
-    each exponent is known exactly and the best exponent is looked up; no start value and no local minimum.
-    Floor and scale are at least 0.
+    For a given exponent the law is linear in floor and scale, so their best values are exact and the
+    best exponent is found on a grid, without start values or local minima. Floor and scale are at least 0.
     """
     x = np.asarray(clips, dtype=float) / max(clips)
     precision = 1 / np.maximum(np.asarray(spreads, dtype=float), 1e-9) ** 2
@@ -98,15 +97,17 @@ def extrapolate(
 ) -> Curve:
     """The law through the trials, with intervals by a bootstrap over recordings and over runs.
 
-    Recordings are drawn as in `significance.interval`, the same ones for all trials.
-    What runs of one share differ by is pooled over the shares (by the root of the
-    WER, since it shrinks with it) and drawn anew for each run. Raises ValueError with fewer than
-    three shares or fewer than MIN_RUNS runs in one.
+    Recordings are drawn as in `significance.interval`, the same ones for all trials. Residuals between
+    runs of one share are pooled over the shares (scaled by the root of the WER, with which they shrink)
+    and drawn anew for each run. Raises ValueError for fewer than three shares, or fewer than MIN_RUNS
+    runs in a share.
     """
     shares = sorted({trial.clips for trial in trials})
     groups = [[number for number, trial in enumerate(trials) if trial.clips == share] for share in shares]
     if len(shares) < 3 or min(len(group) for group in groups) < MIN_RUNS:
-        raise ValueError(f"needed are 3 shares with {MIN_RUNS} runs each; found {[len(group) for group in groups]}")
+        raise ValueError(
+            f"at least 3 shares with {MIN_RUNS} runs each are needed; found {[len(group) for group in groups]}"
+        )
     rng = np.random.default_rng(seed)
     names, index = np.unique(np.asarray(clusters), return_inverse=True)
     errors = np.zeros((len(trials), len(names)))  # (K, C)
@@ -121,7 +122,7 @@ def extrapolate(
     residuals = np.concatenate(
         [(observed[group] - mean) / _root(mean) for group, mean in zip(groups, by_share, strict=True)]
     )
-    # What is left after the means were fitted is too small by these degrees of freedom.
+    # Correct the residuals for the degrees of freedom used by the means.
     residuals *= np.sqrt(len(residuals) / (len(residuals) - len(groups)))
     resampled = np.empty((RESAMPLES, len(shares)))
     for column, (group, mean) in enumerate(zip(groups, by_share, strict=True)):
@@ -131,8 +132,8 @@ def extrapolate(
     floor, scale, exponent, misfit = (float(value[0]) for value in fit(shares, by_share[None, :], spreads))
     floors, scales, exponents, _ = fit(shares, resampled, spreads)
     if float(fit(shares, by_share[None, :], spreads, floored=False)[3][0]) - misfit <= NOT_REJECTED:
-        # A handful of shares seldom shows whether there is a floor. Where there may be none, half of the resamples do
-        # without, so that the interval covers what is not known of the law itself.
+        # A handful of shares seldom shows whether there is a floor. If there may be none, half of the resamples are
+        # fitted without one, so that the interval covers the uncertainty about the law itself.
         for laws, without in zip(
             (floors, scales, exponents), fit(shares, resampled[::2], spreads, floored=False)[:3], strict=True
         ):

@@ -1,8 +1,7 @@
-"""How much more speech for how much less error: short trainings on growing shares of a dataset, and a law through them.
+"""Forecast how much more speech lowers the error: short training runs on growing parts of a dataset, and a curve.
 
-Each share's training is a process of its own in `runs/forecast-<id>/<clips>-<seed>/` and leaves a
-`result.json`; asked again, only what is missing is trained. The models are not
-registered and their weights not kept: they are made to be measured.
+Each training run is a separate process in `runs/forecast-<id>/<clips>-<seed>/` and leaves a `result.json`; a repeated
+forecast trains only what is missing. The models are neither registered nor kept: they only serve the measurement.
 """
 
 from __future__ import annotations
@@ -36,21 +35,21 @@ if TYPE_CHECKING:
 
 SHARES = (0.125, 0.25, 0.5, 1.0)
 SEEDS = 3
-STEPS = 120  # of each training
-TIMES = (2, 4)  # how many times today's speech is forecast; further is a guess
-MIN_CLIPS = 16  # in the train split: fewer cannot be shared out
-FEW_WORDS = 300  # measured on fewer, the interval is wide whatever is trained
+STEPS = 120  # optimiser steps of each training run
+TIMES = (2, 4)  # multiples of today's speech to forecast; beyond that it is a guess
+MIN_CLIPS = 16  # in the train split: fewer cannot be divided
+FEW_WORDS = 300  # with fewer, the interval is wide whatever is trained
 RESULT = "result.json"
 FORECAST = "forecast.json"
-TURN_S = 0.5  # between two looks at whether the device is free
-START_S = 6.0  # seconds that a training process takes to start and to load
+TURN_S = 0.5  # between two checks whether the device is free
+START_S = 6.0  # time a training process needs to start and load
 
 Told = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a forecast will train and measure; nothing has been done yet."""
+    """What a forecast will train and measure, before it starts."""
 
     dataset: Dataset
     base: Model
@@ -61,8 +60,8 @@ class Plan:
     rows: tuple[DatasetRow, ...]  # of that split
     decoding: Decoding
     folder: Path
-    done: int  # trainings kept from before
-    seconds_each: float | None  # what one training takes, where that is known from earlier ones
+    done: int  # training runs already done
+    seconds_each: float | None  # of one training run, if known from earlier ones
 
     @property
     def runs(self) -> int:
@@ -71,7 +70,7 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Forecast:
-    """What more speech would bring, with what it rests on."""
+    """The expected gain from more speech, and the evidence."""
 
     dataset: str
     base: str
@@ -83,7 +82,7 @@ class Forecast:
     seconds: float  # of speech in the largest share
     seeds: int
     curve: Curve
-    sentences: tuple[str, ...]  # what follows, in words
+    sentences: tuple[str, ...]  # conclusions in words
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -101,36 +100,40 @@ def plan(
     steps: int = STEPS,
     split: Split = "val",
 ) -> Plan:
-    """Settle what a forecast will do. Raises UsageError where there is too little to share out or to measure on.
+    """Plan a forecast. Raises UsageError if there is too little speech to divide or to measure on.
 
-    It measures on val: the frozen test is to be used seldom, since the more often
-    it decides, the less it is worth. No training sees val here, so that nothing is chosen on what is measured.
+    It measures on val, because the test set loses value each time it decides something.
+    No training run sees val here, so nothing is selected on the speech it is measured on.
     """
     if split == "train":
-        raise UsageError("a forecast is not measured on what is trained on: take val")
+        raise UsageError("a forecast cannot be measured on the speech that it trains on: choose --split val")
     frozen = datasets.find(ws, dataset)
     model = models.base_model(ws, base)
     rows = datasets.rows(ws, frozen.id, split)
     clips = sorted({round(frozen.clips.get("train", 0) * share) for share in shares})
     if not all(0 < share <= 1 for share in shares) or len(clips) < 3:
-        raise UsageError(f"shares {', '.join(f'{s:g}' for s in shares)}: needed are three different ones, above 0 to 1")
+        raise UsageError(
+            f"shares {', '.join(f'{s:g}' for s in shares)}: give three different shares above 0 and at most 1"
+        )
     if frozen.clips.get("train", 0) < MIN_CLIPS or clips[0] < 1:
         raise UsageError(
-            f"dataset {frozen.name} has {frozen.clips.get('train', 0)} training clips: a forecast shares out at least "
-            f"{MIN_CLIPS}, the smallest share at least one; review more and freeze again"
+            f"dataset {frozen.name} has {frozen.clips.get('train', 0)} training clips, but a forecast needs at least "
+            f"{MIN_CLIPS}: review more utterances and build a new dataset"
         )
     if not rows:
         raise UsageError(
-            f"the {split} split of dataset {frozen.name} is empty, so there is nothing to measure on: freeze one "
+            f"the {split} split of dataset {frozen.name} is empty, so there is nothing to measure on: build a dataset "
             "with a larger share for it (`voxloop dataset build --ratios 0.7/0.15/0.15`)"
         )
     if seeds < MIN_RUNS:
-        raise UsageError(f"{seeds} seeds: needed are {MIN_RUNS} or more, to tell chance from speech")
+        raise UsageError(
+            f"--seeds is {seeds}, but at least {MIN_RUNS} are needed to separate the effect of speech from chance"
+        )
     folder = Path(models.model_folder(ws, model))
     chosen = suited(frozen, folder, recipe)
-    # The end is a number of steps, the same for every share and on every machine.
+    # Training ends after a number of steps, the same for every share and machine.
     chosen = replace(recipes.override(chosen, overrides), max_steps=steps, max_seconds=None, max_epochs=None, seed=1)
-    # The models are made to be measured and are converted for no engine.
+    # These models are only measured, so they are not converted for an engine.
     decoding = as_heard(ws, rows, replace(transcripts.decoding(ws, model=model), engine="torch"))
     asked = [
         frozen.id,
@@ -159,12 +162,12 @@ def plan(
 
 
 def _pairs(plan: Plan) -> list[tuple[int, int]]:
-    """Clips and seed of each training, seed by seed, so that what was cut short covers all shares."""
+    """Clips and seed of each training run, seed by seed, so that an interrupted forecast covers all shares."""
     return [(clips, seed) for seed in plan.seeds for clips in plan.clips]
 
 
 def _kept(plan: Plan, clips: int, seed: int) -> dict[str, Any] | None:
-    """The result of a training done before; None where there is none, or where it measured other utterances."""
+    """The result of an earlier training run; None if missing, or if it measured other utterances."""
     try:
         found = read_json(plan.folder / f"{clips}-{seed}" / RESULT)
     except (FileNotFoundError, ValueError):
@@ -173,7 +176,7 @@ def _kept(plan: Plan, clips: int, seed: int) -> dict[str, Any] | None:
 
 
 def _pace(ws: Workspace, plan: Plan, kept: Sequence[dict[str, Any]]) -> float | None:
-    """Seconds of one training, from those of this forecast or from the newest run of the same base."""
+    """Seconds per training run, from this forecast or from the newest run of the same base."""
     if kept:
         return float(sum(one["took_s"] for one in kept) / len(kept))
     with ws.read() as reader:
@@ -186,9 +189,9 @@ def _pace(ws: Workspace, plan: Plan, kept: Sequence[dict[str, Any]]) -> float | 
 
 
 def forecast(ws: Workspace, plan: Plan, *, told: Told | None = None) -> Forecast:
-    """Do what is missing of a plan, and fit. After Ctrl-C the same plan goes on where it was.
+    """Train what is missing of a plan, and fit the curve. After Ctrl-C the same plan continues.
 
-    `told` gets a line for each training. Raises TrainingError where one fails.
+    `told` is called with a line for each training run. Raises TrainingError if one fails.
     """
     say = told or (lambda line: None)
     trials = []
@@ -204,24 +207,28 @@ def forecast(ws: Workspace, plan: Plan, *, told: Told | None = None) -> Forecast
         left = sum(later is None for later in list(kept.values())[number:])
         pace = sum(took) / len(took) if took else plan.seconds_each
         eta = f", about {left * pace:.0f} s left" if left and pace else ""
-        say(f"  {number}/{plan.runs}: {clips} clips, seed {seed}: WER {result['wer']:.1%}{' (kept)' * known}{eta}")
+        say(
+            f"  {number}/{plan.runs}: {clips} clips, seed {seed}: WER {100 * result['wer']:.1f} %"
+            f"{' (already done)' * known}{eta}"
+        )
         errors = tuple(result["errors"][row.utterance] for row in plan.rows)
         trials.append(Trial(clips=clips, seed=seed, errors=errors))
     found = _fitted(ws, plan, trials)
     write_json(plan.folder / FORECAST, found.as_dict())
-    shutil.rmtree(plan.folder / "data", ignore_errors=True)  # copies of speech stay no longer than they are needed
+    shutil.rmtree(plan.folder / "data", ignore_errors=True)  # do not keep copies of speech longer than needed
     return found
 
 
 def _lay_out(ws: Workspace, plan: Plan) -> None:
-    """Write the training clips once, and a manifest for each share: nested, another order for each seed."""
+    """Write the training clips once, and a manifest for each share: nested, in a different order per seed."""
     if all(_kept(plan, *pair) for pair in _pairs(plan)):
         return
     data = plan.folder / "data"
     lines = datasets.write_split(ws, plan.dataset.id, "train", data).read_text(encoding="utf-8").splitlines()
     if len(lines) < plan.clips[-1]:
         raise UsageError(
-            f"dataset {plan.dataset.name} lost training clips: {len(lines)} of {plan.clips[-1]} are left: freeze anew"
+            f"only {len(lines)} of {plan.clips[-1]} training clips of dataset {plan.dataset.name} are left: "
+            "build a new dataset"
         )
     for clips, seed in _pairs(plan):
         placed = {datasets.position(f"forecast {seed} {json.loads(line)['id']}"): line for line in lines}
@@ -230,11 +237,11 @@ def _lay_out(ws: Workspace, plan: Plan) -> None:
 
 
 def _train(ws: Workspace, plan: Plan, clips: int, seed: int, say: Told) -> dict[str, Any]:
-    """Train on one share in a process of its own, measure what came of it, and keep the result alone."""
+    """Train on one share in a separate process, measure the model, and keep only the result."""
     folder = plan.folder / f"{clips}-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
-    # One that outlived the process that started it is followed to its end.
+    # A training process that survived its parent is followed to its end.
     child = control.find(folder)
     if child is None and control.last_words(folder)["status"] != "completed":
         child = _start(ws, plan, folder, clips, seed, say)
@@ -244,13 +251,13 @@ def _train(ws: Workspace, plan: Plan, clips: int, seed: int, say: Told) -> dict[
             for _ in control.follow(child):
                 pass
         except BaseException:
-            child.stop()  # Ctrl-C: the child must not go on alone; its checkpoint is gone on from
+            child.stop()  # Ctrl-C: stop the child; its checkpoint is resumed later
             raise
         ending = control.ending(child)
         if ending.status != "completed":
             why = ending.error or "the training process was asked to stop"
             raise TrainingError(
-                f"training on {clips} clips with seed {seed} ended early: {why}; its log is {folder / LOG}"
+                f"training on {clips} clips with seed {seed} ended early: {why}; see the log {folder / LOG}"
             )
     errors, words = _measure(ws, plan, folder / "final")
     result = {
@@ -264,12 +271,12 @@ def _train(ws: Workspace, plan: Plan, clips: int, seed: int, say: Told) -> dict[
     for path in folder.iterdir():
         if path.is_dir():
             shutil.rmtree(path)
-    (folder / STATUS).unlink(missing_ok=True)  # its models are gone: should the result be lost, it is trained anew
+    (folder / STATUS).unlink(missing_ok=True)  # its models are gone, so a lost result means training again
     return result
 
 
 def _start(ws: Workspace, plan: Plan, folder: Path, clips: int, seed: int, say: Told) -> control.Child:
-    """Start the training once the device is free: a forecast takes its turn among the runs."""
+    """Start the training process once the device is free."""
     write_json(
         folder / CONFIG,
         {
@@ -277,7 +284,7 @@ def _start(ws: Workspace, plan: Plan, folder: Path, clips: int, seed: int, say: 
             "family": plan.base.family,
             "base": models.model_folder(ws, plan.base),
             "train": f"../data/train-{clips}-{seed}.jsonl",
-            "val": "none",  # nothing is measured while training: the last weights count
+            "val": "none",  # no evaluation during training: the last weights count
             "recipe": replace(plan.recipe, seed=seed).as_dict(),
             "device": ws.settings.device or "auto",
             "threads": ws.settings.threads,
@@ -288,7 +295,7 @@ def _start(ws: Workspace, plan: Plan, folder: Path, clips: int, seed: int, say: 
     told = False
     while (lock := locks.take(path)) is None:
         if not told:
-            say(f"  waits for {device}: {locks.note(path).get('run') or 'another training'} has it")
+            say(f"  waiting for {device}, which {locks.note(path).get('run') or 'another training run'} is using")
             told = True
         time.sleep(TURN_S)
     with lock:
@@ -297,7 +304,7 @@ def _start(ws: Workspace, plan: Plan, folder: Path, clips: int, seed: int, say: 
 
 
 def _measure(ws: Workspace, plan: Plan, folder: Path) -> tuple[dict[str, int], int]:
-    """Word errors of each utterance measured on, and the words of all."""
+    """Word errors by utterance, and the total number of words."""
     recogniser = family(plan.base.family).load(str(folder), device=models.device(ws))
     errors: dict[str, int] = {}
     words = 0
@@ -335,40 +342,40 @@ def _fitted(ws: Workspace, plan: Plan, trials: Sequence[Trial]) -> Forecast:
 
 
 def sentences(curve: Curve, *, seconds: float, words: int) -> tuple[str, ...]:
-    """What a curve says to a person; where it says nothing, why not."""
+    """The conclusions from a curve in words, or why there are none."""
     today = curve.measured[-1]
-    fitted = f"; {100 * curve.today:.1f} on the curve" if curve.usable else ""
+    fitted = f"; {100 * curve.today:.1f} % on the fitted curve" if curve.usable else ""
     said = [
-        f"Today's {today.clips} clips ({spoken(seconds)}) bring {_rate(today.wer)}, "
+        f"Today's {today.clips} clips ({spoken(seconds)}) give {_rate(today.wer)}, "
         f"{_span(today.low, today.high)}{fitted}."
     ]
     if not curve.usable:
         first = curve.measured[0]
         if curve.probability < FALLS:
             said.append(
-                f"What more speech would bring cannot be said: from {first.clips} to {today.clips} clips the error "
-                f"rate went from {_rate(first.wer)} to {_rate(today.wer)}"
-                + (", which may be chance." if today.wer < first.wer else ": these trainings may be too short.")
+                f"The gain from more speech cannot be estimated: from {first.clips} to {today.clips} clips, "
+                f"{_rate(first.wer)} became {_rate(today.wer)}"
+                + (", which may be chance." if today.wer < first.wer else "; these training runs may be too short.")
             )
         elif not curve.follows:
             rates = ", ".join(f"{at.clips} clips {100 * at.wer:.1f} %" for at in curve.measured)
             said.append(
-                f"It falls with more speech, but not along a curve that can be drawn on ({rates}): how far it would go "
-                "on falling cannot be said."
+                f"WER falls with more speech, but not along a curve that can be extrapolated ({rates}), so the further "
+                "gain cannot be estimated."
             )
         else:
             said.append(
-                f"It falls with more speech, but how far cannot be said: twice the speech might bring "
-                f"{100 * curve.falls[0].low:.1f} to {100 * curve.falls[0].high:.1f} points less."
+                f"WER falls with more speech, but the estimate is too uncertain: twice the speech may lower it by "
+                f"{100 * curve.falls[0].low:.1f} to {100 * curve.falls[0].high:.1f} points."
             )
-        more = f"measure on more validation speech (it has {words} words), " if words < FEW_WORDS else ""
-        seeds = "train with more seeds (--seeds 6), or " if curve.follows else ""
-        said.append(f"To know more: {more}{seeds}let each learn longer (--steps 300).")
+        more = f"use a larger val split (it has {words} words), " if words < FEW_WORDS else ""
+        seeds = "use more seeds (--seeds 6), or " if curve.follows else ""
+        said.append(f"For a better estimate, {more}{seeds}train longer (--steps 300).")
         return tuple(said)
     for at, fall in zip(curve.forecast, curve.falls, strict=True):
         times = at.clips // today.clips
         said.append(
-            f"{times} times the speech ({at.clips} clips, {spoken(seconds * times)}) would bring about "
+            f"{times} times the speech ({at.clips} clips, {spoken(seconds * times)}) would give about "
             f"{_rate(at.wer)}, {_span(at.low, at.high)}: {100 * fall.wer:.1f} points less "
             f"({100 * fall.low:.1f} to {100 * fall.high:.1f})."
         )
@@ -376,14 +383,14 @@ def sentences(curve: Curve, *, seconds: float, words: int) -> tuple[str, ...]:
 
 
 def spoken(seconds: float) -> str:
-    """A length of speech as people say it."""
+    """A length of speech in words: 45 s, 3.2 min, 1.5 h."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _rate(share: float) -> str:
-    return f"{100 * share:.1f} % WER"
+    return f"a WER of {100 * share:.1f} %"
 
 
 def _span(low: float, high: float) -> str:
@@ -391,7 +398,7 @@ def _span(low: float, high: float) -> str:
 
 
 def newest(ws: Workspace, dataset: str) -> dict[str, Any] | None:
-    """The newest forecast kept for a dataset, as `Forecast.as_dict` wrote it."""
+    """The newest stored forecast for a dataset, as written by `Forecast.as_dict`."""
     found = sorted(ws.runs.glob(f"forecast-*/{FORECAST}"), key=lambda path: path.stat().st_mtime)
     for path in reversed(found):
         values = read_json(path)

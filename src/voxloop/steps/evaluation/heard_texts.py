@@ -1,6 +1,6 @@
-"""Texts heard in training, and new texts: a model may know a sentence by heart and still not know the voice.
+"""New texts and texts heard in training: a model may know a sentence by heart and still not know the voice.
 
-Which texts a model was trained on follows from its run's dataset, and from those of the models that it was tuned from.
+The texts a model was trained on come from its run's dataset and from the datasets of the models in its lineage.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ NEW, HEARD = "new", "heard in training"
 
 
 def lineage(reader: Reader, model: Model) -> list[Model]:
-    """A model and those it was tuned from, itself first, as far as the catalog knows them."""
+    """A model and its chain of bases, itself first, as far as the catalog has them."""
     found = [model]
     while found[-1].run is not None:
         base = reader.find(Model, found[-1].base)
@@ -34,7 +34,7 @@ def lineage(reader: Reader, model: Model) -> list[Model]:
 
 
 def texts_heard(ws: Workspace, *models: str) -> frozenset[str] | None:
-    """The normalised texts that any of these models was trained on; None where none came from a run here."""
+    """The normalised texts that any of these models was trained on; None if none was trained here."""
     with ws.read() as reader:
         lines = [lineage(reader, record) for id in models if (record := reader.find(Model, id))]
         runs = [reader.find(Run, model.run) for line in lines for model in line if model.run]
@@ -48,9 +48,9 @@ def texts_heard(ws: Workspace, *models: str) -> frozenset[str] | None:
 def parted(
     rows: Sequence[Scored], heard: Collection[str], language: str | None, changes: text.Changes | None = None
 ) -> dict[str, list[int]]:
-    """Places of the rows whose texts are new, and of those that were heard in training.
+    """Row indices of new texts and of texts heard in training.
 
-    `language` counts where a row names none, `changes` is the setting `normaliser`.
+    `language` applies to rows without one, and `changes` is the setting `normaliser`.
     """
     places: dict[str, list[int]] = {NEW: [], HEARD: []}
     for place, row in enumerate(rows):
@@ -60,9 +60,9 @@ def parted(
 
 
 def with_texts(ws: Workspace, evaluation: Evaluation, heard: Collection[str] | None = None) -> Evaluation:
-    """The evaluation with two slices more: new texts, and texts heard in training (`heard`, or by its model).
+    """The evaluation with two more slices: new texts and texts heard in training (`heard`, or by its model).
 
-    Nothing is added where the model was not trained here.
+    Unchanged if the model was not trained here.
     """
     heard = texts_heard(ws, evaluation.model) if heard is None else heard
     if heard is None:

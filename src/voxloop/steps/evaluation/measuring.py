@@ -1,6 +1,6 @@
-"""Measuring one model: decode a frozen split once, keep what was heard, and count from what was kept.
+"""Evaluate one model: decode a frozen split once, store the hypotheses, and compute scores from them.
 
-Sound goes to the model as it does when recordings and files are transcribed (`steps/hearing.py`).
+The model gets its audio as in transcription, through the voice detector (`steps/hearing.py`).
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from voxloop.workspace import Transaction, Workspace
 
 BLOCK_S = 600.0  # seconds of audio read and decoded at a time
-TIMED = 60  # clips, spread over the test, whose words are placed in time though their references have no times
-DETECTED = 30  # clips, spread likewise, whose language is detected
+TIMED = 60  # clips, spread over the test set, that get word times though their references have none
+DETECTED = 30  # clips, spread the same way, whose language is detected
 
 
 def evaluate(
@@ -48,12 +48,12 @@ def evaluate(
     decoding: Decoding | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Measure a model on the frozen references of a dataset's split; what was measured before is returned.
+    """Measure a model on the frozen references of a dataset's split; a stored evaluation is returned as is.
 
-    `model` is anything that `models.base_model` takes (None: the champion, or
-    the base model before there is one), `dataset` a name or id (None: the newest).
-    A language in `decoding` counts where an utterance names none. Raises UsageError
-    where the split is empty or holds anything but references.
+    `model` is any name that `models.base_model` accepts (None: the champion, or the
+    base model before there is one), `dataset` a name or id (None: the newest). A
+    language in `decoding` applies to utterances without one. Raises UsageError if
+    the split is empty or contains texts that are not references.
     """
     return measure(ws, model, dataset=dataset, split=split, decoding=decoding, progress=progress, writing=ws.completion)
 
@@ -68,7 +68,7 @@ def measure(
     progress: Progress | None,
     writing: Callable[[], AbstractContextManager[Transaction]],
 ) -> Evaluation:
-    """As `evaluate`, within another step: `writing` says which kind of write carries the result."""
+    """As `evaluate`, within another step: `writing` opens the transaction that stores the result."""
     record = models.base_model(ws, model)
     frozen = datasets.find(ws, dataset)
     rows = datasets.rows(ws, frozen.id, split)
@@ -88,9 +88,9 @@ def measure(
 
 
 def as_served(ws: Workspace, model: Model) -> list[Decoding]:
-    """How a model is read on each engine that the setting `serving_engines` declares, in that order.
+    """The decoding of a model on each engine of the setting `serving_engines`, in that order.
 
-    An engine that the model's family lacks is `torch` here, as it would be in serving.
+    If the model's family does not support an engine, `torch` takes its place, as in serving.
     """
     asked = ws.settings.serving_engines or (ws.settings.engine,)
     found = []
@@ -102,12 +102,12 @@ def as_served(ws: Workspace, model: Model) -> list[Decoding]:
 
 
 def as_heard(ws: Workspace, rows: Sequence[DatasetRow], decoding: Decoding) -> Decoding:
-    """A decoding that also says which sound of these rows the model is given, as the pipeline would give it today."""
+    """The decoding with the identity of the voice detection that the pipeline would apply to these rows today."""
     return replace(decoding, hearing=hearing.identity(ws, rows))
 
 
 def evaluation_id(model: str, dataset: str, split: Split, decoding: Decoding, normaliser: str) -> str:
-    """All that decides what a model heard, and how it was counted, as one id: the same question is asked once."""
+    """A hash of everything that determines an evaluation, so that the same one is computed only once."""
     identity = json.dumps([model, dataset, split, decoding.identity(), normaliser], sort_keys=True)
     return f"sha256-{hashlib.sha256(identity.encode()).hexdigest()}"
 
@@ -115,10 +115,10 @@ def evaluation_id(model: str, dataset: str, split: Split, decoding: Decoding, no
 def find_evaluation(
     ws: Workspace, model: str, dataset: str, split: Split, decoding: Decoding, normaliser: str
 ) -> Evaluation | None:
-    """The evaluation of these that is kept, also under an id that an earlier formula made; None: there is none.
+    """The stored evaluation for these arguments, even under an id of an earlier version; None if there is none.
 
-    Ids were once made of every field of `Decoding`, how much is decoded at once among them. What such an evaluation
-    stored of its decoding still tells whether it asked the same.
+    Ids once covered every field of `Decoding`, batch sizes included. The decoding stored with such an evaluation
+    still shows whether it matches.
     """
     asked = tables.evaluation.c
     same = (asked.model == model, asked.dataset == dataset, asked.split == split, asked.normaliser == normaliser)
@@ -132,21 +132,21 @@ def find_evaluation(
 
 
 def normalisers(rows: Sequence[DatasetRow], decoding: Decoding, changes: text.Changes | None = None) -> str:
-    """The versions of the normalisers that the rows' languages ask for, joined by `+`."""
+    """The normaliser versions for the languages of the rows, joined by `+`."""
     return "+".join(sorted({text.normaliser_version(_language(row, decoding), changes) for row in rows}))
 
 
 def _check_rows(rows: Sequence[DatasetRow], name: str, split: Split) -> None:
     if not rows:
         raise UsageError(
-            f"the {split} split of dataset {name} is empty: review more utterances and freeze a new dataset, "
+            f"the {split} split of dataset {name} is empty: review more utterances and build a new dataset, "
             "or give that split a larger share (`voxloop dataset build --ratios 0.8/0.1/0.1`)"
         )
     machine = sum(row.kind != "reference" for row in rows)
     if machine:
         raise UsageError(
-            f"{machine} of {len(rows)} texts in the {split} split of dataset {name} are a machine's: only a person's "
-            "references are measured against; correct them with `voxloop review save` and freeze a new dataset"
+            f"{machine} of {len(rows)} texts in the {split} split of dataset {name} were not written by a person: "
+            "correct them with `voxloop review save`, then build a new dataset"
         )
 
 
@@ -166,13 +166,13 @@ def _measure(
     normaliser: str,
 ) -> Evaluation:
     key = f"evaluations/{id}.jsonl"
-    took_s: float | None = None  # not known where the decoding was another process's
+    took_s: float | None = None  # unknown if another process did the decoding
     with models.loaded(ws, model, decoding.engine) as recogniser:
         if not ws.blobs.exists(key):
             scored, took_s = _decode(ws, recogniser, rows, decoding, progress, can=family(model.family).capabilities)
             lines = (json.dumps(asdict(row), ensure_ascii=False, sort_keys=True, allow_nan=False) for row in scored)
             ws.blobs.put(key, "".join(f"{line}\n" for line in lines).encode())
-        # Scores are of what was kept, also where another process or one that died before its commit kept it first.
+        # Score what is stored, which another process, or one that died before its commit, may have written.
         scores = scores_of(_read(ws, key))
         scores |= {"decode_seconds": took_s, "real_time_factor": took_s / scores["seconds"] if took_s else None}
         scores |= probe(ws, recogniser, rows, decoding)
@@ -198,10 +198,10 @@ def _decode(
     *,
     can: Collection[Capability],
 ) -> tuple[list[Scored], float]:
-    """What the model hears in every row, in their order, and the seconds that decoding took.
+    """The scored hypotheses of all rows, in order, and the seconds that decoding took.
 
-    Where the model `can`, word times are asked of rows whose references have some and of `TIMED` rows besides, and
-    the language of `DETECTED` rows.
+    If the model `can`, it also gives word times for rows whose references have them and for `TIMED` further rows, and
+    detects the language of `DETECTED` rows.
     """
     scored: dict[str, Scored] = {}
     done_s = took_s = 0.0
@@ -224,7 +224,7 @@ def _decode(
         detected: dict[str, str] = {}
         if detects and language and (known := [row for row in block if row.utterance in named and row.language]):
             detected = _detected(ws, recogniser, known, asked)
-            detects = bool(detected)  # none of an English-only model, which is not asked again
+            detects = bool(detected)  # empty for an English-only model, so do not ask again
         for row, one, found, (session, snr_db, spoken) in zip(
             block, score(block, texts, language, changes), heard, around, strict=True
         ):
@@ -244,14 +244,14 @@ def _decode(
 
 
 def _spread(rows: Sequence[DatasetRow], count: int) -> set[str]:
-    """At most so many utterances, spread over the rows."""
+    """At most `count` utterances, evenly spread over the rows."""
     return {rows[place * len(rows) // count].utterance for place in range(count)}
 
 
 def _heard(
     ws: Workspace, recogniser: Recogniser, rows: Sequence[DatasetRow], asked: Decoding, timed: Sequence[bool]
 ) -> list[Heard]:
-    """What is heard in rows, with word times where they are wanted; these change no text."""
+    """The hypotheses of rows, with word times where `timed`; word times do not change the text."""
     found: dict[str, Heard] = {}
     for wanted in (False, True):
         part = [row for row, one in zip(rows, timed, strict=True) if one is wanted]
@@ -262,9 +262,9 @@ def _heard(
 
 
 def _detected(ws: Workspace, recogniser: Recogniser, rows: Sequence[DatasetRow], asked: Decoding) -> dict[str, str]:
-    """The language that the model takes each row for where it is not told; nothing where it only knows one.
+    """The language that the model detects in each row; empty if it knows only one.
 
-    Of the text it writes a single token.
+    It generates a single token of text.
     """
     untold = replace(asked, language=None, max_new_tokens=1, beams=1, guards=None)
     heard = hearing.hear(ws, recogniser, rows, untold)
@@ -276,7 +276,7 @@ def _detected(ws: Workspace, recogniser: Recogniser, rows: Sequence[DatasetRow],
 
 
 def _around(reader: Reader, rows: Sequence[DatasetRow]) -> list[tuple[str | None, float | None, tuple[Word, ...]]]:
-    """What the dataset does not say of its rows: session, signal-to-noise ratio, the reference's word times."""
+    """Session, signal-to-noise ratio and reference word times of rows, which the dataset does not contain."""
     recordings = reader.find_all(Recording, [row.recording for row in rows])
     utterances = reader.find_all(Utterance, [row.utterance for row in rows])
     texts = reader.find_all(Transcript, [row.transcript for row in rows])
@@ -285,14 +285,14 @@ def _around(reader: Reader, rows: Sequence[DatasetRow]) -> list[tuple[str | None
         recording, utterance = recordings.get(row.recording), utterances.get(row.utterance)
         transcript = texts.get(row.transcript)
         quality = (utterance and utterance.quality) or (recording and recording.quality)
-        # Undone since or not: the reference of this dataset is the text that it froze.
+        # Even if it was undone since: the dataset's reference is the text that it froze.
         words = transcript.words if transcript and transcript.text == row.text else ()
         found.append((recording.session if recording else None, quality.snr_db if quality else None, words))
     return found
 
 
 def in_blocks(rows: Sequence[DatasetRow], decoding: Decoding) -> Iterator[tuple[str | None, list[DatasetRow]]]:
-    """Rows of one language and of like length, at most ten minutes together."""
+    """Rows in blocks of one language and similar length, about ten minutes each."""
     by_language: dict[str | None, list[DatasetRow]] = {}
     for row in sorted(rows, key=lambda row: row.duration):
         by_language.setdefault(_language(row, decoding), []).append(row)
@@ -308,7 +308,7 @@ def in_blocks(rows: Sequence[DatasetRow], decoding: Decoding) -> Iterator[tuple[
 
 
 def scored_rows(ws: Workspace, evaluation: Evaluation) -> list[Scored]:
-    """Every utterance of an evaluation with what was heard, in the order of the dataset."""
+    """Every utterance of an evaluation with its hypothesis, in the order of the dataset."""
     return _read(ws, evaluation.hypotheses)
 
 

@@ -1,7 +1,7 @@
-"""What a test set does not ask: sounds in which nobody speaks, and speech that lasts 30 s.
+"""Probes beyond the test set: sounds without speech, and speech that lasts 30 s.
 
-Each probe is heard as a file is: through the detector, which keeps most of what is no speech from the model. So a probe
-counts only where a user would have read what the model made of it.
+Each probe is transcribed like a file, through the voice detector, which keeps most sounds without speech from the
+model. So a probe counts only if a user would have seen its text.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
     from voxloop.steps.hearing import Heard
     from voxloop.workspace import Workspace
 
-JOINED_INPUTS = 8  # test clips joined up to 30 s, at most so many
-JOINED_MIN_S = 10.0  # less than this joined says nothing about long speech
+JOINED_INPUTS = 8  # at most this many groups of test clips joined up to 30 s
+JOINED_MIN_S = 10.0  # shorter joined speech says nothing about long speech
 JOINED_GAP_S = 0.2
 
 
 def probe(
     ws: Workspace, recogniser: Recogniser, rows: Sequence[DatasetRow], decoding: Decoding
 ) -> dict[str, dict[str, Any]]:
-    """What the model makes of silence, noise and test clips joined up to 30 s, in the test's main language."""
+    """Scores on silence, noise and test clips joined up to 30 s, in the test set's main language."""
     languages = Counter(row.language or decoding.language for row in rows)
     language = languages.most_common(1)[0][0]
     asked = replace(decoding, language=language)
@@ -64,13 +64,13 @@ def probe(
 def _inserted(
     heard: Sequence[Heard], sounds: Mapping[str, Waveform], language: str | None, changes: text.Changes
 ) -> dict[str, Any]:
-    """Words heard where nobody speaks: each is an insertion."""
+    """Words written where nobody speaks; each is an insertion."""
     texts = [one.hypothesis.text for one in heard]
     counts = [len(text.normalise(one, language, changes).split()) for one in texts]
     return {
         "inputs": len(sounds),
         "seconds": sum(len(waveform) for waveform in sounds.values()) / SAMPLE_RATE,
-        "reached": sum(one.speech is not None for one in heard),  # the model; the detector kept the others from it
+        "reached": sum(one.speech is not None for one in heard),  # sounds that the detector passed to the model
         "words": sum(counts),
         "counts": dict(zip(sounds, counts, strict=True)),
         "texts": texts,
@@ -78,7 +78,7 @@ def _inserted(
 
 
 def _joined_groups(rows: Sequence[DatasetRow]) -> Iterator[list[DatasetRow]]:
-    """Groups of rows that fill 30 s with a short gap between two, at most JOINED_INPUTS of them."""
+    """At most JOINED_INPUTS groups of rows that fill 30 s, with a short gap between rows."""
     made = 0
     group: list[DatasetRow] = []
     filled_s = 0.0

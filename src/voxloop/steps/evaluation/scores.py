@@ -1,4 +1,4 @@
-"""What is counted of one utterance, and the numbers that follow for a whole test set. Pure functions."""
+"""Error counts by utterance, and the scores of a whole test set. Pure functions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NOISY_DB, CLEAR_DB = 10.0, 20.0  # bounds of the slices by signal-to-noise ratio
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scored:
-    """One test utterance with what one model heard; texts as they are, counts after normalising."""
+    """One test utterance with a model's hypothesis; texts as written, counts after normalising."""
 
     utterance: str
     recording: str
@@ -38,17 +38,17 @@ class Scored:
     character_errors: int
     orthographic_words: int
     orthographic_errors: int
-    # Evaluations of earlier versions kept none of what follows.
+    # Evaluations of earlier versions lack the following fields.
     orthographic_characters: int = 0
     orthographic_character_errors: int = 0
     session: str | None = None
     snr_db: float | None = None
-    timed_words: int = 0  # words heard right whose times both the reference and the model know
-    start_error_s: float = 0.0  # sum over these words of how far their beginnings lie apart
+    timed_words: int = 0  # correct words with times in both reference and hypothesis
+    start_error_s: float = 0.0  # sum over these words of the distance between their starts
     end_error_s: float = 0.0
-    words_in_time: int = 0  # of these: begun and ended within `word_times.COLLAR_S`
-    edge_error_s: float | None = None  # how far the words' outer ends lie from the speech's; None: not measured
-    detected: str | None = None  # language that the model took it for, where it was not told; None: not measured
+    words_in_time: int = 0  # of these: start and end within `word_times.COLLAR_S`
+    edge_error_s: float | None = None  # distance of the outer word ends from the ends of the speech; None: not measured
+    detected: str | None = None  # language detected by the model; None: not measured
 
 
 def score(
@@ -57,7 +57,7 @@ def score(
     language: str | None,
     changes: text.Changes | None = None,
 ) -> list[Scored]:
-    """Count the errors in texts heard (with their confidence) against the rows' references.
+    """Count the errors of hypotheses (with their confidence) against the rows' references.
 
     `changes` is the setting `normaliser`.
     """
@@ -99,7 +99,7 @@ def score(
 
 
 def scores_of(rows: Sequence[Scored]) -> dict[str, Any]:
-    """The numbers of an evaluation, each a sum over utterances."""
+    """The scores of an evaluation, from sums over utterances."""
     low, high = interval(rows)
     return {
         "wer": wer(rows),
@@ -130,7 +130,7 @@ def _rate(rows: Sequence[Scored], errors: str, units: str) -> float:
 
 
 def wer(rows: Sequence[Scored]) -> float:
-    """Word errors by word of the references."""
+    """Word errors per reference word."""
     return _rate(rows, "errors", "words")
 
 
@@ -142,7 +142,7 @@ def interval(rows: Sequence[Scored]) -> tuple[float, float]:
 
 
 def slice_of(by: str, name: str, part: Sequence[Scored]) -> dict[str, Any]:
-    """The numbers of a part of a test set, named by what it was parted by."""
+    """The scores of a slice of a test set."""
     low, high = interval(part)
     return {
         "by": by,
@@ -157,7 +157,7 @@ def slice_of(by: str, name: str, part: Sequence[Scored]) -> dict[str, Any]:
 
 
 def _word_times(rows: Sequence[Scored]) -> dict[str, Any] | None:
-    """How far the words' times lie from the references'; None where nothing can be compared."""
+    """Mean errors of word times against the references; None if there is nothing to compare."""
     words = sum(row.timed_words for row in rows)
     if not words:
         return None
@@ -170,19 +170,19 @@ def _word_times(rows: Sequence[Scored]) -> dict[str, Any] | None:
 
 
 def _edges(rows: Sequence[Scored]) -> dict[str, Any] | None:
-    """How far the outer words lie from the ends of the speech; None where it was not measured."""
+    """Mean distance of the outer words from the ends of the speech; None if it was not measured."""
     known = [row.edge_error_s for row in rows if row.edge_error_s is not None]
     return {"utterances": len(known), "error_s": sum(known) / len(known) / 2} if known else None
 
 
 def _language(rows: Sequence[Scored]) -> dict[str, Any] | None:
-    """Whether a model that is not told the language finds it; None where it was not measured."""
+    """Accuracy of language detection; None if it was not measured."""
     asked = [row for row in rows if row.detected and row.language]
     return {"utterances": len(asked), "right": sum(row.detected == row.language for row in asked)} if asked else None
 
 
 def _written(rows: Sequence[Scored]) -> dict[str, Any] | None:
-    """Whether words heard right are written as in the references; None where these have neither capitals nor marks."""
+    """Correct words written as in the references; None if these have neither capitals nor punctuation."""
     asked = style([row.reference for row in rows])
     if not asked:
         return None
@@ -200,7 +200,7 @@ def _written(rows: Sequence[Scored]) -> dict[str, Any] | None:
 def slices(rows: Sequence[Scored]) -> dict[tuple[str, str], list[Scored]]:
     """Rows by speaker, language, length, signal-to-noise ratio and session.
 
-    A slice by anything but speaker and language that holds everything says nothing and is left out.
+    A slice that contains every row is left out, unless it is by speaker or language.
     """
     slices: dict[tuple[str, str], list[Scored]] = {}
     for row in rows:

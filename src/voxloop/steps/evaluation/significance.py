@@ -1,7 +1,7 @@
-"""Whether a difference in error rate is more than luck: bootstrap and permutation over recordings. Pure NumPy.
+"""Significance of a difference in error rate: bootstrap and permutation tests over recordings. Pure NumPy.
 
-Utterances of one recording share voice, room and topic, so they are drawn together
-(clusters): drawing utterances singly makes intervals too narrow.
+Utterances of one recording share voice, room and topic, so they are drawn together as
+clusters; drawing single utterances makes intervals too narrow.
 Letters in shapes: `N` utterances, `C` clusters, `R` resamples.
 """
 
@@ -19,7 +19,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 RESAMPLES = 10_000
 LEVEL = 0.95  # of intervals
-POWER = 0.8  # share of cases in which a test of the size that `growth` names finds the difference
+POWER = 0.8  # share of cases in which a test of the size from `growth` detects the difference
 BLOCK = 2_000_000  # numbers drawn at once, so that memory stays bounded
 
 
@@ -31,13 +31,13 @@ class Paired:
     low: float  # ends of the interval of the difference
     high: float
     probability: float  # share of resamples in which the second system is better; ties do not count
-    chance: float  # probability of an improvement this large where both are equally good
-    chance_worse: float  # probability of a loss this large where both are equally good
+    chance: float  # p: probability of an improvement this large if both are equally good
+    chance_worse: float  # probability of a loss this large if both are equally good
     clusters: int
     differing: int  # clusters in which the two systems made unequal numbers of errors
     saved: int  # errors
     squares: int  # sum over clusters of the squared difference of errors
-    unheard: int  # errors that `chance` takes off what was saved
+    unheard: int  # errors that `chance` subtracts from `saved`
 
 
 def interval(
@@ -93,7 +93,7 @@ def paired(
 
 
 def chance_of_improvement(differences: Array, *, unheard: int = 0) -> float:
-    """Probability of a sum as low as that of whole `differences` (C,), where the sign of each is a coin's toss.
+    """Probability of a sum as low as that of integer `differences` (C,) under random signs.
 
     `unheard` is added to their sum first.
 
@@ -117,7 +117,7 @@ def chance_of_improvement(differences: Array, *, unheard: int = 0) -> float:
 
 
 def growth(found: Paired, level: float, power: float = POWER) -> float:
-    """How many times as large a test would show this difference, were it as large there, in `power` of cases.
+    """How many times as large a test must be to detect this difference with the given `power`.
 
     By the normal approximation of the sign-flip test, with f times the clusters:
     f saved - unheard = z sqrt(f squares). At least as many clusters as can show anything.

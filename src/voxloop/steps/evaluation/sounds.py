@@ -1,4 +1,4 @@
-"""Sounds in which nobody speaks: silence, noise, machines and music, made the same way each time. Pure functions.
+"""Sounds without speech: silence, noise, machines and music, generated the same way each time. Pure functions.
 
 A recogniser should write nothing for any of them. Waveforms (S,) float32 at 16 kHz, rounded to 16 bits as stored audio.
 """

@@ -1,7 +1,7 @@
-"""What a model makes of speech that has no reference: no errors can be counted, but empty and looping texts can.
+"""Check a model's texts for clips without a reference: errors cannot be counted, but empty and looping texts can.
 
-The clips are a sample of the workspace's own, the same for every model as long as they stay without a reference. No
-text is kept, and no clip's id: only what is needed to compare two models clip by clip.
+The clips are a sample of the workspace's own, the same for every model as long as they have no reference. Neither texts
+nor clip ids are stored, only what is needed to compare two models clip by clip.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from voxloop.workspace import Workspace
 
 CLIPS = 40
-EACH = 4  # of one recording at most, so that a long one does not fill the sample
-FASTEST = 30.0  # characters a second, with as many to spare for the shortest clips: nobody speaks faster
+EACH = 4  # per recording at most, so that a long one does not fill the sample
+FASTEST = 30.0  # characters per second, with one second to spare for short clips: nobody speaks faster
 
 Odd = Literal["", "empty", "loop", "too long"]
 
 
 def unlabelled(ws: Workspace, recogniser: Recogniser, decoding: Decoding) -> dict[str, Any] | None:
-    """What is odd about the texts of clips without a reference; None where there are none."""
+    """Counts of odd texts for clips without a reference; None if there are no such clips."""
     clips = _sample(ws)
     if not clips:
         return None
@@ -56,7 +56,7 @@ def unlabelled(ws: Workspace, recogniser: Recogniser, decoding: Decoding) -> dic
 
 
 def oddity(said: str, seconds: float, max_compression: float) -> Odd:
-    """What is odd about a text that was heard in so many seconds."""
+    """What is wrong with the text of a clip of so many seconds; empty if nothing is."""
     if not said:
         return "empty"
     if compression(said) > max_compression:
@@ -65,10 +65,10 @@ def oddity(said: str, seconds: float, max_compression: float) -> Odd:
 
 
 def _sample(ws: Workspace) -> list[Utterance]:
-    """At most CLIPS utterances without a reference, of as many recordings as can be.
+    """At most CLIPS utterances without a reference, from as many recordings as possible.
 
-    Recordings are taken in the order of their ids, which are hashes: a sample by chance, and mostly the same one
-    after more were added.
+    Recordings are taken in the order of their ids, which are hashes: a random sample that stays mostly the same
+    when more are added.
     """
     table = tables.utterance
     waiting = table.c.status.in_(("new", "transcribed"))
@@ -80,7 +80,7 @@ def _sample(ws: Workspace) -> list[Utterance]:
 
 
 def _shared_out(utterances: Sequence[Utterance]) -> list[Utterance]:
-    """First one of each recording, then a second, up to EACH of one and CLIPS of all."""
+    """First one of each recording, then a second, up to EACH per recording and CLIPS in total."""
     taken: dict[str, int] = {}
     ranked = []
     for utterance in sorted(utterances, key=lambda one: _digest(one.id)):
@@ -91,5 +91,5 @@ def _shared_out(utterances: Sequence[Utterance]) -> list[Utterance]:
 
 
 def _digest(utterance: str) -> str:
-    """What a clip is known by where its recording may be forgotten one day."""
+    """A clip's pseudonym, since its recording may be forgotten one day."""
     return hashlib.sha256(f"unlabelled {utterance}".encode()).hexdigest()[:16]

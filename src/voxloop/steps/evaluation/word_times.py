@@ -1,4 +1,4 @@
-"""How far a model's word times lie from those of a reference, or from where the speech begins and ends."""
+"""Errors of a model's word times, against a reference's times or against the ends of the speech."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from voxloop.speech import text
 if TYPE_CHECKING:
     from voxloop.steps.utterances import Span
 
-COLLAR_S = 0.2  # a word is in time where both its ends are this near (WhisperX counts so, arXiv:2303.00747)
+COLLAR_S = 0.2  # a word is in time if both its ends are this close (as in WhisperX, arXiv:2303.00747)
 
 
 def word_times(
     reference: Sequence[Word], hypothesis: Sequence[Word], language: str | None, changes: text.Changes | None = None
 ) -> dict[str, Any]:
-    """Errors of the times of the words that were heard right, as `Scored` keeps them.
+    """Errors of the times of correct words, as the fields of `Scored`.
 
-    Words are compared after normalising, so that `Twenty-three` meets `23`. A
-    word that the normaliser parts is one word still: its times are compared once, where
-    all its parts met parts of one word.
+    Words are compared after normalising, so that `Twenty-three` matches `23`. A word
+    that the normaliser splits still counts once, and only if all its parts match parts
+    of one word.
     """
     spoken, heard = _parts(reference, language, changes), _parts(hypothesis, language, changes)
     met: dict[int, set[int | None]] = {}  # word of the reference -> words of the hypothesis
@@ -54,9 +54,9 @@ def word_times(
 
 
 def edge_error_s(words: Sequence[Word], speech: Span | None) -> float | None:
-    """How far the first word's beginning and the last one's end lie from those of the speech, in seconds together.
+    """Distance of the first word's start and the last word's end from those of the speech, summed, in seconds.
 
-    The detector says where the speech lies, for every model alike. None where there are no words or no speech.
+    The detector finds the speech, the same for every model. None if there are no words or no speech.
     """
     if not words or speech is None:
         return None
@@ -65,6 +65,6 @@ def edge_error_s(words: Sequence[Word], speech: Span | None) -> float | None:
 
 
 def _parts(words: Sequence[Word], language: str | None, changes: text.Changes | None) -> list[tuple[str, int]]:
-    """The normalised parts of words, each with its word's place."""
+    """The normalised parts of words, each with its word's index."""
     normalised = [text.normalise(word.text, language, changes) for word in words]
     return [(part, index) for index, one in enumerate(normalised) for part in one.split()]

@@ -99,7 +99,7 @@ class SliceChange:
 
 
 def changes(before: Sequence[Scored], after: Sequence[Scored]) -> tuple[list[Change], list[Change]]:
-    """The utterances that got better and those that got worse, the most changed first; rows in the same order."""
+    """The utterances that got better and worse, most changed first; both lists have the same row order."""
     pairs = [Change(before=old, after=new) for old, new in zip(before, after, strict=True)]
     better = sorted((one for one in pairs if one.errors < 0), key=lambda one: (one.errors, one.before.utterance))
     worse = sorted((one for one in pairs if one.errors > 0), key=lambda one: (-one.errors, one.before.utterance))

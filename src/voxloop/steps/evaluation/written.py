@@ -1,4 +1,4 @@
-"""Capitals and punctuation: of the words that were heard right, how many are written as in the reference."""
+"""Capitals and punctuation: how many of the correct words are written as in the reference."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from voxloop.speech import text
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Style:
-    """What the references of a test set have, and so can be asked of a model."""
+    """What the references of a test set contain, and so what a model is measured on."""
 
     capitals: bool
     punctuation: bool
@@ -20,7 +20,7 @@ class Style:
 
 
 def style(references: list[str]) -> Style:
-    """What references are written with: marks at the ends of words, and capitals beside small letters."""
+    """Whether references contain punctuation at word ends, and capitals beside lower-case letters."""
     words = [word for one in references for word in one.split()]
     small = any(word != word.upper() for word in words)
     return Style(
@@ -30,7 +30,7 @@ def style(references: list[str]) -> Style:
 
 
 def written(reference: str, hypothesis: str, language: str | None, asked: Style) -> dict[int, bool]:
-    """For each word of the reference, by its place, that was heard right: whether it is written as there."""
+    """For each correct word, by its index in the reference: whether it is written the same way."""
     said, heard = _words(reference, language), _words(hypothesis, language)
     pairs = text.align(" ".join(_bare(word).lower() for word in said), " ".join(_bare(word).lower() for word in heard))
     found: dict[int, bool] = {}
@@ -44,7 +44,7 @@ def written(reference: str, hypothesis: str, language: str | None, asked: Style)
 
 
 def _words(written_text: str, language: str | None) -> list[str]:
-    """Words with the marks at them; a mark that stands alone, as French has it, belongs to the word before."""
+    """Words with their punctuation; a mark that stands alone, as in French, belongs to the word before it."""
     found: list[str] = []
     for word in text.clean(written_text, language).split():
         if _bare(word):
@@ -55,7 +55,7 @@ def _words(written_text: str, language: str | None) -> list[str]:
 
 
 def _bare(word: str) -> str:
-    """A word without the marks around it."""
+    """A word without surrounding punctuation."""
     start, end = 0, len(word)
     while start < end and _mark(word[start]):
         start += 1

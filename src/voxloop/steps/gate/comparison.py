@@ -1,7 +1,7 @@
-"""Whether one model hears better than another: the verdict that promotion rests on.
+"""Whether a challenger is better than a champion: the verdict that promotion rests on.
 
-Reads what both models heard of the same frozen references (`evaluation.py`) and decodes nothing. Comparing is free:
-only `promotion.promote` charges the ledger. How often the gate is wrong and what it finds is measured in docs/gate.md.
+Compares the hypotheses that both models' evaluations stored for the same frozen references; nothing is decoded here.
+Comparing is free: only `promotion.promote` charges the ledger. docs/gate.md measures the gate's error rate and power.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     from voxloop.settings import Settings
     from voxloop.workspace import Workspace
 
-WORSE_ERROR = 0.01  # chance of calling a model clearly worse that is as good
-FEW_DIFFER = 10  # fewer recordings or speakers with unequal errors make an interval that cannot rule out a gain
-MUCH_LARGER = 100  # times as large a test as there is: not worth naming
-EXAMPLE = 0.2  # share of errors saved, for which the size of a test is told where no gain was seen
+WORSE_ERROR = 0.01  # chance of calling an equally good model clearly worse
+FEW_DIFFER = 10  # with fewer recordings or speakers whose errors differ, the interval cannot rule out a gain
+MUCH_LARGER = 100  # a test this many times as large as today's is not worth suggesting
+EXAMPLE = 0.2  # share of errors saved that the advised test size assumes when no gain was seen
 
 Rests = Literal["all texts", "new texts"]
 
@@ -54,7 +54,7 @@ class TextRates:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Found:
-    """What was found on the rows that two models heard; what follows from it depends on the limit of p."""
+    """Statistics of two models on the same rows. The verdict also depends on the limit of p."""
 
     paired: significance.Paired
     before: float  # WER
@@ -75,11 +75,11 @@ class Found:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Judgement:
-    """What follows from what was found."""
+    """The verdict on two models, with its reasons."""
 
     found: Found
     limits: Limits
-    needed_utterances: int | None  # so many would show the improvement seen; None: not known, or it is shown
+    needed_utterances: int | None  # test size that would confirm the gain; None: unknown, or already shown
     verdict: Verdict
     reasons: tuple[str, ...]  # sentences, each a fact with its number
     next_step: str | None  # None: nothing is left to do
@@ -87,7 +87,7 @@ class Judgement:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
-    """A challenger beside a champion on the same frozen references, with a verdict. Differences below 0 are better.
+    """A challenger and a champion on the same frozen references, with a verdict. Negative differences are better.
 
     WER, differences and p are of the rows that the verdict `rests_on`; `texts` has the WER of all rows and of parts.
     """
@@ -117,8 +117,8 @@ class Comparison:
     next_step: str | None = None  # what to do, in words
     level: float = 0.05  # the p that promotion asks of this challenger on this test set
     counted_by: str = "recording"  # or speaker: what bootstrap and permutation draw
-    needed_utterances: int | None = None  # so many would show the improvement seen; None: it is shown, or there is none
-    general: str | None = None  # dataset that was asked as well
+    needed_utterances: int | None = None  # test size that would confirm the gain; None: shown, or no gain
+    general: str | None = None  # id of the general dataset, if one was measured too
     rests_on: Rests = "all texts"
     texts: tuple[TextRates, ...] = ()
 
@@ -127,7 +127,7 @@ class Comparison:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Comparison:
-        """What `as_dict` made a dictionary of, also after a way through JSON, or in an earlier version."""
+        """Restore the result of `as_dict`, also after a JSON round trip or from an earlier version."""
         known = {name: value for name, value in values.items() if name in cls.__dataclass_fields__}
         known["level"] = values.get("level", values.get("accepted", 0.05))
         return cls(
@@ -142,7 +142,7 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Findings:
-    """Two evaluations held side by side, before anything is judged. `judged` makes a `Comparison` of it."""
+    """Two evaluations side by side, not yet judged. `judged` turns them into a `Comparison`."""
 
     key: str  # of an attempt with these: `ledger.key`
     found: Found
@@ -153,7 +153,7 @@ class Findings:
     general: str | None
 
     def judged(self, limits: Limits, settings: Settings) -> Comparison:
-        """The comparison, with the verdict that follows at these limits of p."""
+        """The comparison, with the verdict at these limits of p."""
         made = judge(self.found, limits=limits, settings=settings, rests_on=self.rests_on, texts=self.texts)
         found = self.found
         return Comparison(
@@ -191,7 +191,7 @@ class Findings:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SideBySide:
-    """Two models on the same references: the judgement, and where each of them hears better."""
+    """Two models on the same references: the comparison, and the utterances that got better or worse."""
 
     evaluation: Evaluation
     against: Evaluation
@@ -234,9 +234,9 @@ def compare(
     general: tuple[Evaluation, Evaluation] | None = None,
     engines: Sequence[tuple[Evaluation, Evaluation]] = (),
 ) -> Comparison:
-    """Judge the challenger by what both models heard, at the limit that an attempt would have now; nothing is charged.
+    """Judge the challenger at the limit that an attempt would have now, without charging the ledger.
 
-    As `find`.
+    Arguments and errors as in `find`.
     """
     findings = find(ws, challenger, champion, general=general, engines=engines)
     with ws.read() as reader:
@@ -258,11 +258,11 @@ def find(
     general: tuple[Evaluation, Evaluation] | None = None,
     engines: Sequence[tuple[Evaluation, Evaluation]] = (),
 ) -> Findings:
-    """Hold the challenger against the champion by what both heard. Raises UsageError where the two cannot be compared.
+    """Compare the hypotheses of challenger and champion. Raises UsageError if the two cannot be compared.
 
-    `general` are both models' evaluations on a set that is only guarded, `engines` those on other engines that serve.
-    Errors are counted on the texts that neither model was trained on where there are `promote_min_utterances` of them,
-    else on all; the guards look at all.
+    `general` holds both models' evaluations on the general set, `engines` those on further serving engines.
+    The verdict counts errors on texts that neither model was trained on if there are at least
+    `promote_min_utterances` of them, otherwise on all; the guards always use all.
     """
     before, after = _rows(ws, challenger, champion)
     margins = ws.settings
@@ -294,7 +294,7 @@ def find(
 def _by_texts(
     ws: Workspace, challenger: Evaluation, champion: Evaluation, rows: Sequence[Scored]
 ) -> dict[str, list[int]]:
-    """Places of the rows by whether either model heard their texts in training; empty where none was trained here."""
+    """Row indices by whether either model saw the text in training; empty if neither was trained here."""
     heard = texts_heard(ws, challenger.model, champion.model)
     return {} if heard is None else parted(rows, heard, challenger.decoding.get("language"), ws.settings.normaliser)
 
@@ -309,7 +309,7 @@ def _text_rates(name: str, before: Sequence[Scored], after: Sequence[Scored]) ->
 
 
 def _rows(ws: Workspace, challenger: Evaluation, champion: Evaluation) -> tuple[list[Scored], list[Scored]]:
-    """What champion and challenger heard. Raises where one of them was asked otherwise than the other."""
+    """The scored rows of champion and challenger. Raises UsageError if they were measured differently."""
     asked = [
         {"dataset": one.dataset, "split": one.split, "normaliser": one.normaliser, "decoding": decoding}
         for one, decoding in zip((champion, challenger), _decodings(ws, champion, challenger), strict=True)
@@ -318,20 +318,20 @@ def _rows(ws: Workspace, challenger: Evaluation, champion: Evaluation) -> tuple[
         right = asked[1][name]
         if left != right:
             raise UsageError(
-                f"the two evaluations differ in {name} ({left} and {right}), so their errors do not compare: "
+                f"the two evaluations differ in {name} ({left} and {right}), so their errors cannot be compared: "
                 "evaluate both models on the same dataset with the same settings"
             )
     before, after = scored_rows(ws, champion), scored_rows(ws, challenger)
     if [(row.utterance, row.reference) for row in before] != [(row.utterance, row.reference) for row in after]:
         raise ConflictError(
-            f"evaluations {champion.id} and {challenger.id} do not hold the same references in the same order: "
-            "one of their files was changed; `voxloop verify` finds which"
+            f"evaluations {champion.id} and {challenger.id} do not hold the same references in the same order, so one "
+            "of their files was changed: find it with `voxloop verify`"
         )
     return before, after
 
 
 def _decodings(ws: Workspace, champion: Evaluation, challenger: Evaluation) -> list[dict[str, Any]]:
-    """What decided the texts of both. Models of two families are each compared on the engine that serves them."""
+    """The decoding identities of both. Models of different families may use different engines."""
     found = [Decoding.from_dict(one.decoding).identity() for one in (champion, challenger)]
     with ws.read() as reader:
         models = [reader.find(Model, one.model) for one in (champion, challenger)]
@@ -351,10 +351,10 @@ def weigh(
     guards: Sequence[Guard] | None = None,
     resamples: int | None = None,
 ) -> Found:
-    """What two models' errors on the same rows say. `guards` None: the slices of these rows are guarded."""
+    """Statistics of two models' errors on the same rows. `guards` None: guard the slices of these rows."""
     counted_by, names = clusters(before)
     words = sum(row.words for row in before)
-    # Half of an utterance's words are taken off what was saved, for rare large errors that this test may not hold.
+    # Subtract half an utterance's words from the gain, for rare large errors that this test may not contain.
     unheard = math.ceil(words / max(len(before), 1) / 2)
     if guards is None:
         guards = (slice_guard(before, after, margin=settings.promote_slice_margin),)
@@ -380,13 +380,13 @@ def judge(
     rests_on: Rests = "all texts",
     texts: Sequence[TextRates] = (),
 ) -> Judgement:
-    """The verdict on what was found, with its reasons in words and what to do.
+    """The verdict on two models, with its reasons and the next step in words.
 
-    `promote` asks for all of: enough utterances; p at the limit or below; an
-    improvement of `promote_min_improvement`; every guard. `reject` is for what is
-    known: clearly worse, or a guard that failed, or that no improvement of
-    `promote_min_improvement` lies within the 95 % interval. Everything else is
-    `insufficient evidence`, so that a true gain is not rejected for bad luck.
+    `promote` requires enough utterances, p at the limit or below, an improvement
+    of at least `promote_min_improvement`, and every guard passed. `reject` means
+    that the challenger is clearly worse, that a guard failed, or that the 95 %
+    interval rules out an improvement of `promote_min_improvement`. Everything else
+    is `insufficient evidence`, so that bad luck does not reject a true gain.
     """
     verdict, why, after = _verdict(found, limits, settings)
     needed = needed_utterances(found, limits, settings) if verdict == "insufficient evidence" else None
@@ -400,7 +400,7 @@ def judge(
     reasons += _about_texts(rests_on, texts, settings)
     if verdict == "promote" and found.counted_by == "recording" and found.speakers:
         who = f"the {found.speakers} speakers" if found.speakers > 1 else "the one speaker"
-        reasons.append(f"This holds for {who} of the test; other voices were not tested.")
+        reasons.append(f"This holds for {who} in the test; other voices were not tested.")
     return Judgement(
         found=found,
         limits=limits,
@@ -411,15 +411,16 @@ def judge(
     )
 
 
-NO_BETTER = "Train on more speech, or tune a larger base: `voxloop base list` shows which ones fit this machine."
-MEND_GUARD = "Keep the champion; add speech of the kind that got worse to the training set and train again."
+NO_BETTER = "Train on more speech, or fine-tune a larger base: `voxloop base list` shows which ones fit this machine."
+MEND_GUARD = "Keep the champion, add speech of the kind that got worse to the training set, and train again."
 
 
 def _verdict(found: Found, limits: Limits, settings: Settings) -> tuple[Verdict, list[str], str | None]:
-    """The verdict, why, and what to do where that is not reviewing more."""
+    """The verdict, its reasons, and the next step unless that is to review more clips."""
     pair, least = found.paired, settings.promote_min_improvement
     if found.utterances < settings.promote_min_utterances:
-        few = f"{found.utterances} test utterances are too few to tell: {settings.promote_min_utterances} are needed."
+        needed = settings.promote_min_utterances
+        few = f"Too few test utterances: {found.utterances} of the {needed} that a verdict needs."
         return "insufficient evidence", [few], None
     failed = [f"{_sentence(guard.finding)}" for guard in found.guards if not (guard.passed or guard.unsure)]
     if failed:
@@ -427,32 +428,36 @@ def _verdict(found: Found, limits: Limits, settings: Settings) -> tuple[Verdict,
     if not pair.differing:
         return (
             "reject",
-            [f"No better: both models make the same errors in all {found.utterances} utterances."],
+            [f"No better: both models make the same number of errors in every {found.counted_by}."],
             NO_BETTER,
         )
     if pair.chance_worse <= WORSE_ERROR:
-        return "reject", [f"Clearly worse (p = {pair.chance_worse:.2g} for a loss this large by luck)."], NO_BETTER
+        return "reject", [f"Clearly worse ({_p(pair.chance_worse)} for a loss this large by chance)."], NO_BETTER
     if pair.differing >= FEW_DIFFER and -pair.low < least * found.before:
-        most = f"at best it saves {_saved(-pair.low, found.before)} of errors, {100 * least:g} % are asked for"
+        most = (
+            f"it removes at most {_saved(-pair.low, found.before)} of the errors, and {100 * least:.1f} % is required"
+        )
         return "reject", [f"No better: {most}."], NO_BETTER
     if pair.difference >= 0:
-        most = f"a gain of up to {_saved(-pair.low, found.before)} of errors cannot be ruled out"
+        most = f"a gain of up to {_saved(-pair.low, found.before)} of the errors cannot be ruled out"
         return "insufficient evidence", [f"No gain seen, but {most}."], None
     unsure = [f"{_sentence(guard.finding)}" for guard in found.guards if not guard.passed]
     if pair.chance > limits.now + 1e-9:
-        return "insufficient evidence", ["Better, but this may be luck.", *unsure], None
+        return "insufficient evidence", ["Better, but this may be chance.", *unsure], None
     if -pair.difference < least * found.before:
-        small = f"it saves {_saved(-pair.difference, found.before)} of errors, {100 * least:g} % are asked for"
-        return "insufficient evidence", [f"Better, but only just: {small}."], None
+        small = (
+            f"it removes {_saved(-pair.difference, found.before)} of the errors, and {100 * least:.1f} % is required"
+        )
+        return "insufficient evidence", [f"Better, but too little: {small}."], None
     if unsure:
-        return "insufficient evidence", unsure, "Add speech to what could not be told, then try again."
-    return "promote", [f"Better: it saves {_saved(-pair.difference, found.before)} of errors."], None
+        return "insufficient evidence", unsure, "Add speech to the sets that were too small to judge, then try again."
+    return "promote", [f"Better: it removes {_saved(-pair.difference, found.before)} of the errors."], None
 
 
 def needed_utterances(found: Found, limits: Limits, settings: Settings) -> int | None:
-    """Test utterances that would show the gain seen in four of five cases; None where it is too small, or none is seen.
+    """Test utterances that confirm the observed gain with a power of 80 %; None if there is none, or it is too small.
 
-    At the limits of p that a next attempt will have: another one where the test grows to twice its size.
+    Uses the limits of p of the next attempt, which differ once the test has doubled in size.
     """
     size = found.utterances
     if found.paired.saved <= 0:
@@ -466,7 +471,7 @@ def needed_utterances(found: Found, limits: Limits, settings: Settings) -> int |
 
 
 def size_for(found: Found, saved: float, level: float) -> int | None:
-    """Test utterances that would show this share of errors saved in four of five cases, at this WER and clip length."""
+    """Test utterances that show this share of errors saved with a power of 80 %, at this WER and clip length."""
     errors = max(round(saved * found.errors), 1)
     squares = max(found.paired.squares, errors)
     times = significance.growth(replace(found.paired, saved=errors, squares=squares), level)
@@ -474,31 +479,32 @@ def size_for(found: Found, saved: float, level: float) -> int | None:
 
 
 def _review_more(found: Found, needed: int | None, limits: Limits, settings: Settings) -> str:
-    """How many more clips would tell."""
+    """How many more clips to review for a verdict."""
     if needed is not None:
         more = max(needed - found.utterances, 1)
         if found.paired.saved <= 0:
-            return f"Review {more} more test clips to know: {needed} are the least that can be judged."
+            return f"Review {_count(more, 'more test clip')}: a verdict needs at least {needed}."
         return (
-            f"Review about {more} more test clips to know: {needed} in all show a gain as large as this one in four of "
-            "five cases."
+            f"Review about {_count(more, 'more test clip')} to know: a test of {needed} clips detects a gain of "
+            "this size four times in five."
         )
     size = size_for(found, EXAMPLE, limits.fresh)
     if size is None or size <= found.utterances:
         return NO_BETTER
     return (
-        f"{NO_BETTER} To see a gain of {100 * EXAMPLE:.0f} % at this WER, review about {size - found.utterances} more "
-        f"test clips ({size} in all)."
+        f"{NO_BETTER} To detect a gain of {100 * EXAMPLE:.0f} % at this WER, review about "
+        f"{_count(size - found.utterances, 'more test clip')} ({size} in total)."
     )
 
 
 def _about_texts(rests_on: Rests, texts: Sequence[TextRates], settings: Settings) -> list[str]:
-    """New texts and texts heard in training apart, and which of them the verdict rests on."""
+    """WER on new texts and on texts heard in training, and which of them the verdict rests on."""
     parts = {one.texts: one for one in texts}
     if HEARD not in parts:
         return []
     said = [
-        f"{title}: WER {percent(part.wer_before)} -> {percent(part.wer_after)} on {part.utterances} utterances"
+        f"{title}: WER {percent(part.wer_before)} -> {percent(part.wer_after)} "
+        f"on {_count(part.utterances, 'utterance')}"
         for name, title in ((NEW, "New texts"), (HEARD, "texts heard in training"))
         if (part := parts.get(name))
     ]
@@ -506,13 +512,15 @@ def _about_texts(rests_on: Rests, texts: Sequence[TextRates], settings: Settings
         why = "the verdict rests on the new texts"
     else:
         new = parts[NEW].utterances if NEW in parts else 0
-        why = f"the verdict rests on all, as there are {new} new texts and {settings.promote_min_utterances} are needed"
+        why = (
+            f"the verdict rests on all texts, because {new} are new and {settings.promote_min_utterances} are required"
+        )
     line = "; ".join([*said, why])
     return [line[0].upper() + line[1:] + "."]
 
 
 def points(difference: float) -> str:
-    """A difference of shares in percentage points, with its sign."""
+    """A difference of shares in percentage points, with sign."""
     return f"{100 * difference:+.1f}"
 
 

@@ -1,7 +1,7 @@
-"""What must not get worse while the word error rate gets better.
+"""Guards: what must not get worse while the word error rate improves.
 
-Most guards ask two things before they refuse a model: that it is worse by more than a stated margin, and that two
-models equally good would hardly differ so much by luck. A guard that had nothing to measure says so and refuses nobody.
+Most guards refuse a model on two conditions: it is worse by more than a stated margin, and the difference is
+statistically significant. A guard with nothing to measure says so and passes.
 """
 
 from __future__ import annotations
@@ -20,40 +20,40 @@ if TYPE_CHECKING:
     from voxloop.settings import Settings
 
 SLICE_MIN_UTTERANCES, SLICE_MIN_WORDS = 10, 50  # smaller slices are not judged alone
-SLICE_ERROR = 0.05  # chance of blaming any slice wrongly, shared among the slices (Bonferroni)
-JOINED_APPLIES = 0.5  # a champion that errs more than this on joined speech sets no standard for it
-GUARD_ERROR = 0.01  # chance that one of the guards below blames a model that is no worse; there are five of them
-TIMES_MARGIN_S = 0.05  # by which times may get worse on average
-WRITTEN_MARGIN = 0.01  # share of words heard right that may lose their capitals or marks
-SHORTER, LONGER = 0.67, 1.5  # text on unlabelled speech, as many times as long as before: outside, something is amiss
-UNLABELLED_MIN = 20  # clips that both models heard: fewer say nothing
-SPEAKERS_MIN = 6  # fewer speakers cannot show anything: even all six better is luck in one of 64 cases
+SLICE_ERROR = 0.05  # family-wise error over all slices (Bonferroni)
+JOINED_APPLIES = 0.5  # a champion with a higher WER than this on joined speech sets no standard for it
+GUARD_ERROR = 0.01  # chance that one guard refuses a model that is no worse; five guards use it
+TIMES_MARGIN_S = 0.05  # how much worse word times may get on average
+WRITTEN_MARGIN = 0.01  # share of correct words that may lose their capitals or punctuation
+SHORTER, LONGER = 0.67, 1.5  # expected ratio of text lengths on unlabelled speech; outside it something is wrong
+UNLABELLED_MIN = 20  # clips decoded by both models; fewer say nothing
+SPEAKERS_MIN = 6  # fewer speakers cannot be significant: all six better has p = 1/64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Guard:
-    """One thing that must not get worse, and what was found."""
+    """One thing that must not get worse, and the finding."""
 
     name: str
     passed: bool
     finding: str
-    unsure: bool = False  # not passed for want of speech to tell by, not because it is worse
-    measured: bool = True  # False: there was nothing to measure, so it is passed
+    unsure: bool = False  # not passed because there is too little speech to tell
+    measured: bool = True  # False: nothing to measure, so it passes
 
     @property
     def state(self) -> str:
-        """In a word: kept, failed, not sure, or not measured."""
+        """passed, failed, unsure or not measured."""
         if not self.measured:
             return "not measured"
-        return "kept" if self.passed else "not sure" if self.unsure else "failed"
+        return "passed" if self.passed else "unsure" if self.unsure else "failed"
 
 
 def clusters(rows: Sequence[Scored]) -> tuple[str, list[str]]:
-    """What the rows are counted by, `speaker` or `recording`, and which one each row belongs to.
+    """The unit of clustering, `speaker` or `recording`, and the cluster of each row.
 
-    By speaker where there are enough of them: then a verdict holds for speakers not
-    heard, of whom some may lose what others gain. With fewer it holds for these
-    speakers, and is counted by recording.
+    With enough speakers errors are summed by speaker, and a verdict generalises to
+    unheard speakers. With fewer they are summed by recording, and a verdict holds
+    for these speakers only.
     """
     if len({row.speaker for row in rows if row.speaker}) >= SPEAKERS_MIN:
         return "speaker", [f"speaker {row.speaker}" if row.speaker else row.recording for row in rows]
@@ -63,7 +63,7 @@ def clusters(rows: Sequence[Scored]) -> tuple[str, list[str]]:
 def paired(
     before: Sequence[Scored], after: Sequence[Scored], *, unheard: int = 0, resamples: int | None = None
 ) -> significance.Paired:
-    """Word errors of two models on the same rows."""
+    """Paired statistics of two models' word errors on the same rows."""
     return significance.paired(
         [row.errors for row in before],
         [row.errors for row in after],
@@ -75,7 +75,7 @@ def paired(
 
 
 def slice_guard(before: Sequence[Scored], after: Sequence[Scored], *, margin: float) -> Guard:
-    """No slice is clearly worse: by the permutation test, its error shared among the slices, and by a margin."""
+    """No slice may be worse by more than the margin and significantly so (Bonferroni over slices)."""
     heard_after = {row.utterance: row for row in after}
     judged = {
         key: part
@@ -92,42 +92,41 @@ def slice_guard(before: Sequence[Scored], after: Sequence[Scored], *, margin: fl
     if worse:
         return Guard(name="slices", passed=False, finding=f"clearly worse for {', '.join(worse)}")
     if not judged:
-        return Guard(name="slices", passed=True, finding="no slice is large enough to be judged alone")
-    return Guard(name="slices", passed=True, finding=f"none of {len(judged)} slices is clearly worse")
+        return Guard(name="slices", passed=True, finding="no slice is large enough to judge on its own")
+    return Guard(name="slices", passed=True, finding=f"none of {_several(len(judged), 'slice')} is clearly worse")
 
 
 def silence_guard(challenger: Evaluation, champion: Evaluation, *, more_words: int) -> Guard:
-    """Where nobody speaks a model writes nothing, or hardly more than before, luck aside.
+    """The model must not write significantly more words where nobody speaks.
 
-    Both heard the same sounds through the detector; the test is the sign-flip test over these.
+    Both models get the same sounds through the voice detector; the sign-flip test runs over these sounds.
     """
     name = "silence"
     before, after = (_counts(one) for one in (champion, challenger))
     if before is None or after is None or set(before) != set(after):
-        return _unmeasured(name, "the two models were not given the same sounds without speech")
+        return _unmeasured(name, "the two models were not measured on the same sounds without speech")
     words = sum(before.values()), sum(after.values())
     found = (
         f"{_several(words[1], 'word')} in {sum(count > 0 for count in after.values())} of {len(after)} sounds without "
         f"speech, {_several(words[0], 'word')} in {sum(count > 0 for count in before.values())} before"
     )
     if not words[1]:
-        return Guard(name=name, passed=True, finding=f"nothing heard in {len(after)} sounds without speech")
+        return Guard(name=name, passed=True, finding=f"no words in {len(after)} sounds without speech")
     if words[1] <= words[0] + more_words:
         return Guard(name=name, passed=True, finding=found)
     chance = _chance_of_more([after[sound] - before[sound] for sound in after])
     if chance > GUARD_ERROR:
-        return Guard(name=name, passed=True, finding=f"{found}, which may be luck ({_percent(chance)})")
+        return Guard(name=name, passed=True, finding=f"{found}, which may be chance ({_p(chance)})")
     heard = sorted((sound for sound in after if after[sound] > before[sound]), key=lambda sound: -after[sound])
     return Guard(
         name=name,
         passed=False,
-        finding=f"writes words where nobody speaks: {found} (chance of luck {_percent(chance)}), most in "
-        f"{', '.join(heard[:3])}",
+        finding=f"writes words where nobody speaks: {found} ({_p(chance)}), most in {', '.join(heard[:3])}",
     )
 
 
 def _counts(evaluation: Evaluation) -> dict[str, int] | None:
-    """Words heard in each sound without speech; None in evaluations of earlier versions, which did not say."""
+    """Words written for each sound without speech; None in evaluations of earlier versions, which lack them."""
     groups = [evaluation.scores.get(name, {}).get("counts") for name in ("silence", "noise")]
     if any(group is None for group in groups):
         return None
@@ -136,24 +135,22 @@ def _counts(evaluation: Evaluation) -> dict[str, int] | None:
 
 
 def joined_guard(challenger: Evaluation, champion: Evaluation, *, margin: float) -> Guard:
-    """Speech of 30 s, joined from the test's clips, is understood about as well as before."""
+    """WER on test clips joined up to 30 s must not rise by more than the margin."""
     old, new = champion.scores.get("joined"), challenger.scores.get("joined")
     if old is None or new is None:
-        return Guard(name="30 s", passed=True, finding="too little test speech to join")
-    change = (
-        f"joined speech of up to 30 s: word error rate {100 * old['wer']:.1f} % before, {100 * new['wer']:.1f} % after"
-    )
+        return Guard(name="30 s", passed=True, finding="too little test speech to join up to 30 s")
+    change = f"clips joined up to 30 s: WER {100 * old['wer']:.1f} % -> {100 * new['wer']:.1f} %"
     if old["wer"] > JOINED_APPLIES:
-        return Guard(name="30 s", passed=True, finding=f"{change}; not held against it, as the champion cannot do it")
+        return Guard(name="30 s", passed=True, finding=f"{change}; ignored, since the champion fails on them too")
     return Guard(name="30 s", passed=new["wer"] <= old["wer"] + margin, finding=change)
 
 
 def general_guard(before: Sequence[Scored], after: Sequence[Scored], *, name: str, margin: float) -> Guard:
-    """A general set is not worse than by a margin: the whole interval of the change lies below it."""
+    """WER on the general set must not rise by more than the margin, over the whole interval of the change."""
     found = paired(before, after)
     change = (
-        f"general set {name}: word error rate {100 * wer(before):.1f} % before, {100 * wer(after):.1f} % after, "
-        f"which may be up to {100 * found.high:+.1f} points; {100 * margin:.1f} are allowed"
+        f"general set {name}: WER {100 * wer(before):.1f} % -> {100 * wer(after):.1f} %, "
+        f"95 % interval of the change up to {100 * found.high:+.1f} points (limit {100 * margin:+.1f})"
     )
     if found.high <= margin:
         return Guard(name="general", passed=True, finding=change)
@@ -163,14 +160,14 @@ def general_guard(before: Sequence[Scored], after: Sequence[Scored], *, name: st
         name="general",
         passed=False,
         unsure=True,
-        finding=f"{change}: {len(before)} utterances are too few to tell, add speech to it",
+        finding=f"{change}; too few utterances to tell ({len(before)}): add speech to this set",
     )
 
 
 def served_guards(
     challenger: Evaluation, champion: Evaluation, before: Sequence[Scored], after: Sequence[Scored], settings: Settings
 ) -> list[Guard]:
-    """All guards that two evaluations of one test set answer; `before` and `after` are what was kept of them."""
+    """All guards that need only two evaluations of one test set; `before` and `after` are their rows."""
     return [
         silence_guard(challenger, champion, more_words=settings.promote_silence_words),
         joined_guard(challenger, champion, margin=settings.promote_joined_margin),
@@ -182,30 +179,30 @@ def served_guards(
 
 
 def engine_guard(before: Sequence[Scored], after: Sequence[Scored], *, engine: str) -> Guard:
-    """On another engine that serves, the model is no worse than the champion there."""
+    """The model must be no worse than the champion on another serving engine."""
     name = f"on {engine}"
     found = paired(before, after, resamples=1)
-    change = f"on {engine}: word error rate {_percent(wer(before))} before, {_percent(wer(after))} after"
+    change = f"on {engine}: WER {_percent(wer(before))} -> {_percent(wer(after))}"
     if found.difference <= 0:
         return Guard(name=name, passed=True, finding=change)
     if found.chance_worse <= GUARD_ERROR:
-        return Guard(name=name, passed=False, finding=f"{change} (chance of luck {_percent(found.chance_worse)})")
+        return Guard(name=name, passed=False, finding=f"{change} ({_p(found.chance_worse)})")
     return Guard(
         name=name,
         passed=False,
         unsure=True,
-        finding=f"{change}, which may be luck ({_percent(found.chance_worse)}): it must be no worse there",
+        finding=f"{change}, which may be chance ({_p(found.chance_worse)}); it must not be worse there",
     )
 
 
 def language_guard(before: Sequence[Scored], after: Sequence[Scored]) -> Guard:
-    """A model that is not told the language still finds it: test clips whose language is known."""
+    """The model must still detect the language of test clips whose language is known."""
     name = "language"
     pairs = [(b, a) for b, a in zip(before, after, strict=True) if b.language and b.detected and a.detected]
     if not pairs:
-        return _unmeasured(name, "no test clip names its language, or a model knows one language only")
+        return _unmeasured(name, "no test clip has a known language, or one of the models knows only one language")
     wrong = [sum(row.detected != row.language for row in side) for side in zip(*pairs, strict=True)]
-    found = f"language detected wrongly in {wrong[1]} of {_several(len(pairs), 'test clip')}, in {wrong[0]} before"
+    found = f"wrong language detected in {wrong[1]} of {_several(len(pairs), 'test clip')}, {wrong[0]} before"
     return _judged(
         name,
         found,
@@ -216,7 +213,7 @@ def language_guard(before: Sequence[Scored], after: Sequence[Scored]) -> Guard:
 
 
 def times_guard(before: Sequence[Scored], after: Sequence[Scored]) -> Guard:
-    """Words lie in time where they did: against the references' times, else against the ends of the speech."""
+    """Word times must not get worse, against the references' times or else against the ends of the speech."""
     name = "time stamps"
 
     def by_reference(row: Scored) -> float | None:
@@ -239,7 +236,7 @@ def times_guard(before: Sequence[Scored], after: Sequence[Scored]) -> Guard:
             continue
         old, new = (float(np.mean(side)) for side in ([was for _, was, _ in known], [now for _, _, now in known]))
         found = (
-            f"words lie {1000 * new:.0f} ms from {of} on average, {1000 * old:.0f} ms before "
+            f"word times are {1000 * new:.0f} ms off {of} on average, {1000 * old:.0f} ms before "
             f"({_several(len(known), 'test clip')})"
         )
         return _judged(
@@ -249,11 +246,11 @@ def times_guard(before: Sequence[Scored], after: Sequence[Scored]) -> Guard:
             rows=[row for row, _, _ in known],
             changes=[round(100 * (now - was)) for _, was, now in known],
         )
-    return _unmeasured(name, "there are no word times")
+    return _unmeasured(name, "no word times to compare")
 
 
 def written_guard(before: Sequence[Scored], after: Sequence[Scored]) -> Guard:
-    """Words that both models heard right are written as in the references: capitals and punctuation."""
+    """Words that both models got right must keep the references' capitals and punctuation."""
     name = "written form"
     asked = style([row.reference for row in before])
     if not asked:
@@ -268,35 +265,34 @@ def written_guard(before: Sequence[Scored], after: Sequence[Scored]) -> Guard:
         words += len(both)
         wrong = [sum(pair) for pair in zip(wrong, mine, strict=True)]
     if not words:
-        return _unmeasured(name, "no word was heard right by both models")
+        return _unmeasured(name, "no word was transcribed correctly by both models")
     what = " and ".join(
         kind for kind, there in (("capitals", asked.capitals), ("punctuation", asked.punctuation)) if there
     )
     found = (
-        f"{what}: {_percent(wrong[1] / words)} of {_several(words, 'word')} that both heard right are not written as "
-        f"in the references, {_percent(wrong[0] / words)} before"
+        f"{what}: {_percent(wrong[1] / words)} of {_several(words, 'word')} that both models got right differ from the "
+        f"references, {_percent(wrong[0] / words)} before"
     )
     return _judged(name, found, worse=wrong[1] > wrong[0] + WRITTEN_MARGIN * words, rows=before, changes=changes)
 
 
 def unlabelled_guard(challenger: Evaluation, champion: Evaluation) -> Guard:
-    """On speech without references no more texts are empty, loop or are too long, and they are about as long."""
+    """On clips without references, no more texts may be empty, looping or too long; lengths stay similar."""
     name = "unlabelled"
     before, after = ((one.scores.get("unlabelled") or {}).get("each", {}) for one in (champion, challenger))
     shared = sorted(before.keys() & after.keys())
     if len(shared) < UNLABELLED_MIN:
         return _unmeasured(
             name,
-            f"{_several(len(shared), 'clip')} without a reference heard by both models, {UNLABELLED_MIN} are needed",
+            f"{_several(len(shared), 'clip')} without a reference decoded by both models; {UNLABELLED_MIN} required",
         )
     odd = [sum(side[id]["odd"] != "" for id in shared) for side in (before, after)]
     found = (
-        f"{odd[1]} of {len(shared)} clips without a reference came out empty, looping or too long for their sound, "
-        f"{odd[0]} before"
+        f"{odd[1]} of {len(shared)} clips without a reference have an empty, looping or too long text, {odd[0]} before"
     )
     chance = _chance_of_more([(after[id]["odd"] != "") - (before[id]["odd"] != "") for id in shared])
     if odd[1] > odd[0] and chance <= GUARD_ERROR:
-        return Guard(name=name, passed=False, finding=f"{found} (chance of luck {_percent(chance)})")
+        return Guard(name=name, passed=False, finding=f"{found} ({_p(chance)})")
     plain = [id for id in shared if not before[id]["odd"] and not after[id]["odd"]]
     lengths = [sum(side[id]["characters"] for id in plain) for side in (before, after)]
     ratio = lengths[1] / max(lengths[0], 1)
@@ -309,24 +305,24 @@ def unlabelled_guard(challenger: Evaluation, champion: Evaluation) -> Guard:
                 name=name,
                 passed=False,
                 unsure=True,
-                finding=f"{found}, where {SHORTER:g} to {LONGER:g} is expected: listen to some of them, "
-                "and promote by hand if they are right",
+                finding=f"{found} (expected {SHORTER:g} to {LONGER:g}): listen to some of them, and promote with "
+                "--force if they are right",
             )
     return Guard(name=name, passed=True, finding=found)
 
 
 def _judged(name: str, found: str, *, worse: bool, rows: Sequence[Scored], changes: Sequence[int]) -> Guard:
-    """What follows of changes by row, where above 0 is worse: refused where it is `worse`, and not by luck."""
+    """The guard for changes by row (above 0 is worse): fails if `worse` and statistically significant."""
     if not worse:
         return Guard(name=name, passed=True, finding=found)
     chance = _chance_of_more(changes, clusters(rows)[1])
     if chance > GUARD_ERROR:
-        return Guard(name=name, passed=True, finding=f"{found}, which may be luck ({_percent(chance)})")
-    return Guard(name=name, passed=False, finding=f"{found} (chance of luck {_percent(chance)})")
+        return Guard(name=name, passed=True, finding=f"{found}, which may be chance ({_p(chance)})")
+    return Guard(name=name, passed=False, finding=f"{found} ({_p(chance)})")
 
 
 def _chance_of_more(changes: Sequence[int], names: Sequence[str] | None = None) -> float:
-    """Chance of a sum as high as that of these changes where a coin decides the sign of each, or of each cluster's."""
+    """One-sided p of the sign-flip test: the chance of a sum this high if signs (by row or cluster) were random."""
     values = np.asarray(changes, dtype=np.int64)
     if names is not None:
         _, index = np.unique(np.asarray(names), return_inverse=True)
@@ -342,6 +338,10 @@ def _unmeasured(name: str, why: str) -> Guard:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.2g} %" if 0 < share < 0.01 else f"{100 * share:.1f} %"
+
+
+def _p(chance: float) -> str:
+    return f"p = {chance:.2g}" if chance >= 1e-4 else "p < 0.0001"
 
 
 def _several(count: int, what: str) -> str:

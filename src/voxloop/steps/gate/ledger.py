@@ -1,15 +1,15 @@
-"""The ledger of attempts to promote: how small a p-value each must show, so that few promotions are false over time.
+"""The ledger of attempts to promote: the p-value each must reach so that few promotions are false over time.
 
-LORD++ (Ramdas, Yang, Wainwright & Jordan, arXiv:1710.00499): of all promotions, the expected share that is false stays
-at or below `error`. An attempt pays its level from a wealth that begins at `FIRST * error`; the first promotion earns
-the rest of `error`, each later one `error`. So the levels of all attempts never sum to more than `error` times the
-number of promotions (at least one), whatever the p-values are. While nothing was promoted that is Bonferroni's bound,
-which holds however much the attempts depend on each other, as those on one test set do.
+LORD++ (Ramdas, Yang, Wainwright & Jordan, arXiv:1710.00499) keeps the expected share of false promotions at or below
+`error`. Each attempt spends its level from a wealth that starts at `FIRST * error`; the first promotion earns the rest
+of `error`, each later one `error`. So the levels of all attempts never add up to more than `error` times the number of
+promotions (at least one), whatever the p-values are. Until the first promotion this is Bonferroni's bound, which holds
+even though attempts on one test set depend on each other.
 
-Each sum earned is paid out in shares that fall with every attempt. When half of the test speech is new, what is left of
-it is paid out from the largest share again: nothing is added, so the bound above holds.
+Each earned sum is spent in shares that shrink with every attempt. Once half of the test speech is new, the rest of the
+sum is spent from the largest share again; nothing is added, so the bound still holds.
 
-Attempts are events of the catalog (`model.tried`), so they commit together with what they decided.
+Attempts are events of the catalog (`model.tried`), committed together with their verdict.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ if TYPE_CHECKING:
     from voxloop.stores.catalog import Reader
     from voxloop.workspace import Transaction
 
-# Chosen by the true gains found in simulated years and in a person's first dozen attempts (docs/gate.md).
-FIRST = 0.8  # share of `error` that may be spent before anything is promoted
-HEAD = 0.5  # share of a sum that the first attempt after it was earned may spend
-DECAY = 0.4  # of what is left after j attempts: (1 - HEAD) j^-DECAY
-FRESH = 0.5  # share of a test's utterances that must be new for shares to begin again
+# Chosen for the number of true gains found in simulated years and in a person's first dozen attempts (docs/gate.md).
+FIRST = 0.8  # share of `error` that may be spent before the first promotion
+HEAD = 0.5  # share of a sum that the first attempt after earning it may spend
+DECAY = 0.4  # exponent: (1 - HEAD) j^-DECAY of the sum is left after j attempts
+FRESH = 0.5  # share of test utterances that must be new for the shares to start over
 
 EVENT = "model.tried"
 
 
 def share(attempt: int) -> float:
-    """The share of what is left of a sum that the `attempt`-th attempt (from 1) since it was earned may spend."""
+    """The share of a sum's remainder that the `attempt`-th attempt (from 1) since earning it may spend."""
     return HEAD if attempt == 1 else float(1 - (1 - 1 / attempt) ** DECAY)
 
 
 @dataclass(frozen=True, slots=True)
 class Pot:
-    """A sum that was earned at once: what is left of it, and which attempt comes next."""
+    """An earned sum: what is left of it, and the number of the next attempt."""
 
     left: float
     attempt: int = 1
@@ -58,7 +58,7 @@ class Pot:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Wealth:
-    """What attempts may spend. A value: `tried` and `freshened` return the wealth that follows."""
+    """What attempts may spend. Immutable: `tried` and `freshened` return the new wealth."""
 
     error: float
     pots: tuple[Pot, ...]
@@ -66,7 +66,7 @@ class Wealth:
 
     @classmethod
     def start(cls, error: float) -> Wealth:
-        """The wealth before the first attempt; `error` is the share of promotions that may be false."""
+        """The wealth before the first attempt; `error` is the allowed share of false promotions."""
         return cls(error=error, pots=(Pot(FIRST * error),))
 
     @property
@@ -75,7 +75,7 @@ class Wealth:
         return sum(pot.offer for pot in self.pots)
 
     def freshened(self) -> Wealth:
-        """The wealth when the test speech is mostly new."""
+        """The wealth once at least half of the test speech is new."""
         return replace(self, pots=tuple(Pot(pot.left) for pot in self.pots))
 
     def tried(self, *, promoted: bool) -> Wealth:
@@ -88,31 +88,31 @@ class Wealth:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Attempt:
-    """One attempt to promote, as the ledger keeps it."""
+    """One attempt to promote, as stored in the ledger."""
 
-    key: str  # of the same models on the same test: it is charged once
+    key: str  # the same models on the same test share a key and are charged once
     model: str
     champion: str
     dataset: str
     p: float
     level: float
     promoted: bool
-    fresh: bool  # half of the test speech was new since shares began, so they began again
+    fresh: bool  # at least half of the test speech was new, so the shares started over
     created: float = 0.0  # seconds since the epoch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """The p-values that attempts must not exceed: this one, and later ones of a model like it."""
+    """The largest p-values that attempts may have: this one and the next ones."""
 
     now: float
     again: float  # the next attempt, on about the same test speech
-    fresh: float  # the next attempt, on test speech of which half is new
+    fresh: float  # the next attempt, once half of the test speech is new
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Charge:
-    """What an attempt costs: its limits, and whether the ledger holds it already."""
+    """The price of an attempt: its limits, and whether the ledger already holds it."""
 
     key: str
     limits: Limits
@@ -121,7 +121,7 @@ class Charge:
 
 
 def attempts(reader: Reader) -> list[Attempt]:
-    """All attempts, in their order."""
+    """All attempts, oldest first."""
     e = tables.event.c
     rows = reader.connection.execute(sa.select(e.payload, e.subject, e.created).where(e.type == EVENT).order_by(e.seq))
     return [Attempt(**row.payload, model=row.subject, created=row.created) for row in rows]
@@ -136,14 +136,14 @@ def replay(error: float, ledger: Iterable[Attempt]) -> Wealth:
 
 
 def key(challenger: str, champion: str, before: Sequence[Scored], after: Sequence[Scored]) -> str:
-    """What makes an attempt the same as an earlier one: the models, the test's utterances, the errors in each."""
+    """The identity of an attempt: a hash of the models, the test utterances and the errors in each."""
     heard = [[row.utterance, row.words, row.errors, new.errors] for row, new in zip(before, after, strict=True)]
     identity = json.dumps([challenger, champion, heard])
     return f"sha256-{hashlib.sha256(identity.encode()).hexdigest()}"
 
 
 def charge(reader: Reader, error: float, *, key: str, dataset: str, split: Split) -> Charge:
-    """What an attempt would cost now. An attempt that was made before has the level that it had, and costs nothing."""
+    """The price of an attempt now. A repeated attempt keeps its earlier level and costs nothing."""
     ledger = attempts(reader)
     wealth = replay(error, ledger)
     began = next((one.dataset for one in reversed(ledger) if one.fresh), None)
@@ -156,7 +156,7 @@ def charge(reader: Reader, error: float, *, key: str, dataset: str, split: Split
 
 
 def _new(reader: Reader, dataset: str, earlier: str, split: Split) -> float:
-    """The share of a dataset's split that an earlier dataset's does not hold."""
+    """The share of a dataset's split that is not in the same split of an earlier dataset."""
     held = tables.dataset_utterance
     old = sa.select(held.c.utterance).where(held.c.dataset == earlier, held.c.split == split)
     mine = sa.and_(held.c.dataset == dataset, held.c.split == split)
@@ -166,14 +166,14 @@ def _new(reader: Reader, dataset: str, earlier: str, split: Split) -> float:
 
 
 def lock(tx: Transaction) -> None:
-    """Let nobody else make an attempt in this transaction's time."""
+    """Block other attempts until this transaction ends."""
     tx.lock("gate ledger")
 
 
 def enter(
     tx: Transaction, charged: Charge, *, model: str, champion: str, dataset: str, p: float, promoted: bool
 ) -> None:
-    """Write an attempt down; one that is known already changes nothing. The caller holds `lock` since `charge`."""
+    """Record an attempt; a known one changes nothing. The caller has held `lock` since `charge`."""
     payload: dict[str, Any] = {
         "key": charged.key,
         "champion": champion,

@@ -1,4 +1,4 @@
-"""What is known of each model: what it was made from, how well it was measured, and which aliases it holds."""
+"""An overview of all models, and the details of one: origin, evaluations, aliases and promotions."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelOverview:
-    """A model in the listing of all."""
+    """A model in the list of all models."""
 
     model: Model
     aliases: tuple[str, ...]
     evaluation: Evaluation | None  # the newest on a test split
-    run: Run | None  # None: it did not come from a run of this workspace
-    dataset: Dataset | None  # what that run learnt from
+    run: Run | None  # None: not trained in this workspace
+    dataset: Dataset | None  # what the run was trained on
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelDetails:
-    """One model with everything measured and decided about it."""
+    """One model with its evaluations and promotions."""
 
     model: Model
-    folder: str  # where its files are on this machine
-    evaluations: tuple[Evaluation, ...]  # with new texts and texts heard in training apart
-    promotions: tuple[Promotion, ...]  # in which it came or went, oldest first
+    folder: str  # its files on this machine
+    evaluations: tuple[Evaluation, ...]  # with new texts and texts heard in training scored separately
+    promotions: tuple[Promotion, ...]  # in which it gained or lost an alias, oldest first
 
 
 def overview(ws: Workspace) -> list[ModelOverview]:
@@ -64,7 +64,7 @@ def overview(ws: Workspace) -> list[ModelOverview]:
 
 
 def details(ws: Workspace, name: str) -> ModelDetails:
-    """The model that `name` means, as `models.base_model` reads names. Raises ModelError or UnknownRecord."""
+    """Details of the model called `name`, as in `models.base_model`. Raises ModelError or UnknownRecord."""
     model = models.base_model(ws, name)
     with ws.read() as reader:
         evaluations = reader.all(Evaluation, tables.evaluation.c.model == model.id)

@@ -1,4 +1,4 @@
-"""Which model is champion: moved only on evidence, with a history that is never rewritten."""
+"""Promotion and rollback of the champion: only on evidence, with a history that is never rewritten."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PromotionOutcome:
-    """What came of asking for a promotion: an alias that moved, or the reasons that it did not."""
+    """The outcome of an attempt to promote: the promotion, or the reasons against it."""
 
     alias: str
     model: str
-    reigning: str  # what it was held against: the model that the alias named, else the base that it was tuned from
-    verdict: Verdict | None = None  # None: there was nothing to judge
-    promotion: Promotion | None = None  # None: nothing moved
-    comparison: Comparison | None = None  # None: there was nothing to compare, or it was not tried on test
+    reigning: str  # what it was compared with: the alias's model, or else the base it was fine-tuned from
+    verdict: Verdict | None = None  # None: nothing was judged
+    promotion: Promotion | None = None  # None: not promoted
+    comparison: Comparison | None = None  # None: nothing to compare, or not tried on the test set
     message: str
     next_step: str | None = None  # what to do, in words
 
@@ -53,17 +53,17 @@ def promote(
     force: bool = False,
     progress: Progress | None = None,
 ) -> PromotionOutcome:
-    """Make a model champion where it is shown to be better on the newest frozen test references.
+    """Make a model the champion if it is significantly better on the newest frozen test references.
 
-    It is held against the champion or, before there is one, against the base that
-    it was tuned from, through any number of generations. A model that is no better
-    on val is not tried on test. Else both are evaluated (what was measured before is
-    reused) and compared, and the attempt is charged to the ledger; on the verdict
-    `promote` the alias moves, otherwise nothing moves and the evidence is returned.
-    `general` (or the setting `promote_general`) names a dataset on whose test split
-    the model must not be worse, too. `force` moves the alias all the same, `by
-    hand`, with what evidence there is. Raises UsageError where there is nothing to
-    test on, ConflictError where the alias moved meanwhile.
+    The model is compared with the champion or, before there is one, with the base
+    it was fine-tuned from, through any number of generations. A model that is no
+    better on val is not tried on the test set. Otherwise both models are evaluated
+    (reusing stored evaluations) and compared, and the attempt is charged to the
+    ledger; the alias moves only on the verdict `promote`. `general` (or the setting
+    `promote_general`) names a dataset on whose test split the model must not be
+    worse. `force` moves the alias anyway, as `by hand`, with whatever evidence
+    exists. Raises UsageError if there is nothing to test on, ConflictError if the
+    alias moved in the meantime.
     """
     _check_alias(alias)
     challenger = models.base_model(ws, model)
@@ -71,13 +71,13 @@ def promote(
         held = _held(reader, alias)
     reigning = models.base_model(ws, held.model) if held else untuned(ws, challenger)
     if challenger.id == reigning.id and (held or not force):
-        what = f"is {alias} already" if held else f"is a base model, and there is no {alias} yet"
-        with ws.completion():  # a worker's job is done by finding nothing to do
+        what = f"is already {alias}" if held else f"is a base model, and there is no {alias} to compare it with"
+        with ws.completion():  # for a worker, finding nothing to do completes the job
             return PromotionOutcome(
                 alias=alias,
                 model=challenger.id,
                 reigning=reigning.id,
-                message=f"{_short(challenger)} {what}; nothing moved",
+                message=f"{_short(challenger)} {what}; nothing changed",
             )
     if not force and (worse := _no_better_on_val(ws, challenger, reigning, dataset=dataset, progress=progress)):
         with ws.completion():
@@ -90,7 +90,7 @@ def promote(
                 next_step=NO_BETTER,
             )
     general = general or ws.settings.promote_general or None
-    # Also by force nothing is promoted that cannot be served: converted, where CTranslate2 serves, and loaded.
+    # Even with force, a model must be servable: it is converted if CTranslate2 serves, and loaded.
     with models.loaded(ws, challenger):
         pass
     findings, missing = _evidence(
@@ -130,10 +130,10 @@ def promote(
 
 
 def untuned(ws: Workspace, model: Model) -> Model:
-    """What a model is held against before there is a champion: the base that it was tuned from, where its line begins.
+    """The model to compare with before there is a champion: the base at the start of the model's lineage.
 
-    A model between them that was never promoted is no measure: it may be worse than the base. A model that was not
-    tuned here is held against the setting `base_model`.
+    Models in between that were never promoted set no standard, since they may be worse than the base. A model that
+    was not fine-tuned here is compared with the setting `base_model`.
     """
     if model.run is None:
         return models.base_model(ws, ws.settings.base_model)
@@ -141,8 +141,8 @@ def untuned(ws: Workspace, model: Model) -> Model:
         first = evaluation.lineage(reader, model)[-1]
     if first.run is not None:
         raise UnknownRecord(
-            f"the base {first.base} that {_short(model)} was tuned from is not in this workspace any more, so there is "
-            "nothing to hold it against: promote it with --force, or train again"
+            f"{first.base}, the base of {_short(model)}, is no longer in this workspace, so there is nothing to "
+            "compare it with: promote it with --force, or train again"
         )
     return first
 
@@ -150,21 +150,21 @@ def untuned(ws: Workspace, model: Model) -> Model:
 def _no_better_on_val(
     ws: Workspace, challenger: Model, reigning: Model, *, dataset: str | None, progress: Progress | None
 ) -> str | None:
-    """Why a challenger is not worth an attempt on test; None where it is, or where val holds too little to tell.
+    """Why a challenger is not worth an attempt on the test set; None if it is, or if val is too small to tell.
 
-    What its run measured of it and of its base is enough where that is what it is held against.
+    If the challenger is compared with its own base, the val scores of its training run are enough.
     """
     with ws.read() as reader:
         run = reader.find(Run, challenger.run) if challenger.run else None
     if run and run.base == reigning.id:
         base, best = (run.progress.get(name) or {} for name in ("base", "best"))
         if best and best.get("step") == 0:
-            return "training made it no better on val, so it is its base again"
+            return "training found no gain on val, so its weights are those of its base"
         before, after = base.get("wer"), best.get("wer")
         if before is not None and after is not None:
             if after <= before:
                 return None
-            return f"on val it is no better (WER {percent(before)} -> {percent(after)} in training)"
+            return f"it is no better on val (WER {percent(before)} -> {percent(after)} in training)"
     frozen = datasets.find(ws, dataset)
     rows = datasets.rows(ws, frozen.id, "val")
     if len(rows) < ws.settings.promote_min_utterances or any(row.kind != "reference" for row in rows):
@@ -175,14 +175,14 @@ def _no_better_on_val(
     if challenged["errors"] < reigned["errors"] or not reigned["errors"]:
         return None
     return (
-        f"on val it is no better (WER {percent(reigned['wer'])} -> {percent(challenged['wer'])}, "
+        f"it is no better on val (WER {percent(reigned['wer'])} -> {percent(challenged['wer'])}, "
         f"{reigned['utterances']} utterances)"
     )
 
 
 def _attempt(ws: Workspace, tx: Transaction, findings: Findings) -> Comparison:
-    """Judge at the limit that the ledger gives, and charge it; the same models on the same test are charged once."""
-    ledger.lock(tx)  # until the transaction ends, so that no two attempts are given the same level
+    """Judge at the ledger's limit and charge the attempt; the same models on the same test are charged once."""
+    ledger.lock(tx)  # until the transaction ends, so that no two attempts get the same level
     error = 1 - ws.settings.promote_confidence
     dataset, split = findings.challenger.dataset, findings.challenger.split
     charged = ledger.charge(tx, error, key=findings.key, dataset=dataset, split=split)
@@ -194,7 +194,7 @@ def _attempt(ws: Workspace, tx: Transaction, findings: Findings) -> Comparison:
         key=":".join((*keys, comparison.general) if comparison.general else keys),
         payload=comparison.as_dict(),
     )
-    if comparison.utterances >= ws.settings.promote_min_utterances:  # with fewer nothing can be promoted
+    if comparison.utterances >= ws.settings.promote_min_utterances:  # with fewer, nothing can be promoted
         ledger.enter(
             tx,
             charged,
@@ -217,16 +217,17 @@ def _evidence(
     force: bool,
     progress: Progress | None,
 ) -> tuple[Findings | None, str | None]:
-    """Both models measured, side by side; by force also without, with the reason that there is no evidence."""
+    """Measure and compare both models; with `force`, failing that, the reason why there is no evidence."""
     if challenger.id == reigning.id:
-        return None, "the model is its own predecessor: there is nothing to compare"
+        return None, "the model is its own predecessor, so there is nothing to compare"
     try:
         if general and datasets.find(ws, general).id == datasets.find(ws, dataset).id:
             raise UsageError(
-                f"dataset {general} would be both the test and the general set: name the test's dataset with --dataset"
+                f"dataset {general} cannot be both the test set and the general set: "
+                "name the test dataset with --dataset"
             )
-        # What is judged is what is served: the model's own files, or their conversion, through
-        # `models.recogniser`, with the workspace's decoding, which names the engine.
+        # Models are judged as they are served: the model's own files or their conversion, with the workspace's
+        # decoding, which names the engine.
         served = zip(evaluation.as_served(ws, reigning), evaluation.as_served(ws, challenger), strict=True)
         (reigned, challenged), *others = (
             _measured(ws, reigning, challenger, dataset=dataset, decodings=pair, progress=progress)
@@ -250,7 +251,7 @@ def _measured(
     split: Split = "test",
     progress: Progress | None,
 ) -> tuple[Evaluation, Evaluation]:
-    """Both models on a split of a dataset; what was measured before is reused."""
+    """Evaluate both models on a split of a dataset, reusing stored evaluations."""
     reigned, challenged = (
         evaluation.measure(
             ws, model.id, dataset=dataset, split=split, decoding=decoding, progress=progress, writing=ws.transaction
@@ -261,19 +262,21 @@ def _measured(
 
 
 def rollback(ws: Workspace, *, alias: str = CHAMPION, by: str = "cli") -> Promotion:
-    """Give an alias back to the model that held it before. Again: back again, as the history then says.
+    """Return an alias to the model that held it before. A second rollback undoes the first.
 
-    Raises UnknownRecord where the alias was never given.
+    Raises UnknownRecord if the alias has never been assigned.
     """
     with ws.completion() as tx:
         _lock(tx, alias)
         held = _held(tx, alias)
         if held is None:
             raise UnknownRecord(
-                f"no model is {alias} yet, so there is nothing to go back to; `voxloop model list` shows all"
+                f"no model is {alias} yet, so there is nothing to roll back to; `voxloop model list` shows all models"
             )
         if held.previous is None:
-            raise UnknownRecord(f"{_short(held.model)} is the first {alias}: there is none before it to go back to")
+            raise UnknownRecord(
+                f"{_short(held.model)} is the first {alias}, so there is no earlier one to roll back to"
+            )
         before = tx.get(Model, held.previous)
         promotion = Promotion(
             id=str(ULID()),
@@ -290,26 +293,26 @@ def rollback(ws: Workspace, *, alias: str = CHAMPION, by: str = "cli") -> Promot
 
 
 def champion(ws: Workspace, alias: str = CHAMPION) -> Model | None:
-    """The model that an alias names; None where it was never given."""
+    """The model that an alias names; None if it has never been assigned."""
     with ws.read() as reader:
         held = reader.connection.execute(sa.select(tables.alias.c.model).where(tables.alias.c.name == alias)).scalar()
         return reader.get(Model, held) if held else None
 
 
 def history(ws: Workspace, alias: str | None = None) -> list[Promotion]:
-    """Every movement of an alias (None: of all), oldest first."""
+    """Every promotion and rollback of an alias (None: of all aliases), oldest first."""
     with ws.read() as reader:
         return reader.all(Promotion, *([tables.promotion.c.alias == alias] if alias else []))
 
 
 def attempts(ws: Workspace) -> list[ledger.Attempt]:
-    """Every attempt that was charged to the ledger, in order, with its p-value and its limit."""
+    """Every attempt charged to the ledger, oldest first, with its p-value and limit."""
     with ws.read() as reader:
         return ledger.attempts(reader)
 
 
 def comparisons(ws: Workspace, model: str | None = None) -> list[Comparison]:
-    """Every judgement of the gate (None: on all models), oldest first; also those that moved nothing."""
+    """Every comparison that the gate judged (None: of all models), oldest first, promoted or not."""
     e = tables.event.c
     statement = sa.select(e.payload).where(e.type == "model.compared", *([e.subject == model] if model else []))
     with ws.read() as reader:
@@ -325,31 +328,31 @@ def previous_alias(alias: str) -> str:
 def _check_alias(alias: str) -> None:
     if not alias.replace("-", "").replace("_", "").isalnum() or "previous" in alias or alias == models.STARTER:
         raise UsageError(
-            f"alias {alias!r}: needed is a name of letters, digits, - and _ that is not `starter` or `previous`, "
-            "which have their own meaning"
+            f"alias {alias!r} is not allowed: use letters, digits, - and _, and neither `starter` nor `previous`, "
+            "which are reserved"
         )
 
 
 def _held(reader: Reader, alias: str) -> Promotion | None:
-    """The movement that an alias stands on."""
+    """The promotion that set an alias to its current model."""
     id = reader.connection.execute(sa.select(tables.alias.c.promotion).where(tables.alias.c.name == alias)).scalar()
     return reader.get(Promotion, id) if id else None
 
 
 def _lock(tx: Transaction, alias: str) -> None:
-    """Let nobody else move an alias in this transaction's time, also one that was never given and has no row yet."""
+    """Lock an alias until this transaction ends, even one that has no row yet."""
     tx.lock(f"alias {alias}")
 
 
 def _move(tx: Transaction, promotion: Promotion, *, expected: Promotion | None) -> Promotion:
-    """Write a movement and both aliases that follow from it. Raises ConflictError where it moved meanwhile."""
+    """Write a promotion and update both aliases. Raises ConflictError if the alias moved in the meantime."""
     _lock(tx, promotion.alias)
     held = _held(tx, promotion.alias)
     if held != expected:
         raise ConflictError(
-            f"{promotion.alias} was moved while this was being judged"
+            f"{promotion.alias} changed while this model was being judged"
             + (f" (to {_short(held.model)}, by {held.by})" if held else "")
-            + ": look at `voxloop model list` and try again"
+            + ": check `voxloop model list` and try again"
         )
     tx.add(promotion)
     named = {promotion.alias: promotion.model, previous_alias(promotion.alias): promotion.previous}
@@ -362,7 +365,7 @@ def _move(tx: Transaction, promotion: Promotion, *, expected: Promotion | None) 
 
 
 def _short(model: Model | str) -> str:
-    """A model's id as people are shown it; `Reader.get` takes it."""
+    """A model's short id for messages; `Reader.get` accepts it."""
     id = model.id if isinstance(model, Model) else model
     return f"model {id.removeprefix('sha256-')[:12]}"
 
@@ -375,5 +378,5 @@ def _message(
         return (
             f"{_short(challenger)} was not made {alias} ({comparison.verdict if comparison else 'no evidence'}): {why}"
         )
-    how = "" if promotion.verdict == "promote" else " by hand"
-    return f"{_short(challenger)} is {alias} now{how}: {why}"
+    how = "" if promotion.verdict == "promote" else " (by hand)"
+    return f"{_short(challenger)} is now {alias}{how}: {why}"

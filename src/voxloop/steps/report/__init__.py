@@ -1,4 +1,4 @@
-"""An evaluation as one page: charts, confusions, the worst utterances with their sound."""
+"""An evaluation as one HTML page: charts, confusions, and the worst utterances with audio."""
 
 from voxloop.steps.report.page import Written, check_place, write
 

@@ -1,6 +1,6 @@
-"""Charts as inline SVG: drawn in percent of their width, so that text keeps its size on a phone. No scripts.
+"""Charts as inline SVG, with widths in percent so that text keeps its size on a phone. No scripts.
 
-Built as an XML tree, so that no text of a user's can become markup.
+Built as an XML tree, so that user text cannot become markup.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from xml.etree import ElementTree
 from markupsafe import Markup
 
 BAR_PX = 20
-PLOT_PX = 200  # height of a plot; its labels lie above and below
+PLOT_PX = 200  # height of a plot, without the labels above and below
 MARGIN_PX = 24
-MOST_POINTS = 150  # of a line: more cannot be seen
+MOST_POINTS = 150  # per line: more cannot be distinguished
 TICKS = 4
-LARGEST = 1e15  # beyond, a value is no measurement
+LARGEST = 1e15  # larger values are not measurements
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Point:
-    """One place of a line, with the ends of its interval where it has one."""
+    """One point of a line, with the ends of its interval if it has one."""
 
     x: float
     y: float
@@ -41,9 +41,9 @@ class Line:
 
 
 def bar(value: float, low: float | None, high: float | None, *, top: float, color: int, label: str) -> Markup:
-    """A bar from 0 to `value` with its interval as a whisker; `top` is the whole width, `label` says it in words.
+    """A bar from 0 to `value` with its interval as a whisker; `top` is the full width, `label` the text alternative.
 
-    What is longer than the whole width is cut, and what is no finite number is drawn as 0.
+    Longer bars are cut off, and values that are not finite are drawn as 0.
     """
     top = top if math.isfinite(top) and top > 0 else 1.0
     low, high = _finite(low), _finite(high)
@@ -66,9 +66,9 @@ def plot(
     y: Callable[[float], str],
     x: Callable[[float], str] | None = None,
 ) -> Markup:
-    """Lines over a grid that begins at 0; `x` and `y` write the numbers of the axes.
+    """Lines over a grid that starts at 0; `x` and `y` format the numbers of the axes.
 
-    Points that are no finite numbers are left out, as where a loss overflowed. Where all is 0, the axis goes to 1.
+    Points that are not finite, such as an overflowed loss, are left out. If all values are 0, the axis ends at 1.
     """
     write_x = x or (lambda value: f"{value:g}")
     lines = [replace(one, points=_thinned(_drawable(one.points))) for one in lines]
@@ -119,7 +119,7 @@ def plot(
 
 
 def _ticks(most: float) -> list[float]:
-    """Round numbers from 0 to at least `most`; to 1 where that is 0."""
+    """Round numbers from 0 to at least `most`, or to 1 if that is 0."""
     raw = (max(most, 1e-6) if most > 0 else 1.0) / TICKS
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(step for step in (power, 2 * power, 5 * power, 10 * power) if step >= raw * 0.999)
@@ -131,7 +131,7 @@ def _finite(value: float | None) -> float | None:
 
 
 def _drawable(points: Sequence[Point]) -> list[Point]:
-    """Points with finite places, and their intervals where both ends are finite."""
+    """The finite points, with their intervals if both ends are finite."""
     found = []
     for point in points:
         if not math.isfinite(point.x) or not -LARGEST < point.y < LARGEST:

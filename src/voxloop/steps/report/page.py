@@ -1,7 +1,7 @@
-"""An evaluation as one page: charts, confusions, the worst utterances with their sound. No network, no script.
+"""An evaluation as one HTML page: charts, confusions, the worst utterances with audio. No network, no script.
 
-page.py       what the page tells of          charts.py   SVG
-page.html.j2  the page                        sound.py    speech as data URIs
+page.py       the page's contents             charts.py   SVG
+page.html.j2  its template                    sound.py    audio as data URIs
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ if TYPE_CHECKING:
 
 WORST_SHOWN = 20
 CHANGES_SHOWN = 10
-SLICES_SHOWN = 12  # of one kind, the largest; the command lists all
+SLICES_SHOWN = 12  # the largest of each kind; the command lists all
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Written:
-    """A report as it lies on the disk."""
+    """A report written to disk."""
 
     file: Path
     size: int  # bytes
@@ -49,11 +49,11 @@ class Written:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Subject:
-    """One model of the page: the one it is about comes first."""
+    """One model of the page; the evaluated one comes first."""
 
     color: int
-    role: str  # what it is to the first: model, champion, base, other
-    name: str  # what people call it
+    role: str  # its relation to the first: model, champion, base, other
+    name: str  # display name
     model: Model
     evaluation: Evaluation
     rows: tuple[Scored, ...]
@@ -65,7 +65,7 @@ class Subject:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bar:
-    """One line of a bar chart: what, how much in words, and the bar."""
+    """One line of a bar chart: model, value as text, and the bar."""
 
     subject: Subject
     text: str
@@ -84,7 +84,7 @@ class SliceBars:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Learnt:
-    """A run's learning curves."""
+    """A run's training curves."""
 
     subject: Subject
     run: Run
@@ -102,25 +102,25 @@ def write(
     audio: bool = True,
     progress: Progress | None = None,
 ) -> Written:
-    """Write the page of an evaluation, beside `against` or, without it, beside the champion and the model's base.
+    """Write the report of an evaluation, compared with `against` or by default with the champion and the model's base.
 
-    The champion and the base are measured where they were not. `audio` takes in the
-    sound of utterances that are shown, up to `sound.MAX_BYTES`. An earlier file is replaced.
-    Raises UsageError where the file cannot be written.
+    The champion and the base are evaluated if necessary. `audio` includes the audio
+    of the utterances shown, up to `sound.MAX_BYTES`. An existing file is replaced.
+    Raises UsageError if the file cannot be written.
     """
     check_place(file)
     notes: list[str] = []
     subjects = _subjects(ws, found, against, progress, notes)
-    # Parted alike for all, so that bars beside each other are of the same utterances.
+    # The same division for all models, so that adjacent bars show the same utterances.
     heard = evaluation.texts_heard(ws, *(one.model.id for one in subjects))
     if heard is not None:
         subjects = [replace(one, evaluation=evaluation.with_texts(ws, one.evaluation, heard)) for one in subjects]
     sounds = Sounds(ws, wanted=audio)
     page = _render(ws, subjects, sounds)
     if sounds.left_out:
-        notes.append(f"the sound of {sounds.left_out} utterances was left out: the page would grow too large")
+        notes.append(f"left out the audio of {counted(sounds.left_out, 'utterance')} to limit the size of the page")
     if sounds.missing:
-        notes.append(f"the sound of {sounds.missing} utterances is not in the workspace any more")
+        notes.append(f"the audio of {counted(sounds.missing, 'utterance')} is no longer in the workspace")
     try:
         with replaced(file) as partial:
             partial.write_text(page, encoding="utf-8")
@@ -130,14 +130,14 @@ def write(
 
 
 def check_place(file: Path) -> None:
-    """Refuse a place that cannot be written, before anything is measured for it. Raises UsageError."""
+    """Check, before measuring anything, that the file can be written. Raises UsageError."""
     if file.is_dir():
         raise UsageError(f"{file} is a folder: name a file, such as {file / 'report.html'}")
     if not file.absolute().parent.is_dir():
-        raise UsageError(f"{file.parent} is not there: make it, or name a file elsewhere")
+        raise UsageError(f"the folder {file.parent} does not exist: create it, or name a file elsewhere")
 
 
-# What is told --------------------------------------------------------------------------------------------------------
+# Contents -------------------------------------------------------------------------------------------------------------
 
 
 def _subjects(
@@ -169,7 +169,7 @@ def _subjects(
                 progress=progress,
             )
         except VoxloopError as error:
-            notes.append(f"the {role} could not be measured: {error}")
+            notes.append(f"the {role} could not be evaluated: {error}")
             continue
         with ws.read() as reader:
             record = reader.get(Model, id)
@@ -188,13 +188,13 @@ def _subjects(
 
 
 def _name(model: Model, aliases: dict[str, str], base: Model | None) -> str:
-    """What people call a model: its alias, else where it came from; of a tuned one, what it was tuned from."""
+    """A model's display name: its alias, or else its origin; for a fine-tuned model, its base."""
     alias = sorted(name for name, id in aliases.items() if id == model.id)
     if alias:
         return f"{alias[0]} ({short(model.id)})"
     if model.run is None:
         return Path(model.base).name
-    origin = "tuned again" if base is None or base.run else f"{Path(base.base).name}, tuned"
+    origin = "fine-tuned again" if base is None or base.run else f"{Path(base.base).name}, fine-tuned"
     return f"{origin} ({short(model.id)})"
 
 
@@ -224,6 +224,7 @@ def _render(ws: Workspace, subjects: Sequence[Subject], sounds: Sounds) -> str:
     )
     environment.filters["percent"] = percent
     environment.filters["rate"] = rate_in_words
+    environment.filters["counted"] = counted
     environment.filters["points"] = points
     environment.filters["spoken"] = forecast.spoken
     environment.filters["short"] = short
@@ -261,19 +262,24 @@ def percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f} %"
 
 
+def counted(count: int, noun: str) -> str:
+    """A number with its noun: 1 word, 2 words."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def rate_in_words(scores: dict[str, Any]) -> str:
-    """What a word error rate says, behind the number: above 100 % it is no share of the words."""
+    """The words after the number of a WER; above 100 % it is not a share of the words."""
     errors = scores["substitutions"] + scores["deletions"] + scores["insertions"]
     if scores["wer"] <= 1:
-        return "of the words are wrong: word error rate (WER)"
+        return "word error rate (WER)"
     return (
-        f"More words are wrong than were said: {errors} errors on {scores['words']} words, {scores['insertions']} of "
-        "them words that nobody said. Word error rate (WER)"
+        f"word error rate (WER): more errors ({errors}) than reference words ({scores['words']}), since "
+        f"{counted(scores['insertions'], 'word')} were inserted; measured"
     )
 
 
 def short(id: str) -> str:
-    """The part of an id that people know a model or dataset by."""
+    """The short id of a model or dataset."""
     return id.removeprefix("sha256-")[:12]
 
 
@@ -298,12 +304,12 @@ def _bar(subject: Subject, scores: dict[str, Any], *, top: float) -> Bar:
 
 
 def _slice_bars(subjects: Sequence[Subject]) -> dict[str, list[SliceBars]]:
-    """Slices by their kind, the largest of each; the same scale for all."""
+    """The largest slices of each kind, on one common scale."""
     found: dict[tuple[str, str], list[tuple[Subject, dict[str, Any]]]] = {}
     for subject in subjects:
         for one in subject.scores["slices"]:
             found.setdefault((one["by"], one["name"]), []).append((subject, one))
-    # An interval may reach far beyond every rate: the scale is set by the rates, and what sticks out is cut.
+    # Intervals may reach far beyond the rates, so the rates set the scale and longer intervals are cut off.
     top = max((1.3 * one["wer"] for pairs in found.values() for _, one in pairs), default=1.0) or 1.0
     kinds: dict[str, list[SliceBars]] = {}
     for (by, name), pairs in sorted(found.items(), key=lambda item: -item[1][0][1]["words"]):
@@ -321,7 +327,7 @@ def _slice_bars(subjects: Sequence[Subject]) -> dict[str, list[SliceBars]]:
     return {
         by: kinds[by]
         for by in ("texts", "speaker", "language", "length", "SNR", "session")
-        # One slice that holds everything says what the page has said above.
+        # A single slice with all utterances would repeat the numbers above.
         if by in kinds and (len(kinds[by]) > 1 or kinds[by][0].utterances < whole)
     }
 
@@ -330,7 +336,7 @@ def _learnt(ws: Workspace, subject: Subject, run: Run, dataset: Dataset | None) 
     lines = training.metrics(ws, run.id)
 
     def curve(name: str) -> list[Point]:
-        # A loss that overflowed stands as NaN in the metrics.
+        # A loss that overflowed is NaN in the metrics.
         values = [(line.get("step", 0), line.get(name)) for line in lines]
         return [Point(x=step, y=value) for step, value in values if value is not None and math.isfinite(value)]
 
@@ -341,7 +347,7 @@ def _learnt(ws: Workspace, subject: Subject, run: Run, dataset: Dataset | None) 
         dataset=dataset,
         wer=plot(
             [Line(name="WER on val", points=wer, color=subject.color)],
-            label=f"Word error rate on validation speech by step, from {percent(wer[0].y)} to {percent(wer[-1].y)}",
+            label=f"Word error rate on the val split by step, from {percent(wer[0].y)} to {percent(wer[-1].y)}",
             x_name="steps",
             y=percent,
         )
@@ -370,7 +376,7 @@ def _forecast_chart(found: dict[str, Any]) -> Markup:
         lines.append(Line(name="forecast", points=[measured[-1], *beyond], color=1, dashed=True))
     return plot(
         lines,
-        label="Word error rate by the number of training clips: measured, and forecast",
+        label="Word error rate by number of training clips, measured and forecast",
         x_name="clips",
         y=percent,
     )

@@ -1,4 +1,4 @@
-"""Speech inside a page: MP3, which every browser plays, as data URIs within a bound."""
+"""Audio inside a page: MP3, which every browser plays, as data URIs up to a limit."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from voxloop.steps.utterances import read_span
 if TYPE_CHECKING:
     from voxloop.workspace import Workspace
 
-MAX_BYTES = 6 << 20  # of all sound in a page; a second takes about 4 kB as base64
+MAX_BYTES = 6 << 20  # of all audio in a page; a second takes about 4 kB in base64
 
 
 class Sounds:
-    """Hands out each utterance's sound once, until the bound is reached."""
+    """Gives out each utterance's audio once, until the limit is reached."""
 
     def __init__(self, ws: Workspace, *, wanted: bool = True, max_bytes: int = MAX_BYTES) -> None:
         self._ws = ws
         self._wanted = wanted
         self._left = max_bytes
         self.given: set[str] = set()
-        self.left_out = 0  # for want of room
-        self.missing = 0  # not in the workspace any more
+        self.left_out = 0  # because of the limit
+        self.missing = 0  # no longer in the workspace
 
     def uri(self, utterance: str) -> str | None:
-        """A data URI; None where there is no room, no audio, none wanted, or where it was given before."""
+        """A data URI; None if there is no room, no audio, none is wanted, or it was given before."""
         if not self._wanted or utterance in self.given:
             return None
         if self._left <= 0:

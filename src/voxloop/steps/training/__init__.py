@@ -1,4 +1,4 @@
-"""The train step: a dataset and a base model in, a registered model out; the work is done by a child process.
+"""The train step: from a dataset and a base model to a registered model. A child process does the training.
 
     submit.py ──► queue ──► runs.py ──► run folder: data/, training_config.json ──► child.py ──► trainer.py
                               ▲                                                         │
@@ -6,9 +6,9 @@
                               ├── telemetry.py ──► catalog: metrics, log ──► whoever looks, from anywhere
                               └── moving.py ◄──► blob store: the newest checkpoint ◄──► another machine
 
-`runs.py` has the states of a run and who may change them, `recipes.py` says how it is trained, `material.py`,
-`batches.py` and `augment.py` what is heard. `trainer.py` has the loop itself, `journal.py` what it tells,
-`checkpoints.py` what it goes on from. Importing this package loads no torch.
+`runs.py` has the states of a run and their transitions, `recipes.py` the settings; `material.py`, `batches.py` and
+`augment.py` make the training data. `trainer.py` has the training loop, `journal.py` its metrics and log, and
+`checkpoints.py` saves and resumes. Importing this package does not load torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Augmentation: what is done to a clip before it is learnt from. Pure functions of their generator.
+"""Augmentation of training clips. Pure functions of their random generator.
 
 Letters in shapes: `B` batch, `S` samples, `F` mel channels, `T` mel frames.
 """

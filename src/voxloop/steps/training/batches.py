@@ -1,9 +1,9 @@
 """Batches: from a manifest's rows through buckets of similar length to tensors.
 
-An epoch hears every clip once, alone or inside a string of several. Batches hold
-clips of similar length, as many as fit into a budget of padded seconds. Which
-clips, in which order, changed how: all of it follows from the seed, the epoch and
-the clip, so that a resumed run goes on exactly where it stopped.
+An epoch contains every clip once, alone or in a string of several. Batches contain
+clips of similar length, as many as fit into a budget of padded seconds. The order
+and augmentation of clips follow from the seed, the epoch and the clip, so that a
+resumed run continues exactly where it stopped.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from voxloop.steps.training.recipes import Recipe
 
 CACHE_S = 4 * 3600.0  # seconds of audio held in memory: 920 MB; more is read from disk each time
-CLIPS_PER_BUCKET = 16  # with fewer, buckets are left over half filled
+CLIPS_PER_BUCKET = 16  # with fewer, buckets stay half empty
 MOST_BUCKETS = 10
 FLOOR_BINS = (0.5, 0.75, 1.0)  # bounds of the buckets where there is a floor, as shares of it
 SILENCE = "silence"  # what the ids of clips without speech begin with
@@ -44,7 +44,7 @@ SHORTEST_SILENCE_S = 0.5
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClipRow:
-    """One line of a manifest: a clip and what was said in it."""
+    """One line of a manifest: a clip and its text."""
 
     id: str
     path: Path
@@ -72,13 +72,13 @@ def read_rows(manifest: Path) -> list[ClipRow]:
             )
         except (ValueError, KeyError, TypeError) as error:
             raise TrainingError(
-                f"{manifest}, line {number}: needed is JSON with audio_path, text and duration; found {line[:80]!r}"
+                f"{manifest}, line {number}: expected JSON with audio_path, text and duration, found {line[:80]!r}"
             ) from error
     return rows
 
 
 class Speech:
-    """The clips of a manifest, held in memory where they are few."""
+    """The clips of a manifest, cached in memory if they are few."""
 
     def __init__(self, rows: Sequence[ClipRow]) -> None:
         self.rows = list(rows)
@@ -105,9 +105,11 @@ def read_wav(path: Path) -> Waveform:
     try:
         samples, rate = soundfile.read(path, dtype="float32")
     except (OSError, soundfile.LibsndfileError) as error:
-        raise TrainingError(f"the training audio {path} cannot be read ({error}): write the run's data anew") from error
+        raise TrainingError(f"the training audio {path} cannot be read ({error}): start a new run") from error
     if rate != SAMPLE_RATE or samples.ndim != 1:
-        raise TrainingError(f"{path} has {rate} Hz and shape {samples.shape}; needed is mono at {SAMPLE_RATE} Hz")
+        raise TrainingError(
+            f"{path} has {rate} Hz and shape {samples.shape}, but training needs mono audio at {SAMPLE_RATE} Hz"
+        )
     return np.asarray(samples, dtype=np.float32)
 
 
@@ -131,7 +133,7 @@ def lhotse_cuts(rows: Sequence[ClipRow]) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one forward pass hears: windows, or Lhotse cuts, which are single clips, strings and silences."""
+    """The input of one forward pass: windows, or Lhotse cuts (single clips, strings and silences)."""
 
     epoch: int
     index: int  # from 0 in each epoch
@@ -146,7 +148,7 @@ class Batch:
 
 
 class Plan:
-    """The endless order of batches of a run: which clips, in which epoch, padded how."""
+    """The endless sequence of batches of a run."""
 
     def __init__(
         self,
@@ -159,10 +161,10 @@ class Plan:
         earlier: Sequence[ClipRow] = (),
         time_stamps: bool = False,
     ) -> None:
-        """`padded_s` is what a clip of so many seconds takes up that is fed so many at least.
+        """`padded_s` maps a clip's length and its shortest input to its padded length, in seconds.
 
-        Labels are counted for strings and windows; `time_stamps` says whether the model writes them. Of `earlier`,
-        speech that the base model has learnt already, every epoch hears the recipe's share.
+        `label_length` limits strings and windows; `time_stamps` says whether the model writes them. Every epoch
+        replays the recipe's share of `earlier`, the base model's earlier training clips.
         """
         from lhotse.dataset.sampling.base import TimeConstraint
         from lhotse.dataset.sampling.dynamic_bucketing import estimate_duration_buckets
@@ -176,7 +178,9 @@ class Plan:
                 self.num_cuts += 1
 
         if not rows:
-            raise TrainingError("there is nothing to train on: the dataset's train split is empty")
+            raise TrainingError(
+                "the dataset's train split is empty, so there is nothing to train on: review more utterances"
+            )
         self.rows = list(rows)
         self.recipe = recipe
         self.earlier = list(earlier)
@@ -197,7 +201,7 @@ class Plan:
             )
 
     def batches(self, epoch: int = 0, index: int = 0) -> Iterator[Batch]:
-        """Batches for ever, from that one on."""
+        """An endless stream of batches, from the given one."""
         for current in count(epoch):
             for batch in self.epoch(current):
                 if current > epoch or batch.index >= index:
@@ -206,7 +210,7 @@ class Plan:
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """The batches of one epoch: every clip in exactly one of them.
 
-        With `encoder_copies` those of an earlier one, in another order.
+        With `encoder_copies`, those of an earlier epoch in a different order.
         """
         copies = self.recipe.encoder_copies
         first = epoch % copies if copies else epoch
@@ -237,7 +241,7 @@ class Plan:
                 yield cuts, packing.context_s(self.recipe, max(cut.duration for cut in cuts))
 
     def _within_budget(self, cuts: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
-        """The clips of a bucket in batches that keep to the budget."""
+        """The clips of a bucket in batches within the budget."""
         constraint = self.constraint.copy()
         constraint.reset()
         part: list[Any] = []
@@ -252,7 +256,7 @@ class Plan:
         yield tuple(part)
 
     def examples(self, epoch: int) -> list[Any]:
-        """What one epoch hears, in random order: windows; or single clips, and strings of several by one speaker."""
+        """The examples of one epoch, in random order: windows, or single clips and strings by one speaker."""
         rng = random.Random(f"order {self.recipe.seed} {epoch}")
         heard = [*self.rows, *self.again(epoch)]
         order = rng.sample(heard, len(heard))
@@ -279,7 +283,7 @@ class Plan:
         return examples
 
     def _silences(self, epoch: int, clips: int, longest_s: float) -> list[Any]:
-        """Clips without speech, as many as the recipe says, no longer than the others are."""
+        """The recipe's share of clips without speech, no longer than the longest clip."""
         from lhotse.cut import PaddingCut
 
         rng = random.Random(f"silence {self.recipe.seed} {epoch}")
@@ -307,7 +311,7 @@ class Plan:
         )
 
     def again(self, epoch: int) -> list[ClipRow]:
-        """The earlier speech that this epoch hears: `replay_share` of its clips, each at most once."""
+        """The earlier clips that this epoch replays: `replay_share` of its clips, each at most once."""
         share = self.recipe.replay_share
         wanted = min(len(self.earlier), round(len(self.rows) * share / (1 - share)))
         return random.Random(f"replay {self.recipe.seed} {epoch}").sample(self.earlier, wanted)
@@ -331,7 +335,7 @@ class Plan:
         return cut.with_id(f"string-{name}") if taken > 1 else cut
 
     def batches_in_epoch(self) -> int:
-        """Batches of the first epoch; others differ by a few, since strings are drawn anew."""
+        """Batches of the first epoch; other epochs differ slightly, because their strings differ."""
         return sum(1 for _ in self.epoch(0))
 
 

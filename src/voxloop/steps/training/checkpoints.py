@@ -71,8 +71,8 @@ def load_checkpoint(checkpoint: Path, session: Session, optimizer: Any, journal:
     if not (checkpoint / STATE).exists():
         run = session.config.run
         raise TrainingError(
-            f"{checkpoint.name} was written by an earlier version of Voxloop, whose checkpoints this one cannot read: "
-            f"`voxloop run stop {run}` keeps its best model so far, `voxloop run retry {run}` trains from the beginning"
+            f"{checkpoint.name} was written by an earlier version of Voxloop and cannot be read. Keep the best model "
+            f"so far with `voxloop run stop {run}`, or train from the beginning with `voxloop run retry {run}`"
         )
     state = torch.load(checkpoint / STATE, map_location="cpu", weights_only=True)
     with torch.no_grad():

@@ -1,12 +1,12 @@
 """The training process: `python -m voxloop.steps.training.child RUN_DIR`.
 
-It reads `training_config.json` in that folder and nothing else, and tells how it
-stands in `status.json`: running -> completed | stopped | failed. SIGTERM and
-SIGINT end it at the next step, with a checkpoint to go on from; SIGUSR1 as if that
-step were the last: measured, the best kept.
+It reads only `training_config.json` in that folder, and reports its status in
+`status.json`: running -> completed | stopped | failed. SIGTERM and SIGINT end it at
+the next step, with a checkpoint to resume from; SIGUSR1 ends it as if that step were
+the last: it evaluates and keeps the best weights.
 
-Several processes train together where `torchrun --nproc-per-node N -m voxloop.steps.training.child RUN_DIR` or
-`accelerate launch` starts them; the first of them is the one that tells, and that hears signals.
+`torchrun --nproc-per-node N -m voxloop.steps.training.child RUN_DIR` or `accelerate launch` starts several processes
+that train together; the first one reports and receives signals.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def _end_when_alone(folder: Path, stop: StopFlag, *, patience_s: float = ALONE_S
         if locks.held(folder / ATTENDED):
             seen = time.monotonic()
     if (folder / ATTENDED).exists():
-        log.warning("nobody attends to this run any more: it ends with a checkpoint")
+        log.warning("no process attends to this run any more: saving a checkpoint and ending")
         stop.set = True
 
 
@@ -138,18 +138,21 @@ def _usage() -> dict[str, Any]:
 
 
 def _reason(error: BaseException, folder: Path) -> dict[str, Any]:
-    """What went wrong in a line, and what to do."""
+    """The error in one line, and the remedy."""
     if isinstance(error, VoxloopError):
         return {"error": str(error), "remedy": None}
     line = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
     if _disk_full(error, folder):
         why = f"the disk of {folder} is full ({line})"
-        return {"error": why, "remedy": "free some space, then `voxloop run resume` goes on"}
-    return {"error": line, "remedy": "this was not foreseen: the log tells where; `voxloop run resume` tries again"}
+        return {"error": why, "remedy": "free some space, then continue with `voxloop run resume`"}
+    return {
+        "error": line,
+        "remedy": "this is an unexpected error: see the log for its place, and try again with `voxloop run resume`",
+    }
 
 
 def _drop_halves(folder: Path) -> None:
-    """Remove what was being written, so that there is room to say that there is none."""
+    """Remove unfinished files, to make room for the error message."""
     halves = [path for path in folder.glob("checkpoint-*") if not (path / LOOP_STATE).exists()]
     for path in [*halves, *folder.glob("*.partial")]:
         if path.is_dir():

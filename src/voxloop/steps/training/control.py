@@ -1,6 +1,6 @@
-"""The parent's side of a run: start the child, or find it alive; follow it; tell it to end.
+"""The parent's side of a run: start or find the training process, follow it, and ask it to end.
 
-Everything it knows it reads from the folder, so that it makes no difference which process started the child.
+All state is read from the folder, so it does not matter which process started the child.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from voxloop.steps.training import locks
 from voxloop.steps.training.files import CONFIG, LOG, METRICS, STATUS, TRAINING, read_json
 
 POLL_S = 0.2
-STOP_S = 30.0  # a step, a checkpoint: time to end in an orderly way before SIGKILL
+STOP_S = 30.0  # time for a step and a checkpoint before SIGKILL
 PAUSE = signal.SIGTERM  # write a checkpoint and end
-CONCLUDE = signal.SIGUSR1  # measure a last time, keep the best, end
+CONCLUDE = signal.SIGUSR1  # evaluate a last time, keep the best, end
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ending:
-    """How a child ended, as its folder says."""
+    """How a child ended, read from its folder."""
 
     status: str  # completed, stopped or failed
     error: str | None
@@ -50,11 +50,11 @@ class Child:
 
     @property
     def code(self) -> int | None:
-        """The exit status, negative for a signal; None where it lives, or somebody else's child it was."""
+        """The exit status, negative for a signal; None if it is running or was started by another process."""
         return self.process.returncode if self.process else None
 
     def tell(self, number: signal.Signals) -> bool:
-        """Send a signal; False where it is not yet able to hear one."""
+        """Send a signal; False if the process cannot receive one yet."""
         try:
             pid = read_json(self.folder / STATUS)["pid"]
         except (OSError, ValueError, KeyError):
@@ -65,7 +65,7 @@ class Child:
         return True
 
     def kill(self) -> None:
-        """End it at once, and whatever it started. Raises TrainingError where it does not even die of that."""
+        """Kill it and its children. Raises TrainingError if it survives SIGKILL."""
         until = time.monotonic() + STOP_S
         while self.alive:
             try:
@@ -75,10 +75,12 @@ class Child:
                 pass  # about to begin, or about to end
             time.sleep(0.05)
             if time.monotonic() > until:
-                raise TrainingError(f"the training process of {self.folder} does not end, not even by SIGKILL")
+                raise TrainingError(
+                    f"the training process of {self.folder} survived SIGKILL: end it by hand, then resume the run"
+                )
 
     def stop(self, *, patience_s: float = STOP_S) -> None:
-        """Ask it to end with a checkpoint; kill it where it does not within `patience_s`."""
+        """Ask it to save a checkpoint and end; kill it after `patience_s`."""
         until = time.monotonic() + patience_s
         told = False
         while self.alive and time.monotonic() < until:
@@ -88,18 +90,18 @@ class Child:
 
 
 def find(folder: Path) -> Child | None:
-    """The living child of this folder."""
+    """The running child of this folder; None if there is none."""
     return Child(folder) if locks.held(folder / TRAINING) else None
 
 
 def start(folder: Path, *, device: str, threads: int, device_lock: locks.Lock | None = None) -> Child:
-    """Start the child in a session of its own, so that the terminal's Ctrl-C reaches the parent alone.
+    """Start the child in its own session, so that Ctrl-C in the terminal reaches only the parent.
 
-    It inherits the lock of its folder, which says that it lives, and that of its device.
+    It inherits the locks of its folder, which shows that it is running, and of its device.
     """
     mine = locks.take(folder / TRAINING)
     if mine is None:
-        raise TrainingError(f"another process trains in {folder}")
+        raise TrainingError(f"another process is training in {folder}: wait until it ends")
     (folder / STATUS).unlink(missing_ok=True)
     with mine, (folder / LOG).open("ab") as log:
         process = subprocess.Popen(
@@ -115,12 +117,12 @@ def start(folder: Path, *, device: str, threads: int, device_lock: locks.Lock | 
 
 
 def environment(*, device: str, threads: int) -> dict[str, str]:
-    """What the child finds in its environment."""
+    """The child's environment variables."""
     found = os.environ | {
         "OMP_NUM_THREADS": str(threads or os.cpu_count() or 1),
         **THREADS_WAIT,
-        # The memory of a step is kept for the next one. By default glibc gives every large tensor back to the system,
-        # which zeroes it page by page before the next step has it again: a fifth of the time (docs/log.md).
+        # Keep a step's memory for the next one. By default glibc returns every large tensor to the system, which zeroes
+        # its pages again before the next step: a fifth of the time (docs/log.md).
         "MALLOC_MMAP_THRESHOLD_": str(1 << 32),
         "MALLOC_TRIM_THRESHOLD_": str(1 << 33),
         "PYTHONUNBUFFERED": "1",
@@ -128,13 +130,13 @@ def environment(*, device: str, threads: int) -> dict[str, str]:
         "TRANSFORMERS_VERBOSITY": "warning",
     }
     if device != "cpu":
-        # transformers would spread over every GPU that it sees.
+        # transformers would use every visible GPU.
         found.setdefault("CUDA_VISIBLE_DEVICES", device.partition(":")[2] or "0")
     return found
 
 
 def follow(child: Child, *, poll_s: float = POLL_S) -> Iterator[dict[str, Any]]:
-    """Lines of metrics as they come, until the child has ended. An empty dictionary says that it still lives."""
+    """Yield lines of metrics until the child ends; an empty dictionary means that it is still running."""
     path = child.folder / METRICS
     place = path.stat().st_size if path.exists() else 0
     while True:
@@ -148,7 +150,7 @@ def follow(child: Child, *, poll_s: float = POLL_S) -> Iterator[dict[str, Any]]:
 
 
 def _new_lines(path: Path, place: int) -> tuple[list[dict[str, Any]], int]:
-    """Whole lines after byte `place`, and where they end. A line that a kill or a full disk cut off is none."""
+    """Complete lines after byte `place`, and where they end. Lines cut off by a kill or full disk are skipped."""
     if not path.exists():
         return [], place
     with path.open("rb") as file:
@@ -163,12 +165,12 @@ def _new_lines(path: Path, place: int) -> tuple[list[dict[str, Any]], int]:
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
-    """All lines of metrics in a folder; of steps that were done again after a kill, the later ones."""
+    """All lines of metrics in a folder; for steps repeated after a kill, only the later lines."""
     return without_repeated_steps(_new_lines(folder / METRICS, 0)[0])
 
 
 def without_repeated_steps(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of steps that were done again after a kill, the later lines alone."""
+    """For steps repeated after a kill, keep only the later lines."""
     kept: list[dict[str, Any]] = []
     for line in lines:
         while kept and kept[-1].get("step", 0) > line.get("step", 0):
@@ -178,7 +180,7 @@ def without_repeated_steps(lines: Iterable[dict[str, Any]]) -> list[dict[str, An
 
 
 def ending(child: Child) -> Ending:
-    """How the child ended. A child that died without a word has failed."""
+    """How the child ended. A child that left no final status has failed."""
     values = last_words(child.folder)
     status = values["status"]
     if status == "running":
@@ -190,7 +192,7 @@ def ending(child: Child) -> Ending:
 
 
 def last_words(folder: Path) -> dict[str, Any]:
-    """The child's status.json; that of a child that has said nothing yet says `running`."""
+    """The child's status.json; `running` if it does not exist yet."""
     try:
         return read_json(folder / STATUS)
     except (FileNotFoundError, ValueError):
@@ -198,16 +200,16 @@ def last_words(folder: Path) -> dict[str, Any]:
 
 
 def _sudden(code: int | None, folder: Path) -> str:
-    goes_on = f"`voxloop run resume {folder.name}` goes on from the last checkpoint"
+    goes_on = f"continue from the last checkpoint with `voxloop run resume {folder.name}`"
     if code == -signal.SIGKILL:
         smaller = read_json(folder / CONFIG)["recipe"]["batch_seconds"] / 2
         return (
-            "the training process was killed (SIGKILL): often memory ran out; "
-            f"`voxloop run retry {folder.name} --set batch_seconds={smaller:g}` needs less, {goes_on}"
+            "the training process was killed (SIGKILL), probably because memory ran out. Train with less memory "
+            f"(`voxloop run retry {folder.name} --set batch_seconds={smaller:g}`), or {goes_on}"
         )
     if code is not None and code < 0:
-        return f"the training process died of {signal.Signals(-code).name}; {goes_on}"
+        return f"the training process was ended by {signal.Signals(-code).name}; {goes_on}"
     if code is None:
-        return f"the training process died without a word (killed, often because memory ran out); {goes_on}"
+        return f"the training process ended without a message (probably killed because memory ran out); {goes_on}"
     tail = (folder / LOG).read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
-    return f"the training process ended with status {code} before it began: {' '.join(tail)[:200]}"
+    return f"the training process failed to start (exit status {code}): {' '.join(tail)[:200]}"

@@ -1,9 +1,9 @@
-"""CTC beside cross-entropy: a linear head on the encoder's output, used while training and then thrown away.
+"""Auxiliary CTC loss: a linear head on the encoder's output, used in training and then discarded.
 
-The decoder alone learns late where in the sound a text lies; a loss that the
-encoder must answer by itself shows it (Watanabe, Hori, Kim: arXiv:1609.06773;
-CTC: Graves et al. 2006). The head knows only the tokens that the training texts
-hold, so it stays small beside any vocabulary.
+The decoder alone is slow to learn the alignment of text and audio; a loss on the
+encoder teaches it (Watanabe, Hori, Kim: arXiv:1609.06773; CTC: Graves et al. 2006).
+The head covers only the tokens of the training texts, so it stays small with any
+vocabulary.
 
 Letters in shapes: `B` batch, `E` encoder positions, `D` width, `C` classes, `U` tokens of a text.
 """
@@ -21,13 +21,13 @@ INPUTS = ("ctc_targets", "ctc_lengths", "ctc_positions")  # what a batch brings 
 
 
 def classes(texts: Iterable[str], tokens: Callable[[str], Sequence[int]]) -> dict[int, int]:
-    """A class for every token of the texts, from 1; also of those that a text begins with after another in a string."""
+    """A class for every token of the texts, from 1, including tokens after a space, as in strings."""
     found = {token for text in texts for form in (text, f" {text}") for token in tokens(form)}
     return {token: number for number, token in enumerate(sorted(found), 1)}
 
 
 def targets(texts: Sequence[str], tokens: Callable[[str], Sequence[int]], known: Mapping[int, int]) -> torch.Tensor:
-    """The classes of each text as (B, U), padded with the blank. A token that is not known is left out."""
+    """The classes of each text as (B, U), padded with the blank. Unknown tokens are left out."""
     rows = [torch.tensor([known[token] for token in tokens(text) if token in known]) for text in texts]
     return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=BLANK).long()
 

@@ -1,4 +1,4 @@
-"""Whether a run's checkpoints and models will fit on the disk, asked before it begins."""
+"""Check, before a run starts, that its checkpoints and models fit on the disk."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LOGS_BYTES = 16 << 20
 
 
 def parameters(folder: Path) -> int:
-    """Weights of a model folder, read off the headers of its safetensors files."""
+    """Number of parameters of a model folder, from the headers of its safetensors files."""
     total = 0
     for file in folder.glob("*.safetensors"):
         with file.open("rb") as opened:
@@ -39,7 +39,7 @@ def parameters(folder: Path) -> int:
 
 
 def encoded_bytes(base: Path, recipe: Recipe, *, clips: int, seconds: float) -> int:
-    """What the kept outputs of an encoder take up that is not trained, for so many clips of so many seconds in all."""
+    """Size of the cached encoder outputs for `clips` clips of `seconds` seconds in total."""
     if not recipe.encoder_copies or not (base / "config.json").exists():  # of the Hub: nothing is known of it yet
         return 0
     kind = require(family(family_of(base)), "encoder states")
@@ -57,7 +57,7 @@ def encoded_bytes(base: Path, recipe: Recipe, *, clips: int, seconds: float) -> 
 
 
 def needed_bytes(weights: int, recipe: Recipe) -> int:
-    """The most that a run on so many weights holds at once, its speech aside."""
+    """Peak disk use of a run with so many parameters, without its speech."""
     trained = weights if recipe.method == "full" else round(ADAPTER_SHARE * weights)
     checkpoint = trained * (1 + OPTIMISER + (1 if recipe.average else 0))
     # One checkpoint more than are kept, while the newest is written.
@@ -68,9 +68,9 @@ def needed_bytes(weights: int, recipe: Recipe) -> int:
 def check(
     place: Path, base: Path, recipe: Recipe, *, clips: int = 0, speech_s: float = 0.0, copied: bool = False
 ) -> None:
-    """Raises TrainingError where the disk of `place` has too little room for the run and its speech.
+    """Raises TrainingError if the disk of `place` has too little space for the run and its speech.
 
-    Where its checkpoints are `copied` to the blob store, the one that is on its way stays, whatever is kept.
+    If checkpoints are `copied` to the blob store, the one being copied takes additional space.
     """
     recipe = replace(recipe, keep_checkpoints=recipe.keep_checkpoints + copied)
     encoded = encoded_bytes(base, recipe, clips=clips, seconds=speech_s)
@@ -80,7 +80,7 @@ def check(
     free = shutil.disk_usage(place).free
     if free < needed:
         raise TrainingError(
-            f"the disk of {place} has {_gb(free)} free and the run needs {_gb(needed)} for checkpoints and models: "
+            f"the disk of {place} has {_gb(free)} free, but the run needs {_gb(needed)} for checkpoints and models: "
             f"free some space, or set {_smaller(recipe, encoded / needed)}"
         )
 

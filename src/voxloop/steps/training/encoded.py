@@ -1,4 +1,4 @@
-"""Outputs of an encoder that is not trained, kept batch by batch so that each is computed once.
+"""A cache of a frozen encoder's outputs, batch by batch, so that each is computed only once.
 
 In a file and not in memory: an hour of speech and a model of width 384 make 280 MB, of width 1,280 0.9 GB, for each
 epoch that is kept.
@@ -17,7 +17,7 @@ import torch
 class EncodedBatches:
     """A file without a name in the run's folder: it is gone when the process ends, however it ends.
 
-    A run that goes on after that computes the outputs again, from the same speech changed in the same way.
+    A resumed run computes the outputs again, from the same speech with the same augmentation.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The files of a run's folder: their names, and how they are written so that a reader never sees half of one."""
+"""The files of a run's folder: their names, and writing them so that readers never see partial content."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ LOOP_STATE = "loop_state.json"  # in a checkpoint: written last
 
 
 def is_writer() -> bool:
-    """Whether this process writes the run's files: of several that train together, the first does."""
+    """Whether this process writes the run's files: if several train together, only the first does."""
     return os.environ.get("RANK", "0") == "0"  # as torchrun and `accelerate launch` set it
 
 
 def whole_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a run's folder that were not cut off by a kill, oldest first."""
+    """The complete checkpoints of a run's folder, oldest first."""
     found = [path.parent for path in folder.glob(f"checkpoint-*/{LOOP_STATE}")]
     return sorted(found, key=lambda checkpoint: int(checkpoint.name.partition("-")[2]))
 
@@ -40,7 +40,7 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
 
 
 def sync(folder: Path) -> None:
-    """Have everything below a folder on the disk, so that not even a power failure takes it back."""
+    """Flush everything below a folder to disk, so that it survives a power failure."""
     for path in [*folder.rglob("*"), folder]:
         descriptor = os.open(path, os.O_RDONLY)
         try:

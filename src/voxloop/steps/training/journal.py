@@ -1,4 +1,4 @@
-"""What a run tells while it trains: `metrics.jsonl`, the log, trackers, and `trainer_state.json`."""
+"""Output of a training run: `metrics.jsonl`, the log, trackers, and `trainer_state.json`."""
 
 from __future__ import annotations
 
@@ -55,15 +55,15 @@ class Journal:
         self.clips += clips
 
     def training(self, rate: float, norm: torch.Tensor) -> None:
-        """The mean loss since the last such line. Raises TrainingError where it is no number."""
+        """Log the mean loss since the last such line. Raises TrainingError if it is not finite."""
         session, now = self.session, self.session.elapsed_s
         heard = torch.stack([self.loss.double(), torch.tensor(self.clips, device=self.loss.device).double()])
         total, clips = session.accelerator.reduce(heard, "sum").tolist()
         loss, spent = total / self.steps, now - self.logged_s - self.busy_s
         if not math.isfinite(loss):
             raise TrainingError(
-                f"the loss became {loss} at step {self.step}: "
-                f"the learning rate {session.recipe.learning_rate:g} is too high; set learning_rate lower"
+                f"the loss became {loss} at step {self.step}, because the learning rate "
+                f"{session.recipe.learning_rate:g} is too high: set a lower learning_rate"
             )
         self.all_steps, self.all_loss = self.all_steps + self.steps, self.all_loss + total
         speed = {
@@ -76,13 +76,13 @@ class Journal:
         self.loss.zero_()
 
     def evaluation(self, score: Score) -> None:
-        """What was measured on val: `wer` is what decides."""
+        """Log an evaluation on val; `wer` is the deciding number."""
         known = _measured(score)
         self._line(**{f"val_{name}": value for name, value in known.items()})
         self._history(**{f"eval_{name}": value for name, value in known.items()})
 
     def blend(self, score: Score) -> None:
-        """What was measured of weights between the base's and the trained ones."""
+        """Log the val score of a blend of base and trained weights."""
         self._line(blend=score.blend, **{f"blend_{name}": value for name, value in _measured(score).items()})
 
     def save(self, folder: Path) -> None:
@@ -127,7 +127,7 @@ def _measured(score: Score) -> dict[str, float]:
 def _sentence(line: dict[str, Any]) -> str:
     parts = [f"step {line['step']}, epoch {line['epoch']}"]
     parts += [f"loss {line['loss']:.4f}"] if "loss" in line else []
-    for kind, said in (("val", ""), ("blend", f"{line.get('blend', 1.0):g} of the way from the base: ")):
+    for kind, said in (("val", ""), ("blend", f"blend {line.get('blend', 1.0):g}: ")):
         if f"{kind}_wer" in line:
             parts += [f"{said}val WER {line[f'{kind}_wer']:.2%}, CER {line[f'{kind}_cer']:.2%}"]
             parts += [f"clips {line[f'{kind}_clips_wer']:.2%}"] if f"{kind}_clips_wer" in line else []

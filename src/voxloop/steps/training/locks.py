@@ -1,7 +1,7 @@
-"""Locks on files that the kernel drops together with the last process that holds them, however it dies (flock(2)).
+"""File locks that the kernel releases when the last process holding them ends, however it ends (flock(2)).
 
-A lock belongs to the open file, and a child process that inherits the file holds it too: a device stays taken as long
-as the process that trains on it lives, whatever became of the one that started it.
+A lock belongs to the open file, and a child process that inherits the file holds it too: a device stays locked as long
+as the process that trains on it is alive, even if its parent has died.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ RETRY_S = 0.02
 
 
 class Lock:
-    """A lock that is held; `note` is what the holder tells the others."""
+    """A lock that is held; the holder can leave a note for other processes."""
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
@@ -28,7 +28,7 @@ class Lock:
         os.pwrite(self.descriptor, json.dumps(note).encode(), 0)
 
     def release(self) -> None:
-        """Let go. Processes that inherited the lock keep it."""
+        """Release the lock. Processes that inherited it keep it."""
         os.close(self.descriptor)
 
     def __enter__(self) -> Lock:
@@ -39,7 +39,7 @@ class Lock:
 
 
 def take(path: Path, *, patience_s: float = 0.2) -> Lock | None:
-    """Lock the file, or None where somebody else holds it. A look (`held`) lasts shorter than the patience."""
+    """Lock the file; None if another process holds it. Checks by `held` are shorter than the patience."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     until = time.monotonic() + patience_s
@@ -71,7 +71,7 @@ def held(path: Path) -> bool:
 
 
 def note(path: Path) -> dict[str, Any]:
-    """What the last holder wrote; empty where there is nothing to read."""
+    """The note of the last holder; empty if there is none."""
     try:
         values: dict[str, Any] = json.loads(path.read_bytes())
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""What a run hears beside its dataset: speech that its base model learnt before, and noises of the user's own."""
+"""Training material beside the dataset: replayed speech of earlier models, and the user's own noises."""
 
 from __future__ import annotations
 
@@ -33,12 +33,10 @@ NOISES_S = 1800.0  # of all files: they are held in memory, 115 MB
 
 
 def resolved(ws: Workspace, recipe: Recipe, dataset: Dataset, base: Model) -> Recipe:
-    """The recipe with how clips are fed, the ids of the datasets that are heard again, the layers that get adapters.
+    """The recipe with its defaults resolved (audio context, replayed datasets, LoRA targets), for the run's record.
 
-    So that the run's record is complete.
-
-    Raises UnknownRecord for a dataset, and SettingError for a folder of noises, that is not there; UsageError where
-    the recipe asks for what the base model's family lacks.
+    Raises UnknownRecord for a missing dataset, SettingError for a missing noise folder, and UsageError if the base
+    model's family lacks a capability that the recipe needs.
     """
     kind = family(base.family)
     if recipe.audio_context == "auto":
@@ -49,7 +47,7 @@ def resolved(ws: Workspace, recipe: Recipe, dataset: Dataset, base: Model) -> Re
     if recipe.ctc_weight or recipe.encoder_copies:
         require(kind, "encoder states")
     if recipe.noise_folder is not None and not Path(recipe.noise_folder).expanduser().is_dir():
-        raise SettingError(f"noise_folder is {recipe.noise_folder!r}: there is no such folder")
+        raise SettingError(f"noise_folder is {recipe.noise_folder!r}, which is not a folder")
     if recipe.method == "lora" and not recipe.lora_targets:
         recipe = replace(recipe, lora_targets=kind.lora_targets)
     if not recipe.replay_share:
@@ -59,7 +57,7 @@ def resolved(ws: Workspace, recipe: Recipe, dataset: Dataset, base: Model) -> Re
 
 
 def learnt(ws: Workspace, base: Model) -> list[str]:
-    """Datasets that a model and the models before it were trained on, the latest first."""
+    """Datasets that a model and the models before it were trained on, newest first."""
     found: list[str] = []
     seen: set[str] = set()
     with ws.read() as reader:
@@ -74,7 +72,7 @@ def learnt(ws: Workspace, base: Model) -> list[str]:
 
 
 def write_material(ws: Workspace, recipe: Recipe, dataset: Dataset, folder: Path) -> dict[str, str]:
-    """Lay out what the recipe hears beside the dataset; what `TrainingConfig` says of it."""
+    """Write the replay manifest and the noises; return their fields of `TrainingConfig`."""
     said = {}
     again = replay_rows(ws, recipe, dataset)
     if again:
@@ -85,9 +83,9 @@ def write_material(ws: Workspace, recipe: Recipe, dataset: Dataset, folder: Path
 
 
 def replay_rows(ws: Workspace, recipe: Recipe, dataset: Dataset) -> list[DatasetRow]:
-    """Training rows of the recipe's earlier datasets, of which every epoch hears a share.
+    """Training rows of the recipe's earlier datasets, of which every epoch replays a share.
 
-    Never what is in `dataset` already, what any dataset validates or tests with, or what lies in the same recording.
+    Excludes rows of `dataset`, rows that any dataset uses for val or test, and rows of its val and test recordings.
     """
     share = recipe.replay_share
     if not share or not recipe.replay_from:
@@ -111,25 +109,27 @@ def replay_rows(ws: Workspace, recipe: Recipe, dataset: Dataset) -> list[Dataset
 
 
 def _write_noises(source: Path, target: Path) -> Path:
-    """Write the noises below a folder as 16 kHz mono WAV. Raises SettingError where there is none."""
+    """Write the noises below a folder as 16 kHz mono WAV. Raises SettingError if there are none."""
     target.mkdir(parents=True, exist_ok=True)
     files = sorted(path for path in source.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
     left_s = NOISES_S
     written = 0
     for path in files:
         if left_s <= 0:
-            log.warning("noises beyond %.0f minutes are not used: %s and those behind it", NOISES_S / 60, path)
+            log.warning(
+                "only the first %.0f minutes of noise are used; ignoring %s and later files", NOISES_S / 60, path
+            )
             break
         try:
             noise = audio.decode(path)[: round(min(NOISE_S, left_s) * SAMPLE_RATE)]
         except AudioError as error:
-            raise SettingError(f"noise_folder: {error}; take the file out of {source}, or repair it") from error
+            raise SettingError(f"noise_folder: {error}; remove the file from {source}, or repair it") from error
         if noise.any():
             _write_wav(target / f"{written:05}.wav", noise)
             left_s -= len(noise) / SAMPLE_RATE
             written += 1
     if not written:
-        raise SettingError(f"noise_folder {source} holds no noise: needed are audio files that are not silent")
+        raise SettingError(f"noise_folder {source} contains no noise: put audio files there that are not silent")
     return target
 
 

@@ -1,11 +1,11 @@
-"""A run goes on on any machine: which of its folders is the newest, and its checkpoint in the blob store.
+"""Moving runs between machines: which of a run's folders is the newest, and its checkpoint in the blob store.
 
     runs/<run>/checkpoints/sha256-…      files of the newest checkpoint and of the best model so far, by content
     run_folder (catalog)                 the manifest: their names, hashes and sizes; and the run's home
 
 The home is the folder that the run was last trained in. Whoever attends to a run in another folder makes that folder
 the home first: what is left there of an earlier stay is removed, checkpoint and best model are fetched and verified,
-metrics and log are written from the catalog, and the speech is laid out anew from the dataset. The manifest is a row
+metrics and log are written from the catalog, and the speech is written again from the dataset. The manifest is a row
 rather than a blob, so that it is replaced in one transaction with the run's progress, which is refused once the lease
 is lost; and so that what names a blob is known without reading blobs.
 """
@@ -63,7 +63,7 @@ run_folder = tables.run_folder
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CopiedCheckpoint:
-    """What the blob store holds of a run's folder."""
+    """The part of a run's folder that is in the blob store."""
 
     step: int | None  # of the checkpoint; None: the best model alone
     files: dict[str, dict[str, Any]]  # name in the folder -> sha256, size
@@ -71,7 +71,7 @@ class CopiedCheckpoint:
 
 
 def prefix(run: str) -> str:
-    """What the keys of a run's own blobs begin with."""
+    """The key prefix of a run's blobs."""
     return f"runs/{run}/"
 
 
@@ -91,14 +91,14 @@ def copies_checkpoints(ws: Workspace) -> bool:
 
 
 def at_home(ws: Workspace, run: str) -> bool:
-    """Whether this machine's folder of the run is the one that it was last trained in; true of a run with none yet."""
+    """Whether the run was last trained in this machine's folder; also true if it has no folder yet."""
     with ws.read() as reader:
         row = _row(reader, run)
     return row is None or row.home == _name(ws.runs / run)
 
 
 def place(ws: Workspace, run: str) -> str:
-    """Where a run's folder is: a path on this machine, or `host:path` on another."""
+    """The location of a run's folder: a path on this machine, or `host:path` on another."""
     with ws.read() as reader:
         row = _row(reader, run)
     folder = ws.runs / run
@@ -108,9 +108,9 @@ def place(ws: Workspace, run: str) -> str:
 
 
 def move_in(ws: Workspace, run: Run) -> dict[str, Any]:
-    """Make this machine's folder the run's home; the settings that the run began with, where it began elsewhere.
+    """Make this machine's folder the run's home, and return its initial settings if it began elsewhere.
 
-    Raises TrainingError where a file of its checkpoint cannot be had, or is not what its hash says.
+    Raises TrainingError if a file of its checkpoint is missing or does not match its hash.
     """
     folder = ws.runs / run.id
     with ws.read() as reader:
@@ -133,7 +133,7 @@ def move_in(ws: Workspace, run: Run) -> dict[str, Any]:
 
 
 def _settle(ws: Workspace, run: str, row: sa.Row[Any], folder: Path) -> dict[str, Any]:
-    """Fill a folder that the run was not trained in last; the settings that it began with."""
+    """Fill a folder in which the run was not last trained; return the run's initial settings."""
     began = dict(row.config)
     if row.files or not row.home:
         _clear(folder)
@@ -144,7 +144,7 @@ def _settle(ws: Workspace, run: str, row: sa.Row[Any], folder: Path) -> dict[str
             began = _same_everywhere(read_json(folder / CONFIG))
             (folder / CONFIG).unlink()  # so that its speech is laid out again
         if not whole_checkpoints(folder):
-            log.warning("run %s: no checkpoint of it is in the blob store, so it begins anew here", run)
+            log.warning("run %s has no checkpoint in the blob store, so it starts over on this machine", run)
     telemetry.lay_out(ws, run)
     return began
 
@@ -154,7 +154,7 @@ def _same_everywhere(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def leave_home(tx: Writer, run: str) -> list[str]:
-    """Have the run begin anew, wherever it is attended to next; keys of its blobs, which nothing names any more."""
+    """Make the run start over on any machine; return the keys of its blobs, which are no longer used."""
     row = _row(tx, run)
     _write(tx, run, home="", step=None, files={}, config={})
     return [] if row is None else sorted({blob_key(run, file["sha256"]) for file in row.files.values()})
@@ -177,7 +177,7 @@ def _name(folder: Path) -> str | None:
 
 
 def _clear(folder: Path) -> None:
-    """Empty a folder of an earlier stay. Audio stays, since its names say what it is, and so do the locks."""
+    """Empty a folder from an earlier stay, except for audio (named by its content) and locks."""
     for path in folder.iterdir():
         if path.name == "data":
             for manifest in path.glob("*.jsonl"):
@@ -193,7 +193,9 @@ def _fetch(ws: Workspace, run: str, files: dict[str, dict[str, Any]], folder: Pa
     for name, file in sorted(files.items()):
         inside = PurePosixPath(name)
         if inside.is_absolute() or ".." in inside.parts:
-            raise TrainingError(f"run {run}: the manifest of its checkpoint names {name!r}, outside the run's folder")
+            raise TrainingError(
+                f"the checkpoint manifest of run {run} names {name!r}, which is outside the run's folder"
+            )
         target = folder / inside
         target.parent.mkdir(parents=True, exist_ok=True)
         digest = hashlib.sha256()
@@ -205,15 +207,15 @@ def _fetch(ws: Workspace, run: str, files: dict[str, dict[str, Any]], folder: Pa
         except BlobError as error:
             raise TrainingError(_cannot_be_had(run, name, str(error))) from error
         if f"sha256-{digest.hexdigest()}" != file["sha256"]:
-            raise TrainingError(_cannot_be_had(run, name, "it is not what its hash says: it was changed"))
+            raise TrainingError(_cannot_be_had(run, name, "its content does not match its hash"))
     for part_of in {name.partition("/")[0] for name in files if "/" in name}:
         sync(folder / part_of)
 
 
 def _cannot_be_had(run: str, name: str, why: str) -> str:
     return (
-        f"run {run} cannot go on from its checkpoint, whose file {name} cannot be used ({why}); "
-        f"`voxloop run retry {run}` trains anew with its settings"
+        f"run {run} cannot resume, because the file {name} of its checkpoint is unusable ({why}); "
+        f"train again with `voxloop run retry {run}`"
     )
 
 
@@ -221,7 +223,7 @@ def _cannot_be_had(run: str, name: str, why: str) -> str:
 
 
 class CheckpointCopier:
-    """Copies what a run would go on from to the blob store, in a thread of its own, while the run goes on."""
+    """Copies a run's checkpoint and best model to the blob store in a background thread."""
 
     def __init__(self, ws: Workspace, run: str) -> None:
         self._ws = ws
@@ -298,22 +300,22 @@ class CheckpointCopier:
 
 
 def name_checkpoint(tx: Writer, run: str, copied: CopiedCheckpoint) -> None:
-    """Make it, inside `tx`, what the run goes on from elsewhere."""
+    """Register, inside `tx`, the copied checkpoint as the one to resume from elsewhere."""
     _write(tx, run, step=copied.step, files=copied.files, config=copied.config)
 
 
 def remove_superseded(ws: Workspace, run: str, copied: CopiedCheckpoint) -> None:
-    """Delete the blobs of checkpoints before this one, once it is named."""
+    """Delete the blobs of earlier checkpoints, once this one is registered."""
     _delete(ws, run, kept={blob_key(run, file["sha256"]) for file in copied.files.values()})
 
 
 def give_up_copy(tx: Writer, run: str) -> None:
-    """Name no checkpoint any more that the run could go on from elsewhere."""
+    """Unregister the checkpoint to resume from elsewhere."""
     _write(tx, run, step=None, files={})
 
 
 def remove_blobs(ws: Workspace, run: str) -> None:
-    """Delete all that there is for going on with a run elsewhere: it has ended for good."""
+    """Delete everything stored for resuming a run elsewhere, because it has ended for good."""
     with ws.catalog.write() as tx:
         if _row(tx, run) is not None:
             give_up_copy(tx, run)
@@ -331,7 +333,7 @@ def _delete(ws: Workspace, run: str, *, kept: AbstractSet[str]) -> None:
 
 
 def named_blobs(reader: Reader) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Run, key, and hash and size of each blob that a run can go on from."""
+    """Run, key, hash and size of each blob that a run can resume from."""
     r = tables.run.c
     rows = reader.connection.execute(
         sa.select(run_folder.c.run, run_folder.c.files)
@@ -345,7 +347,7 @@ def named_blobs(reader: Reader) -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 
 def names_blob(reader: Reader, key: str) -> bool:
-    """Whether a run can go on from this blob."""
+    """Whether a run can resume from this blob."""
     return any(key == named for _, named, _ in named_blobs(reader))
 
 

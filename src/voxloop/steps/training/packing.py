@@ -1,11 +1,11 @@
-"""Windows: clips of one speaker, one behind the other, in the 30 s that Whisper is fed.
+"""Windows: clips of one speaker packed into the 30 s input of Whisper.
 
-A published Whisper hears 30 s, whatever is said in them. Clips that lie in one window share the cost of its encoder,
-and their bounds, written as time stamps, teach the model's own multi-segment form (arXiv:2212.04356, section 2.3):
+A published Whisper always processes 30 s. Clips in one window share the cost of the encoder, and their start and end
+times, written as time stamps, train the model's own multi-segment format (arXiv:2212.04356, section 2.3):
 
     <|0.30|> first text<|2.48|><|2.60|> second text<|4.12|>
 
-So what is tuned this way still decodes 30 s, with and without time stamps, in whatever program reads it.
+So a model trained this way still decodes 30 s, with and without time stamps, in any program.
 """
 
 from __future__ import annotations

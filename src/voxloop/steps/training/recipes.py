@@ -1,4 +1,4 @@
-"""Recipes: everything that decides how a model is trained, complete, named and checked."""
+"""Recipes: named, complete and validated settings of a training run."""
 
 from __future__ import annotations
 
@@ -17,153 +17,154 @@ AudioContext = Literal["auto", "packed", "floor", "full", "trimmed"]
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a model is trained. Saved whole with every run; never read from anywhere else once a run has begun."""
+    """The complete settings of a training run. Saved with the run, which reads them only from there."""
 
     name: str = "custom"
-    """What the recipe is called; an overridden one keeps the name it began with."""
+    """Name of the recipe, kept when settings are overridden."""
     why: str = ""
-    """Why it was chosen; empty: it was asked for by name."""
+    """Why the recipe was chosen; empty if it was requested by name."""
     method: Method = "full"
-    """full: every weight is trained; lora: low-rank adapters beside frozen weights (arXiv:2106.09685)."""
+    """full: train every weight; lora: train low-rank adapters beside frozen weights (arXiv:2106.09685)."""
     audio_context: AudioContext = "auto"
-    """What the encoder is fed. packed: windows of 30 s that hold several clips of one speaker, so that the model stays
-    what it is in other programs; floor: a clip and as much silence again, `context_floor_s` at least; full: a clip and
-    silence up to 30 s; trimmed: a clip's own length and a margin, which is how the model is served from then on.
-    auto: trimmed where the base model was tuned that way, else packed."""
+    """Input of the encoder. packed: 30 s windows of several clips by one speaker, so that the model keeps working in
+    other programs; floor: a clip followed by as much silence, at least `context_floor_s` in total; full: a clip padded
+    to 30 s; trimmed: a clip and a short margin, and the model is then served the same way. auto: trimmed if the base
+    model was trained that way, else packed."""
     context_floor_s: float = 10.0
-    """With packed and floor: seconds that a clip heard alone is fed at least."""
+    """With packed and floor: shortest input for a single clip, in seconds."""
     alone_share: float = 0.25
-    """With packed: share of an epoch's clips that are heard alone."""
+    """With packed: share of an epoch's clips that are fed one at a time instead of in a window."""
     time_stamp_share: float = 0.5
-    """With packed: share of the windows in which the bounds of the clips are learnt as time stamps."""
+    """With packed: share of windows whose labels contain the clips' start and end times as time stamp tokens."""
 
     learning_rate: float = 4e-4
-    """Highest learning rate of AdamW; it falls along a cosine."""
+    """Peak learning rate of AdamW, which decays along a cosine."""
     final_share: float = 0.02
-    """Share of the learning rate that is left at the end."""
+    """Final learning rate as a share of the peak."""
     warmup_steps: int = 10
-    """Steps over which the learning rate rises from 0."""
+    """Steps of linear warm-up from 0."""
     max_steps: int | None = None
-    """Optimiser steps at most; None: no bound."""
+    """Most optimiser steps; none: no limit."""
     max_epochs: float | None = None
-    """Passes over the training speech at most; None: no bound."""
+    """Most passes over the training speech; none: no limit."""
     max_seconds: float | None = None
-    """Seconds at most from when the model is loaded, evaluation and saving included; None: no bound."""
+    """Longest training time in seconds, from loading the model, with evaluation and saving; none: no limit."""
     batch_seconds: float = 40.0
-    """Seconds of audio in a batch, padding included. Halved when memory runs out."""
+    """Seconds of audio per batch, with padding. Halved when memory runs out."""
     accumulation: int = 1
-    """Batches whose gradients make one step."""
+    """Batches per optimiser step (gradient accumulation)."""
     weight_decay: float = 0.01
     """AdamW's decoupled weight decay."""
     clip_norm: float = 1.0
-    """Gradients are scaled down to this norm."""
+    """Largest norm of the gradient; longer ones are scaled down."""
     beta1: float = 0.9
-    """AdamW's decay of the mean gradient."""
+    """AdamW's decay rate of the mean gradient."""
     beta2: float = 0.98
-    """AdamW's decay of the mean squared gradient."""
+    """AdamW's decay rate of the mean squared gradient."""
     label_smoothing: float = 0.0
-    """Share of the probability spread over all tokens (arXiv:1512.00567)."""
+    """Share of the target probability spread over all tokens (arXiv:1512.00567)."""
     blend: bool = True
-    """In the end, move the weights back towards the base model's as far as that helps on val: base + a (tuned - base)
-    with the best a of 0, 0.25, 0.5, 0.75 and 1 (arXiv:2109.01903). There the model is never worse than its base."""
+    """After training, interpolate between the base model's weights and the trained ones: base + a (trained - base),
+    with the best a on val of 0, 0.25, 0.5, 0.75 and 1 (arXiv:2109.01903). On val, the model is never worse than its
+    base."""
     average: float = 0.0
-    """Decay by step of the running average of the weights, which is what is kept; 0: the last weights themselves."""
+    """Decay per step of a running average of the weights, which is then evaluated and saved; 0: no averaging."""
     precision: Precision = "auto"
-    """Number format of the matrix products; weights stay in fp32. auto: bf16 where the device multiplies it faster
-    (GPUs since Ampere, CPUs with AMX) and the model has 20 million weights or more, else fp32. fp16 needs a GPU."""
+    """Number format of matrix products; weights stay in fp32. auto: bf16 if the device multiplies it faster (GPUs
+    since Ampere, CPUs with AMX) and the model has at least 20 million parameters, else fp32. fp16 needs a GPU."""
     gradient_checkpointing: bool = False
-    """Compute activations twice to hold fewer of them."""
+    """Recompute activations in the backward pass, to save memory."""
     layer_decay: float = 1.0
-    """Learning rate of a layer as a share of that of the layer above it (arXiv:1801.06146); 1: one rate for all."""
+    """Learning rate of a layer relative to the layer above it (arXiv:1801.06146); 1: the same rate for all."""
     ctc_weight: float = 0.0
-    """Weight of a CTC loss on the encoder beside cross-entropy (arXiv:1609.06773), for small models; 0: none."""
+    """Weight of an auxiliary CTC loss on the encoder (arXiv:1609.06773), for small models; 0: none."""
     freeze_encoder: bool = False
-    """Train the decoder alone; with method=lora, the decoder alone gets adapters."""
+    """Train only the decoder; with method=lora, only the decoder gets adapters."""
     encoder_copies: int = 0
-    """With freeze_encoder: epochs that are heard before they come again, so that the encoder, whose outputs are kept in
-    a file till the run ends, computes no more; 0: every epoch is new, and computed."""
+    """With freeze_encoder: number of differently augmented epochs whose encoder outputs are cached in a file and then
+    reused until the run ends; 0: compute every epoch anew."""
     freeze_embeddings: bool = False
-    """Leave the embedding of tokens, which is the output layer too, as it is: of a small model it is most weights."""
+    """Do not train the token embedding, which is also the output layer and most of a small model's weights."""
 
     lora_rank: int = 16
     """Rank of the adapters."""
     lora_alpha: int = 32
-    """Scale of the adapters, by rank."""
+    """Scale of the adapters: their output is multiplied by lora_alpha / lora_rank."""
     lora_dropout: float = 0.05
-    """Dropout before the adapters."""
+    """Dropout rate before the adapters."""
     lora_targets: tuple[str, ...] = ()
-    """Names of the layers that get adapters; empty: those that the model's family names."""
+    """Names of the layers that get adapters; empty: the default of the model family."""
 
     speed: float = 0.1
-    """Clips are played up to this share faster or slower (Ko et al., Interspeech 2015)."""
+    """Speed perturbation: clips are played up to this share faster or slower (Ko et al., Interspeech 2015)."""
     cut_share: float = 0.0
-    """Share of clips that begin late or end early, as recorders and voice detection cut them; for short clips."""
+    """Share of clips whose start or end is cut off, as recorders and voice detectors do; for short clips."""
     cut_s: float = 0.15
-    """Longest piece that is cut off either end, in seconds; never more than a quarter of the clip."""
+    """Longest piece cut off either end, in seconds; never more than a quarter of the clip."""
     volume_db: float = 6.0
-    """Clips are made up to this much louder or softer."""
+    """Clips are made up to this many dB louder or quieter."""
     noise_share: float = 0.3
-    """Share of clips that get white noise."""
+    """Share of clips with added white noise."""
     noise_snr_db: float = 10.0
-    """Strongest noise: the lowest ratio of speech to noise; the weakest lies 30 dB above."""
+    """Lowest signal-to-noise ratio of added noise, in dB; the highest is 30 dB above."""
     noise_folder: str | None = None
-    """A folder of your own noises (any audio), as where the model will listen; None: white noise only."""
+    """Folder of your own noise recordings, made where the model will be used; none: white noise only."""
     noise_folder_share: float = 0.3
-    """Share of clips that get a piece of one of those noises."""
+    """Share of clips with an added piece of one of those recordings."""
     telephone_share: float = 0.0
-    """Share of clips that are heard as over a telephone: 300 to 3,400 Hz, 8 kHz, mu-law."""
+    """Share of clips with simulated telephone quality: 300 to 3,400 Hz, 8 kHz, mu-law."""
     mask_bands: int = 14
-    """Widest of two bands of mel channels that are hidden (SpecAugment, arXiv:1904.08779); 0: none."""
+    """SpecAugment (arXiv:1904.08779): largest width of two masked bands, in mel channels; 0: none."""
     mask_frames: int = 12
-    """Longest stretch of mel frames (10 ms each) that is hidden, one for each second; never more than a fifth of the
+    """SpecAugment: longest masked stretch, in mel frames of 10 ms, one per second; never more than a fifth of the
     clip; 0: none."""
     join_share: float = 0.3
-    """Share of the clips of an epoch that are heard inside strings of several, so that long speech is not forgotten;
-    not with audio_context=packed, whose windows do that."""
+    """Share of an epoch's clips that are joined into strings, so that the model does not forget longer speech; not
+    used with audio_context=packed, whose windows do the same."""
     join_clips: int = 5
-    """Most clips in a string."""
+    """Most clips per string."""
     join_pause_s: float = 0.3
-    """Longest pause between the clips of a string."""
+    """Longest pause between the clips of a string, in seconds."""
     join_seconds: float = 12.0
-    """Longest string; longer clips are not joined."""
+    """Longest string, in seconds; longer clips are not joined."""
     silence_share: float = 0.0
-    """Share of an epoch's clips that are faint noise without a text, so that nothing is heard where nobody speaks."""
+    """Faint noise with an empty text, as a share of an epoch's clips, against hallucinated words in silence."""
     full_length_share: float = 0.0
-    """With trimmed: share of batches padded to 30 s, so that decoding at full length does not suffer."""
+    """With trimmed: share of batches padded to 30 s, so that the model keeps working at that length."""
     replay_share: float = 0.2
-    """Share of an epoch's clips that come from what the base model learnt before, so that it is not forgotten."""
+    """Share of an epoch's clips taken from the base model's earlier training data, against forgetting."""
     replay_from: tuple[str, ...] = ()
-    """Datasets (names or ids) to hear again; empty: those that the base model and its bases were trained on."""
+    """Datasets (names or ids) to replay; empty: those that the base model and its own bases were trained on."""
 
     eval_steps: int | None = None
-    """Evaluate on val every so many steps; None: see eval_seconds."""
+    """Steps between evaluations on val; none: see eval_seconds."""
     eval_seconds: float | None = 10.0
-    """Evaluate on val every so many seconds of training; None: see eval_steps. With neither: once an epoch."""
+    """Seconds of training between evaluations on val; none: see eval_steps. With neither: once per epoch."""
     keep_no_better: bool = False
-    """Keep the last trained weights as a model also where val says that they are no better than the base model."""
+    """Keep the last trained weights as a model even if they are no better than the base model on val."""
     patience: int | None = None
-    """Stop after this many evaluations in a row without a better word error rate, on few words of val without a lower
-    loss either; None: never."""
+    """Early stopping: end after this many evaluations in a row without a lower word error rate (with fewer than 500
+    words in val, without a lower loss either); none: never."""
     save_seconds: float = 60.0
-    """A checkpoint to resume from, every so many seconds."""
+    """Seconds between checkpoints to resume from."""
     keep_checkpoints: int = 2
-    """Checkpoints kept, the newest."""
+    """Number of newest checkpoints to keep."""
     keep_checkpoints_after: int = 0
-    """Intermediate models that stay after the run, in its folder `intermediate`: the best on val, or the newest where
-    there is no val. `voxloop evaluate` takes each of them."""
+    """Number of intermediate models to keep after the run, in its folder `intermediate`: the best on val, or the newest
+    if val is empty. `voxloop evaluate` accepts their folders."""
     log_steps: int = 10
-    """A line of metrics every so many steps."""
+    """Steps between lines of metrics."""
     max_val_clips: int = 200
-    """Validation hears at most this many clips, the same ones every time."""
+    """Most clips of val to evaluate on; the same ones every time."""
     seed: int = 1
-    """Of everything random: order, augmentation, dropout."""
+    """Seed of everything random: order, augmentation, dropout."""
     workers: int | None = None
-    """Processes that prepare batches; 0: the training process does it; None: 0 on a CPU, on a GPU one for every second
-    core and 4 at most."""
+    """Number of processes that prepare batches; 0: the training process itself; none: 0 on a CPU, on a GPU one per two
+    cores, at most 4."""
 
     def __post_init__(self) -> None:
         if self.max_steps is None and self.max_epochs is None and self.max_seconds is None:
-            raise SettingError("a recipe needs an end: set max_steps, max_epochs or max_seconds")
+            raise SettingError("the recipe has no limit: set max_steps, max_epochs or max_seconds")
         for name in ("learning_rate", "batch_seconds", "clip_norm", "save_seconds", "join_seconds"):
             self._check(name, getattr(self, name) > 0, "it must be above 0")
         for name in ("accumulation", "lora_rank", "lora_alpha", "keep_checkpoints", "log_steps", "max_val_clips"):
@@ -199,33 +200,33 @@ class Recipe:
         ):
             self._check(name, 0 <= getattr(self, name) <= 1, "it must be from 0 to 1")
         for name in ("label_smoothing", "beta1", "beta2", "lora_dropout", "average", "replay_share"):
-            self._check(name, 0 <= getattr(self, name) < 1, "it must be from 0 to below 1")
-        self._check("layer_decay", 0 < self.layer_decay <= 1, "it must be above 0, and 1 at most")
+            self._check(name, 0 <= getattr(self, name) < 1, "it must be at least 0 and below 1")
+        self._check("layer_decay", 0 < self.layer_decay <= 1, "it must be above 0 and at most 1")
         self._check("speed", 0 <= self.speed <= 0.5, "it must be from 0 to 0.5")
-        self._check("join_clips", self.join_clips >= 2, "a string has 2 clips or more; set join_share=0 for none")
+        self._check("join_clips", self.join_clips >= 2, "it must be at least 2; set join_share=0 to join no clips")
         self._check("context_floor_s", 1 <= self.context_floor_s <= 30, "it must be from 1 to 30")
-        self._check("join_seconds", self.join_seconds <= 29, "a string and its margin must fit into 30 s")
+        self._check("join_seconds", self.join_seconds <= 29, "it must be at most 29, so that a string fits into 30 s")
         if self.freeze_encoder and self.ctc_weight:
             raise SettingError(
-                "ctc_weight teaches the encoder, which freeze_encoder holds: set ctc_weight=0 or freeze_encoder=false"
+                "ctc_weight trains the encoder, which freeze_encoder freezes: set ctc_weight=0 or freeze_encoder=false"
             )
         if self.encoder_copies and not self.freeze_encoder:
             raise SettingError(
-                f"encoder_copies is {self.encoder_copies}, which keeps the outputs of an encoder that is not trained: "
-                "set freeze_encoder=true, or encoder_copies=0"
+                f"encoder_copies is {self.encoder_copies}, but only a frozen encoder's outputs can be cached: "
+                "set freeze_encoder=true or encoder_copies=0"
             )
 
     def _check(self, name: str, good: bool, needed: str) -> None:
         if not good:
-            raise SettingError(f"recipe: {name} is {getattr(self, name)!r}: {needed}")
+            raise SettingError(f"recipe: {name} is {getattr(self, name)!r}, but {needed}")
 
     def as_dict(self) -> dict[str, Any]:
-        """Every setting with its value, as JSON knows them."""
+        """Every setting with its value, in JSON types."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
 
 def from_dict(values: Mapping[str, Any]) -> Recipe:
-    """The recipe that `as_dict` wrote. Raises SettingError for a name that is not known."""
+    """Restore a recipe from `as_dict`. Raises SettingError for an unknown setting."""
     known = {f.name for f in fields(Recipe)}
     for name in values:
         if name not in known:
@@ -234,11 +235,11 @@ def from_dict(values: Mapping[str, Any]) -> Recipe:
     return Recipe(**typed)
 
 
-# For small models that were tuned to a clip's own length: the starter, and what was tuned from it.
+# For small models trained at the clips' own length: the starter, and models fine-tuned from it.
 SMALL: dict[str, Recipe] = {
-    # Small batches, since a minute is short of steps, and averaged weights, since small batches are noisy. Joining is
-    # for short clips: without strings digits are learnt and strings forgotten, with strings of whole phrases too little
-    # is learnt. Cut, because a voice's few clips do not show how short it may be (docs/log.md).
+    # Small batches, because a minute allows few steps, and averaged weights, because small batches are noisy. Only
+    # short clips are joined: without strings the model learns digits and forgets strings, with strings of whole phrases
+    # it learns too little. Cut, because a few clips do not show how short a word may be (docs/log.md).
     "quick": Recipe(
         name="quick",
         learning_rate=6e-4,
@@ -293,7 +294,7 @@ SMALL: dict[str, Recipe] = {
     ),
 }
 
-# For published models, which know speech already and lose it at the rates above (docs/log.md).
+# For published models, which forget what they know at the rates above (docs/log.md).
 PUBLISHED: dict[str, Recipe] = {
     "quick": Recipe(
         name="quick",
@@ -344,25 +345,25 @@ PUBLISHED: dict[str, Recipe] = {
 
 RECIPES = tuple(SMALL)
 
-FIXED = {"name", "why"}  # what a recipe says of itself: no settings
+FIXED = {"name", "why"}  # describe the recipe and are not settings
 
 SUITS = {
-    "quick": "a model that two cores train in minutes (starter, tiny, base) and up to an hour of speech: every weight",
-    "thorough": "an hour of speech or more and such a model: every weight, until it no longer helps",
-    "careful": "a larger model and up to ten hours of speech: adapters (LoRA), until they no longer help",
-    "full": "a larger model and more than ten hours of speech: every weight, gently; a GPU is needed",
+    "quick": "small models (starter, tiny, base) and up to 1 h of speech; trains all weights, in minutes on two cores",
+    "thorough": "small models and 1 h of speech or more; trains all weights until val stops improving",
+    "careful": "larger models and up to 10 h of speech; trains LoRA adapters until val stops improving",
+    "full": "larger models and more than 10 h of speech; trains all weights at a low rate; needs a GPU",
 }
 
-SMALL_MODEL = 20_000_000  # parameters: below, fp32 costs less than the casts to bf16
-CPU_MODEL = 100_000_000  # parameters: below, every weight can be trained on two cores in minutes
-SOME_SPEECH_S = 3600.0  # seconds of training speech from which there is more to learn than in minutes
-MUCH_SPEECH_S = 10 * 3600.0  # seconds of training speech that can move all weights of a large model
+SMALL_MODEL = 20_000_000  # parameters: below, fp32 is cheaper than the casts to bf16
+CPU_MODEL = 100_000_000  # parameters: below, two cores can train all weights in minutes
+SOME_SPEECH_S = 3600.0  # training speech in seconds from which longer training pays off
+MUCH_SPEECH_S = 10 * 3600.0  # training speech in seconds from which all weights of a large model can be trained
 
 
 def named(name: str, *, published: bool = False) -> Recipe:
-    """The recipe of that name, for a published model or for a small one that was tuned to a clip's own length.
+    """The recipe called `name`, in its variant for published models or for small ones like the starter.
 
-    Raises SettingError for one that is not known.
+    Raises SettingError for an unknown name.
     """
     if name not in RECIPES:
         raise SettingError(f"there is no recipe {name!r}{nearest(name, RECIPES)}")
@@ -370,7 +371,7 @@ def named(name: str, *, published: bool = False) -> Recipe:
 
 
 def choose(*, train_seconds: float, parameters: int, published: bool = False) -> Recipe:
-    """The recipe for a model of so many parameters and so much training speech, where none is named; it says why."""
+    """The default recipe for this number of parameters and seconds of training speech, with the reason."""
     small = parameters < CPU_MODEL
     if small:
         name = "thorough" if train_seconds >= SOME_SPEECH_S else "quick"
@@ -379,16 +380,16 @@ def choose(*, train_seconds: float, parameters: int, published: bool = False) ->
     limit_s = SOME_SPEECH_S if small else MUCH_SPEECH_S
     speech = f"{train_seconds / 3600:.1f} h" if train_seconds >= 3600 else f"{train_seconds / 60:.1f} min"
     why = (
-        f"the model has {parameters / 1e6:.1f} M parameters ({'below' if small else 'not below'} "
-        f"{CPU_MODEL / 1e6:.0f} M) and there are {speech} of training speech "
-        f"({'below' if train_seconds < limit_s else 'not below'} {limit_s / 3600:.0f} h)"
+        f"the model has {parameters / 1e6:.1f} M parameters ({'less' if small else 'not less'} than "
+        f"{CPU_MODEL / 1e6:.0f} M) and the train split has {speech} of speech "
+        f"({'less' if train_seconds < limit_s else 'not less'} than {limit_s / 3600:.0f} h)"
     )
     return replace(named(name, published=published), why=why)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Described:
-    """One setting of a recipe, as `voxloop recipe show` prints it."""
+    """One setting of a recipe, as printed by `voxloop recipe show`."""
 
     setting: str
     value: Any
@@ -405,16 +406,16 @@ class Described:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RecipeDetails:
-    """A recipe with every setting explained."""
+    """A recipe with a description of every setting."""
 
     name: str
     suits: str  # what it is for
-    why: str | None  # why it was chosen; None where it was named
+    why: str | None  # why it was chosen; None if requested by name
     settings: tuple[Described, ...]
 
 
 def details(recipe: Recipe) -> RecipeDetails:
-    """What a surface shows of a recipe."""
+    """The description of a recipe that `voxloop recipe show` and the API return."""
     return RecipeDetails(
         name=recipe.name, suits=SUITS[recipe.name], why=recipe.why or None, settings=tuple(described(recipe))
     )
@@ -438,19 +439,22 @@ def override(recipe: Recipe, settings: Sequence[str]) -> Recipe:
         name, equals, text = setting.partition("=")
         name = name.strip()
         if not equals:
-            raise SettingError(f"setting {setting!r}: needed is key=value, such as learning_rate=1e-4")
+            raise SettingError(f"setting {setting!r} has no value: write key=value, such as learning_rate=1e-4")
         if name not in hints or name in FIXED:
             raise SettingError(f"a recipe has no setting {name!r}{nearest(name, set(hints) - FIXED)}")
         values[name] = _parse(name, text.strip(), hints[name])
     return replace(recipe, **values)
 
 
+KINDS: dict[Any, str] = {int: "a whole number", float: "a number"}  # in messages
+
+
 def _parse(name: str, text: str, kind: Any) -> Any:
-    """Text as the type of a field."""
+    """Text converted to the type of a field."""
     origin, options = get_origin(kind), get_args(kind)
     if origin is Literal:
         if text not in options:
-            raise SettingError(f"{name} is {text!r}; needed is one of {', '.join(options)}")
+            raise SettingError(f"{name} is {text!r}: choose one of {', '.join(options)}")
         return text
     if origin is types.UnionType:
         if text.lower() in ("none", ""):
@@ -465,8 +469,8 @@ def _parse(name: str, text: str, kind: Any) -> Any:
             return True
         if text.lower() in ("false", "no", "0", "off"):
             return False
-        raise SettingError(f"{name} is {text!r}; needed is true or false")
+        raise SettingError(f"{name} is {text!r}: choose true or false")
     try:
         return cast("type[int] | type[float] | type[str]", kind)(text)
     except ValueError as error:
-        raise SettingError(f"{name} is {text!r}; needed is a {kind.__name__}") from error
+        raise SettingError(f"{name} is {text!r}: give {KINDS[kind]}") from error

@@ -1,21 +1,21 @@
-"""The life of a run: its turn, its end, and what people ask of it meanwhile.
+"""The life cycle of a run: queue, training, end, and the requests pause, stop, resume and retry.
 
     queued ──► running ──► completed | failed
       queued | running              ──► paused        pause, Ctrl-C: a checkpoint is kept
-      queued | running              ──► stopped       stop: the best so far becomes a model; or it is discarded
-      running                       ──► interrupted   its processes died without a word
-      paused | interrupted | failed ──► queued        resume: goes on from the newest checkpoint
+      queued | running              ──► stopped       stop: the best so far becomes a model, or is discarded
+      running                       ──► interrupted   its processes died without a final status
+      paused | interrupted | failed ──► queued        resume: continues from the newest checkpoint
       paused | interrupted | failed ──► stopped       stop
 
-A run that is to be trained has an open job of the step `train`: its place in the queue. Whoever sees a run through
-(`voxloop train`, `voxloop run resume`, a worker) attends to it, and renews the lease of that job: the lease alone says,
-on every machine, whether anybody does. The run's state, metrics and log are in the catalog (`telemetry.py`), and what
-it would go on from elsewhere is in the blob store (`moving.py`). What people ask for (`pause`, `stop`) is written to
-the run's row, and whoever attends to the run does it; where nobody does, the one who asks.
+A run waiting to be trained has an open job of the step `train`: its place in the queue. The process that follows a run
+(`voxloop train`, `voxloop run resume`, a worker) attends to it and renews the lease of that job; only the lease shows,
+on every machine, whether a run is attended. The run's state, metrics and log are in the catalog (`telemetry.py`), and
+the checkpoint to continue from elsewhere is in the blob store (`moving.py`). Requests (`pause`, `stop`) are written to
+the run's row and carried out by the attending process, or else by the one that makes the request.
 
-Locks are for what is truly local: one device, one child and one attendant in a folder. The child holds `training.lock`
-and its device's lock. It lives on when its parent dies, and whoever resumes the run in that folder follows it to its
-end; where nobody does for some minutes, it ends with a checkpoint.
+Locks guard only what is local: one device, and one child and one attending process per folder. The child holds
+`training.lock` and its device's lock. It survives its parent, and a process that resumes the run in that folder follows
+it to its end; if none does for some minutes, it saves a checkpoint and ends.
 """
 
 from __future__ import annotations
@@ -46,25 +46,25 @@ if TYPE_CHECKING:
 
 STEP = "train"
 LOOK_S = 1.0  # the run's row is read and written at most this often
-TURN_S = 0.5  # between two looks at whether it is this run's turn
-OBEY_S = 60.0  # how long `pause` and `stop` wait until whoever attends to the run has done it
-LET_GO_S = control.STOP_S + 5.0  # who lost the lease has stopped its child, and left the folder, by then
+TURN_S = 0.5  # between two checks of the queue
+OBEY_S = 60.0  # how long `pause` and `stop` wait for the attending process
+LET_GO_S = control.STOP_S + 5.0  # by then a process that lost its lease has stopped its child and left the folder
 LEARNT = ("checkpoint-*", "best", "best.*", "blended", "blended.*", "final", "final.*", "intermediate", moving.LEAVING)
 
 GOES_ON: tuple[RunStatus, ...] = ("paused", "interrupted", "failed")  # what can be resumed
 ENDED: tuple[RunStatus, ...] = ("completed", "stopped", "failed", "paused", "interrupted")
 
 OnMetrics = Callable[[dict[str, Any]], None]
-"""Told each line of metrics."""
+"""Called with each line of metrics."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QueuePosition:
-    """What a queued run waits for."""
+    """What a queued run is waiting for."""
 
-    ahead: int  # runs before it in this workspace's queue
+    ahead: int  # runs ahead of it in this workspace's queue
     device: str
-    holder: dict[str, Any]  # who has the device: run, workspace, pid; empty where it is free
+    holder: dict[str, Any]  # the device's user: run, workspace, pid; empty if it is free
 
 
 def train(
@@ -81,10 +81,10 @@ def train(
 ) -> Run:
     """Fine-tune a base model on a dataset's train split, and register the best model found.
 
-    `dataset` is an id or a name (the newest one by default), `base` whatever
-    `models.base_model` knows, `recipe` a name (chosen by data and model by
-    default), `overrides` are `key=value` settings of it. Waits while another run
-    has the device. Else as `see_through`.
+    `dataset` is an id or a name (default: the newest), `base` any name that
+    `models.base_model` accepts, `recipe` a name (default: chosen by model size and
+    training speech), and `overrides` are `key=value` settings of the recipe. Waits
+    while another run uses the device. Otherwise as `see_through`.
     """
     run = submit(
         ws,
@@ -98,18 +98,18 @@ def train(
     return see_through(ws, run.id, progress=progress, waiting=waiting)
 
 
-# What people ask for --------------------------------------------------------------------------------------------------
+# Requests ----------------------------------------------------------------------------------------------------------
 
 
 def find(ws: Workspace, id: str) -> Run:
-    """The run with this id, as it really stands."""
+    """The run with this id and its actual status."""
     with ws.read() as reader:
         run = reader.get(Run, id)
     return _as_it_stands(ws, run)
 
 
 def reconcile(ws: Workspace) -> None:
-    """Mark the runs `interrupted` that are said to run and whose leases have run out."""
+    """Mark running runs whose leases have expired as `interrupted`."""
     with ws.read() as reader:
         running = reader.all(Run, tables.run.c.status == "running")
     for run in running:
@@ -117,23 +117,23 @@ def reconcile(ws: Workspace) -> None:
 
 
 def pause(ws: Workspace, id: str) -> Run:
-    """Have the run write a checkpoint and free its device; `resume` goes on from there."""
+    """Save a checkpoint and free the device; `resume` continues from it."""
     return _ask(ws, find(ws, id), "pause", allowed=("queued", "running"))
 
 
 def stop(ws: Workspace, id: str, *, discard: bool = False) -> Run:
-    """End the run for good. The best weights so far become a model; with `discard` everything learnt is removed."""
+    """End the run for good. Its best weights so far become a model, or are removed with `discard`."""
     return _ask(ws, find(ws, id), "discard" if discard else "stop", allowed=("queued", "running", *GOES_ON))
 
 
 def resume(ws: Workspace, id: str) -> Run:
-    """Queue the run again, to go on from its newest checkpoint; or to follow its process, where that still lives."""
+    """Queue the run again, to continue from its newest checkpoint or to follow its process if it is alive."""
     run = find(ws, id)
     if run.status not in GOES_ON and (run.status != "queued" or attended(ws, run)):
         raise UsageError(
-            _cannot(run, "resume", "one that is paused, interrupted or failed")
+            _cannot(run, "resume", "a run that is paused, interrupted or failed")
             + (
-                f". If its process died, wait until its lease has run out ({ws.settings.lease_s:g} s)"
+                f". If its process has died, wait until its lease expires ({ws.settings.lease_s:g} s)"
                 if run.status == "running"
                 else ""
             )
@@ -142,26 +142,26 @@ def resume(ws: Workspace, id: str) -> Run:
 
 
 def retry(ws: Workspace, id: str, overrides: Sequence[str] = ()) -> Run:
-    """Queue a new run with this one's settings, some of them changed."""
+    """Queue a new run with the settings of an ended one, optionally changing some."""
     run = find(ws, id)
     if run.status not in ENDED:
-        raise UsageError(_cannot(run, "retry", "one that has ended"))
+        raise UsageError(_cannot(run, "retry", "a run that has ended"))
     return submit_again(ws, run, overrides)
 
 
 def _cannot(run: Run, verb: str, needed: str) -> str:
     can = {
-        "queued": "`voxloop run pause` and `stop` take it out of the queue",
-        "running": "`voxloop run pause` and `stop` can be asked of it",
-        "completed": "`voxloop run retry` trains again with other settings",
-        "stopped": "`voxloop run retry` trains again with other settings",
-    }.get(run.status, "`voxloop run resume`, `stop` and `retry` can be asked of it")
-    return f"run {run.id} is {run.status}, and {verb} needs {needed}: {can}"
+        "queued": "take it out of the queue with `voxloop run pause` or `stop`",
+        "running": "end it first with `voxloop run pause` or `stop`",
+        "completed": "train again with `voxloop run retry`",
+        "stopped": "train again with `voxloop run retry`",
+    }.get(run.status, "use `voxloop run resume`, `stop` or `retry`")
+    return f"run {run.id} is {run.status}, but {verb} needs {needed}: {can}"
 
 
 def _ask(ws: Workspace, run: Run, wish: RunWish, *, allowed: Sequence[str]) -> Run:
     if run.status not in allowed:
-        raise UsageError(_cannot(run, wish, f"one that is {', '.join(allowed)}"))
+        raise UsageError(_cannot(run, wish, f"a run that is {', '.join(allowed[:-1])} or {allowed[-1]}"))
     with ws.transaction() as tx:
         tx.change(Run, run.id, wanted=wish)
     until = time.monotonic() + OBEY_S
@@ -176,7 +176,7 @@ def _ask(ws: Workspace, run: Run, wish: RunWish, *, allowed: Sequence[str]) -> R
 
 
 def _requeue(ws: Workspace, run: Run, *, wanted: RunWish | None = None) -> Run:
-    """A new place in the queue. Whoever held the old one can write nothing any more."""
+    """Give the run a new place in the queue; a holder of the old one can no longer write."""
     with ws.transaction() as tx:
         ws.jobs.withdraw(tx, STEP, run.id)
         tx.change(Run, run.id, status="queued", error=None, finished=None, wanted=wanted)
@@ -185,7 +185,7 @@ def _requeue(ws: Workspace, run: Run, *, wanted: RunWish | None = None) -> Run:
 
 
 def attended(ws: Workspace, run: Run) -> bool:
-    """Whether somebody sees this run through, or waits for its turn: holds the lease of its job."""
+    """Whether a process attends to this run or waits for its turn, and so holds the lease of its job."""
     with ws.read() as reader:
         return _attended(ws, reader, run.id)
 
@@ -203,8 +203,8 @@ def _as_it_stands(ws: Workspace, run: Run) -> Run:
             return now
         step = now.progress.get("step", 0)
         why = (
-            f"nobody attends to it any more, at step {step} (its process was killed, or the machine went down); "
-            f"`voxloop run resume {run.id}` goes on from the newest checkpoint"
+            f"its process ended at step {step} without a message (killed, or the machine went down); "
+            f"continue from the newest checkpoint with `voxloop run resume {run.id}`"
         )
         tx.change(Run, run.id, status="interrupted", error=why)
         tx.emit("training.interrupted", run.id, key=f"{run.id}:{tx.now()}", payload={"step": step})
@@ -215,28 +215,28 @@ def _as_it_stands(ws: Workspace, run: Run) -> Run:
 
 
 def work(ws: Workspace, runs: Sequence[str]) -> None:
-    """The step `train` of a worker, which holds the runs' jobs."""
+    """The step `train` of a worker that holds the runs' jobs."""
     for id in runs:
         _attend(ws, id, worker=True)
 
 
 def device_free(ws: Workspace) -> bool:
-    """Whether no run is on this machine's device."""
+    """Whether no run uses this machine's device."""
     return not locks.held(device_lock(ws)[1])
 
 
 def see_through(
     ws: Workspace, id: str, *, progress: OnMetrics | None = None, waiting: Callable[[QueuePosition], None] | None = None
 ) -> Run:
-    """Wait for a queued run's turn, train, and take over what came of it.
+    """Wait for a queued run's turn, train, and register the result.
 
-    `progress` is told each line of metrics, `waiting` what it waits for, whenever
-    that changes. Raises TrainingError where the run fails, with the reason and the
-    log's path. After Ctrl-C the run is paused.
+    `progress` is called with each line of metrics, `waiting` with the position in
+    the queue whenever it changes. Raises TrainingError if the run fails, with the
+    reason and the path of the log. Ctrl-C pauses the run.
     """
     claim = ws.jobs.claim([STEP], subject=id)
     if claim is None:
-        raise ConflictError(f"run {id} was taken by another process; `voxloop run show {id}` tells how it stands")
+        raise ConflictError(f"another process is already attending to run {id}; see `voxloop run show {id}`")
     with ws.jobs.renewing(claim):
         return _attend(ws.under(claim), id, progress=progress, waiting=waiting)
 
@@ -256,7 +256,9 @@ def _attend(
             return tx.get(Run, id)
     lock = locks.take(ws.runs / id / ATTENDED, patience_s=LET_GO_S)
     if lock is None:
-        raise ConflictError(f"another process of this machine, which lost its lease, is still in run {id}'s folder")
+        raise ConflictError(
+            f"another process on this machine, which lost its lease, still uses the folder of run {id}: try again later"
+        )
     with lock:
         try:
             ended = _train(ws, run, progress, waiting)
@@ -303,7 +305,7 @@ def _train(ws: Workspace, run: Run, progress: OnMetrics | None, waiting: Callabl
         wish = _follow(ws, run, child, state, progress, told)
     except LeaseLost:
         told.close()
-        child.stop()  # the run goes on elsewhere
+        child.stop()  # the run continues elsewhere
         raise
     except BaseException:
         # Ctrl-C, a broken terminal, a lost database: the child must not go on alone.
@@ -319,7 +321,7 @@ def _train(ws: Workspace, run: Run, progress: OnMetrics | None, waiting: Callabl
 
 
 class _Telling:
-    """Has everyone know how a run stands: its row and event, its metrics and log, its checkpoint."""
+    """Publishes a run's state: its row and events, its metrics and log, its checkpoint."""
 
     def __init__(self, ws: Workspace, run: Run) -> None:
         self._ws = ws
@@ -378,7 +380,7 @@ class _Telling:
 
 
 def _turn(ws: Workspace, run: Run, waiting: Callable[[QueuePosition], None] | None) -> locks.Lock | None:
-    """The device's lock, once it is this run's turn; None where the run is asked to end before."""
+    """Wait for this run's turn and return the device's lock; None if the run is asked to end first."""
     device, path = device_lock(ws)
     told: QueuePosition | None = None
     while True:
@@ -388,7 +390,7 @@ def _turn(ws: Workspace, run: Run, waiting: Callable[[QueuePosition], None] | No
             queue = ws.jobs.held(reader, STEP)
         order = list(queue)
         before = order[: order.index(run.id)] if run.id in order else []
-        # Places of the dead, and of those that wait for a worker, are free.
+        # Skip runs whose process died and runs that wait for a worker.
         ahead = [id for id in before if queue[id]]
         if not ahead:
             lock = locks.take(path)
@@ -427,7 +429,7 @@ def _worker_ends(ws: Workspace) -> bool:
 def _follow(
     ws: Workspace, run: Run, child: Child, state: dict[str, Any], progress: OnMetrics | None, telling: _Telling
 ) -> RunWish | None:
-    """Tell of each line of metrics, keep the catalog up to date, do what is asked; the last thing that was asked."""
+    """Pass on metrics, update the catalog and carry out requests; return the last request."""
     looked = 0.0
     changed = False
     wish: RunWish | None = None
@@ -461,7 +463,7 @@ def _follow(
 
 
 def _take_over(ws: Workspace, run: Run, child: Child, state: dict[str, Any], wish: RunWish | None) -> Run:
-    """What became of the run, now that its child has ended."""
+    """Register the result of a run whose child has ended."""
     ending = control.ending(child)
     state |= {k: ending.values[k] for k in ("base", "best", "notes", "peak_memory_mb") if ending.values.get(k)}
     # Smaller batches, where memory ran out.
@@ -479,11 +481,11 @@ def _take_over(ws: Workspace, run: Run, child: Child, state: dict[str, Any], wis
                 tx.change(Run, run.id, status="queued", progress=state, recipe=run.recipe)
                 return tx.get(Run, run.id)
         return _end(ws, run, "paused", state=state)
-    raise TrainingError(f"{ending.error}; its log is {ws.runs / run.id / LOG}")
+    raise TrainingError(f"{ending.error}; see the log {ws.runs / run.id / LOG}")
 
 
 def _without_training(ws: Workspace, run: Run, wish: RunWish | None) -> Run:
-    """Do what was asked of a run that has no process."""
+    """Carry out a request on a run that has no process."""
     state = dict(run.progress)
     if wish == "discard":
         return _discard(ws, run, state)
@@ -491,7 +493,7 @@ def _without_training(ws: Workspace, run: Run, wish: RunWish | None) -> Run:
         if (ws.runs / run.id / BEST).exists() and read_json(ws.runs / run.id / BEST)["step"]:
             return _register(ws, run, state, status="stopped")
         _remove(ws, run, "checkpoint-*")
-        return _end(ws, run, "stopped", "nothing better than the base had been measured", state)
+        return _end(ws, run, "stopped", "no model was better than the base yet, so none was kept", state)
     if wish == "pause":
         return _end(ws, run, "paused", state=state)
     with ws.transaction() as tx:  # the worker ends
@@ -500,7 +502,7 @@ def _without_training(ws: Workspace, run: Run, wish: RunWish | None) -> Run:
 
 
 def _register(ws: Workspace, run: Run, state: dict[str, Any], *, status: RunStatus = "completed") -> Run:
-    """Put the best model's files into the blob store and tell of it; doing it again changes nothing.
+    """Store the best model's files in the blob store and register it; repeating it changes nothing.
 
     They lie under the model's id, which is a hash of them: what a worker puts there that has lost its lease, perhaps
     other weights of the same run, gets in nobody's way.
@@ -541,7 +543,7 @@ def _register(ws: Workspace, run: Run, state: dict[str, Any], *, status: RunStat
 
 
 def _without_model(ws: Workspace, run: Run, state: dict[str, Any], *, status: RunStatus) -> Run:
-    """End a run that made its base no better: there is no model to promote. Its notes say what would help."""
+    """End a run that found no gain over its base, without a model. Its notes say what would help."""
     with ws.completion() as tx:
         values = {"status": status, "progress": state, "recipe": run.recipe, "error": None, "wanted": None}
         tx.change(Run, run.id, finished=tx.now(), **values)
@@ -552,14 +554,14 @@ def _without_model(ws: Workspace, run: Run, state: dict[str, Any], *, status: Ru
 
 
 def _discard(ws: Workspace, run: Run, state: dict[str, Any]) -> Run:
-    ended = _end(ws, run, "stopped", "what it learnt was discarded", state)
+    ended = _end(ws, run, "stopped", "discarded", state)
     for pattern in LEARNT:
         _remove(ws, run, pattern)
     return ended
 
 
 def begin_anew(tx: Transaction, run: Run) -> list[str]:
-    """Have an unfinished run begin anew from its base, since speech that it learnt from is gone.
+    """Make an unfinished run start over from its base, because speech it was trained on was removed.
 
     Keys of its blobs, which nothing names any more. What it learnt goes from the
     folders of other machines when they attend to it next.
@@ -570,7 +572,7 @@ def begin_anew(tx: Transaction, run: Run) -> list[str]:
 
 
 def unlearn(ws: Workspace, id: str) -> None:
-    """Remove what an unfinished run learnt, so that it begins anew from its base and from the data that is left."""
+    """Remove an unfinished run's weights, so that it starts over from its base with the remaining data."""
     with ws.read() as reader:
         run = reader.find(Run, id)
     if run is None or _as_it_stands(ws, run).status not in ("queued", *GOES_ON):

@@ -1,7 +1,7 @@
-"""One attempt at a run: its settings, the model, the speech, the clock, and which weights are best.
+"""One attempt at a run: its settings, the model, the speech, the clock, and the selection of the best weights.
 
-What is best is decided by the word error rate of generated text on val, through
-the code that serves, never by loss.
+The best weights are those with the lowest word error rate of generated text on
+val, decoded by the same code as in serving.
 """
 
 from __future__ import annotations
@@ -74,32 +74,32 @@ OTHERS_WAIT = timedelta(hours=6)  # of several processes, while the main one eva
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """What a run's folder says: complete, so that the child needs nothing else."""
+    """The settings in a run's folder: complete, so that the child needs nothing else."""
 
     run: str
     """The run's id."""
     family: str
     """Name of the model family."""
     base: str
-    """Folder or Hub id of the model to begin with."""
+    """Folder or Hub id of the base model."""
     train: str
-    """Manifest to learn from; relative to the run's folder."""
+    """Manifest of the training clips; relative to the run's folder."""
     val: str
-    """Manifest to measure on."""
+    """Manifest of the val clips."""
     replay: str = ""
-    """Manifest of earlier speech of which every epoch hears a share; empty: none."""
+    """Manifest of earlier training speech to replay; empty: none."""
     noise: str = ""
     """Folder of noises, 16 kHz mono WAV; empty: none."""
     recipe: dict[str, Any]
     """`Recipe.as_dict()`."""
     device: str = "auto"
-    """cpu, cuda, cuda:N, or auto: the first GPU, or the CPU where there is none."""
+    """cpu, cuda, cuda:N, or auto: the first GPU, or the CPU if there is none."""
     threads: int = 0
     """CPU threads; 0: all cores."""
     trackers: tuple[str, ...] = ()
     """The setting `trackers`."""
     normaliser: dict[str, dict[str, str]] = field(default_factory=dict)
-    """The setting `normaliser` when the run began: what it measures is comparable from first to last."""
+    """The setting `normaliser` at the start of the run, so that all its evaluations are comparable."""
 
     def save(self, folder: Path) -> None:
         write_json(folder / CONFIG, asdict(self))
@@ -113,20 +113,20 @@ class TrainingConfig:
 class Score:
     """Errors on val. Fewer word errors are better, then fewer character errors, then a lower loss.
 
-    Where training joins clips, strings of val's own clips count as much as the clips: by single words alone, of a
-    few of which one more or less right is luck, a model is chosen that has forgotten longer speech.
+    If training joins clips, strings of val's clips count as much as the clips themselves: selecting by a few single
+    words would be chance, and would favour models that forgot longer speech.
     """
 
     step: int
     wer: float
-    """What decides, and what is shown: the word error rate of val's clips, or the mean of that and that of strings."""
+    """The deciding number: the word error rate of val's clips, or its mean with that of strings."""
     cer: float
     clips_wer: float | None = None  # None: nothing was joined
     strings_wer: float | None = None
     loss: float | None = None
-    """Cross-entropy by token of val's own texts; None in what earlier versions wrote."""
+    """Cross-entropy per token of val's texts; None in scores of earlier versions."""
     blend: float = 1.0
-    """How far from the base model's weights (0) to the trained ones (1) the measured ones lie."""
+    """Position of the measured weights between the base model's (0) and the trained ones (1)."""
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> Score:
@@ -148,7 +148,7 @@ class Score:
 
 @dataclass(kw_only=True)
 class LoopState:
-    """What a checkpoint carries beside weights, optimiser and generators: the rest of where a run stood."""
+    """The state in a checkpoint beside weights, optimiser and random generators."""
 
     epoch: int = 0
     batch: int = 0  # of the epoch, the next to hear
@@ -175,7 +175,7 @@ class LoopState:
 
 
 class StopFlag:
-    """Set by a signal: the run ends at the next step, with a checkpoint, or (`conclude`) as if it were the last."""
+    """Set by a signal: end after the next step, with a checkpoint or (`conclude`) as if it were the last."""
 
     set = False
     conclude = False
@@ -215,7 +215,7 @@ class Average:
 
 
 class Session:
-    """One attempt at a run: the model, the speech and the clock."""
+    """One attempt at a run: the model, the data and the clock."""
 
     def __init__(
         self, folder: Path, config: TrainingConfig, recipe: Recipe, stop: StopFlag, progress: LoopState
@@ -252,7 +252,7 @@ class Session:
         self.val_strings = self._strings() if self.val and joined else []
         self.val_words = sum(len(row.text.split()) for row in self.val)
         if self.plan.earlier:
-            self.note(f"every epoch hears {len(self.plan.again(0))} clips again that earlier models learnt")
+            self.note(f"every epoch replays {len(self.plan.again(0))} clips from earlier models' training data")
         self.model: Any = self.trainable.model
         _prepare_weights(self.family, self.trainable, recipe)
         if recipe.method == "lora":
@@ -273,7 +273,7 @@ class Session:
             self.ctc.linear.to(self.accelerator.device)
         self.encoded = EncodedBatches(folder) if recipe.encoder_copies else None
         if self.encoded:
-            log.info("the encoder computes until every batch of %d epochs was heard once", recipe.encoder_copies)
+            log.info("caching the encoder's outputs for %d epochs", recipe.encoder_copies)
         self.eval_s = 0.0  # the last evaluation
         self.save_s = 0.0  # the last saved model
         self.batches_in_epoch = self.plan.batches_in_epoch()
@@ -281,7 +281,7 @@ class Session:
 
     @property
     def context(self) -> Context:
-        """How the tuned model is to be fed."""
+        """The audio context of the trained model."""
         return "trimmed" if self.recipe.audio_context == "trimmed" else "full"
 
     def _plan(self, rows: Sequence[ClipRow], recipe: Recipe, earlier: Sequence[ClipRow] = ()) -> Plan:
@@ -296,7 +296,7 @@ class Session:
         )
 
     def _say_language(self) -> None:
-        """Where clips have no language, the prompt names the one that the base model hears in most of them."""
+        """If clips have no language, use the one that the base model detects most often."""
         unnamed = [row for row in self.train_speech.rows if row.language is None][:LISTENED]
         if not unnamed:
             return
@@ -310,15 +310,15 @@ class Session:
     def _say_precision(self) -> None:
         fast = bf16_in_hardware(on_gpu=self.on_gpu)
         if self.recipe.precision == "auto" and self.precision == "bf16":
-            self.note("computed in bf16, which this device multiplies faster than fp32 (precision=auto)")
+            self.note("trained in bf16, which this device multiplies faster than fp32 (precision=auto)")
         elif self.precision == "bf16" and not fast:
-            self.note("precision is bf16, which this device does not speed up: mostly slower than precision=fp32")
+            self.note("precision is bf16, which is not faster on this device: precision=fp32 is usually faster here")
 
     def _learnable(self, rows: Sequence[ClipRow]) -> list[ClipRow]:
         limit = self.family.label_limit(self.trainable)
         kept = [r for r in rows if self.family.label_length(self.trainable, r.text, r.language) <= limit]
         if len(kept) < len(rows):
-            self.note(f"{len(rows) - len(kept)} clips left out: their texts have more than {limit} tokens")
+            self.note(f"left out {len(rows) - len(kept)} clips whose texts have more than {limit} tokens")
         return kept
 
     def _ctc_classes(self) -> dict[int, int]:
@@ -334,13 +334,13 @@ class Session:
         return steps
 
     def trained(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
-        """The weights of the model that learn, by name."""
+        """The trainable weights of the model, by name."""
         for name, weight in self.model.named_parameters():
             if weight.requires_grad:
                 yield name, weight
 
     def batches(self) -> Iterator[dict[str, Any]]:
-        """Batches for ever, from where the run stands; of several processes, each has its own."""
+        """An endless stream of batches from the run's position; each process has its own."""
         recipe, progress = self.recipe, self.progress
         same = progress.batch_seconds in (0.0, recipe.batch_seconds)
         progress.batch_seconds = recipe.batch_seconds
@@ -359,7 +359,7 @@ class Session:
                 self.plan,
                 collator,
                 epoch=progress.epoch,
-                # Batches of another size are other batches: the epoch is begun anew.
+                # With another batch size the batches differ, so the epoch starts over.
                 index=progress.batch if same else 0,
                 workers=workers if recipe.workers is None else recipe.workers,
                 process=self.accelerator.process_index,
@@ -368,7 +368,7 @@ class Session:
         )
 
     def on_device(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The batch's tensors where the model is; where the encoder's outputs are kept, with those for the sound."""
+        """The batch's tensors on the model's device; with a cached encoder, with its outputs instead of the audio."""
         tensors = {name: value for name, value in batch.items() if name not in ("place", "drawn")}
         if self.encoded is None:
             return send_to_device(tensors, self.accelerator.device)  # type: ignore[no-any-return]
@@ -381,7 +381,7 @@ class Session:
         return tensors
 
     def agreed(self, *values: float, process: int = 0) -> list[float]:
-        """The values that one process has, on all of them: each has a clock of its own, and one must decide."""
+        """Broadcast one process's values to all, because their clocks differ and one must decide."""
         if self.accelerator.num_processes == 1:
             return list(values)
         told = torch.tensor(values, dtype=torch.float64, device=self.accelerator.device)
@@ -398,13 +398,13 @@ class Session:
         return self.before_s + time.monotonic() - self.started
 
     def note(self, text: str) -> None:
-        """Something worth telling the user at the end."""
+        """Record something that the user should see at the end."""
         log.warning(text)
         if text not in self.progress.notes:
             self.progress.notes.append(text)
 
     def done(self, step: int) -> float:
-        """Share of the run that is over, by steps or by the clock, whichever is further."""
+        """The completed share of the run, by steps or time, whichever is larger."""
         share = step / self.steps
         if self.recipe.max_seconds is not None:
             # Where evaluating takes long, half of the time is for training all the same: fewer blends are tried then.
@@ -414,12 +414,12 @@ class Session:
 
     @property
     def reserve_s(self) -> float:
-        """Time for the last evaluation, for those of blends, and for the saved models."""
+        """Time reserved for the last evaluation, the blends and saving."""
         blends = len(BLENDS) if self.recipe.blend and self.val else 0
         return (1 + blends) * self.eval_s + (2 + bool(blends)) * self.save_s + SPARE_S
 
     def rate(self, step: int) -> float:
-        """The learning rate as a share of its highest: a rise, then half a cosine (arXiv:1608.03983)."""
+        """The learning rate as a share of its peak: warm-up, then half a cosine (arXiv:1608.03983)."""
         recipe = self.recipe
         rise = min(1.0, (step + 1) / recipe.warmup_steps) if recipe.warmup_steps else 1.0
         fall = 0.5 * (1 + math.cos(math.pi * self.done(step)))
@@ -427,7 +427,7 @@ class Session:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """The averaged weights in the model's place, where there are any."""
+        """Use the averaged weights, if any, for a block."""
         if self.average is None or not self.average.updates:
             yield
             return
@@ -445,7 +445,7 @@ class Session:
         return [(clip, words_alone(text), language) for clip, text, language in heard]
 
     def measure(self, step: int, *, context: Literal["auto", "trimmed", "full"] = "auto", blend: float = 1.0) -> Score:
-        """Word and character error rates of generated text on val, as served, and the loss of its own texts."""
+        """Word and character error rates of generated text on val, decoded as in serving, and the loss."""
         began = time.monotonic()
         clips = [(self.val_speech.waveform(row.id), row.text, row.language) for row in self.val]
         with self.averaged():
@@ -511,7 +511,7 @@ class Session:
         return _text.total(words), _text.total(characters)
 
     def judge(self, score: Score) -> None:
-        """Keep the model where it is the best so far."""
+        """Save the model if it is the best so far."""
         progress = self.progress
         lowest = math.inf if progress.lowest_loss is None else (1 - LOWER) * progress.lowest_loss
         lower = score.loss is not None and score.loss < lowest
@@ -530,11 +530,11 @@ class Session:
                 write_json(self.folder / BEST, asdict(score))
 
     def blend(self, step: int, scored: Callable[[Score], None]) -> Score | None:
-        """Move the trained weights back towards the base's, as far as that is best on val: the score of what is kept.
+        """Interpolate between the base's weights and the trained ones as is best on val, and return the best score.
 
-        Weight-space interpolation (arXiv:2109.01903); of adapters it is the scale. What is moved are the best weights
-        so far, or the last ones, of that `step`, where none were better than the base. `scored` is told of each that
-        is tried. None: the base is best.
+        Weight-space interpolation (arXiv:2109.01903); for adapters it changes their scale. The trained weights are the
+        best so far or, if none beat the base, the last ones, of that `step`. `scored` is called with each score. None:
+        the base is best.
         """
         self.average = None  # what was saved is averaged already
         best = kept_best(self.folder)
@@ -557,7 +557,7 @@ class Session:
         return best
 
     def _saved_weights(self, folder: Path) -> dict[str, torch.Tensor]:
-        """The trained weights of a model that this run saved, by their names here."""
+        """The trained weights of a model saved by this run, by parameter name."""
         if self.recipe.method == "lora":
             from peft import load_peft_weights
 
@@ -566,7 +566,7 @@ class Session:
         return self._weights_of(folder)
 
     def _base_weights(self, trained: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The base model's weights; of adapters, those that change nothing."""
+        """The base model's weights; for adapters, weights that change nothing."""
         if self.recipe.method == "lora":
             return {name: torch.zeros_like(w) if ".lora_B." in name else w for name, w in trained.items()}
         return self._weights_of(self.config.base)
@@ -581,7 +581,7 @@ class Session:
             weight.copy_(values[name])
 
     def keep(self, score: Score) -> None:
-        """Keep the model as one of the intermediate ones, where it is one of the best; of equals, of the newest."""
+        """Save the model as an intermediate one if it is among the best; the newer one wins a tie."""
         place, progress = self.folder / INTERMEDIATE, self.progress
         known = [one for one in progress.intermediate if (place / f"step-{one.step}").is_dir()]
         ranked = sorted([*known, score], key=lambda one: (one.wer, one.cer, -one.step))
@@ -595,7 +595,7 @@ class Session:
                 shutil.rmtree(path)
 
     def save(self, name: str) -> None:
-        """Write a complete model folder; the earlier one stays until the new one is whole."""
+        """Write a complete model folder; the previous one is kept until the new one is complete."""
         began = time.monotonic()
         partial = self.folder / f"{name}.partial"
         shutil.rmtree(partial, ignore_errors=True)
@@ -607,7 +607,7 @@ class Session:
 
 
 def blend_is_done(folder: Path) -> bool:
-    """Whether a run was killed after the last decision, which weights are kept; what was left to be moved is moved."""
+    """Whether a run was killed after choosing its final weights; pending moves are completed."""
     kept = kept_best(folder)
     if kept is None or kept.blend == 1.0:
         shutil.rmtree(folder / BLENDED, ignore_errors=True)
@@ -618,7 +618,7 @@ def blend_is_done(folder: Path) -> bool:
 
 
 def kept_best(folder: Path) -> Score | None:
-    """The score of the model in `best/`; None where there is none."""
+    """The score of the model in `best/`; None if there is none."""
     if not (folder / "best").is_dir() or not (folder / BEST).exists():
         return None
     return Score.of(read_json(folder / BEST))
@@ -642,16 +642,16 @@ def mend_folder(place: Path) -> None:
 
 
 def _val_rows(manifest: Path, recipe: Recipe) -> list[ClipRow]:
-    """The clips of val that are measured on: the same ones every time."""
+    """The val clips to evaluate on: the same ones every time."""
     rows = sorted(read_rows(manifest), key=lambda row: row.id) if manifest.exists() else []
     step = max(1, math.ceil(len(rows) / recipe.max_val_clips))
     return rows[::step]
 
 
 def _on_gpu(device: str) -> bool:
-    """Whether the run is on a GPU. Raises SettingError where one is asked for and there is none."""
+    """Whether the run uses a GPU. Raises SettingError if one is requested and none is available."""
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise SettingError(f"device is {device} and no GPU can be used here: set device=cpu")
+        raise SettingError(f"device is {device}, but no GPU can be used here: set device=cpu")
     return device != "cpu" and torch.cuda.is_available()
 
 
@@ -664,11 +664,9 @@ def bf16_in_hardware(*, on_gpu: bool) -> bool:
 
 
 def _precision(asked: Precision, on_gpu: bool, model: torch.nn.Module) -> Precision:
-    """What `auto` is here. Raises SettingError for what the device cannot do."""
+    """Resolve `auto`. Raises SettingError for a format that the device does not support."""
     if asked == "fp16" and not on_gpu:
-        raise SettingError(
-            "precision is fp16 and the device is the CPU, where small gradients vanish in it: set precision=fp32"
-        )
+        raise SettingError("precision is fp16, which loses small gradients on a CPU: set precision=fp32")
     if asked != "auto":
         return asked
     # The casts of a small model take longer than its products in fp32.

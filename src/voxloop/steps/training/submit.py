@@ -1,4 +1,4 @@
-"""What a new run is: its dataset, its base, its complete recipe; and the folder that its process works in."""
+"""Queue a run with its dataset, base model and complete recipe, and lay out its folder."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def submit(
     overrides: Sequence[str] = (),
     max_seconds: float | None = None,
 ) -> Run:
-    """Queue a new run; see `train` for the arguments."""
+    """Queue a new run; see `runs.train` for the arguments."""
     frozen = datasets.find(ws, dataset)
     model = models.base_model(ws, base)
     folder = Path(models.model_folder(ws, model))
@@ -37,7 +37,7 @@ def submit(
 
 
 def suggest(ws: Workspace, *, dataset: str | None = None, base: str | None = None) -> Recipe:
-    """The recipe that `train` would take, where none is named."""
+    """The recipe that `train` chooses by default."""
     frozen = datasets.find(ws, dataset)
     folder = Path(models.model_folder(ws, models.base_model(ws, base)))
     return _recipe(frozen, folder, None, None, (), None)
@@ -56,8 +56,8 @@ def _queue(ws: Workspace, dataset: Dataset, model: Model, recipe: Recipe, retry_
 
     if not dataset.clips.get("train"):
         raise UsageError(
-            f"dataset {dataset.name!r} has no clips in its train split ({_counts(dataset)}): "
-            "correct more utterances, or give train a larger share with `voxloop dataset build --ratios`"
+            f"the train split of dataset {dataset.name!r} is empty ({_counts(dataset)}): "
+            "review more utterances, or enlarge the split with `voxloop dataset build --ratios`"
         )
     trackers.check(ws.settings.trackers)
     recipe = material.resolved(ws, recipe, dataset, model)
@@ -78,7 +78,7 @@ def _queue(ws: Workspace, dataset: Dataset, model: Model, recipe: Recipe, retry_
 
 
 def enqueue(tx: Transaction, run: str) -> None:
-    """Give the run a job, which is its place in the queue."""
+    """Create the run's job, which is its place in the queue."""
     tx.emit("training.queued", run, key=f"{run}:{tx.now()}")
 
 
@@ -95,7 +95,7 @@ def _counts(dataset: Dataset) -> str:
 
 
 def suited(dataset: Dataset, folder: Path, name: str | None = None) -> Recipe:
-    """The recipe of that name for the model in a folder, or the one that suits the dataset and it."""
+    """The recipe called `name` for the model in `folder`, or the default for that model and dataset."""
     published = family(family_of(folder)).tuned_context(folder) == "full"
     if name is not None:
         return recipes.named(name, published=published)
@@ -114,12 +114,12 @@ def _recipe(
     overrides: Sequence[str],
     max_seconds: float | None,
 ) -> Recipe:
-    """The recipe asked for, or the one that suits data and model, with every setting given applied."""
+    """The requested recipe, or the default for dataset and model, with all overrides applied."""
     recipe = suited(dataset, folder, name)
     given = list(overrides)
     if method is not None:
         if method not in ("full", "lora"):
-            raise SettingError(f"method is {method!r}; needed is full or lora")
+            raise SettingError(f"method is {method!r}: choose full or lora")
         given.append(f"method={method}")
     if max_seconds is not None:
         given.append(f"max_seconds={max_seconds}")
@@ -127,15 +127,15 @@ def _recipe(
 
 
 def lay_out(ws: Workspace, run: Run, began: Mapping[str, Any]) -> Path:
-    """The run's folder with data, audio and the complete settings; what is there already stays.
+    """Fill the run's folder with manifests, audio and the complete settings; existing files stay.
 
-    `began` are settings of `training_config.json` with which the run began on another machine.
+    `began` holds the settings of `training_config.json` if the run began on another machine.
     """
     folder = ws.runs / run.id
     with ws.read() as reader:
         model = reader.get(Model, run.base)
     values = {
-        # The model's folder may have moved, and the machine's settings may have changed, since the run was paused.
+        # These may have changed since the run was paused.
         "base": models.model_folder(ws, model),
         "device": ws.settings.device or "auto",
         "threads": ws.settings.threads,
@@ -149,7 +149,7 @@ def lay_out(ws: Workspace, run: Run, began: Mapping[str, Any]) -> Path:
     recipe = recipes.from_dict(began.get("recipe", run.recipe))
     check_disk(ws, dataset, model, recipe)
     manifests = {split: datasets.write_split(ws, run.dataset, split, folder / "data") for split in ("train", "val")}
-    # Written last: a folder that has it is whole.
+    # Written last: a folder that has it is complete.
     write_json(
         folder / CONFIG,
         {
@@ -158,7 +158,7 @@ def lay_out(ws: Workspace, run: Run, began: Mapping[str, Any]) -> Path:
             "train": str(manifests["train"].relative_to(folder)),
             "val": str(manifests["val"].relative_to(folder)),
             "recipe": recipe.as_dict(),
-            # Of the beginning, so that all it measures is comparable.
+            # As at the start of the run, so that its evaluations are comparable.
             "normaliser": began.get("normaliser", ws.settings.normaliser),
         }
         | material.write_material(ws, recipe, dataset, folder)

@@ -1,8 +1,8 @@
-"""What anyone reads of a run while it goes on: its metrics and its log, in the catalog.
+"""A run's metrics and log in the catalog, readable from any machine while it trains.
 
-The training process writes `metrics.jsonl` and `train.log` in its folder. Whoever attends to the run copies what they
-gained, in a transaction that is refused once the lease is lost. A line of metrics is known by its number and a piece of
-the log by the place of its first byte, so copying one again changes nothing.
+The training process writes `metrics.jsonl` and `train.log` in its folder. The attending process copies new lines, in a
+transaction that is refused once the lease is lost. A line of metrics is identified by its number and a piece of the log
+by the offset of its first byte, so copying one again changes nothing.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PIECES = 16  # of the log returned at once
 
 @dataclass(frozen=True, slots=True)
 class CopiedUntil:
-    """How far a folder's files are in the catalog."""
+    """How much of a folder's files has been copied to the catalog."""
 
     line: int  # of metrics
     metrics: int  # bytes of metrics.jsonl
@@ -42,7 +42,7 @@ class CopiedUntil:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TelemetryRows:
-    """What a folder gained since the last copy, as rows."""
+    """New lines of metrics and log since the last copy, as rows."""
 
     lines: list[dict[str, Any]]
     log: list[dict[str, Any]]
@@ -50,7 +50,7 @@ class TelemetryRows:
 
 
 class TelemetryCopier:
-    """Copies a run's metrics and log into the catalog as its folder gains them."""
+    """Copies a run's new metrics and log lines into the catalog."""
 
     def __init__(self, ws: Workspace, run: str) -> None:
         self._run = run
@@ -66,7 +66,7 @@ class TelemetryCopier:
         self.until = CopiedUntil(line=copied or 0, metrics=place, log=log_end)
 
     def gained(self, *, to_the_end: bool = False) -> TelemetryRows | None:
-        """What came since, a piece at a time; None where nothing did. A log's last line may be half `to_the_end`."""
+        """The next piece of new lines; None if there are none. `to_the_end` includes an unfinished last log line."""
         lines, line, metrics = self._lines()
         log, log_place = self._log(to_the_end=to_the_end)
         if metrics == self.until.metrics and log_place == self.until.log:
@@ -111,7 +111,7 @@ class TelemetryCopier:
 
 
 def metrics(ws: Workspace, run: str, *, most: int = MOST_LINES) -> list[dict[str, Any]]:
-    """A run's lines of metrics, oldest first; of steps that were done again after a kill, the later ones.
+    """A run's lines of metrics, oldest first; for steps repeated after a kill, only the later ones.
 
     Of more than `most` lines, every evaluation is returned and every n-th of the others.
     """
@@ -129,7 +129,7 @@ def metrics(ws: Workspace, run: str, *, most: int = MOST_LINES) -> list[dict[str
 
 
 def log_after(ws: Workspace, run: str, place: int = 0) -> tuple[bytes, int]:
-    """Some of a run's log from byte `place` on, and the place to ask from next; empty where there is no more yet."""
+    """The next piece of a run's log from byte `place`, and the next place; empty if there is no more yet."""
     log = tables.run_log.c
     wanted = sa.select(log.start, log.data).where(log.run == run, log.start >= place).order_by(log.start).limit(PIECES)
     with ws.read() as reader:
@@ -158,7 +158,7 @@ def lay_out(ws: Workspace, run: str) -> None:
 
 
 def forget_metrics(tx: Writer, run: str) -> None:
-    """Delete a run's lines of metrics, as it begins anew."""
+    """Delete a run's lines of metrics, because it starts over."""
     tx.connection.execute(sa.delete(tables.run_metric).where(tables.run_metric.c.run == run))
 
 

@@ -2,7 +2,7 @@
 
 They are Accelerate's trackers. Nothing is sent anywhere: TensorBoard writes into the run's folder, Trackio into the
 workspace's `trackio` unless TRACKIO_DIR names another folder, and Weights & Biases works offline unless WANDB_MODE
-says otherwise. A tracker that fails is dropped with a warning; the run goes on.
+says otherwise. A tracker that fails is disabled with a warning; the run continues.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ PROJECT = "voxloop"
 
 
 def check(names: Sequence[str]) -> None:
-    """Raises SettingError for a tracker that is not known, UsageError for one that is not installed."""
+    """Raises SettingError for an unknown tracker, UsageError for one that is not installed."""
     for name in names:
         if name not in NAMES:
-            raise SettingError(f"trackers: {name!r} is not known{nearest(name, NAMES)}; known: {', '.join(NAMES)}")
+            raise SettingError(f"trackers: unknown tracker {name!r}{nearest(name, NAMES)}")
         if find_spec(name) is None:
             raise UsageError(
                 f"trackers names {name}, which is not installed: install it with `{install_command(name)}`, "
-                "or take it out of the setting `trackers`"
+                "or remove it from the setting `trackers`"
             )
 
 
@@ -75,4 +75,4 @@ class Trackers:
             act()
         except Exception as error:  # noqa: BLE001 - other people's code, and no reason to lose a run
             self._active.pop(name, None)
-            log.warning("the tracker %s failed and is left out (%s: %s)", name, type(error).__name__, error)
+            log.warning("tracker %s failed and was disabled (%s: %s)", name, type(error).__name__, error)

@@ -1,10 +1,10 @@
-"""One run in one process of training: the loop, from data to log, and what comes before and after it.
+"""One run in one training process: the training loop, from data to log, with set-up and finish.
 
-A folder tells what to do (`training_config.json`) and takes everything that comes of it: `metrics.jsonl`,
+The run's folder holds the settings (`training_config.json`) and receives all results: `metrics.jsonl`,
 `checkpoint-N`, `best/`, `final/`, `intermediate/`, `trainer_state.json`, `train_results.json`, `eval_results.json`.
 
-Several processes train together where `torchrun` or `accelerate launch` starts them: each hears its share of every
-step, and the main one alone looks at the clock, evaluates, writes and logs.
+`torchrun` or `accelerate launch` can start several processes: each gets its share of every step, and only the main one
+watches the clock, evaluates, writes and logs.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-WORDS_TO_TELL = 200  # of val: on fewer, a tenth of the errors less is luck as often as not
-CLIPS_TO_LEARN = 50  # from which most voices gain (docs/log.md)
+WORDS_TO_TELL = 200  # of val: with fewer, a tenth fewer errors is often chance
+CLIPS_TO_LEARN = 50  # number from which most voices improve (docs/log.md)
 
 
 def train(session: Session, optimizer: Any, journal: Journal) -> bool:
-    """Train until the recipe, the clock or a signal ends it. True where a signal did, so that the run goes on later."""
+    """Train until the recipe, the clock or a signal ends it. True if a signal did, and the run will resume later."""
     accelerator, recipe, model, progress = session.accelerator, session.recipe, session.model, session.progress
     learning = [weight for group in optimizer.param_groups for weight in group["params"]]
     batches, pace = session.batches(), Pace(session)
@@ -101,9 +101,9 @@ def train(session: Session, optimizer: Any, journal: Journal) -> bool:
 
 
 def gradients(session: Session, inputs: Sequence[dict[str, Any]], tokens: torch.Tensor) -> torch.Tensor:
-    """Add a step's gradients to the weights, a batch after the other; its loss by token, of all processes' `tokens`.
+    """Accumulate a step's gradients batch by batch; the loss is per token over all processes' `tokens`.
 
-    So accumulation changes nothing, nor does the number of processes. Raises OutOfMemory on all of them.
+    So neither accumulation nor the number of processes changes the result. Raises OutOfMemory on all processes.
     """
     accelerator, recipe = session.accelerator, session.recipe
     total = torch.zeros((), device=accelerator.device)
@@ -146,7 +146,7 @@ def sum_gradients(session: Session, learning: Sequence[torch.nn.Parameter]) -> N
 
 
 def evaluate(session: Session, journal: Journal) -> None:
-    """Measure on val, keep the model where it is the best so far, and tell of it."""
+    """Evaluate on val, save the model if it is the best so far, and log the score."""
     began = session.elapsed_s
     score = session.measure(journal.step)
     session.judge(score)
@@ -158,7 +158,7 @@ def evaluate(session: Session, journal: Journal) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Todo:
-    """What is done after a step."""
+    """The tasks after a step."""
 
     log: bool
     evaluate: bool
@@ -168,7 +168,7 @@ class Todo:
 
 
 class Pace:
-    """Decides after each step what is to be done: on the main process, for all."""
+    """Decides the tasks after each step, on the main process for all."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -206,7 +206,7 @@ class Pace:
 
 
 def adamw(session: Session) -> Any:
-    """AdamW with a group for each depth: the further a layer lies from the output, the lower its rate."""
+    """AdamW with a parameter group per depth: the further a layer is from the output, the lower its rate."""
     recipe = session.recipe
     groups: dict[tuple[int, bool], list[torch.nn.Parameter]] = {(0, True): [], (0, False): []}
     for name, weight in session.trained():
@@ -246,11 +246,11 @@ class TrainingOutcome:
 
 
 class OutOfMemory(Exception):
-    """A step took more memory than there is, here or on another process."""
+    """A step ran out of memory, in this process or another."""
 
 
 def run(folder: Path, stop: StopFlag) -> TrainingOutcome:
-    """Train as the folder says, going on from its newest checkpoint; halves the batch when memory runs out."""
+    """Train with the folder's settings, from its newest checkpoint; halve the batch when memory runs out."""
     config = TrainingConfig.load(folder)
     recipe = recipes.from_dict(config.recipe)
     notes: list[str] = []
@@ -268,10 +268,10 @@ def run(folder: Path, stop: StopFlag) -> TrainingOutcome:
             if is_writer():
                 config.save(folder)
             notes.append(
-                "memory ran out with a single window: activations are computed twice (gradient_checkpointing=true)"
+                "memory ran out with a single window, so activations are now recomputed (gradient_checkpointing=true)"
                 if recipe.gradient_checkpointing
-                else f"memory ran out: batches are now {recipe.batch_seconds:g} s, {recipe.accumulation} to a step, "
-                "so that a step still hears as much"
+                else f"memory ran out, so batches are now {recipe.batch_seconds:g} s, with {recipe.accumulation} per "
+                "step to keep the audio per step"
             )
             log.warning(notes[-1])
         if torch.cuda.is_available():
@@ -284,14 +284,14 @@ def _out_of_memory(error: BaseException) -> bool:
 
 
 def _smaller(recipe: Recipe, error: BaseException) -> Recipe:
-    """The recipe with batches half as large; with activations computed twice where a batch is one window already."""
+    """The recipe with batches of half the size, or with recomputed activations if a batch is a single window."""
     smallest = 1.0 if recipe.audio_context == "trimmed" else MAX_UTTERANCE_S
     if recipe.batch_seconds / 2 >= smallest:
         return replace(recipe, batch_seconds=recipe.batch_seconds / 2, accumulation=recipe.accumulation * 2)
     if recipe.audio_context != "trimmed" and not recipe.gradient_checkpointing:
         return replace(recipe, gradient_checkpointing=True)
     raise TrainingError(
-        "memory ran out even with single clips: use method=lora, gradient_checkpointing=true, or a smaller base model"
+        "memory ran out even with single clips: use method=lora, gradient_checkpointing=true or a smaller base model"
     ) from error
 
 
@@ -307,7 +307,7 @@ def _attempt(folder: Path, config: TrainingConfig, recipe: Recipe, stop: StopFla
     if main:
         mend_folder(folder / "best")
     if checkpoint is not None:
-        log.info("going on from %s", checkpoint.name)
+        log.info("resuming from %s", checkpoint.name)
         load_checkpoint(checkpoint, session, optimizer, journal)
     elif main:
         _measure_base(session, journal)
@@ -342,9 +342,9 @@ def _results(session: Session, journal: Journal) -> dict[str, Any]:
 
 
 def _measure_base(session: Session, journal: Journal) -> None:
-    """Step 0: what the base model does on val, at the length it was tuned for. It is the one to beat."""
+    """Step 0: evaluate the base model on val, with the audio context it was trained for."""
     if not session.val:
-        session.note("the val split is empty: nothing is measured while training, and the last weights are kept")
+        session.note("the val split is empty, so nothing is evaluated during training and the last weights are kept")
         return
     score = session.measure(0, context=session.trainable.base_context)
     session.progress.base = session.progress.best = score
@@ -352,7 +352,7 @@ def _measure_base(session: Session, journal: Journal) -> None:
 
 
 def _finish(session: Session, journal: Journal) -> None:
-    """Write `final/`, blend, and, where nothing trained was better than the base, write the base as `best/`."""
+    """Write `final/`, blend, and write the base as `best/` if no trained weights were better."""
     progress = session.progress
     kept = kept_best(session.folder)
     if kept and kept.blend != 1.0:  # decided before a kill
@@ -378,27 +378,29 @@ def _finish(session: Session, journal: Journal) -> None:
             session.family.save(base, base.model, session.folder / "best")
     elif progress.best is not None and progress.best.blend != 1.0:
         session.note(
-            f"kept: the base model's weights moved {progress.best.blend:.0%} of the way to the trained ones "
-            f"(val WER {progress.best.wer:.1%})"
+            f"kept a blend of base and trained weights, {100 * progress.best.blend:.0f} % trained "
+            f"(val WER {100 * progress.best.wer:.1f} %)"
         )
     results = {"base": progress.base, "best": progress.best}
     write_json(session.folder / "eval_results.json", {k: asdict(v) for k, v in results.items() if v is not None})
 
 
 def _no_better(session: Session) -> str:
-    """What is thrown away, with the numbers that decided, and what would help."""
+    """The note of a run that found no gain: the deciding numbers, and what would help."""
     base, trained = session.progress.base, session.progress.trained
     clips, words = len(session.plan.rows), session.val_words
-    said = "training made the model no better on val"
+    said = "training did not improve the model on val"
     if base is not None and trained is not None:
-        said += f": {_told(trained)} after training, {_told(base)} before, on {words} words of {len(session.val)} clips"
+        said += f": {_told(base)} before, {_told(trained)} after, on {words} words in {len(session.val)} clips"
     helps = []
     if words < WORDS_TO_TELL:
-        helps.append(f"more speech in val, whose {words} words show no small gain (`voxloop dataset build --ratios`)")
+        helps.append(
+            f"a larger val split, since {words} words cannot show a small gain (`voxloop dataset build --ratios`)"
+        )
     if clips < CLIPS_TO_LEARN:
-        helps.append(f"more reviewed speech to learn from than {clips} clips")
-    return f"{said}; what would help: {', '.join([*helps, 'a larger base model (`voxloop base list`)'])}"
+        helps.append(f"more reviewed training speech than {clips} clips")
+    return f"{said}. What would help: {', '.join([*helps, 'a larger base model (`voxloop base list`)'])}"
 
 
 def _told(score: Score) -> str:
-    return f"WER {score.wer:.1%}" + ("" if score.loss is None else f" (loss {score.loss:.3f})")
+    return f"WER {100 * score.wer:.1f} %" + ("" if score.loss is None else f" (loss {score.loss:.3f})")
