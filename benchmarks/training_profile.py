@@ -90,7 +90,8 @@ def run(folder: Path) -> dict[str, Any]:
 
     from voxloop.steps.training import recipes, trainer
     from voxloop.steps.training.journal import Journal
-    from voxloop.steps.training.session import LoopState, Session, StopFlag, TrainingConfig
+    from voxloop.steps.training.session import Session
+    from voxloop.steps.training.state import LoopState, StopFlag, TrainingConfig
 
     config = TrainingConfig.load(folder)
     torch.set_num_threads(config.threads)

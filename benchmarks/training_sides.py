@@ -144,7 +144,7 @@ def batch_seconds(manifest: Path) -> float:
 
 def lay_out(folder: Path, base: Path, manifest: Path, recipe: Recipe, *, device: str, threads: int) -> None:
     """A run's folder as `voxloop train` makes it."""
-    from voxloop.steps.training.session import TrainingConfig
+    from voxloop.steps.training.state import TrainingConfig
 
     folder.mkdir(parents=True)
     TrainingConfig(

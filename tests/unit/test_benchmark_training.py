@@ -21,7 +21,8 @@ from voxloop.families.registry import family
 from voxloop.steps.training import trainer
 from voxloop.steps.training.batches import Plan, read_rows
 from voxloop.steps.training.recipes import Recipe
-from voxloop.steps.training.session import LoopState, Session, StopFlag, TrainingConfig
+from voxloop.steps.training.session import Session
+from voxloop.steps.training.state import LoopState, StopFlag, TrainingConfig
 
 STEPS = 4
 PROMPT = 1  # no time stamps: an English-only model names neither language nor task

@@ -28,7 +28,7 @@ from voxloop.records import Model, Run
 from voxloop.steps import training
 from voxloop.steps.training import child, control, disk, locks, recipes, runs, trainer
 from voxloop.steps.training.files import ATTENDED, CONFIG, LOG, METRICS, append_line, read_json
-from voxloop.steps.training.session import StopFlag
+from voxloop.steps.training.state import StopFlag
 from voxloop.stores import tables
 from voxloop.workspace import Workspace
 

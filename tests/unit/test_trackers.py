@@ -14,7 +14,7 @@ from tests.unit.test_training import lay_out, metrics
 from voxloop.errors import SettingError, UsageError
 from voxloop.settings import Settings, resolve
 from voxloop.steps.training import trackers, trainer
-from voxloop.steps.training.session import StopFlag, TrainingConfig
+from voxloop.steps.training.state import StopFlag, TrainingConfig
 
 
 @pytest.fixture(scope="module")

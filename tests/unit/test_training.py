@@ -29,7 +29,8 @@ from voxloop.steps.recordings import ingest
 from voxloop.steps.training import control, recipes, runs, session, trainer
 from voxloop.steps.training.batches import Speech, read_rows
 from voxloop.steps.training.files import LOOP_STATE, read_json
-from voxloop.steps.training.session import LoopState, Score, Session, StopFlag, TrainingConfig
+from voxloop.steps.training.session import Session
+from voxloop.steps.training.state import LoopState, Score, StopFlag, TrainingConfig
 from voxloop.steps.utterances import segment
 from voxloop.stores import tables
 from voxloop.stores.catalog import to_event

@@ -15,7 +15,8 @@ from tests.unit import tiny_whisper
 from tests.unit.test_training import lay_out, metrics, weights
 from voxloop.steps.training import recipes, trainer
 from voxloop.steps.training.files import BEST, read_json
-from voxloop.steps.training.session import BLENDS, LoopState, Score, Session, StopFlag, TrainingConfig
+from voxloop.steps.training.session import BLENDS, Session
+from voxloop.steps.training.state import LoopState, Score, StopFlag, TrainingConfig
 
 BLENDED = ("blend=true", "max_steps=6", "eval_steps=6", "learning_rate=1e-2")
 

@@ -18,7 +18,7 @@ from voxloop.families.whisper import Whisper
 from voxloop.steps.training import disk, recipes, trainer
 from voxloop.steps.training.batches import Plan, read_rows
 from voxloop.steps.training.encoded import EncodedBatches
-from voxloop.steps.training.session import StopFlag
+from voxloop.steps.training.state import StopFlag
 
 HEARD = ("freeze_encoder=true", "silence_share=0.1", "join_seconds=4", "eval_steps=1000", "max_epochs=none")
 

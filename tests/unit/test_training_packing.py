@@ -21,7 +21,7 @@ from voxloop.steps.training import packing, trainer
 from voxloop.steps.training.batches import ClipRow, Collator, Plan, Speech
 from voxloop.steps.training.packing import Window, heard, windows
 from voxloop.steps.training.recipes import Recipe
-from voxloop.steps.training.session import StopFlag
+from voxloop.steps.training.state import StopFlag
 
 RATE = 16_000
 PACKED = Recipe(max_steps=1, batch_seconds=30.0, audio_context="packed")

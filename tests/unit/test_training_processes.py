@@ -17,7 +17,7 @@ from tests.unit.test_training import lay_out, metrics, weights
 from voxloop.steps.training import trainer
 from voxloop.steps.training.checkpoints import newest_checkpoint
 from voxloop.steps.training.files import read_json
-from voxloop.steps.training.session import StopFlag, TrainingConfig
+from voxloop.steps.training.state import StopFlag, TrainingConfig
 
 PAIR = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 LIMIT_S = 240

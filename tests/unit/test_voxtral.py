@@ -18,7 +18,7 @@ from voxloop.families.voxtral import VOXTRAL
 from voxloop.records import Dataset, Model
 from voxloop.speech.audio import to_pcm16, wav_bytes
 from voxloop.steps.training import material, recipes, trainer
-from voxloop.steps.training.session import StopFlag, TrainingConfig
+from voxloop.steps.training.state import StopFlag, TrainingConfig
 from voxloop.workspace import Workspace
 
 RATE = 16_000

@@ -31,7 +31,7 @@ from voxloop.steps.training import locks
 from voxloop.steps.training.files import ATTENDED, LOOP_STATE, STATUS, is_writer, write_json
 
 if TYPE_CHECKING:
-    from voxloop.steps.training.session import StopFlag
+    from voxloop.steps.training.state import StopFlag
     from voxloop.steps.training.trainer import TrainingOutcome
 
 ALONE_S = 300.0  # without anybody who attends to the run
@@ -78,12 +78,12 @@ def main(arguments: list[str]) -> int:
 def _train(folder: Path, asked: list[int]) -> TrainingOutcome:
     import torch
 
-    from voxloop.steps.training import session, trainer
+    from voxloop.steps.training import state, trainer
 
-    config = session.TrainingConfig.load(folder)
+    config = state.TrainingConfig.load(folder)
     if config.threads:
         torch.set_num_threads(config.threads)
-    stop = session.StopFlag()
+    stop = state.StopFlag()
 
     def end(number: int, _: object = None) -> None:
         if number == signal.SIGUSR1:

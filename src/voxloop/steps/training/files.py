@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -58,3 +59,12 @@ def append_line(path: Path, values: dict[str, Any]) -> None:
     """Add a line in one write."""
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def remove(folder: Path, pattern: str) -> None:
+    """Remove the files and folders in a run's folder that match a pattern."""
+    for path in folder.glob(pattern):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)

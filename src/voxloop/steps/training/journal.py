@@ -17,7 +17,8 @@ from voxloop.steps.training.trackers import Trackers
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from voxloop.steps.training.session import Score, Session
+    from voxloop.steps.training.session import Session
+    from voxloop.steps.training.state import Score
 
 log = logging.getLogger(__name__)
 

@@ -21,7 +21,6 @@ it to its end; if none does for some minutes, it saves a checkpoint and ends.
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import tempfile
 import time
@@ -35,7 +34,7 @@ from voxloop.errors import ConflictError, LeaseLost, TrainingError, UsageError
 from voxloop.records import Model, Run, RunStatus, RunWish
 from voxloop.steps.training import control, locks, moving, telemetry
 from voxloop.steps.training.control import Child
-from voxloop.steps.training.files import ATTENDED, BEST, CONFIG, LOG, METRICS, read_json
+from voxloop.steps.training.files import ATTENDED, BEST, CONFIG, LOG, METRICS, read_json, remove
 from voxloop.steps.training.submit import enqueue, lay_out, submit, submit_again
 from voxloop.stores import tables
 from voxloop.stores.blobs import sha256_file
@@ -492,7 +491,7 @@ def _without_training(ws: Workspace, run: Run, wish: RunWish | None) -> Run:
     if wish == "stop":
         if (ws.runs / run.id / BEST).exists() and read_json(ws.runs / run.id / BEST)["step"]:
             return _register(ws, run, state, status="stopped")
-        _remove(ws, run, "checkpoint-*")
+        remove(ws.runs / run.id, "checkpoint-*")
         return _end(ws, run, "stopped", "no model was better than the base yet, so none was kept", state)
     if wish == "pause":
         return _end(ws, run, "paused", state=state)
@@ -538,7 +537,7 @@ def _register(ws: Workspace, run: Run, state: dict[str, Any], *, status: RunStat
         )
         tx.emit("training.completed", run.id, payload={"model": model.id})
         ended = tx.get(Run, run.id)
-    _remove(ws, run, "checkpoint-*")  # it will not go on
+    remove(ws.runs / run.id, "checkpoint-*")  # it will not go on
     return ended
 
 
@@ -549,14 +548,14 @@ def _without_model(ws: Workspace, run: Run, state: dict[str, Any], *, status: Ru
         tx.change(Run, run.id, finished=tx.now(), **values)
         tx.emit("training.completed", run.id, payload={"model": None})
         ended = tx.get(Run, run.id)
-    _remove(ws, run, "checkpoint-*")  # it will not go on
+    remove(ws.runs / run.id, "checkpoint-*")  # it will not go on
     return ended
 
 
 def _discard(ws: Workspace, run: Run, state: dict[str, Any]) -> Run:
     ended = _end(ws, run, "stopped", "discarded", state)
     for pattern in LEARNT:
-        _remove(ws, run, pattern)
+        remove(ws.runs / run.id, pattern)
     return ended
 
 
@@ -582,15 +581,7 @@ def unlearn(ws: Workspace, id: str) -> None:
     for key in keys:
         ws.blobs.delete(key)
     for pattern in (*LEARNT, METRICS):
-        _remove(ws, run, pattern)
-
-
-def _remove(ws: Workspace, run: Run, pattern: str) -> None:
-    for path in (ws.runs / run.id).glob(pattern):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+        remove(ws.runs / run.id, pattern)
 
 
 def _end(

@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
@@ -33,16 +33,24 @@ from voxloop.steps.training.batches import ClipRow, Collator, Plan, Speech, load
 from voxloop.steps.training.ctc import Head
 from voxloop.steps.training.ctc import classes as ctc_classes
 from voxloop.steps.training.encoded import EncodedBatches
-from voxloop.steps.training.files import BEST, CONFIG, LOOP_STATE, read_json, sync, write_json
+from voxloop.steps.training.files import BEST, sync, write_json
 from voxloop.steps.training.packing import usual_context
 from voxloop.steps.training.recipes import SMALL_MODEL, Precision, Recipe
+from voxloop.steps.training.state import (
+    BLENDED,
+    LoopState,
+    Score,
+    StopFlag,
+    TrainingConfig,
+    kept_best,
+    replace_folder,
+)
 
 if TYPE_CHECKING:
     from voxloop.families.contract import Recogniser, Waveform
 
 log = logging.getLogger(__name__)
 
-BLENDED = "blended"  # folder of the best blend, while others are tried
 INTERMEDIATE = "intermediate"  # folder of the models that stay beside the best and the last one
 ENDLESS = 10_000_000  # steps: where only the clock ends a run
 LISTENED = 8  # clips in which the base model hears which language it is
@@ -70,115 +78,6 @@ LOWER = 0.003  # share by which a loss is lower for a reason
 SPARE_S = 0.5  # kept back of the time budget for what was not measured
 MOST_WORKERS = 4  # where the recipe names no number
 OTHERS_WAIT = timedelta(hours=6)  # of several processes, while the main one evaluates
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
-    """The settings in a run's folder: complete, so that the child needs nothing else."""
-
-    run: str
-    """The run's id."""
-    family: str
-    """Name of the model family."""
-    base: str
-    """Folder or Hub id of the base model."""
-    train: str
-    """Manifest of the training clips; relative to the run's folder."""
-    val: str
-    """Manifest of the val clips."""
-    replay: str = ""
-    """Manifest of earlier training speech to replay; empty: none."""
-    noise: str = ""
-    """Folder of noises, 16 kHz mono WAV; empty: none."""
-    recipe: dict[str, Any]
-    """`Recipe.as_dict()`."""
-    device: str = "auto"
-    """cpu, cuda, cuda:N, or auto: the first GPU, or the CPU if there is none."""
-    threads: int = 0
-    """CPU threads; 0: all cores."""
-    trackers: tuple[str, ...] = ()
-    """The setting `trackers`."""
-    normaliser: dict[str, dict[str, str]] = field(default_factory=dict)
-    """The setting `normaliser` at the start of the run, so that all its evaluations are comparable."""
-
-    def save(self, folder: Path) -> None:
-        write_json(folder / CONFIG, asdict(self))
-
-    @classmethod
-    def load(cls, folder: Path) -> TrainingConfig:
-        return cls(**read_json(folder / CONFIG))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Score:
-    """Errors on val. Fewer word errors are better, then fewer character errors, then a lower loss.
-
-    If training joins clips, strings of val's clips count as much as the clips themselves: selecting by a few single
-    words would be chance, and would favour models that forgot longer speech.
-    """
-
-    step: int
-    wer: float
-    """The deciding number: the word error rate of val's clips, or its mean with that of strings."""
-    cer: float
-    clips_wer: float | None = None  # None: nothing was joined
-    strings_wer: float | None = None
-    loss: float | None = None
-    """Cross-entropy per token of val's texts; None in scores of earlier versions."""
-    blend: float = 1.0
-    """Position of the measured weights between the base model's (0) and the trained ones (1)."""
-
-    @classmethod
-    def of(cls, values: dict[str, Any]) -> Score:
-        """The score that `asdict` made a dictionary of, also in an earlier version, where `wer` was that of clips."""
-        if values.get("strings_wer") is not None and values.get("clips_wer") is None:
-            values = values | {"clips_wer": values["wer"], "wer": (values["wer"] + values["strings_wer"]) / 2}
-        return cls(**values)
-
-    @property
-    def _key(self) -> tuple[float, float, float]:
-        return self.wer, self.cer, math.inf if self.loss is None else self.loss
-
-    def better_than(self, other: Score) -> bool:
-        return self._key < other._key
-
-    def at_least_as_good_as(self, other: Score) -> bool:
-        return self._key <= other._key
-
-
-@dataclass(kw_only=True)
-class LoopState:
-    """The state in a checkpoint beside weights, optimiser and random generators."""
-
-    epoch: int = 0
-    batch: int = 0  # of the epoch, the next to hear
-    batch_seconds: float = 0.0  # the budget that `batch` counts in
-    elapsed_s: float = 0.0
-    stale: int = 0  # evaluations since the last better one
-    lowest_loss: float | None = None  # on val, of the trained weights
-    base: Score | None = None
-    best: Score | None = None
-    trained: Score | None = None  # the best that training came to, better than the base or not
-    intermediate: list[Score] = field(default_factory=list)  # of the models in intermediate/
-    notes: list[str] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, checkpoint: Path | None) -> LoopState:
-        """Where a checkpoint stood, or the beginning."""
-        if checkpoint is None:
-            return cls()
-        values = read_json(checkpoint / LOOP_STATE)
-        for name in ("base", "best", "trained"):
-            values[name] = Score.of(values[name]) if values.get(name) else None
-        values["intermediate"] = [Score.of(score) for score in values.get("intermediate", ())]
-        return cls(**values)
-
-
-class StopFlag:
-    """Set by a signal: end after the next step, with a checkpoint or (`conclude`) as if it were the last."""
-
-    set = False
-    conclude = False
 
 
 class Average:
@@ -604,41 +503,6 @@ class Session:
         sync(partial)
         replace_folder(partial, self.folder / name)
         self.save_s = time.monotonic() - began
-
-
-def blend_is_done(folder: Path) -> bool:
-    """Whether a run was killed after choosing its final weights; pending moves are completed."""
-    kept = kept_best(folder)
-    if kept is None or kept.blend == 1.0:
-        shutil.rmtree(folder / BLENDED, ignore_errors=True)
-        return False
-    if (folder / BLENDED).is_dir():
-        replace_folder(folder / BLENDED, folder / "best")
-    return True
-
-
-def kept_best(folder: Path) -> Score | None:
-    """The score of the model in `best/`; None if there is none."""
-    if not (folder / "best").is_dir() or not (folder / BEST).exists():
-        return None
-    return Score.of(read_json(folder / BEST))
-
-
-def replace_folder(new: Path, place: Path) -> None:
-    """Put a whole folder in the place of another. `mend_folder` does the rest where a kill comes between the moves."""
-    old = place.with_name(f"{place.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if place.exists():
-        place.rename(old)
-    new.rename(place)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def mend_folder(place: Path) -> None:
-    """Put the old folder back where a kill came before the new one was in its place."""
-    old = place.with_name(f"{place.name}.old")
-    if old.exists() and not place.exists():
-        old.rename(place)
 
 
 def _val_rows(manifest: Path, recipe: Recipe) -> list[ClipRow]:

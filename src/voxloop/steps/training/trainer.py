@@ -26,10 +26,10 @@ from voxloop.steps.training import ctc, recipes
 from voxloop.steps.training.checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
 from voxloop.steps.training.files import BEST, is_writer, write_json
 from voxloop.steps.training.journal import Journal
-from voxloop.steps.training.session import (
+from voxloop.steps.training.session import Session
+from voxloop.steps.training.state import (
     LoopState,
     Score,
-    Session,
     StopFlag,
     TrainingConfig,
     blend_is_done,
