@@ -71,7 +71,7 @@ class Settings:
     threads: int = 0
     """CPU threads for models. 0: one per core."""
     audio_context: str = "auto"
-    """Length of Whisper's input window: `auto` (as in the model's fine-tuning, or `adaptive` if it was not fine-tuned),
+    """Length of Whisper's input window: `auto` (as in the model's fine-tuning, or `full` if it was not fine-tuned),
     `adaptive` (twice the clip, at least 10 s, and 30 s if the text is doubtful), `full` (30 s), or `trimmed` (the clip
     itself; only for models fine-tuned this way)."""
     batch_seconds: float = 120.0

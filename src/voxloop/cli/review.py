@@ -80,9 +80,15 @@ def review_session(
             "or `voxloop review export` and `import`."
         )
     from voxloop.cli.reviewing import Reviewing
+    from voxloop.records import seconds
+    from voxloop.steps.recordings.listening import playing_beside
 
     with opened(ctx) as ws:
-        Reviewing(ws=ws, by=by, where=where, play=None, autoplay=autoplay).run()
+        session = Reviewing(ws=ws, by=by, where=where, autoplay=autoplay)
+        session.play = lambda one: playing_beside(
+            ws, one.recording, seconds(one.start), seconds(one.end), session.silence
+        )
+        session.run()
 
 
 @review.command("list")

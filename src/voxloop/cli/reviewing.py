@@ -48,7 +48,7 @@ class Reviewing:
     ws: Workspace
     by: str
     where: Filters
-    play: Play | None  # None: this machine cannot play sound
+    play: Play | None = None  # None: this machine cannot play sound
     autoplay: bool = True
     console: Console = field(default_factory=Console)
     decided: list[str] = field(default_factory=list)  # utterances decided in this session, for undo
@@ -169,6 +169,12 @@ class Reviewing:
             self.play = None
         else:
             self._playing = playing
+
+    def silence(self, error: VoxloopError) -> None:
+        """Review on without sound: nothing here could play it."""
+        if self.play is not None:
+            self.play = None
+            self.console.print(Text(f"without sound: {error}", style="yellow"))
 
     def _stop(self) -> None:
         playing, self._playing = self._playing, nullcontext()

@@ -6,6 +6,9 @@ import importlib
 import importlib.util
 import shutil
 import subprocess
+import tempfile
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 from voxloop.errors import VoxloopError, first_line
@@ -21,20 +24,21 @@ PLAYERS = (
     ("mpv", "--no-video", "--really-quiet"),
 )
 
+LOOK_S = 0.05  # how often playback checks whether it should stop
 
-def play(wav: Path) -> str:
-    """Play a WAV file to its end. Return the name of the player. Raises VoxloopError if no player works."""
+
+def play(wav: Path, stop: threading.Event | None = None) -> str:
+    """Play a WAV file to its end, or until `stop` is set. Return the player's name, or raise VoxloopError."""
     failed = []
     for name, *options in PLAYERS:
         program = shutil.which(name)
         if program is None:
             continue
-        done = subprocess.run([program, *options, str(wav)], stdin=subprocess.DEVNULL, capture_output=True, check=False)
+        status, errors = _run([program, *options, str(wav)], stop)
         # Without a sound card ffplay exits with 0 and prints an error.
-        if done.returncode == 0 and not done.stderr.strip():
+        if (status == 0 and not errors) or (stop is not None and stop.is_set()):
             return name
-        said = done.stderr.decode("utf-8", "replace").strip().splitlines()
-        failed.append(f"{name} ({said[-1].strip()[:100] if said else f'exit status {done.returncode}'})")
+        failed.append(f"{name} ({errors[-1].strip()[:100] if errors else f'exit status {status}'})")
     if importlib.util.find_spec("sounddevice"):
         try:
             _by_sounddevice(wav)
@@ -46,6 +50,24 @@ def play(wav: Path) -> str:
         raise VoxloopError(f"no player on this machine could play the audio: {'; '.join(failed)}")
     names = ", ".join(name for name, *_ in PLAYERS)
     raise VoxloopError(f"this machine has no audio player: install one of {names}, or run `pip install sounddevice`")
+
+
+def _run(command: Sequence[str], stop: threading.Event | None) -> tuple[int, list[str]]:
+    """Run a player; its exit status and its lines on stderr."""
+    with tempfile.TemporaryFile() as errors:
+        running = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors)
+        try:
+            while running.poll() is None:
+                if stop is not None and stop.wait(LOOK_S):
+                    break
+                if stop is None:
+                    running.wait()
+        finally:
+            if running.poll() is None:
+                running.terminate()
+            running.wait()
+        errors.seek(0)
+        return running.returncode, errors.read().decode("utf-8", "replace").strip().splitlines()
 
 
 def _by_sounddevice(wav: Path) -> None:

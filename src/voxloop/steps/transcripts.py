@@ -53,7 +53,6 @@ def decoding(
     return Decoding(
         language=language or settings.language or None,
         audio_context=cast(AudioContext, settings.audio_context) if audio_context == "auto" else audio_context,
-        untuned="adaptive",
         engine=engine(ws, model),
         batch_seconds=settings.batch_seconds,
         guards=guards if settings.guards else None,
