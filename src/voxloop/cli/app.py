@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperArgument, TyperGroup, TyperOption
 
 from voxloop import __version__
-from voxloop.cli import bases, datasets, evaluation, keep, models, recipes, review, runs, speech, work
+from voxloop.cli import bases, datasets, evaluation, keep, models, recipes, review, runs, serve, speech, work
 from voxloop.errors import UsageError, VoxloopError
 from voxloop.settings import THREADS_WAIT
 
@@ -102,6 +102,7 @@ bases.register(app)
 evaluation.register(app)
 models.register(app)
 keep.register(app)
+serve.register(app)
 
 
 def main() -> None:

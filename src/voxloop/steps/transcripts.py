@@ -376,7 +376,7 @@ def transcribe_file(
         for block in blocks(pairs, [end - start for _, (start, end) in pairs]):
             waveforms = [read(start, end) for _, (start, end) in block]
             heard = speaker.transcribe(waveforms, asked, word_times=word_times, heard=told)
-            segments += [_segment(span, wider[0], one) for (span, wider), one in zip(block, heard, strict=True)]
+            segments += [segment_of(span, wider[0], one) for (span, wider), one in zip(block, heard, strict=True)]
         if progress:
             progress(seconds(samples), seconds(samples))
     return FileTranscript(file=str(file), model=record.id, duration=seconds(samples), segments=tuple(segments))
@@ -418,7 +418,7 @@ def blocks(items: Sequence[T], samples: Sequence[int], limit_s: float = BLOCK_S)
         yield block
 
 
-def _segment(span: _utterances.Span, first: int, heard: Hypothesis) -> Segment:
+def segment_of(span: _utterances.Span, first: int, heard: Hypothesis) -> Segment:
     """What was heard in a span and its margins, which begin with the sample `first`."""
     words = _moved(heard.words, seconds(first))
     start, end = map(seconds, span)

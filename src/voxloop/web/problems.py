@@ -1,0 +1,78 @@
+"""Errors in OpenAI's shape, `{"error": {"message", "type", "param", "code"}}`, which its clients raise."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from voxloop.errors import AudioError, UnknownRecord, UsageError, VoxloopError
+from voxloop.serving.batches import QueueFull
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+    from starlette.requests import Request
+
+TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "invalid_request_error",
+    429: "rate_limit_error",
+}
+
+
+class Problem(VoxloopError):
+    """What a client is told, with its HTTP status."""
+
+    def __init__(self, status: int, message: str, *, code: str | None = None, param: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.code, self.param = status, code, param
+
+
+def problem_body(status: int, message: str, *, code: str | None = None, param: str | None = None) -> dict[str, Any]:
+    """The body of an error."""
+    kind = TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def answer(status: int, message: str, *, code: str | None = None, param: str | None = None) -> JSONResponse:
+    """An error as a response; what repeating cannot help, OpenAI's clients are told not to repeat."""
+    headers = {} if status in (408, 409, 429) or status >= 500 else {"x-should-retry": "false"}
+    return JSONResponse(problem_body(status, message, code=code, param=param), status_code=status, headers=headers)
+
+
+def register(app: FastAPI) -> None:
+    """Have every error of the application answered in this shape."""
+
+    @app.exception_handler(Problem)
+    def problem(request: Request, error: Problem) -> JSONResponse:
+        return answer(error.status, str(error), code=error.code, param=error.param)
+
+    @app.exception_handler(QueueFull)
+    def full(request: Request, error: QueueFull) -> JSONResponse:
+        said = answer(429, str(error), code="queue_full")
+        said.headers["retry-after"] = str(error.retry_after_s)
+        return said
+
+    @app.exception_handler(AudioError)
+    def audio(request: Request, error: AudioError) -> JSONResponse:
+        return answer(400, str(error), code=error.reason.replace(" ", "_"), param="file")
+
+    @app.exception_handler(VoxloopError)
+    def other(request: Request, error: VoxloopError) -> JSONResponse:
+        status = 404 if isinstance(error, UnknownRecord) else 400 if isinstance(error, UsageError) else 500
+        return answer(status, str(error))
+
+    @app.exception_handler(RequestValidationError)
+    def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"][1:])
+        return answer(400, f"{where}: {first['msg']}", code="invalid_value", param=where or None)
+
+    @app.exception_handler(HTTPException)
+    def http(request: Request, error: HTTPException) -> JSONResponse:
+        return answer(error.status_code, str(error.detail))
