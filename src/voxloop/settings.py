@@ -130,6 +130,20 @@ class Settings:
     trackers: tuple[str, ...] = ()
     """What shows training runs beside Voxloop: `tensorboard`, `trackio`, `wandb`, each the name of an extra; nothing is
     sent to other machines."""
+    serve_hosts: tuple[str, ...] = ()
+    """Host names and addresses, besides the one listened on, that the server answers to: those of a proxy in front."""
+    serve_origins: tuple[str, ...] = ()
+    """Origins of other sites and programs whose pages may ask the server, written out: `app://obsidian.md`."""
+    serve_prefix: str = ""
+    """Path under which a proxy passes requests on, such as `/voxloop`."""
+    serve_max_upload_mb: int = 512
+    """Larger requests are refused, in MiB."""
+    serve_max_audio_hours: float = 4.0
+    """Longer files are refused by the server, in hours."""
+    serve_max_wait_s: float = 30.0
+    """A request that would wait longer is told to come back later, in seconds."""
+    serve_audio_per_minute: float = 0.0
+    """Minutes of audio that one token may send in a minute; 0: as many as it likes."""
     poll_s: float = 0.5
     """How often an idle worker looks for jobs."""
     normaliser: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
@@ -244,7 +258,7 @@ def _convert(name: str, value: Any, like: Any, where: str) -> Any:
         if isinstance(like, dict):
             made = json.loads(value) if isinstance(value, str) else value
             return {str(key): item for key, item in made.items()}
-        if name == "trackers":
+        if name != "ratios" and isinstance(like, tuple):
             names = value.split(",") if isinstance(value, str) else value
             return tuple(part.strip() for part in names if part.strip())
         if isinstance(like, tuple):

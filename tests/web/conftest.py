@@ -12,6 +12,7 @@ import pytest
 import uvicorn
 
 from voxloop.pipeline import open_loop
+from voxloop.web.access import Admission
 from voxloop.web.app import application
 from voxloop.workspace import Workspace
 
@@ -33,7 +34,12 @@ def server(tmp_path: Path) -> Iterator[Running]:
     with open_loop(tmp_path / "served", create=True) as ws, socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        running = uvicorn.Server(uvicorn.Config(application(ws, token=TOKEN), log_level="warning"))
+        running = uvicorn.Server(
+            uvicorn.Config(
+                application(ws, Admission(token=TOKEN, origins=("app://obsidian.md",), max_body=1 << 20)),
+                log_level="warning",
+            )
+        )
         thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()
         while not running.started:

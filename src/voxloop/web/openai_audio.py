@@ -7,15 +7,17 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
-from anyio import to_thread
+from anyio import from_thread, to_thread
 from fastapi import APIRouter, Form, Request, UploadFile
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from voxloop.errors import UnknownRecord
 from voxloop.records import plain, seconds
 from voxloop.serving import files
+from voxloop.serving.tokens import Client
 from voxloop.steps import transcripts
 from voxloop.steps.transcripts import FileTranscript
+from voxloop.web.access import Listener, needs
 from voxloop.web.problems import Problem
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ ALIASES = ("", "whisper-1", "gpt-4o-transcribe", "gpt-4o-mini-transcribe", "gpt-
 Format = Literal["json", "text", "srt", "verbose_json", "vtt"]
 
 
-@router.get("/models")
+@router.get("/models", dependencies=[needs("listen")])
 def list_models(request: Request) -> dict[str, Any]:
     """The models that a request may name."""
     served: Served = request.app.state.served
@@ -43,6 +45,7 @@ def _described(model: Model) -> dict[str, Any]:
 @router.post("/audio/transcriptions")
 async def transcriptions(
     request: Request,
+    client: Listener,
     file: UploadFile,
     model: Annotated[str, Form()] = "",
     language: Annotated[str | None, Form()] = None,
@@ -51,7 +54,7 @@ async def transcriptions(
 ) -> Response:
     """Transcribe an audio file."""
     served: Served = request.app.state.served
-    found = await to_thread.run_sync(_heard, served, file, model, language, response_format)
+    found = await to_thread.run_sync(_heard, served, client, file, model, language, response_format)
     if response_format in ("text", "srt", "vtt"):
         return PlainTextResponse(transcripts.formatted(found, response_format) + "\n")
     usage = {"type": "duration", "seconds": round(found.duration, 3)}
@@ -60,7 +63,9 @@ async def transcriptions(
     return JSONResponse(_verbose(found, usage, words="word" in (timestamp_granularities or ())))
 
 
-def _heard(served: Served, file: UploadFile, model: str, language: str | None, format: Format) -> FileTranscript:
+def _heard(
+    served: Served, client: Client, file: UploadFile, model: str, language: str | None, format: Format
+) -> FileTranscript:
     """A file's transcript, heard part by part among what other clients sent."""
     ws = served.ws
     try:
@@ -73,8 +78,11 @@ def _heard(served: Served, file: UploadFile, model: str, language: str | None, f
         with path.open("wb") as out:
             shutil.copyfileobj(file.file, out)
         waveform = files.decoded(
-            path, max_seconds=ws.settings.max_recording_hours * 3600, max_bytes=ws.settings.max_file_mb << 20
+            path,
+            max_seconds=ws.settings.serve_max_audio_hours * 3600,
+            max_bytes=ws.settings.serve_max_upload_mb << 20,
         )
+    from_thread.run(served.limit.charge, client, seconds(len(waveform)))
     asked = transcripts.decoding(ws, language, model=current)
     parts = list(
         files.parts(
@@ -83,7 +91,7 @@ def _heard(served: Served, file: UploadFile, model: str, language: str | None, f
             waveform,
             asked,
             context=served.models.context(current.id, asked.audio_context),
-            client="",
+            client=client.name,
             model=named.id if named else None,
             word_times=format in ("verbose_json", "srt", "vtt"),
         )

@@ -23,14 +23,23 @@ TYPES = {
     413: "invalid_request_error",
     429: "rate_limit_error",
 }
+TOO_LARGE = "file_too_large"  # the code of 413
 
 
 class Problem(VoxloopError):
     """What a client is told, with its HTTP status."""
 
-    def __init__(self, status: int, message: str, *, code: str | None = None, param: str | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        retry_after_s: int | None = None,
+    ) -> None:
         super().__init__(message)
-        self.status, self.code, self.param = status, code, param
+        self.status, self.code, self.param, self.retry_after_s = status, code, param, retry_after_s
 
 
 def problem_body(status: int, message: str, *, code: str | None = None, param: str | None = None) -> dict[str, Any]:
@@ -50,7 +59,10 @@ def register(app: FastAPI) -> None:
 
     @app.exception_handler(Problem)
     def problem(request: Request, error: Problem) -> JSONResponse:
-        return answer(error.status, str(error), code=error.code, param=error.param)
+        said = answer(error.status, str(error), code=error.code, param=error.param)
+        if error.retry_after_s is not None:
+            said.headers["retry-after"] = str(error.retry_after_s)
+        return said
 
     @app.exception_handler(QueueFull)
     def full(request: Request, error: QueueFull) -> JSONResponse:
@@ -75,4 +87,4 @@ def register(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     def http(request: Request, error: HTTPException) -> JSONResponse:
-        return answer(error.status_code, str(error.detail))
+        return answer(error.status_code, str(error.detail), code=TOO_LARGE if error.status_code == 413 else None)
