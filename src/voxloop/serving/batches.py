@@ -107,14 +107,18 @@ class Batches:
         self._thread = threading.Thread(target=self._run, name="voxloop-batches", daemon=True)
         self._thread.start()
 
+    def admit(self, urgency: Urgency) -> None:
+        """Raise QueueFull where what comes now would have to wait too long. Asked once for a request or a file."""
+        with self._changed:
+            wait_s = self._wait_s(urgency)
+        if wait_s > self._max_wait_s:
+            raise QueueFull(min(math.ceil(wait_s), int(MOST_WAIT_S)))
+
     def submit(self, clip: Clip) -> Future[Heard]:
-        """Queue a clip; its future has the text. Raises QueueFull where it would have to wait too long."""
+        """Queue a clip; its future has the text."""
         with self._changed:
             if self._closing:
                 raise VoxloopError("the server is ending: nothing more is taken")
-            wait_s = self._wait_s(clip.urgency)
-            if wait_s > self._max_wait_s and clip.urgency != Urgency.BULK:
-                raise QueueFull(min(math.ceil(wait_s), int(MOST_WAIT_S)))
             of_class = self._waiting[clip.urgency]
             if clip.client not in of_class:
                 of_class[clip.client] = deque()

@@ -2,74 +2,121 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import Future
+import asyncio
+import tempfile
+from collections import deque
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
-from voxloop.families.contract import Decoding
-from voxloop.records import MAX_UTTERANCE_SAMPLES
+from voxloop.records import MAX_UTTERANCE_SAMPLES, seconds
 from voxloop.serving.batches import Clip, Heard, Urgency
-from voxloop.speech.audio import from_pcm16, stream, to_pcm16
+from voxloop.speech.audio import SAMPLE_BYTES, Source, from_pcm16, stream, to_pcm16
 from voxloop.steps import transcripts, utterances
 
 if TYPE_CHECKING:
-    from voxloop.families.contract import Context, Waveform
+    from voxloop.families.contract import Context, Decoding, Waveform
     from voxloop.serving.batches import Batches
     from voxloop.steps.transcripts import Segment
     from voxloop.steps.utterances import Span
     from voxloop.workspace import Workspace
 
+AHEAD = 8  # parts of one file that wait at a time: memory does not grow with its length
 
-@dataclass(frozen=True, slots=True)
+
+class Sound:
+    """A file's sound at 16 kHz, in a temporary file, as it would be stored."""
+
+    def __init__(self, pcm: BinaryIO, samples: int, source: Source) -> None:
+        self._pcm = pcm
+        self.samples = samples
+        self.source = source
+
+    @property
+    def duration(self) -> float:
+        """Seconds."""
+        return seconds(self.samples)
+
+    def read(self, start: int, end: int) -> Waveform:
+        """Samples `start` to `end` as (S,)."""
+        self._pcm.seek(start * SAMPLE_BYTES)
+        return from_pcm16(self._pcm.read((end - start) * SAMPLE_BYTES))
+
+    def close(self) -> None:
+        self._pcm.close()
+
+
+def decoded(file: Path, *, max_seconds: float, max_bytes: int, channel: int | None = None) -> Sound:
+    """A file's sound, its channels mixed or one of them taken alone. Raises AudioError."""
+    source = Source()
+    pcm = tempfile.TemporaryFile(prefix="voxloop-")  # noqa: SIM115 - the sound holds it
+    try:
+        for block in stream(file, max_seconds=max_seconds, max_bytes=max_bytes, channel=channel, source=source):
+            pcm.write(to_pcm16(block))
+        return Sound(pcm, pcm.tell() // SAMPLE_BYTES, source)
+    except BaseException:
+        pcm.close()
+        raise
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Part:
-    """A stretch of speech in a file, and what will be heard in it."""
+    """A stretch of speech in a file, and what of it a model is given."""
 
+    sound: Sound
     span: Span
-    first: int  # the sample that the clip begins with, its margin included
-    heard: Future[Heard]
+    given: Span  # with its margins
 
-    def segment(self) -> Segment:
-        """Waits until it is heard."""
-        return transcripts.segment_of(self.span, self.first, self.heard.result().hypothesis)
-
-
-def decoded(file: Path, *, max_seconds: float, max_bytes: int) -> Waveform:
-    """A file's sound (S,) at 16 kHz. Raises AudioError."""
-    # As it would be stored, so that a file is heard alike wherever it is handed in.
-    return from_pcm16(b"".join(map(to_pcm16, stream(file, max_seconds=max_seconds, max_bytes=max_bytes))))
+    def segment(self, heard: Heard) -> Segment:
+        """What was heard in it, with times from the file's beginning."""
+        return transcripts.segment_of(self.span, self.given[0], heard.hypothesis)
 
 
-def parts(
-    ws: Workspace,
+def parts(ws: Workspace, sound: Sound, context: Context) -> list[Part]:
+    """The speech of a file in parts of at most 30 s, as `transcribe_file` finds them.
+
+    `context` is how the model feeds clips: it decides how pieces of speech are joined.
+    """
+    joining = utterances.PHRASES if context == "trimmed" else utterances.WINDOWS
+    spans = utterances.spans_in(sound.read, sound.samples, ws.settings, joining)
+    given = utterances.with_margins(spans, sound.samples)
+    return [Part(sound=sound, span=span, given=wider) for span, wider in zip(spans, given, strict=True)]
+
+
+def urgency_of(sound: Sound) -> Urgency:
+    """How urgent a file's parts are: what fits into one clip is a request, anything longer a file."""
+    return Urgency.REQUEST if sound.samples <= MAX_UTTERANCE_SAMPLES else Urgency.FILE
+
+
+async def hear(
     batches: Batches,
-    waveform: Waveform,
+    parts: Sequence[Part],
     decoding: Decoding,
     *,
-    context: Context,
+    model: str | None,
     client: str,
-    model: str | None = None,
+    urgency: Urgency,
     word_times: bool = False,
-) -> Iterator[Part]:
-    """Submit a file's speech, part by part in order; each is submitted before the first is waited for.
-
-    `context` is how the model feeds clips: it decides how pieces of speech are joined, as in `transcribe_file`.
-    """
-
-    def read(start: int, end: int) -> Waveform:
-        return waveform[start:end]
-
-    joining = utterances.PHRASES if context == "trimmed" else utterances.WINDOWS
-    spans = utterances.spans_in(read, len(waveform), ws.settings, joining)
-    urgency = Urgency.REQUEST if len(waveform) <= MAX_UTTERANCE_SAMPLES else Urgency.FILE
-    for span, (start, end) in zip(spans, utterances.with_margins(spans, len(waveform)), strict=True):
-        clip = Clip(
-            waveform=read(start, end),
-            model=model,
-            decoding=decoding,
-            word_times=word_times,
-            client=client,
-            urgency=urgency,
-        )
-        yield Part(span, start, batches.submit(clip))
+) -> AsyncGenerator[tuple[Part, Heard], None]:
+    """What is heard in each part, in order, as it comes. Leaving early takes what still waits out of the queue."""
+    waiting: deque[tuple[Part, asyncio.Future[Heard]]] = deque()
+    left = deque(parts)
+    try:
+        while left or waiting:
+            while left and len(waiting) < AHEAD:
+                part = left.popleft()
+                clip = Clip(
+                    waveform=part.sound.read(*part.given),
+                    model=model,
+                    decoding=decoding,
+                    word_times=word_times,
+                    client=client,
+                    urgency=urgency,
+                )
+                waiting.append((part, asyncio.wrap_future(batches.submit(clip))))
+            part, heard = waiting.popleft()
+            yield part, await heard
+    finally:
+        for _, heard in waiting:
+            heard.cancel()

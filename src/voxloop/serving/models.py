@@ -67,6 +67,16 @@ class ServedModels:
                 return reader.get(Model, aliased or name)
             return named[-1]
 
+    def named(self) -> list[tuple[str, Model]]:
+        """Every name that a request may give: aliases first, then models by their ids."""
+        with self.ws.read() as reader:
+            alias = tables.alias.c
+            aliases = dict(reader.connection.execute(sa.select(alias.name, alias.model).order_by(alias.name)).all())
+            found = {model.id: model for model in reader.all(Model)}
+        current = self.current
+        found.setdefault(current.id, current)
+        return [*((name, found[id]) for name, id in aliases.items() if id in found), *found.items()]
+
     @contextmanager
     def using(self, id: str | None) -> Iterator[tuple[str, Recogniser]]:
         """Hold a model while a batch is decoded: the one in use, or the one with this id."""

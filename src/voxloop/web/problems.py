@@ -54,6 +54,15 @@ def answer(status: int, message: str, *, code: str | None = None, param: str | N
     return JSONResponse(problem_body(status, message, code=code, param=param), status_code=status, headers=headers)
 
 
+def status_of(error: VoxloopError) -> int:
+    """The HTTP status that stands for an error."""
+    if isinstance(error, Problem):
+        return error.status
+    if isinstance(error, QueueFull):
+        return 429
+    return 404 if isinstance(error, UnknownRecord) else 400 if isinstance(error, UsageError | AudioError) else 500
+
+
 def register(app: FastAPI) -> None:
     """Have every error of the application answered in this shape."""
 
@@ -76,8 +85,7 @@ def register(app: FastAPI) -> None:
 
     @app.exception_handler(VoxloopError)
     def other(request: Request, error: VoxloopError) -> JSONResponse:
-        status = 404 if isinstance(error, UnknownRecord) else 400 if isinstance(error, UsageError) else 500
-        return answer(status, str(error))
+        return answer(status_of(error), str(error))
 
     @app.exception_handler(RequestValidationError)
     def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
