@@ -49,6 +49,8 @@ EVENTS: Mapping[str, str] = {
     "model.compared": "The gate compared a model with the one that holds the alias; the payload has its evidence.",
     "model.promoted": "An alias moved to a model; the payload has the verdict.",
     "model.rolled_back": "An alias moved back to the model that held it before.",
+    "serving.changed": "A running server took a new champion into use, after a try on some test clips.",
+    "serving.refused": "A running server kept its model: the new champion could not be loaded, or failed its try.",
 }
 """Every event that is emitted, in one sentence. Its subject is the id of the record that it is about; a path for
 `recording.rejected`, and the removal's id for what was forgotten."""

@@ -24,6 +24,7 @@ from voxloop.records import SAMPLE_RATE
 
 if TYPE_CHECKING:
     from voxloop.families.contract import Decoding, Hypothesis, Recogniser, Waveform
+    from voxloop.records import Model
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ class Clip:
     """One clip of at most 30 s, until it is heard. Cancelling `future` takes it out of the queue."""
 
     waveform: Waveform
-    model: str | None  # id; None: the one in use when its turn comes
+    model: Model
     decoding: Decoding
     word_times: bool = False
     client: str = ""
@@ -84,11 +85,11 @@ class Clip:
     @property
     def kind(self) -> tuple[object, ...]:
         """Clips that differ in this are never decoded together."""
-        return (self.model, self.decoding, self.word_times)
+        return (self.model.id, self.decoding, self.word_times)
 
 
-Using = Callable[[str | None], AbstractContextManager[tuple[str, "Recogniser"]]]
-"""Holds a model for as long as a batch needs it: its id (None: the one in use), and the model."""
+Using = Callable[["Model"], AbstractContextManager[tuple["Model", "Recogniser"]]]
+"""Holds a model in memory for as long as a batch needs it."""
 
 
 class Batches:
@@ -172,7 +173,7 @@ class Batches:
         first = batch[0]
         began = time.perf_counter()
         try:
-            with self._using(first.model) as (id, recogniser):
+            with self._using(first.model) as (_, recogniser):
                 heard = recogniser.transcribe(
                     [clip.waveform for clip in batch], first.decoding, word_times=first.word_times
                 )
@@ -181,7 +182,7 @@ class Batches:
                 clip.future.set_exception(error)
             return
         for clip, hypothesis in zip(batch, heard, strict=True):
-            clip.future.set_result(Heard(hypothesis=hypothesis, model=id))
+            clip.future.set_result(Heard(hypothesis=hypothesis, model=first.model.id))
         took_s, audio_s = time.perf_counter() - began, sum(clip.seconds for clip in batch)
         with self._changed:
             self._spent_s[first.urgency] += took_s

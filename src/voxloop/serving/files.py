@@ -17,6 +17,7 @@ from voxloop.steps import transcripts, utterances
 
 if TYPE_CHECKING:
     from voxloop.families.contract import Context, Decoding, Waveform
+    from voxloop.records import Model
     from voxloop.serving.batches import Batches
     from voxloop.steps.transcripts import Segment
     from voxloop.steps.utterances import Span
@@ -94,7 +95,7 @@ async def hear(
     parts: Sequence[Part],
     decoding: Decoding,
     *,
-    model: str | None,
+    model: Model,
     client: str,
     urgency: Urgency,
     word_times: bool = False,

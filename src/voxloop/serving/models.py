@@ -1,8 +1,14 @@
-"""The model in use: the champion, followed while the server runs; and any other model that a request names."""
+"""The model in use: the champion, followed while the server runs; and any other model that a request names.
+
+A new champion is loaded beside the old one, tried (`canary`), and only then takes its place; the old one goes when
+nothing uses it any more. Where it cannot be loaded or does not pass, the old one stays, and that is told.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import logging
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -10,19 +16,22 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
+from ulid import ULID
 
 from voxloop import models
-from voxloop.errors import VoxloopError
+from voxloop.errors import ModelError, VoxloopError, first_line
 from voxloop.records import Model
+from voxloop.serving import canary
 from voxloop.stores import tables
 
 if TYPE_CHECKING:
-    from voxloop.families.contract import AudioContext, Context, Recogniser
+    from voxloop.families.contract import Recogniser
     from voxloop.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
-FOLLOWED_S = 0.5  # how often the alias is looked at
+FOLLOWED_S = 0.25  # how often the alias is looked at
+CHANGED, REFUSED = "serving.changed", "serving.refused"
 
 
 @dataclass(eq=False, slots=True)
@@ -34,13 +43,22 @@ class InUse:
     holding: ExitStack
 
 
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A champion that is not served, and why."""
+
+    model: str
+    reason: str
+
+
 class ServedModels:
-    """The models of a running server. Every request is answered by the model that was in use when its turn came."""
+    """The models of a running server. Every clip is heard by the model that was in use when its turn came."""
 
     def __init__(self, ws: Workspace) -> None:
         self.ws = ws
+        self.refused: Refused | None = None
         self._lock = threading.Lock()
-        self._in_use = self._load(models.base_model(ws))
+        self._in_use = self._first()
         self._ended = threading.Event()
         self._follower = threading.Thread(target=self._follow, name="voxloop-models", daemon=True)
         self._follower.start()
@@ -71,32 +89,32 @@ class ServedModels:
         """Every name that a request may give: aliases first, then models by their ids."""
         with self.ws.read() as reader:
             alias = tables.alias.c
-            aliases = dict(reader.connection.execute(sa.select(alias.name, alias.model).order_by(alias.name)).all())
+            rows = reader.connection.execute(sa.select(alias.name, alias.model).order_by(alias.name))
+            aliases = dict(rows.tuples().all())
             found = {model.id: model for model in reader.all(Model)}
         current = self.current
         found.setdefault(current.id, current)
         return [*((name, found[id]) for name, id in aliases.items() if id in found), *found.items()]
 
     @contextmanager
-    def using(self, id: str | None) -> Iterator[tuple[str, Recogniser]]:
-        """Hold a model while a batch is decoded: the one in use, or the one with this id."""
-        with self._lock:
-            in_use = self._in_use
-        wanted = in_use.model if id in (None, in_use.model.id) else self.find(id or "")
-        # Counted by `models.loaded` as well, so that a model in use is never freed under a batch.
+    def using(self, model: Model | None = None) -> Iterator[tuple[Model, Recogniser]]:
+        """Hold a model in memory, that in use where none is named, until the block ends; whatever is promoted then."""
+        wanted = model or self.current
         with models.loaded(self.ws, wanted) as recogniser:
-            yield wanted.id, recogniser
-
-    def context(self, id: str | None, asked: AudioContext) -> Context:
-        """How a model feeds clips when that is asked for."""
-        with self.using(id) as (_, recogniser):
-            return recogniser.context(asked)
+            yield wanted, recogniser
 
     def close(self) -> None:
+        """Stop following, and let the model go."""
         self._ended.set()
         self._follower.join()
         with self._lock:
             self._in_use.holding.close()
+
+    # Following the alias ---------------------------------------------------------------------------------------------
+
+    def _first(self) -> InUse:
+        """The model to begin with: what serves now was served before, so that it is not tried again."""
+        return self._load(models.base_model(self.ws))
 
     def _load(self, model: Model) -> InUse:
         holding = ExitStack()
@@ -106,15 +124,54 @@ class ServedModels:
         while not self._ended.wait(FOLLOWED_S):
             try:
                 champion = models.base_model(self.ws)
-                if champion.id != self.current.id:
+                if champion.id == self.current.id:
+                    self.refused = None
+                elif self.refused is None or self.refused.model != champion.id:
                     self._replace(champion)
             except VoxloopError as error:
-                log.warning("the new champion is not served: %s", error)
+                log.warning("the alias cannot be followed: %s", error)
 
     def _replace(self, model: Model) -> None:
-        """Serve another model: loaded beside the old one first, which goes when nobody uses it any more."""
-        new = self._load(model)
+        """Serve another model, if it can be loaded and hears what it should."""
+        try:
+            new = self._load(model)
+        except (VoxloopError, MemoryError, OSError, RuntimeError) as error:
+            self._refuse(model, error)
+            return
+        try:
+            clips = canary.check(self.ws, model, new.recogniser)
+        except (VoxloopError, MemoryError, OSError, RuntimeError) as error:
+            new.holding.close()
+            self._refuse(model, error)
+            return
         with self._lock:
             old, self._in_use = self._in_use, new
+        self.refused = None
         old.holding.close()
-        log.info("serving %s, before %s", model.id, old.model.id)
+        del old
+        _give_back_memory()
+        log.info("serving %s, tried on %d test clips", model.id, clips)
+        with self.ws.transaction() as tx:
+            tx.emit(CHANGED, model.id, key=_key(model), payload={"clips": clips})
+
+    def _refuse(self, model: Model, error: BaseException) -> None:
+        reason = str(error) if isinstance(error, ModelError) else first_line(error)
+        self.refused = Refused(model.id, reason)
+        models.free()
+        log.error("%s is champion and not served: %s; serving %s as before", model.id, reason, self.current.id)
+        with self.ws.transaction() as tx:
+            payload = {"reason": reason, "serving": self.current.id}
+            tx.emit(REFUSED, model.id, key=_key(model), payload=payload)
+
+
+def _key(model: Model) -> str:
+    """Each time that a model begins to serve, or is refused, is an event of its own."""
+    return f"{model.id}:{ULID()}"
+
+
+def _give_back_memory() -> None:
+    """Return what a freed model held to the system, where memory is glibc's (malloc_trim(3))."""
+    models.free()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim:
+        trim(0)

@@ -12,6 +12,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, Response
 
 from voxloop import __version__
+from voxloop.records import plain
 from voxloop.serving import tokens
 from voxloop.serving.batches import Batches
 from voxloop.serving.models import ServedModels
@@ -97,6 +98,7 @@ def application(ws: Workspace, admission: Admission) -> FastAPI:
             "status": "ready",
             "version": __version__,
             "model": model.id,
+            "refused": plain(served.models.refused),
             "waiting_seconds": served.batches.waiting_s(),
         }
 

@@ -174,7 +174,6 @@ class Job:
     asked: Asked
     client: Client
     model: Model
-    named: bool  # by the client; else it is the one in use when its turn comes
     decoding: Decoding
     parts: list[tuple[str | None, Part]]  # with the speaker, in the order of time
     duration: float  # seconds
@@ -187,7 +186,7 @@ class Job:
             self.served.batches,
             [part for _, part in self.parts],
             self.decoding,
-            model=self.model.id if self.named else None,
+            model=self.model,
             client=self.client.name,
             urgency=files.urgency_of(self.parts[0][1].sound) if self.parts else Urgency.REQUEST,
             word_times=wanted,
@@ -209,10 +208,11 @@ def _begin(served: Served, asked: Asked, client: Client, using: ExitStack) -> Jo
         raise Problem(
             404, f"there is no model {asked.model!r}: /v1/models lists them", code="model_not_found", param="model"
         ) from error
-    model = named or served.models.current
+    # Held until the request is answered: whatever is promoted meanwhile, one request is heard by one model.
+    model, recogniser = using.enter_context(served.models.using(named))
     decoding = transcripts.decoding(served.ws, asked.language, model=model)
     max_seconds, max_bytes = settings.serve_max_audio_hours * 3600, settings.serve_max_upload_mb << 20
-    context = served.models.context(model.id, decoding.audio_context)
+    context = recogniser.context(decoding.audio_context)
     channels: list[int | None] = [None]
     if asked.format == "diarized_json":
         channels = list(range(_channels(asked, max_bytes)))
@@ -231,7 +231,6 @@ def _begin(served: Served, asked: Asked, client: Client, using: ExitStack) -> Jo
         asked=asked,
         client=client,
         model=model,
-        named=named is not None,
         decoding=decoding,
         parts=parts,
         duration=duration,
