@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 AUDIO ?= demo/speech
 SPEAKER ?=
+BASE ?=
 CLIPS ?= 50
 ROUNDS ?= 40
 
@@ -12,7 +13,7 @@ ROUNDS ?= 40
 
 help:
 	@echo "make install   the command .venv/bin/voxloop"
-	@echo "make demo      the whole loop on the demo's speech; AUDIO=FOLDER SPEAKER=NAME for your own"
+	@echo "make demo      the whole loop on the demo's speech; AUDIO=FOLDER SPEAKER=NAME BASE=MODEL for your own"
 	@echo "make test      the tests, in minutes; make long    kills and chances, in hours (ROUNDS=40)"
 	@echo "make lint      style, types and import order"
 	@echo "make starter   build the shipped model anew (needs espeak-ng)"
@@ -32,7 +33,7 @@ install: $(VENV)/installed
 	@echo "installed: $(BIN)/voxloop --help"
 
 demo: $(VENV)/installed
-	$(BIN)/voxloop demo $(if $(filter demo/speech,$(AUDIO)),demo/speech,"$(AUDIO)") $(if $(SPEAKER),--speaker "$(SPEAKER)") --clips $(CLIPS) --out build/demo
+	$(BIN)/voxloop demo $(if $(filter demo/speech,$(AUDIO)),demo/speech,"$(AUDIO)") $(if $(SPEAKER),--speaker "$(SPEAKER)") $(if $(BASE),--base "$(BASE)") --clips $(CLIPS) --out build/demo
 
 test: $(VENV)/tested
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --durations=15

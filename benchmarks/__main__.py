@@ -1,7 +1,7 @@
 """Run the benchmarks named, or all that compare speeds: tables, build/bench/NAME.json, and sections of RESULTS.md.
 
-Each has options of its own: `python -m benchmarks training --help`. `hearing` and `learning` need recorded speech, and
-are not among all.
+Each has options of its own: `python -m benchmarks training --help`. `hearing`, `learning`, `voices` and `vocabulary`
+need recorded speech, and are not among all.
 """
 
 from __future__ import annotations
@@ -11,7 +11,17 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks import claims, growth, hearing, ingest, learning, training, transcription
+from benchmarks import (
+    claims,
+    growth,
+    hearing,
+    ingest,
+    learning,
+    starter_voices,
+    training,
+    transcription,
+    vocabulary,
+)
 
 COMPARED: dict[str, Callable[[Sequence[str]], None]] = {
     "training": training.main,
@@ -23,7 +33,13 @@ COMPARED: dict[str, Callable[[Sequence[str]], None]] = {
 
 
 def main() -> None:
-    own = {**COMPARED, "hearing": hearing.main, "learning": learning.main}.get(*sys.argv[1:2] or [""])
+    recorded = {
+        "hearing": hearing.main,
+        "learning": learning.main,
+        "voices": starter_voices.main,
+        "vocabulary": vocabulary.main,
+    }
+    own = {**COMPARED, **recorded}.get(*sys.argv[1:2] or [""])
     if own is not None:
         own(sys.argv[2:])
         return

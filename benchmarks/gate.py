@@ -1,9 +1,10 @@
-"""How often the gate is wrong, and what it finds: simulated and resampled test sets through `comparison.judge` itself.
+"""How often the gate is wrong: simulated and resampled test sets through `comparison.judge` itself.
 
     python -m benchmarks.gate [--kept FOLDER] [--trials N] [--out FOLDER]
 
 `--kept` is what `benchmarks.gate_runs` wrote: real errors of real models, from which test sets are drawn, and its A/A
-runs. Writes JSON, of which `benchmarks.gate_page` makes the tables and the picture of docs/gate.md.
+runs. Writes JSON, of which `benchmarks.gate_page` makes the tables of docs/gate.md. Power, and attempts over time, are
+measured by `benchmarks.gate_power` and `benchmarks.gate_nights`.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ import numpy as np
 
 from voxloop.settings import Settings
 from voxloop.steps.evaluation import Scored
-from voxloop.steps.gate.comparison import judge
+from voxloop.steps.gate.comparison import Judgement, judge, weigh
+from voxloop.steps.gate.ledger import Limits, Wealth
 
 SETTINGS = Settings()
 LOOP_WORDS = 12  # words that a model inserts where it falls into a loop
-PARTS = ("equal", "power", "repeated", "runs")
-CHALLENGERS = 20  # tried on one test set
+PARTS = ("equal", "runs")
+ERROR = 1 - SETTINGS.promote_confidence
+RESAMPLES = 400  # for an interval; p is exact
 
 Counts = np.ndarray[Any, np.dtype[np.int64]]
 Counted = tuple[Counts, Counts, Counts, Counts, Counts]
@@ -155,8 +158,6 @@ EQUAL = (
     World(name="only the challenger loops, in 5 % of 100 clips", recordings=100, loops=(0.0, 0.05)),
     World(name="only the champion loops, in 5 % of 200 clips", recordings=200, loops=(0.05, 0.0)),
 )
-BETTER = (0.05, 0.1, 0.2, 0.4, 0.8)
-SIZES = (50, 100, 200, 500, 1000)
 
 
 # Real errors ---------------------------------------------------------------------------------------------------------
@@ -176,7 +177,6 @@ class Real:
     after: Sequence[Scored]
     clips: int
     how: str  # swapped: a coin decides which model is which; tilted: clips drawn so that both err equally often
-    better: float = 0.0  # share of errors saved, where `how` is mixed: clip by clip one model or the other
 
     def draw(self) -> Draw:
         words = np.array([row.words for row in self.before])
@@ -186,7 +186,6 @@ class Real:
         weights = np.full(len(words), 1 / len(words))
         if self.how == "tilted":
             weights = tilted(loss)
-        share = -self.better * errors[0].sum() / loss.sum() if self.how == "mixed" else 0.0
 
         def test_set(rng: np.random.Generator) -> Counted:
             drawn = rng.choice(len(words), self.clips, p=weights)
@@ -194,8 +193,6 @@ class Real:
             if self.how == "swapped":
                 coin = rng.random(self.clips) < 0.5
                 old, new = np.where(coin, new, old), np.where(coin, old, new)
-            elif self.how == "mixed":
-                new = np.where(rng.random(self.clips) < share, new, old)
             return speakers[drawn], np.arange(self.clips), words[drawn], old, new
 
         return test_set
@@ -228,14 +225,16 @@ def real_pairs(folder: Path) -> Iterator[tuple[str, list[Scored], list[Scored]]]
 # Through the gate ----------------------------------------------------------------------------------------------------
 
 
-def promoted(draw: Draw, trials: int, *, rank: int = 1) -> tuple[int, int]:
-    """Test sets of which the gate promotes, and of which it says that evidence is insufficient."""
+def judged(before: list[Scored], after: list[Scored], level: float, resamples: int | None = RESAMPLES) -> Judgement:
+    limits = Limits(now=level, again=level, fresh=level)
+    return judge(weigh(before, after, settings=SETTINGS, resamples=resamples), limits=limits, settings=SETTINGS)
+
+
+def promoted(draw: Draw, trials: int) -> tuple[int, int]:
+    """Test sets of which the gate promotes as a first attempt, and of which it says that evidence is insufficient."""
     rng = np.random.default_rng(1)
-    verdicts = []
-    for _ in range(trials):
-        counted = draw(rng)
-        if counted[4].sum() < counted[3].sum():  # else it is rejected
-            verdicts.append(judge(*rows(*counted), rank=rank, settings=SETTINGS, resamples=1).verdict)
+    level = Wealth.start(ERROR).level
+    verdicts = [judged(*rows(*draw(rng)), level).verdict for _ in range(trials)]
     return verdicts.count("promote"), verdicts.count("insufficient evidence")
 
 
@@ -247,57 +246,22 @@ def exact_interval(hits: int, trials: int) -> tuple[float, float]:
     return float(found.low), float(found.high)
 
 
-def heard(rng: np.random.Generator, words: Counts, odds: Counts) -> Counts:
-    """Errors of one more model in clips (N,) of these words and difficulties."""
-    return rng.binomial(words, 1 / (1 + np.exp(-odds - rng.standard_normal(len(words)))))
-
-
-def repeated(trials: int, *, clips: int, climbing: bool) -> dict[str, int]:
-    """Lifetimes of a test set on which CHALLENGERS that are no better are tried: in how many any is promoted.
-
-    Climbing, each begins as the one that did best on the test so far, and differs from it in three clips of ten.
-    """
-    rng = np.random.default_rng(2)
-    world = World(name="", recordings=clips)
-    any_promoted = {"counted": 0, "not counted": 0}
-    for _ in range(trials):
-        speaker, recording, words, before, _ = world.errors(rng, 0.0)
-        # Further models on the same clips: their log-odds are the champion's errors seen through a noise of their own.
-        difficulty = (before + 0.5) / (words + 1)
-        odds = np.log(difficulty / (1 - difficulty))
-
-        champion = best = heard(rng, words, odds)
-        passed = {"counted": False, "not counted": False}
-        for rank in range(1, CHALLENGERS + 1):
-            challenger = heard(rng, words, odds)
-            if climbing:
-                challenger = np.where(rng.random(clips) < 0.3, challenger, best)
-            if climbing and challenger.sum() < best.sum():
-                best = challenger
-            if challenger.sum() < champion.sum():  # others are never promoted
-                pair = rows(speaker, recording, words, champion, challenger)
-                for name, at in (("counted", rank), ("not counted", 1)):
-                    passed[name] |= judge(*pair, rank=at, settings=SETTINGS, resamples=1).verdict == "promote"
-        for name in passed:
-            any_promoted[name] += passed[name]
-    return any_promoted
-
-
 def real_runs(folder: Path) -> dict[str, Any]:
     """A/A runs: every pair of models that differ in the seed alone, both ways round; and each against the starter."""
     found = {path.stem.removeprefix("runs-"): kept(path) for path in sorted(folder.glob("runs-*.jsonl"))}
     seeds = [name for name in found if name.startswith("seed")]
+    level = Wealth.start(ERROR).level
     rates = {name: sum(r.errors for r in part) / sum(r.words for r in part) for name, part in found.items()}
     verdicts = {
-        f"{new} over {old}": judge(found[old], found[new], rank=1, settings=SETTINGS)
+        f"{new} over {old}": judged(found[old], found[new], level, None)
         for old, new in itertools.permutations(seeds, 2)
     }
-    over_starter = {new: judge(found["starter"], found[new], rank=1, settings=SETTINGS).verdict for new in seeds}
+    over_starter = {new: judged(found["starter"], found[new], level, None).verdict for new in seeds}
     return {
         "rates": rates,
         "pairs": len(verdicts) // 2,
-        "verdicts": {name: judged.verdict for name, judged in verdicts.items()},
-        "chances": {name: judged.found.chance for name, judged in verdicts.items()},
+        "verdicts": {name: one.verdict for name, one in verdicts.items()},
+        "chances": {name: one.found.paired.chance for name, one in verdicts.items()},
         "over the starter": over_starter,
     }
 
@@ -308,7 +272,7 @@ def real_runs(folder: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gate", description=__doc__)
     parser.add_argument("--kept", type=Path, help="what benchmarks.gate_runs wrote")
-    parser.add_argument("--trials", type=int, default=2000, help="test sets a cell; a quarter of it for power")
+    parser.add_argument("--trials", type=int, default=2000, help="test sets a cell")
     parser.add_argument("--out", type=Path, default=Path("build/gate"), help="where the JSON goes")
     parser.add_argument(
         "--parts", nargs="*", choices=PARTS, default=PARTS, metavar="PART", help=f"of {', '.join(PARTS)}"
@@ -316,7 +280,7 @@ def main() -> None:
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
-    out: dict[str, Any] = {"trials": given.trials, "equal": [], "power": [], "repeated": []}
+    out: dict[str, Any] = {"trials": given.trials, "equal": []}
 
     def equal(name: str, draw: Draw) -> None:
         hits, unsure = promoted(draw, given.trials)
@@ -340,37 +304,6 @@ def main() -> None:
                     Real(name=name, before=before, after=after, clips=clips, how=how).draw(),
                 )
 
-    few = max(given.trials // 4, 1)
-
-    def power(kind: str, better: float, clips: int, draw: Draw) -> None:
-        hits, unsure = promoted(draw, few)
-        out["power"].append(
-            {"kind": kind, "better": better, "clips": clips, "promoted": hits / few, "unsure": unsure / few}
-        )
-        print(f"{time.perf_counter() - began:5.0f} s  power  {kind} {better:.0%} {clips}: {hits / few:.0%}", flush=True)
-
-    for better in BETTER if "power" in given.parts else ():
-        for clips in SIZES:
-            power("simulated", better, clips, World(name="", recordings=clips, better=better).draw())
-    for name, before, after in pairs if "power" in given.parts else ():
-        if "starter" not in name or "theo's" not in name:
-            continue
-        for better in BETTER:
-            for clips in SIZES:
-                power(
-                    name,
-                    better,
-                    clips,
-                    Real(name=name, before=before, after=after, clips=clips, how="mixed", better=better).draw(),
-                )
-    for climbing in (False, True) if "repeated" in given.parts else ():
-        for clips in (100, 500):
-            found = repeated(few, clips=clips, climbing=climbing)
-            row = {"climbing": climbing, "clips": clips, "lifetimes": few}
-            for name, hits in found.items():
-                row |= {name: hits / few, f"{name} interval": exact_interval(hits, few)}
-            out["repeated"].append(row)
-            print(f"{time.perf_counter() - began:5.0f} s  repeated {row}", flush=True)
     if given.kept and "runs" in given.parts:
         out["runs"] = real_runs(given.kept)
     (given.out / f"gate-{'-'.join(given.parts)}.json").write_text(json.dumps(out, indent=1) + "\n")

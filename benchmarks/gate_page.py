@@ -1,4 +1,4 @@
-"""The tables of docs/gate.md, between its marks, and docs/gate.svg, from what `benchmarks.gate` measured.
+"""The tables of docs/gate.md and of RESULTS.md, from what `gate_nights`, `gate_power` and `gate` measured.
 
 python -m benchmarks.gate_page docs build/gate/gate-*.json
 """
@@ -6,14 +6,12 @@ python -m benchmarks.gate_page docs build/gate/gate-*.json
 from __future__ import annotations
 
 import argparse
-import html
 import json
-import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-WIDTH, ROW, TOP, LABELS, BARS = 1000, 20, 76, 430, 530
-COLOURS = ("#1a365d", "#2b6cb0", "#4299e1", "#d69e2e", "#c05621")
+from benchmarks import results
 
 
 def share(value: float) -> str:
@@ -21,96 +19,94 @@ def share(value: float) -> str:
 
 
 def tables(found: dict[str, Any]) -> str:
+    """All tables of the parts that were measured."""
+    makers: dict[str, Callable[[Any], list[str]]] = {
+        "nights": _nights,
+        "grid": _grid,
+        "real": _real,
+        "lives": _lives,
+        "equal": _equal,
+    }
+    return "\n\n".join("\n".join(make(found[name])) for name, make in makers.items() if found.get(name))
+
+
+def _nights(found: dict[str, Any]) -> list[str]:
     lines = [
-        "| test set, no challenger is better | promoted | 95 % interval | insufficient evidence |",
-        "|---|---|---|---|",
-    ]
-    for row in found["equal"]:
-        span = f"{100 * row['low']:.1f} to {share(row['high'])}"
-        lines.append(f"| {row['name']} | {share(row['promoted'])} | {span} | {share(row['unsure'])} |")
-    for kind in dict.fromkeys(row["kind"] for row in found["power"]):
-        cells = {(row["better"], row["clips"]): row["promoted"] for row in found["power"] if row["kind"] == kind}
-        sizes = sorted({clips for _, clips in cells})
-        lines += ["", f"Promoted, {kind}:", "", f"| errors truly saved | {' | '.join(f'{n} clips' for n in sizes)} |"]
-        lines.append("|---" * (len(sizes) + 1) + "|")
-        for better in sorted({better for better, _ in cells}):
-            values = " | ".join(f"{100 * cells[better, clips]:.0f} %" for clips in sizes)
-            lines.append(f"| {100 * better:.0f} % | {values} |")
-    lines += [
+        f"{found['years']} years side by side, {found['count']} nights each where not said otherwise:",
         "",
-        "| 20 challengers on one test set, none better | any promoted | were repeats not counted |",
+        "| challengers, test clips | rule | false | true gains promoted, of those offered | errors left |",
+        "|---|---|---|---|---|",
+    ]
+    for row in found["rows"]:
+        true = f"{row['true a year']:.1f} of {row['offered']:.1f}" if row["offered"] else "–"
+        rule = row["rule"].partition(" ")[0]
+        lines.append(
+            f"| {row['scenario']} | {rule} | {share(row['fdr'])} ± {100 * 1.96 * row['fdr error']:.1f} | {true} "
+            f"| {100 * row['wer']:.0f} % |"
+        )
+    return lines
+
+
+def _grid(rows: list[dict[str, Any]]) -> list[str]:
+    sizes = sorted({row["clips"] for row in rows})
+    lines = [
+        "A first attempt, clips of 3 to 15 words: promoted, and rejected; in brackets by the rule before.",
+        "",
+        f"| WER | errors truly saved | {' | '.join(f'{n} clips' for n in sizes)} | rejected with 50 / 200 clips |",
+        "|---" * (len(sizes) + 3) + "|",
+    ]
+    cells = {(row["wer"], row["gain"], row["clips"]): row for row in rows}
+    for wer, gain in dict.fromkeys((row["wer"], row["gain"]) for row in rows):
+        each = [cells[wer, gain, clips] for clips in sizes]
+        shown = " | ".join(f"{100 * one['promote']:.1f} ({100 * one['old promote']:.1f}) %" for one in each)
+        lost = " / ".join(
+            f"{100 * cells[wer, gain, clips]['reject']:.1f} ({100 * cells[wer, gain, clips]['old reject']:.0f}) %"
+            for clips in (50, 200)
+        )
+        lines.append(f"| {100 * wer:.0f} % | {100 * gain:.0f} % | {shown} | {lost} |")
+    return lines
+
+
+def _real(rows: list[dict[str, Any]]) -> list[str]:
+    lines = [
+        "Test sets drawn from real errors (int8, greedy or sampled at temperature 0.4). Swapped: a coin decides by "
+        + "clip which model is called champion; tilted: clips drawn so that both err equally often. "
+        + "Promoted, in brackets by the rule before:",
+        "",
+        "| speech | models | WER of both | 50 clips | 100 clips | 200 clips | rejected, 100 clips |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, kind in dict.fromkeys((row["set"], row["kind"]) for row in rows):
+        each = [row for row in rows if (row["set"], row["kind"]) == (name, kind)]
+        shown = " | ".join(f"{100 * one['promote']:.1f} ({100 * one['old promote']:.1f}) %" for one in each)
+        rates = f"{100 * each[0]['before']:.1f}, {100 * each[0]['after']:.1f} %"
+        lost = f"{100 * each[1]['reject']:.1f} ({100 * each[1]['old reject']:.0f}) %"
+        lines.append(f"| {name} | {kind} | {rates} | {shown} | {lost} |")
+    return lines
+
+
+def _lives(rows: list[dict[str, Any]]) -> list[str]:
+    lines = [
+        "A/B runs: 20 models that are no better, each made of two real samplings clip by clip, tried on one test set:",
+        "",
+        "| speech | any promoted | were attempts not charged |",
         "|---|---|---|",
     ]
-    for row in found["repeated"]:
-        how = "each built on the best on the test so far" if row["climbing"] else "unlike each other"
-        shown = [
-            f"{share(row[name])} ({100 * row[f'{name} interval'][0]:.1f} to {share(row[f'{name} interval'][1])})"
-            for name in ("counted", "not counted")
-        ]
-        lines.append(f"| {how}, {row['clips']} clips | {' | '.join(shown)} |")
-    return "\n".join(lines)
+    for row in rows:
+        span = f"{100 * row['low']:.1f} to {share(row['high'])}"
+        lines.append(f"| {row['set']} | {share(row['any'])} ({span}) | {share(row['unheeded'])} |")
+    return lines
 
 
-def picture(found: dict[str, Any]) -> str:
-    equal = found["equal"]
-    bottom = TOP + ROW * len(equal)
-    height = bottom + 420
-    most = max(0.08, max(row["high"] for row in equal))
-    scale = BARS / most
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="system-ui, sans-serif" '
-        'font-size="13" role="img" aria-label="How often the gate promotes models that are no better, and that are">',
-        "<style>text { fill: #1a202c } .note { fill: #4a5568; font-size: 12px } .end { text-anchor: end } "
-        ".mid { text-anchor: middle } .title { font-weight: 600; font-size: 16px }</style>",
-        f'<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>',
-        '<text class="title" x="20" y="30">Promoted although no better</text>',
-        f'<text class="note" x="20" y="50">with 95 % intervals of {found["trials"]:,} test sets each; '
-        "at most 5 % is promised</text>",
+def _equal(rows: list[dict[str, Any]]) -> list[str]:
+    lines = [
+        "| a first attempt, no better | promoted | 95 % interval | insufficient evidence |",
+        "|---|---|---|---|",
     ]
-    for tick in range(int(100 * most) + 1):
-        x = LABELS + scale * tick / 100
-        line = 'stroke="#c53030" stroke-width="2"' if tick == 5 else 'stroke="#e2e8f0"'
-        parts.append(f'<path d="M{x:.1f} {TOP - 8}V{bottom}" {line}/>')
-        parts.append(f'<text class="note mid" x="{x:.1f}" y="{TOP - 12}">{tick} %</text>')
-    for number, row in enumerate(equal):
-        y = TOP + ROW * (number + 0.5)
-        low, at, high = (LABELS + scale * row[name] for name in ("low", "promoted", "high"))
-        parts.append(f'<text class="end" x="{LABELS - 10}" y="{y + 4:.1f}">{html.escape(row["name"][:66])}</text>')
-        parts.append(f'<path d="M{low:.1f} {y:.1f}H{high:.1f}" stroke="#2b6cb0" stroke-width="3"/>')
-        parts.append(f'<circle cx="{at:.1f}" cy="{y:.1f}" r="4.5" fill="#1a365d"/>')
-    kinds = list(dict.fromkeys(row["kind"] for row in found["power"]))
-    for panel, kind in enumerate(kinds[:2]):
-        parts += _power([row for row in found["power"] if row["kind"] == kind], kind, 60 + 490 * panel, bottom + 60)
-    return "\n".join([*parts, "</svg>"]) + "\n"
-
-
-def _power(rows: list[dict[str, Any]], kind: str, left: float, top: float) -> list[str]:
-    """How often a model that is truly better is promoted, by test clips; a line for each share of errors saved."""
-    wide, high = 340.0, 280.0
-    sizes = sorted({row["clips"] for row in rows})
-    across = math.log(sizes[-1] / sizes[0])
-
-    def at(clips: int, promoted: float) -> tuple[float, float]:
-        return left + wide * math.log(clips / sizes[0]) / across, top + high * (1 - promoted)
-
-    parts = [f'<text class="title" x="{left - 40}" y="{top - 22}">If better, {html.escape(kind)}</text>']
-    for tick in range(0, 101, 20):
-        y = at(sizes[0], tick / 100)[1]
-        parts.append(f'<path d="M{left} {y:.1f}H{left + wide}" stroke="#e2e8f0"/>')
-        parts.append(f'<text class="note end" x="{left - 6}" y="{y + 4:.1f}">{tick} %</text>')
-    for clips in sizes:
-        parts.append(f'<text class="note mid" x="{at(clips, 0)[0]:.1f}" y="{top + high + 18}">{clips}</text>')
-    parts.append(f'<text class="note mid" x="{left + wide / 2}" y="{top + high + 38}">test clips</text>')
-    label = top - 15.0
-    for colour, better in zip(COLOURS, sorted({row["better"] for row in rows}, reverse=True), strict=False):
-        points = [at(row["clips"], row["promoted"]) for row in rows if row["better"] == better]
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2.5"/>')
-        parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{colour}"/>' for x, y in points]
-        label = max(points[-1][1], label + 15)
-        said = f"{100 * better:.0f} % fewer"
-        parts.append(f'<text x="{left + wide + 8}" y="{label + 4:.1f}" style="fill: {colour}">{said}</text>')
-    return parts
+    for row in rows:
+        span = f"{100 * row['low']:.1f} to {share(row['high'])}"
+        lines.append(f"| {row['name']} | {share(row['promoted'])} | {span} | {share(row['unsure'])} |")
+    return lines
 
 
 def main() -> None:
@@ -121,11 +117,13 @@ def main() -> None:
     found: dict[str, Any] = {}
     for path in given.found:
         found |= {name: value for name, value in json.loads(path.read_text()).items() if value}
-    (given.docs / "gate.svg").write_text(picture(found))
     page = given.docs / "gate.md"
     before, _, rest = page.read_text().partition("<!-- tables -->")
     after = rest.partition("<!-- end of tables -->")[2]
-    page.write_text(f"{before}<!-- tables -->\n\n{tables(found)}\n\n<!-- end of tables -->{after}")
+    made = tables(found)
+    page.write_text(f"{before}<!-- tables -->\n\n{made}\n\n<!-- end of tables -->{after}")
+    commands = "`python -m benchmarks.gate_nights`, `gate_decode`, `gate_power`; what they mean is in docs/gate.md."
+    results.put(results.PATH, "gate", f"{commands}\n\n{made}")
 
 
 if __name__ == "__main__":

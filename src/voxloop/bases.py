@@ -6,6 +6,7 @@ They tell a model that fits from one that does not, and minutes from hours: with
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ BACKWARD = {"lora": 3.0, "full": 3.5}  # cost of a training step over that of he
 KEPT = {"lora": 1.75, "full": 1.0}  # of what training keeps for the way back: adapters keep their own inputs
 RUNTIME_BYTES = {"int8": 400 << 20, "fp32": 600 << 20, "lora": 700 << 20, "full": 700 << 20}  # program and libraries
 HEARD_WINDOWS = 4  # decoded at once within the default `batch_seconds`
-TRAINED_WINDOWS = 4  # in a batch of training
+TRAINED_WINDOWS = {"lora": 4, "full": 1}  # in a batch of training, at most
 ADAPTER_SHARE = 0.03  # of the weights, with the default rank
 
 
@@ -78,6 +79,47 @@ def here(ws: Workspace) -> tuple[Machine, list[Base]]:
     machine = probe(device(ws))
     found = [_base(name, form, folder, machine) for name, form, folder in _places(ws)]
     return machine, sorted(found, key=lambda base: (base.parameters, base.name))
+
+
+# Whisper's sizes by the repository that has them, with their weights (github.com/openai/whisper, model card).
+PUBLISHED = {
+    "openai/whisper-tiny": 37_800_000,
+    "openai/whisper-base": 72_600_000,
+    "openai/whisper-small": 241_700_000,
+    "openai/whisper-medium": 763_900_000,
+    "openai/whisper-large-v3": 1_543_500_000,
+}
+
+
+def larger(ws: Workspace, folder: Path) -> tuple[str, int] | None:
+    """The next larger base that can be tuned with LoRA in this machine's memory: its name and its weights.
+
+    One that is here already comes before one that the Hub has. None where none fits, or
+    where the size of the model in `folder` cannot be told.
+    """
+    try:
+        shape = require(family(family_of(folder)), "cost estimate").cost(folder)
+    except ModelError:
+        return None
+    machine, found = here(ws)
+    room = _memory(machine.device)
+    for base in found:
+        fits = base.lora is not None and base.lora.memory_bytes <= room
+        if fits and base.parameters > 1.2 * shape.parameters and (base.multilingual or not shape.multilingual):
+            return base.name, base.parameters
+    for name, parameters in PUBLISHED.items():
+        if parameters > 1.2 * shape.parameters:
+            return (name, parameters) if RUNTIME_BYTES["lora"] + 10 * parameters <= room else None
+    return None
+
+
+def _memory(where: str) -> int:
+    """Bytes of memory that a training may use on a device."""
+    if where.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.mem_get_info(where)[1])
+    return int(0.8 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
 def _places(ws: Workspace) -> Iterator[tuple[str, Form, Path]]:
@@ -141,7 +183,7 @@ def _trained(shape: Cost, machine: Machine, kind: Literal["lora", "full"]) -> Ne
     trained = shape.parameters if kind == "full" else round(ADAPTER_SHARE * shape.parameters)
     forward = shape.window_operations + 2 * TOKENS_PER_WINDOW * shape.token_weights
     memory = RUNTIME_BYTES[kind] + 4 * shape.parameters + 12 * trained
-    memory += round(KEPT[kind] * TRAINED_WINDOWS * 4 * shape.window_floats)
+    memory += round(KEPT[kind] * TRAINED_WINDOWS[kind] * 4 * shape.window_floats)
     return Need(memory_bytes=memory, seconds=OVERHEAD * BACKWARD[kind] * forward / machine.operations_per_s)
 
 

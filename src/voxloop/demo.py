@@ -15,14 +15,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from voxloop.advice import spelled_out
 from voxloop.automation.worker import work
 from voxloop.errors import UsageError
 from voxloop.pipeline import open_loop
 from voxloop.records import Dataset, Evaluation, Utterance
 from voxloop.settings import CONFIG_NAME
-from voxloop.steps import datasets, training
-from voxloop.steps.evaluation import scored_rows
+from voxloop.steps import datasets, evaluation, training
+from voxloop.steps.evaluation import evaluate, scored_rows
 from voxloop.steps.gate import promotion
+from voxloop.steps.gate.comparison import compare
 from voxloop.steps.recordings import ingest
 from voxloop.workspace import Workspace
 
@@ -43,7 +45,7 @@ class DemoResult:
     train_clips: int
     train_seconds: float
     total_seconds: float
-    verdict: str
+    verdict: str  # of the gate, or "kept the base" where training made it no better on val
     workspace: str
 
 
@@ -52,50 +54,57 @@ def run_demo(
     *,
     speaker: str | None,
     clips: int,
-    train_seconds: float,
+    train_seconds: float | None,
     out: Path,
     say: Say,
+    base: str | None = None,
     overrides: Sequence[str] = (),
 ) -> DemoResult:
     """Run the loop on `audio`, of which at most `clips` train, in a new workspace below `out`.
 
-    `overrides` are `key=value` settings of the recipe `quick`.
+    `base` is the model to begin with, by default that of the settings. Training takes `train_seconds` at most, by
+    default those of the recipe `quick` for such a model; `overrides` are `key=value` settings of it.
     """
     began = time.monotonic()
     folder = _new_folder(out)
-    with open_loop(folder, create=True, min_clip_s=0.1) as ws:
+    with open_loop(folder, create=True, min_clip_s=0.1, **({"base_model": base} if base else {})) as ws:
         say(f"workspace: {folder}")
         _take(ws, audio, speaker, say)
         dataset = _freeze(ws, clips, say)
 
+        run = training.submit(ws, dataset=dataset.id, recipe="quick", overrides=overrides, max_seconds=train_seconds)
+        most = run.recipe["max_seconds"]
         say(
-            f"\n4. Train: fine-tune {ws.settings.base_model} for at most {train_seconds:.0f} s, in a process of its own"
+            f"\n4. Train: fine-tune {ws.settings.base_model}"
+            + (f" for at most {most:.0f} s" if most else "")
+            + ", in a process of its own"
         )
         started = time.monotonic()
-        run = training.train(
-            ws,
-            dataset=dataset.id,
-            recipe="quick",
-            overrides=overrides,
-            max_seconds=train_seconds,
-            progress=_training_lines(say),
-        )
+        run = training.see_through(ws, run.id, progress=_training_lines(say))
         train_took = time.monotonic() - started
+        for note in run.progress.get("notes", ()):
+            say(f"   {note}")
         if run.model is None:
-            raise UsageError(f"run {run.id} made no model: {run.error or run.status}")
+            return _kept_base(ws, dataset, train_took, began, folder, out, say)
 
         say("\n5. Evaluate both models on the same unseen clips, and promote the new one if it is really better")
         outcome = promotion.promote(ws, run.model, dataset=dataset.id, by="demo")
         comparison = outcome.comparison
-        if comparison is None:
-            raise UsageError(outcome.message)
-        say(f"   {comparison.utterances} clips that neither model has learnt from:")
+        if comparison is None:  # it was not tried on test; to look at the clips is free
+            say(f"   {outcome.message}")
+            new, old = (evaluate(ws, model, dataset=dataset.id) for model in (run.model, outcome.reigning))
+            comparison = compare(ws, new, old)
+        texts = " with texts that neither model was trained on" if comparison.rests_on == "new texts" else ""
+        say(f"   {comparison.utterances} clips that neither model has learnt from{texts}:")
         say(f"   {'':<24}{'before':>10}{'after':>10}")
         say(f"   {'word error rate':<24}{comparison.wer_before:>10.1%}{comparison.wer_after:>10.1%}")
         say(f"   {'character error rate':<24}{comparison.cer_before:>10.1%}{comparison.cer_after:>10.1%}")
-        say(f"   verdict: {comparison.verdict}")
+        verdict = outcome.verdict or comparison.verdict
+        say(f"   verdict: {verdict}")
         for reason in comparison.reasons:
             say(f"     {reason}")
+        if outcome.next_step:
+            say(f"   next: {spelled_out(ws, outcome.next_step, run.model)}")
         _side_by_side(ws, comparison.champion_evaluation, comparison.challenger_evaluation, say)
         result = DemoResult(
             wer_before=comparison.wer_before,
@@ -104,9 +113,30 @@ def run_demo(
             train_clips=dataset.clips["train"],
             train_seconds=round(train_took, 1),
             total_seconds=round(time.monotonic() - began, 1),
-            verdict=comparison.verdict,
+            verdict=verdict,
             workspace=str(folder),
         )
+    _write_result(out, result)
+    _farewell(result, folder, out, say)
+    return result
+
+
+def _kept_base(
+    ws: Workspace, dataset: Dataset, train_took: float, began: float, folder: Path, out: Path, say: Say
+) -> DemoResult:
+    """What is told where training made the base no better: it stays, as it was."""
+    say("\n5. Evaluate the base, which stays as it is")
+    measured = evaluation.evaluate(ws, dataset=dataset.id)
+    result = DemoResult(
+        wer_before=measured.scores["wer"],
+        wer_after=measured.scores["wer"],
+        test_utterances=dataset.clips["test"],
+        train_clips=dataset.clips["train"],
+        train_seconds=round(train_took, 1),
+        total_seconds=round(time.monotonic() - began, 1),
+        verdict="kept the base",
+        workspace=str(folder),
+    )
     _write_result(out, result)
     _farewell(result, folder, out, say)
     return result
@@ -158,10 +188,12 @@ def _freeze(ws: Workspace, clips: int, say: Say) -> Dataset:
 
 def _training_lines(say: Say) -> Callable[[dict[str, Any]], None]:
     def told(line: dict[str, Any]) -> None:
-        if line.get("val_wer") is not None:
-            say(
-                f"   step {line.get('step', 0):>5}  val WER {line['val_wer']:>6.1%}  {line.get('elapsed_s', 0):>4.0f} s"
-            )
+        for kind, place in (("val", f"step {line.get('step', 0):>5}"), ("blend", f"blend {line.get('blend', 0):>4g}")):
+            if line.get(f"{kind}_wer") is not None:
+                say(
+                    f"   {place}  val WER {line[f'{kind}_wer']:>6.1%}  loss {line[f'{kind}_loss']:.3f}  "
+                    f"{line.get('elapsed_s', 0):>4.0f} s"
+                )
 
     return told
 
@@ -198,6 +230,4 @@ def _farewell(result: DemoResult, folder: Path, out: Path, say: Say) -> None:
     say("\nLook around:         " + f"voxloop -C {folder} status | model list | events")
     say("Your own voice:      voxloop ingest FOLDER --speaker ME; voxloop worker --until-idle; voxloop review list;")
     say('                     voxloop review save UTTERANCE "what was said"; voxloop dataset build; voxloop train')
-    say(
-        'A real base model:   base_model = "openai/whisper-small" in voxloop.toml, or train --base openai/whisper-small'
-    )
+    say("A real base model:   voxloop demo FOLDER --base base, or train --base base; `voxloop base list` names others")

@@ -9,6 +9,7 @@
     │   └── BlobError         the object store refused or lacks something
     ├── LeaseLost             another worker holds this job now
     ├── ConflictError         somebody else changed it first
+    ├── ExportError           an export cannot be written where it is to go
     ├── ModelError            a model cannot be loaded or used
     └── TrainingError         a run failed
 
@@ -64,6 +65,10 @@ class LeaseLost(VoxloopError):
 
 class ConflictError(VoxloopError):
     """Somebody else changed it first."""
+
+
+class ExportError(VoxloopError):
+    """An export cannot be written where it is to go; nothing there was changed."""
 
 
 class ModelError(VoxloopError):

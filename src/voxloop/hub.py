@@ -33,12 +33,31 @@ FASTER_WHISPER = {
     "distil-large-v3": "Systran/faster-distil-whisper-large-v3",
     "distil-large-v3.5": "distil-whisper/distil-large-v3.5-ct2",
 }
+# The repositories that these were converted from, where that is known: OpenAI's, or distil-whisper's.
+ORIGINALS = {
+    repository: repository.replace("Systran/faster-distil-whisper", "distil-whisper/distil")
+    .replace("Systran/faster-whisper", "openai/whisper")
+    .replace("mobiuslabsgmbh/faster-whisper", "openai/whisper")
+    .removesuffix("-ct2")
+    for repository in FASTER_WHISPER.values()
+}
 PREFIX = "models--"
 
 
 def repository(name: str) -> str:
     """The repository that a name is of, without the revision."""
     return name.partition("@")[0]
+
+
+def original(repository: str) -> str | None:
+    """The repository in transformers' form of the same weights: itself, where it is no converted one.
+
+    None for a converted one whose original is not known.
+    """
+    if repository in ORIGINALS:
+        return ORIGINALS[repository]
+    found = snapshot(repository)
+    return None if found and (found / "model.bin").is_file() and not any(found.glob("*.safetensors")) else repository
 
 
 def download(name: str, *, again: bool = False) -> tuple[Path, str]:

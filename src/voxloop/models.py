@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,10 +50,10 @@ KEPT = 2  # loaded models that stay in memory while nobody uses them: an evaluat
 def base_model(ws: Workspace, name: str | None = None) -> Model:
     """The model that `name` means, registered in the catalog.
 
-    `name` is an alias (`champion`), a model's id, `starter`, a local folder (transformers' form or CTranslate2's), a
-    Hub id such as `openai/whisper-small`, or what faster-whisper calls a model that it has in the Hub's cache (`base`,
-    `tiny.en`); None means the champion or, before there is one, the setting `base_model`. The Hub is asked about a name
-    once in a workspace. Raises ModelError or UnknownRecord.
+    `name` is an alias (`champion`), a model's name or id, `starter`, a local folder (transformers' form or
+    CTranslate2's), a Hub id such as `openai/whisper-small`, or what faster-whisper calls a model that it has in the
+    Hub's cache (`base`, `tiny.en`); None means the champion or, before there is one, the setting `base_model`. The Hub
+    is asked about a name once in a workspace. Raises ModelError or UnknownRecord.
     """
     with ws.read() as reader:
         aliased = reader.connection.execute(
@@ -60,6 +61,9 @@ def base_model(ws: Workspace, name: str | None = None) -> Model:
         ).scalar()
         if aliased:
             return reader.get(Model, aliased)
+        named = reader.all(Model, tables.model.c.name == name) if name else []
+        if named:
+            return named[0]
     if name == CHAMPION:
         raise UnknownRecord("no model is champion yet: `voxloop model promote MODEL` makes one, on evidence")
     return _named(ws, name or ws.settings.base_model)
@@ -276,21 +280,26 @@ def _from_cache(model: Model, checked: bool) -> Path:
 # What runs it --------------------------------------------------------------------------------------------------------
 
 
-def device(ws: Workspace) -> str:
-    """`cuda` or `cpu`, as set or as found."""
+def device(ws: Workspace, engine: str = "torch") -> str:
+    """`cuda` or `cpu`, as set or as an engine finds it."""
     if ws.settings.device:
         return ws.settings.device
+    if engine.startswith("ctranslate2") and find_spec("ctranslate2"):
+        import ctranslate2
+
+        return "cuda" if ctranslate2.get_cuda_device_count() else "cpu"
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def engine(ws: Workspace, model: Model | None = None) -> str:
+def engine(ws: Workspace, model: Model | None = None, *, asked: str = "") -> str:
     """What runs a model here (None: the one that is used by default), as `Decoding.engine` names it.
 
-    `torch`, or ctranslate2 with what it computes in. Raises UsageError for an engine that the model's family lacks.
+    `torch`, or ctranslate2 with what it computes in. `asked` is an engine, with or without a number format; empty: the
+    setting. Raises UsageError for an engine that the model's family lacks.
     """
-    asked = ws.settings.engine
+    asked, _, compute_type = (asked or ws.settings.engine).partition("-")
     if asked == "torch":
         return asked
     kind = family((model or base_model(ws)).family)
@@ -300,7 +309,8 @@ def engine(ws: Workspace, model: Model | None = None) -> str:
             return asked
     else:
         require(kind, "ctranslate2")
-    return f"{asked}-{ws.settings.compute_type or ('float16' if device(ws).startswith('cuda') else 'int8')}"
+    compute_type = compute_type or ws.settings.compute_type
+    return f"{asked}-{compute_type or ('float16' if device(ws, asked).startswith('cuda') else 'int8')}"
 
 
 def converted(ws: Workspace, model: Model, compute_type: str) -> Path:
@@ -390,7 +400,8 @@ def loaded(ws: Workspace, model: Model, engine_name: str | None = None) -> Itera
     This makes loading safe for threads, not the recogniser: whether two may transcribe
     with it at the same moment is for its family to say.
     """
-    key = (model.id, device(ws), engine_name or engine(ws, model))
+    engine_name = engine_name or engine(ws, model)
+    key = (model.id, device(ws, engine_name), engine_name)
     with _COUNTING:
         held = _LOADED[key] = _LOADED.pop(key) if key in _LOADED else LoadedModel()
         held.users += 1
@@ -426,12 +437,13 @@ def _free(stay: int) -> None:
 
 
 def _load(ws: Workspace, model: Model, on: str, engine_name: str) -> Recogniser:
-    if ws.settings.threads:
-        import torch
-
-        torch.set_num_threads(ws.settings.threads)  # also what CTranslate2 goes by
     kind = family(model.family)
     name, _, compute_type = engine_name.partition("-")
     if name == "torch":
+        if ws.settings.threads:
+            import torch
+
+            torch.set_num_threads(ws.settings.threads)
         return kind.load(model_folder(ws, model), device=on)
-    return require(kind, "ctranslate2").load_converted(converted(ws, model, compute_type), device=on)
+    folder = converted(ws, model, compute_type)
+    return require(kind, "ctranslate2").load_converted(folder, device=on, threads=ws.settings.threads)

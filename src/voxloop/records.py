@@ -137,6 +137,7 @@ class Utterance:
     status: UtteranceStatus = "new"
     quality: Quality | None = None
     priority: float = 0.0  # higher is reviewed sooner
+    doubt: str | None = None  # why a dataset left its text out until a person confirms it
 
     @property
     def samples(self) -> int:
@@ -217,6 +218,11 @@ class Run:
     wanted: RunWish | None = None  # what a person asked of it and has not been done yet
     retry_of: str | None = None  # the run whose settings it began with
 
+    @property
+    def no_better(self) -> bool:
+        """Whether training made nothing better on val, so that what is kept is the base again."""
+        return (self.progress.get("best") or {}).get("step") == 0
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Model:
@@ -230,6 +236,7 @@ class Model:
     run: str | None = None
     files: dict[str, str] = field(default_factory=dict)  # name -> sha256-<hex>
     forgotten: int = 0  # utterances that it was trained or chosen on and that were removed since: it cannot unlearn
+    name: str | None = None  # that a person gave it
     created: float = 0.0
 
 

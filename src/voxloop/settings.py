@@ -19,11 +19,14 @@ from typing import Any, cast
 
 from voxloop.errors import SettingError, nearest
 from voxloop.speech import text as _text
+from voxloop.speech.languages import UnknownLanguage, language_code
 
 CONFIG_NAME = "voxloop.toml"
 WORKSPACE_VARIABLE = "VOXLOOP_WORKSPACE"
 DEFAULT_WORKSPACE = "voxloop-workspace"
 PREFIX = "VOXLOOP_"
+MOST_BONUS = 5.0  # of a token's log-probability: beyond, terms are heard everywhere
+AUDIO_CONTEXTS = ("auto", "adaptive", "full", "trimmed")
 ENGINES = ("torch", "ctranslate2", "auto")
 COMPUTE_TYPES = ("int8", "int8_float32", "int8_float16", "int8_bfloat16", "int16", "float16", "bfloat16", "float32")
 
@@ -63,8 +66,15 @@ class Settings:
     compute_type: str = ""
     """What CTranslate2 computes in: `int8`, `float32`, `float16`, `int8_float16` and others; empty: int8 on the CPU,
     float16 on a GPU."""
+    serving_engines: tuple[str, ...] = ()
+    """Everything that will run the champion, such as `ctranslate2-int8, torch`: a model is promoted only where it is no
+    worse on any of them, and the verdict rests on the first. Empty: `engine` alone."""
     threads: int = 0
     """CPU threads for models; 0: as many as there are cores."""
+    audio_context: str = "auto"
+    """What Whisper hears of a clip: `auto` (what the model was tuned on, and `adaptive` where it was not tuned),
+    `adaptive` (twice the clip and at least 10 s, 30 s where the text is doubtful), `full` (30 s), `trimmed` (the clip
+    itself; for models tuned on it)."""
     batch_seconds: float = 120.0
     """Padded seconds of audio transcribed at once."""
     word_times: bool = True
@@ -77,6 +87,17 @@ class Settings:
     """A text whose tokens have a lower mean log-probability is a guess (Whisper's default)."""
     guard_no_speech: float = 0.6
     """Above this no-speech probability, a text that is a guess too is dropped (Whisper's default)."""
+    beams: int = 1
+    """Texts that are followed at once while decoding; 1: only the likeliest. More take about as many times as long and
+    make somewhat fewer errors."""
+    prompt: str = ""
+    """Text that Whisper takes for what was said before each utterance: its spelling and style carry over. Of a long
+    one the last 223 tokens count."""
+    vocabulary_bonus: float = 2.0
+    """How far texts with terms of the vocabulary (`voxloop vocabulary`) are preferred: added to the log-probability for
+    each token of a whole term; 0: not at all."""
+    vocabulary_prompt: bool = False
+    """Put the vocabulary's terms, as many as fit, in front of each utterance as well, as `prompt` is."""
     channels: str = "mix"
     """Files of several channels: `mix` them, or `split` them, each channel a recording with a speaker of its own."""
     max_file_mb: int = 4096
@@ -89,19 +110,20 @@ class Settings:
     """Pause that ends an utterance."""
     vad_pad_ms: int = 100
     """Kept on both sides of the speech found."""
-    ratios: tuple[float, float, float] = (0.92, 0.04, 0.04)
-    """Shares of train, val and test among speakers (or recordings, where speakers are few)."""
-    min_clip_s: float = 0.5
-    """Utterances shorter than this stay out of datasets."""
+    ratios: tuple[float, float, float] | tuple[()] = ()
+    """Shares of train, val and test, such as [0.8, 0.1, 0.1]; empty: chosen by the number of clips, so that the test
+    split is large enough for a verdict where the clips suffice."""
+    min_clip_s: float = 0.0
+    """Utterances shorter than this stay out of datasets; 0: a bound derived from the clips themselves."""
     max_clip_s: float = 30.0
     """Utterances longer than this stay out of datasets."""
     min_snr_db: float = 5.0
     """Utterances measured noisier than this stay out of datasets."""
     promote_confidence: float = 0.95
-    """How sure a promotion must be; what is left is the chance that any model that is no better passes, over all that
-    are tried on one test set."""
+    """Share of promotions that must be true: with 0.95, at most 5 % of all promotions over time are false."""
     promote_min_utterances: int = 20
-    """With fewer test utterances the verdict is `insufficient evidence`."""
+    """With fewer test utterances the verdict is `insufficient evidence`; it rests on texts not heard in training where
+    there are so many of them."""
     promote_min_improvement: float = 0.02
     """Share of the champion's word errors that a challenger must save at least: 0.02 is two errors of a hundred."""
     promote_slice_margin: float = 0.01
@@ -109,7 +131,7 @@ class Settings:
     promote_joined_margin: float = 0.10
     """Word error rate that speech of 30 s may lose: a handful of inputs decides no finer."""
     promote_silence_words: int = 0
-    """Words more than before that may be heard in silence and faint noise."""
+    """Words more than before that may be heard where nobody speaks, whether or not that is luck."""
     promote_general: str = ""
     """Dataset on whose test split a challenger must not be worse, too: name or id; empty: none."""
     promote_general_margin: float = 0.02
@@ -153,10 +175,12 @@ class Settings:
     characters). In the environment: JSON."""
 
     def __post_init__(self) -> None:
-        if len(self.ratios) != 3 or any(r < 0 for r in self.ratios) or abs(sum(self.ratios) - 1) > 1e-6:
+        if self.ratios and (
+            len(self.ratios) != 3 or any(r < 0 for r in self.ratios) or abs(sum(self.ratios) - 1) > 1e-6
+        ):
             raise SettingError(
-                f"ratios are {self.ratios}: needed are three shares (train, val, test) of 0 or more that sum to 1; "
-                "for example 0.8/0.1/0.1"
+                f"ratios are {self.ratios}: give three shares (train, val, test) of 0 or more that add up to 1, "
+                "such as 0.8/0.1/0.1"
             )
         for name in ("lease_s", "review_lease_s", "poll_s", "batch_seconds", "max_recording_hours", "keep_jobs_days"):
             if getattr(self, name) <= 0:
@@ -167,6 +191,15 @@ class Settings:
                 f"{self.guard_logprob} and {self.guard_no_speech}: needed are a ratio above 0, a logarithm below 0 "
                 "and a probability; `guards = false` turns them off"
             )
+        if self.beams < 1:
+            raise SettingError(f"beams is {self.beams}: it must be 1 or more")
+        if not 0 <= self.vocabulary_bonus <= MOST_BONUS:
+            raise SettingError(f"vocabulary_bonus is {self.vocabulary_bonus}: it must be from 0 to {MOST_BONUS:g}")
+        try:
+            # A frozen dataclass's own way to set a field while it is made.
+            object.__setattr__(self, "language", language_code(self.language) or "")
+        except UnknownLanguage as error:
+            raise SettingError(f"language is {self.language!r}: {error}") from error
         _text.check_changes(self.normaliser)
         if self.embedding_model in ("", "champion"):
             raise SettingError(
@@ -179,8 +212,19 @@ class Settings:
             raise SettingError(
                 f"compute_type is {self.compute_type!r}: it must be empty or one of {', '.join(COMPUTE_TYPES)}"
             )
+        for served in self.serving_engines:
+            name, _, compute_type = served.partition("-")
+            if name not in ENGINES or (compute_type and (name != "ctranslate2" or compute_type not in COMPUTE_TYPES)):
+                raise SettingError(
+                    f"serving_engines names {served!r}: needed are {', '.join(ENGINES)}, or ctranslate2 with what it "
+                    f"computes in ({', '.join(COMPUTE_TYPES)}), such as ctranslate2-int8"
+                )
         if self.checkpoints_to_blobs not in ("auto", "on", "off"):
             raise SettingError(f"checkpoints_to_blobs is {self.checkpoints_to_blobs!r}: it must be auto, on or off")
+        if self.audio_context not in AUDIO_CONTEXTS:
+            raise SettingError(
+                f"audio_context is {self.audio_context!r}: it must be one of {', '.join(AUDIO_CONTEXTS)}"
+            )
         if self.channels not in ("mix", "split"):
             raise SettingError(f"channels is {self.channels!r}: it must be mix or split")
         if self.max_attempts < 1:
@@ -236,7 +280,7 @@ def parse_ratios(text: str) -> tuple[float, float, float]:
         parts = [part / 100 for part in parts]
     if len(parts) != 3 or any(p < 0 for p in parts) or abs(sum(parts) - 1) > 1e-6:
         raise SettingError(
-            f"ratios {text!r}: needed are three shares (train/val/test) that sum to 1, such as 0.8/0.1/0.1 or 80/10/10"
+            f"ratios {text!r}: give three shares (train/val/test) that add up to 1, such as 0.8/0.1/0.1 or 80/10/10"
         )
     return parts[0], parts[1], parts[2]
 
@@ -262,6 +306,8 @@ def _convert(name: str, value: Any, like: Any, where: str) -> Any:
             names = value.split(",") if isinstance(value, str) else value
             return tuple(part.strip() for part in names if part.strip())
         if isinstance(like, tuple):
+            if not value:
+                return ()
             return parse_ratios(value if isinstance(value, str) else "/".join(str(v) for v in value))
         if isinstance(like, bool):
             return _BOOLEANS[str(value).lower()]

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from voxloop.models import CHAMPION
 from voxloop.records import Dataset, Model, Run, Transcript, Utterance, UtteranceStatus
 from voxloop.steps import training
+from voxloop.steps.utterances import speechless_in
 from voxloop.stores import tables
 from voxloop.stores.catalog import Reader
 from voxloop.workspace import Workspace
@@ -36,6 +37,7 @@ class Status:
     recordings: int
     hours: float
     refused: dict[str, int]  # files by reason
+    speechless: tuple[str, ...]  # names of the recordings in which no speech was found
     utterances: dict[str, int]  # by status
     references: int
     jobs: dict[str, dict[str, int]]  # by step and state; without those that are done
@@ -66,6 +68,7 @@ def status(ws: Workspace) -> Status:
         counted: dict[str, Any] = {
             "recordings": recordings,
             "refused": _grouped(reader, tables.refusal.c.reason),
+            "speechless": tuple(one.name for one in speechless_in(reader)),
             "utterances": _by_status(reader),
             "references": reader.count(Transcript, tables.transcript.c.kind == "reference"),
             "jobs": ws.jobs.counts(reader, done=False),
@@ -139,7 +142,7 @@ def _next_steps(
         steps.append("voxloop train    fine-tune on the newest dataset")
     for waits in unfinished:
         steps.append(f"voxloop run resume {waits.id}    go on with the run that is {waits.status}")
-    if run is not None and run.status == "completed" and run.model and run.model != champion:
+    if run is not None and run.status == "completed" and run.model and run.model != champion and not run.no_better:
         steps.append(f"voxloop model promote {run.model[7:19]}    make it champion, if it is really better")
     if run is not None and run.status == "failed":
         steps.append(f"voxloop run show {run.id}    see why the last run failed")

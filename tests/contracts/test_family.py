@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,17 @@ import torch
 
 from tests.unit import tiny_voxtral, tiny_whisper
 from voxloop.errors import ModelError, TrainingError, UsageError
-from voxloop.families.contract import REMEDIES, Capability, Decoding, Family, Guards, Trainable, require
+from voxloop.families.contract import (
+    REMEDIES,
+    Capability,
+    Decoding,
+    Family,
+    Guards,
+    PersonalVocabulary,
+    Term,
+    Trainable,
+    require,
+)
 from voxloop.families.registry import OURS, family, family_of
 
 RATE = 16_000
@@ -287,7 +298,7 @@ def test_labels_are_as_long_as_counted(case: Case) -> None:
 
 
 def test_seconds_in_a_batch(case: Case) -> None:
-    assert case.family.padded_seconds(3.0, "full") == 30.0
+    assert case.family.padded_seconds(3.0, 30.0) == 30.0
 
 
 def test_the_first_engine_runs_the_model(case: Case) -> None:
@@ -325,9 +336,9 @@ def has_guards(case: Case, folder: Path) -> None:
 
 
 def has_short_context(case: Case, folder: Path) -> None:
-    assert case.family.padded_seconds(1.0, "trimmed") < 3.0
+    assert case.family.padded_seconds(1.0) < 3.0
     trainable = case.family.open_for_training(case.folder, audio_context="trimmed")
-    own, full = batch(case, trainable), batch(case, trainable, full_length=True)
+    own, full = batch(case, trainable), batch(case, trainable, at_least_s=30.0)
     assert sum(tensor.nbytes for tensor in own.values()) < sum(tensor.nbytes for tensor in full.values())
     case.family.save(trainable, trainable.model, folder)
     assert case.family.load(folder).context("auto") == "trimmed"
@@ -360,7 +371,7 @@ def has_embeddings(case: Case, folder: Path) -> None:
 
 def has_encoder_states(case: Case, folder: Path) -> None:
     kind, trainable = require(case.family, "encoder states"), case.trainable
-    inputs = batch(case, trainable, full_length=True)
+    inputs = batch(case, trainable, at_least_s=30.0)
     encoded = kind.encode(trainable, inputs)
     assert loss_of(case, trainable, encoded) == pytest.approx(loss_of(case, trainable, inputs), rel=1e-5)
     states = case.family.loss(trainable, trainable.model, inputs)[1].encoder_last_hidden_state
@@ -375,16 +386,50 @@ def has_cost_estimate(case: Case, folder: Path) -> None:
     assert found.window_operations > found.token_weights > 0
 
 
+def has_other_programs(case: Case, folder: Path) -> None:
+    kind, trainable = require(case.family, "other programs"), case.trainable
+    torch.nn.init.normal_(trainable.model.model.decoder.layer_norm.bias)  # as a trained one has
+    case.family.save(trainable, trainable.model, folder / "saved")
+    assert kind.complete(folder / "saved", folder / "whole")
+    assert not kind.complete(folder / "whole", folder / "again")
+    asked = Decoding(language="en", max_new_tokens=8, audio_context="full")
+    before, after = (case.family.load(folder / name).transcribe(sounds(1.0), asked) for name in ("saved", "again"))
+    assert [one.text for one in before] == [one.text for one in after]
+    (found,) = kind.read_elsewhere("transformers", folder / "whole", sounds(1.0), None, None)
+    assert found.heard is not None, found.missing
+    (broken,) = kind.read_elsewhere("transformers", folder / "nowhere", sounds(1.0), None, None)
+    assert broken.heard is None
+    assert "failed" in str(broken.missing)
+
+
+def has_prompt(case: Case, made: Path) -> None:
+    recogniser, clips = case.family.load(case.folder), sounds(0.5, 1.0)
+    heard = [recogniser.transcribe(clips, Decoding(max_new_tokens=8, prompt=prompt)) for prompt in ("", "so far")]
+    assert [one.mean_logprob for one in heard[0]] != [one.mean_logprob for one in heard[1]]
+
+
+def has_biased_decoding(case: Case, made: Path) -> None:
+    recogniser, clips = case.family.load(case.folder), sounds(0.5, 1.0)
+    terms = tuple(Term(first + second) for first in ascii_lowercase for second in ascii_lowercase)
+    known = PersonalVocabulary(terms=terms, bonus=5.0, bonus_limit=100.0)
+    plain = recogniser.transcribe(clips, Decoding(max_new_tokens=12))
+    heard = recogniser.transcribe(clips, Decoding(max_new_tokens=12, vocabulary=known))
+    assert [one.text for one in heard] != [one.text for one in plain]
+
+
 WORKS: dict[Capability, Callable[[Case, Path], None]] = {
     "word times": has_word_times,
     "no-speech": has_no_speech,
     "language detection": has_language_detection,
     "guards": has_guards,
+    "prompt": has_prompt,
+    "biased decoding": has_biased_decoding,
     "short context": has_short_context,
     "ctranslate2": has_ctranslate2,
     "cost estimate": has_cost_estimate,
     "embeddings": has_embeddings,
     "encoder states": has_encoder_states,
+    "other programs": has_other_programs,
 }
 
 
@@ -395,6 +440,11 @@ def asked_anyway(case: Case, capability: Capability) -> None:
         recogniser.transcribe(clips, Decoding(max_new_tokens=2), word_times=True)
     elif capability == "guards":
         recogniser.transcribe(clips, Decoding(max_new_tokens=2, guards=Guards()))
+    elif capability == "prompt":
+        recogniser.transcribe(clips, Decoding(max_new_tokens=2, prompt="so far"))
+    elif capability == "biased decoding":
+        known = PersonalVocabulary(terms=(Term("Zoë"),), bonus=1.0)
+        recogniser.transcribe(clips, Decoding(max_new_tokens=2, vocabulary=known))
     elif capability == "short context":
         with pytest.raises(UsageError, match="short context"):
             case.family.open_for_training(case.folder, audio_context="trimmed")
@@ -426,3 +476,16 @@ def test_what_is_not_said_is_not_there(case: Case) -> None:
     if "language detection" not in case.family.capabilities:
         assert (found.language, found.language_probability) == (None, None)
     assert found.words == ()
+
+
+def test_special_tokens_written_out_in_a_text_are_letters(case: Case) -> None:
+    """As in `{"text": "<|endoftext|>"}`: what is learnt, and counted, is how it is spelled."""
+    trainable = case.trainable
+    texts = ["a <|endoftext|> b", "<|0.00|>hi<|2.00|>", "<|en|>", "[INST]", "<s>a</s>"]
+    if case.family.name == "whisper":  # whose time stamps are added tokens that are not special
+        trainable.processor.tokenizer.add_tokens(["<|0.00|>", "<|2.00|>"], special_tokens=False)
+    for text in texts:
+        expected = case.label(text, None)
+        assert case.family.text_tokens(trainable, text) == expected[-1 - len(text.encode()) : -1]
+        counted = case.family.labels(case.folder)
+        assert counted.tokens(text) == len(text.encode())

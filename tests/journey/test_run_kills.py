@@ -113,10 +113,10 @@ def clips(folder: Path) -> dict[tuple[int, int], list[str]]:
     return heard
 
 
-def _padded(seconds: float) -> float:
+def _padded(seconds: float, at_least_s: float) -> float:
     from voxloop.families.registry import family
 
-    return family("whisper").padded_seconds(seconds)
+    return family("whisper").padded_seconds(seconds, at_least_s)
 
 
 @pytest.mark.parametrize("seed", seeds(3))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -68,10 +68,12 @@ def models(folder: Path) -> tuple[Path, Path]:
     return champion, twin(champion, "challenger")
 
 
-def remember(ws: Workspace, model: Model, dataset: Dataset, heard: Callable[[int, DatasetRow], str]) -> None:
+def remember(
+    ws: Workspace, model: Model, dataset: Dataset, heard: Callable[[int, DatasetRow], str], *, engine: str = "torch"
+) -> None:
     """Keep what `model` heard in each row, as an evaluation does that died before its commit."""
     rows = datasets.rows(ws, dataset.id, "test")
-    decoding = transcripts.decoding(ws)
+    decoding = evaluation.as_heard(ws, rows, replace(transcripts.decoding(ws), engine=engine))
     changes = ws.settings.normaliser
     scored = evaluation.score(rows, [(heard(number, row), 0.5) for number, row in enumerate(rows)], "en", changes)
     normaliser = evaluation.normalisers(rows, decoding, changes)

@@ -74,7 +74,7 @@ def test_without_a_workspace_the_answer_says_how_to_make_one(tmp_path: Path) -> 
         (["review", "show", "nothing"], 2, "no utterance 'nothing'"),
         (["review", "save", "nothing", "text"], 2, "no utterance 'nothing'"),
         (["dataset", "build"], 2, "no utterances yet"),
-        (["dataset", "build", "--ratios", "1/1"], 2, "sum to 1"),
+        (["dataset", "build", "--ratios", "1/1"], 2, "add up to 1"),
         (["dataset", "show"], 2, "voxloop dataset build"),
         (["train"], 2, "voxloop dataset build"),
         (["run", "show", "nothing"], 2, "no run 'nothing'"),

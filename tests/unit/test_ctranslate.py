@@ -18,9 +18,9 @@ from tests.unit import frozen_speech, tiny_whisper
 from voxloop import models
 from voxloop.errors import ModelError, SettingError
 from voxloop.families.contract import Decoding, Guards, Hypothesis
-from voxloop.families.whisper import WHISPER, ctranslate
+from voxloop.families.whisper import WHISPER, ctranslate, recogniser
 from voxloop.families.whisper.ctranslate import CTranslateRecogniser
-from voxloop.families.whisper.features import features_of
+from voxloop.families.whisper.features import features_of, log_mel, log_mel_numpy
 from voxloop.families.whisper.reading import Reader
 from voxloop.families.whisper.recogniser import WhisperRecogniser
 from voxloop.pipeline import open_loop
@@ -154,11 +154,10 @@ class TestFloat32:
             assert all("cut off" in one.guards for one in ours)
 
     def test_batches_side_by_side_come_out_in_order(
-        self, exact: CTranslateRecogniser, spoken: tuple[list, list], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, exact: CTranslateRecogniser, spoken: tuple[list, list], tmp_path: Path
     ) -> None:
-        monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
         WHISPER.convert(STARTER_DIR, tmp_path / "converted", "float32")
-        several = WHISPER.load_converted(tmp_path / "converted")
+        several = WHISPER.load_converted(tmp_path / "converted", threads=3)
         assert several._at_once == 3
         clips = spoken[0][:16]
         asked = Decoding(batch_seconds=5.0, guards=NOTHING)
@@ -435,10 +434,49 @@ def test_memory_is_kept_for_the_next_clip_in_any_thread() -> None:
 def test_clips_of_30_s_are_encoded_one_at_a_time_and_read_together(tmp_path: Path) -> None:
     ours = converted(tiny_whisper.make(tmp_path / "model"), tmp_path / "fast")
     clips = noise(25.0, 28.0, 26.0)
-    features, _ = features_of(clips, "full", ours.filters, "cpu")
+    features, _ = features_of(clips, "full", torch.from_numpy(ours.filters), "cpu")
     at_once = ours.model.encode(ctranslate._view(features.numpy()))
     apart, _ = ours._encode(clips, "full")
     assert np.asarray(apart) == pytest.approx(np.asarray(at_once), abs=1e-5)
+
+
+def test_neither_pytorch_nor_transformers_is_imported(tmp_path: Path, demo_speech: Path) -> None:
+    """Their import takes longer than a short file's text. Converting needs them, once."""
+    folder = tiny_whisper.make(tmp_path / "model", multilingual=True)
+    file = min(demo_speech.glob("*.ogg"))
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from voxloop.pipeline import open_loop\n"
+        "from voxloop.steps.transcripts import transcribe_file\n"
+        f"settings = {{'base_model': {str(folder)!r}, 'engine': 'ctranslate2'}}\n"
+        f"with open_loop(Path({str(tmp_path / 'workspace')!r}), create=True, **settings) as ws:\n"
+        f"    found = transcribe_file(ws, Path({str(file)!r}), word_times=True)\n"
+        "print(sorted({'torch', 'transformers'} & set(sys.modules)), found.segments)\n"
+    )
+    converting, again = (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        for _ in range(2)
+    )
+    assert again.startswith("[] (Segment(")
+    assert converting.partition(" (")[2] == again.partition(" (")[2]
+
+
+def test_features_by_numpy_are_those_by_pytorch() -> None:
+    filters = np.abs(np.random.default_rng(0).standard_normal((80, 201))).astype(np.float32) / 100
+    for samples, frames in ((0, 1000), (5, 1000), (16_000, 1000), (100_000, 1400), (479_900, 3000), (480_000, 3000)):
+        (clip,) = noise(samples / RATE)
+        expected = log_mel([clip], [frames], torch.from_numpy(filters)).numpy()
+        np.testing.assert_allclose(log_mel_numpy([clip], frames, filters), expected, atol=2e-5)
+
+
+def test_tokens_are_drawn_as_the_torch_engine_draws_them() -> None:
+    chance = np.random.default_rng(0)
+    logits = chance.normal(0, 3, (500, 60)).astype(np.float32)
+    logits[:, 7] = -np.inf
+    draws = 1.0 - chance.random(500)
+    expected = recogniser.pick(torch.from_numpy(logits), torch.from_numpy(draws)).numpy()
+    np.testing.assert_array_equal(ctranslate.pick(logits, draws), expected)
 
 
 def test_engines_by_setting(tmp_path: Path) -> None:

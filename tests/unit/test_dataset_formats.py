@@ -28,7 +28,7 @@ from voxloop.records import SPLITS, Dataset, Recording, Transcript, Utterance, u
 from voxloop.speech.audio import pcm_id, to_pcm16, wav_bytes
 from voxloop.steps import datasets
 from voxloop.steps.datasets import DatasetRow
-from voxloop.steps.datasets.formats import FORMATS, places
+from voxloop.steps.datasets.formats import FORMATS, entries, places
 from voxloop.steps.recordings import audio_key, ingest
 from voxloop.steps.utterances import read_span, segment
 from voxloop.stores.blobs import Blobs
@@ -378,3 +378,92 @@ def test_a_row_is_as_it_was(workspace: Workspace) -> None:
             '"start": 1, "text": "ä", "transcript": "t", "utterance": "u"}\n'
         ).encode()
     )
+
+
+def test_a_row_names_its_file_unless_that_is_left_out(workspace: Workspace, tmp_path: Path) -> None:
+    made = fill(workspace, [("one", "ann", "en", 1), ("two", "ann", "en", 2)])
+    with workspace.transaction() as tx:
+        tx.change(Recording, [row.recording for row in datasets.rows(workspace, made.id)], name="Ann at home 1.m4a")
+    for format in ALL:
+        for named in (True, False):
+            place = tmp_path / f"{format}-{named}"
+            datasets.export_dataset(workspace, made.id, place, format=format, file_names=named)
+            with places.opened(place, create=False) as opened:
+                values = list(FORMATS[format].read_values(opened, places.about(opened)["files"]))
+            assert {one["original_file"] for one in values} == {"Ann at home 1.m4a" if named else None}
+            assert named or not any(b"Ann at home" in path.read_bytes() for path in place.rglob("*.jsonl"))
+        # What was written without names is not gone on with as if it had them.
+        with pytest.raises(UsageError, match="holds another export"):
+            datasets.export_dataset(workspace, made.id, tmp_path / f"{format}-False", format=format)
+
+
+def test_an_audiofolder_is_as_the_datasets_library_documents_it(workspace: Workspace, tmp_path: Path) -> None:
+    """A metadata.jsonl in the folder of its audio, which `file_name` names; splits by the names of folders."""
+    made = fill(workspace, [(f"clip {i}", "ann", "en", 1) for i in range(10)])
+    datasets.export_dataset(workspace, made.id, tmp_path / "out", format="audiofolder")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["dataset.json", "test", "train", "val"]
+    for split in SPLITS:
+        folder = tmp_path / "out" / split
+        lines = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
+        assert len(lines) == made.clips[split]
+        assert {line["file_name"] for line in lines} == {path.name for path in folder.glob("*.wav")}
+        rows = {row.utterance: row for row in datasets.rows(workspace, made.id, split)}
+        for line in lines:
+            samples, rate = soundfile.read(folder / line["file_name"], dtype="int16")
+            assert (line["text"], rate) == (rows[line["id"]].text, 16_000)
+            assert samples.tobytes() == to_pcm16(
+                read_span(workspace, line["recording"], line["start_sample"], line["end_sample"])
+            )
+
+
+@pytest.mark.parametrize("format", ALL)
+def test_an_export_from_before_there_were_file_names_is_imported(
+    workspace: Workspace, other: Workspace, tmp_path: Path, format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = fill(workspace, [("one", "ann", "en", 1), ("two", "ann", "en", 1)])
+    with monkeypatch.context() as patched:
+        for name in ("original_file", "styled"):
+            patched.delitem(entries.COLUMNS, name)
+        datasets.export_dataset(workspace, made.id, tmp_path / "out", format=format)
+    assert datasets.import_dataset(other, tmp_path / "out").id == made.id
+    with other.read() as reader:
+        assert {recording.name for recording in reader.all(Recording)} == {
+            row.utterance for row in datasets.rows(workspace, made.id)
+        }
+
+
+def test_a_run_on_an_older_dataset_leaves_out_what_is_tested_on_since(workspace: Workspace, tmp_path: Path) -> None:
+    record(workspace, [(f"text {i}", "ann", "en", 1) for i in range(10)])
+    older = datasets.build(workspace, ratios=(1, 0, 0))
+    newer = datasets.build(workspace, ratios=(0.5, 0.0, 0.5), fresh_test=True)
+    manifest = datasets.write_split(workspace, older.id, "train", tmp_path)
+    written = {json.loads(line)["id"] for line in manifest.read_text().splitlines()}
+    assert written == {row.utterance for row in datasets.rows(workspace, newer.id, "train")}
+    assert len(written) == 5
+
+
+def test_restored_style_is_marked_and_comes_back(workspace: Workspace, other: Workspace, tmp_path: Path) -> None:
+    record(workspace, [(f"good morning number {i}", "ann", "en", 1) for i in range(10)])
+    heard = []
+    with workspace.read() as reader:
+        for number, one in enumerate(reader.all(Transcript)):
+            text = one.text.replace("good morning", "Good morning,").replace("number", "numbers") + "."
+            heard.append(Transcript(id=f"h{number}", utterance=one.utterance, kind="hypothesis", text=text, by="m"))
+    with workspace.transaction() as tx:
+        tx.add(*heard)
+    plain = datasets.build(workspace, ratios=(0.6, 0.2, 0.2))
+    assert datasets.advise(workspace, plain.id).styles["en"].plain
+    made = datasets.build(workspace, ratios=(0.6, 0.2, 0.2), restore_style=True)
+    for row in datasets.rows(workspace, made.id):
+        # The last word is heard with a full stop; "numbers" is not what was said.
+        before = next(one.text for one in datasets.rows(workspace, plain.id) if one.utterance == row.utterance)
+        expected = before if row.split == "test" else before.replace("good morning", "Good morning,") + "."
+        assert (row.text, row.styled) == (expected, row.split != "test")
+    with workspace.read() as reader:
+        assert {one.text for one in reader.all(Transcript) if one.kind == "reference"} == {
+            row.text for row in datasets.rows(workspace, plain.id)
+        }
+    for format in ALL:
+        datasets.export_dataset(workspace, made.id, tmp_path / format, format=format)
+        assert datasets.import_dataset(other, tmp_path / format).id == made.id
+    assert datasets.advise(workspace, made.id).restored == 8

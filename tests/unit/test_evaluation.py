@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from dataclasses import asdict, dataclass, replace
@@ -20,7 +21,7 @@ from voxloop.speech import text
 from voxloop.speech.audio import decode, from_pcm16, to_pcm16
 from voxloop.steps import datasets, evaluation, transcripts
 from voxloop.steps.datasets import DatasetRow
-from voxloop.steps.evaluation import evaluate, noise_inputs, quiet_inputs, score, scored_rows, significance
+from voxloop.steps.evaluation import evaluate, score, scored_rows, significance, sounds
 from voxloop.steps.gate import comparison
 from voxloop.steps.recordings import ingest
 from voxloop.steps.utterances import segment
@@ -79,8 +80,12 @@ def test_a_model_is_decoded_once_and_everything_heard_is_kept(ws: Workspace, tmp
     )
     assert scores["seconds"] == pytest.approx(23.0)
     assert scores["real_time_factor"] == pytest.approx(scores["decode_seconds"] / 23.0)
-    assert scores["silence"]["inputs"] == len(scores["silence"]["texts"]) == 4
-    assert scores["noise"]["inputs"] == len(scores["noise"]["texts"]) == 4
+    for kind, given in (("silence", sounds.quiet_sounds()), ("noise", sounds.loud_sounds())):
+        assert scores[kind]["inputs"] == len(scores[kind]["texts"]) == len(given)
+        assert list(scores[kind]["counts"]) == list(given)
+        assert scores[kind]["words"] == sum(scores[kind]["counts"].values())
+        # What the detector keeps from the model can bring no word, and it hears a voice in few of these.
+        assert sum(count > 0 for count in scores[kind]["counts"].values()) <= scores[kind]["reached"] < len(given) / 2
     assert scores["word_times"] is None  # the references have none
     assert scores["joined"]["inputs"] == 1
     assert scores["joined"]["words"] == 5 * 23
@@ -313,18 +318,81 @@ def test_the_interval_is_clustered_by_recording() -> None:
     assert scores["recordings"] == 4
 
 
-def test_quiet_inputs_are_quiet_and_always_the_same() -> None:
-    first, second = quiet_inputs(), quiet_inputs()
-    assert [len(w) for w in first] == [32_000, 32_000, 160_000, 160_000]
-    assert all((a == b).all() for a, b in zip(first, second, strict=True))
-    assert max(float(abs(w).max()) for w in first) < 0.01
+def test_quiet_sounds_are_quiet_and_noise_is_as_loud_as_soft_speech() -> None:
+    quiet, loud = sounds.quiet_sounds(), sounds.loud_sounds()
+    assert max(float(abs(wave).max()) for wave in quiet.values()) < 0.2
+    levels = {name: 10 * np.log10(np.mean(wave.astype(float) ** 2) + 1e-12) for name, wave in (quiet | loud).items()}
+    assert levels["digital silence, 2 s"] == -120.0
+    assert levels["hiss, 10 s"] == pytest.approx(-60.0, abs=0.2)
+    assert levels["white noise, 10 s"] == pytest.approx(-30.0, abs=0.2)
+    assert all(-31 < levels[name] < -21 for name in loud)
+    assert all(wave.dtype == np.float32 and (from_pcm16(to_pcm16(wave)) == wave).all() for wave in loud.values())
 
 
-def test_noise_is_as_loud_as_said_and_always_the_same() -> None:
-    first, second = noise_inputs(), noise_inputs()
-    assert all((a == b).all() for a, b in zip(first, second, strict=True))
-    assert [10 * np.log10(np.mean(w.astype(float) ** 2)) for w in first] == pytest.approx([-30.46] * 4, abs=0.1)
-    white, pink = (np.abs(np.fft.rfft(w)) ** 2 for w in first[2:])
-    octave = [slice(10_000, 20_000), slice(20_000, 40_000)]  # pink noise: as much power in each octave
-    assert pink[octave[0]].sum() / pink[octave[1]].sum() == pytest.approx(1.0, abs=0.1)
-    assert white[octave[0]].sum() / white[octave[1]].sum() == pytest.approx(0.5, abs=0.1)
+def test_sounds_are_the_same_in_every_process_and_no_two_are_alike() -> None:
+    everything = sounds.quiet_sounds() | sounds.loud_sounds()
+    digests = {name: hashlib.sha256(to_pcm16(wave)).hexdigest() for name, wave in everything.items()}
+    assert len(set(digests.values())) == len(digests)
+    sounds.loud_sounds.cache_clear()
+    assert all(
+        digests[name] == hashlib.sha256(to_pcm16(wave)).hexdigest() for name, wave in sounds.loud_sounds().items()
+    )
+
+
+def test_pink_noise_has_as_much_power_in_each_octave_and_white_noise_twice_as_much() -> None:
+    powers = [np.abs(np.fft.rfft(sounds.loud_sounds()[f"{name}, 10 s"])) ** 2 for name in ("white noise", "pink noise")]
+    octaves = [slice(10_000, 20_000), slice(20_000, 40_000)]
+    white, pink = (power[octaves[0]].sum() / power[octaves[1]].sum() for power in powers)
+    assert (white, pink) == (pytest.approx(0.5, abs=0.1), pytest.approx(1.0, abs=0.1))
+
+
+def test_the_same_question_about_other_sound_is_another_evaluation(ws: Workspace, tmp_path: Path) -> None:
+    """What decides which sound the model is given is part of the question: detector, margins, spans."""
+    frozen_speech.freeze(ws, tmp_path / "speech", clips=4)
+    first = evaluate(ws)
+    assert "silero" in first.decoding["hearing"]
+    assert "margins 400 ms" in first.decoding["hearing"]
+    with open_loop(ws.folder, base_model=ws.settings.base_model, vad_pad_ms=200) as other:
+        assert evaluate(other).id != first.id
+    assert evaluate(ws).id == first.id
+
+
+def test_an_evaluation_from_before_hearing_was_named_is_read_and_not_taken_for_a_new_one(
+    ws: Workspace, tmp_path: Path
+) -> None:
+    frozen_speech.freeze(ws, tmp_path / "speech", clips=4)
+    new = evaluate(ws)
+    asked = {name: value for name, value in new.decoding.items() if name != "hearing"}
+    bare = Decoding.from_dict(asked)
+    assert bare.hearing == ""
+    lines = [json.loads(line) for line in ws.blobs.get(new.hypotheses).splitlines()]
+    old_rows = [{n: v for n, v in line.items() if n not in ("edge_error_s", "detected")} for line in lines]
+    ws.blobs.put("evaluations/old.jsonl", "".join(f"{json.dumps(line)}\n" for line in old_rows).encode())
+    silence = {"inputs": 4, "seconds": 24.0, "words": 3, "texts": ["you", "", "thank you", ""]}
+    old = replace(
+        new,
+        id=evaluation.evaluation_id(new.model, new.dataset, "test", bare, new.normaliser),
+        decoding=asked,
+        scores={"wer": 0.5, "cer": 0.2, "words": 20, "utterances": 4, "silence": silence, "slices": []},
+        hypotheses="evaluations/old.jsonl",
+    )
+    with ws.catalog.write() as tx:
+        tx.add(old)
+    assert len(scored_rows(ws, old)) == 4
+    assert evaluate(ws).id == new.id
+    with pytest.raises(UsageError, match="differ in decoding"):
+        comparison.compare(ws, new, old)
+    assert comparison.compare(ws, old, old).verdict == "insufficient evidence"  # it still compares with its like
+
+
+def test_all_engines_that_serve_are_named(tmp_path: Path) -> None:
+    base = tiny_whisper.make(tmp_path / "base")
+    asked = {"base_model": str(base), "device": "cpu", "create": True}
+    with open_loop(tmp_path / "one", **asked) as ws:
+        assert [one.engine for one in evaluation.as_served(ws, models.base_model(ws))] == ["torch"]
+    with open_loop(tmp_path / "two", serving_engines=("ctranslate2-float32", "ctranslate2", "torch"), **asked) as ws:
+        model = models.base_model(ws)
+        engines = [one.engine for one in evaluation.as_served(ws, model)]
+        assert engines == ["ctranslate2-float32", "ctranslate2-int8", "torch"]
+        other = [one.engine for one in evaluation.as_served(ws, replace(model, family="voxtral"))]
+        assert other == ["torch", "torch", "torch"]

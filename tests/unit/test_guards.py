@@ -13,8 +13,7 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 from tests.unit import tiny_whisper
 from voxloop.families.contract import Decoding, Guards, compression
 from voxloop.families.whisper import WHISPER
-from voxloop.families.whisper.reading import pick
-from voxloop.families.whisper.recogniser import WhisperRecogniser
+from voxloop.families.whisper.recogniser import WhisperRecogniser, pick
 
 RATE = 16_000
 NOTHING = Guards(max_compression=100.0, min_logprob=-100.0, max_no_speech=1.0)

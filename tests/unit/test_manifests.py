@@ -53,7 +53,7 @@ def said(ws: Workspace) -> list[tuple[float, float, str, str | None]]:
 
 
 def expect(folder: Path) -> list[Item]:
-    return list(find_items([folder], None, Item(path=Path()), None))
+    return list(find_items([folder], None, Item(path=Path()), None, []))
 
 
 SPANS = [(0.0, 1.5, "good morning", "ann"), (1.75, 3.0, "and to you", "bob")]

@@ -106,13 +106,13 @@ def test_the_same_audio_in_another_format_is_one_recording(workspace: Workspace,
     assert (len(report.taken), len(report.known)) == (1, 1)
 
 
-def test_a_known_recording_is_filled_in_but_never_overwritten(workspace: Workspace, tmp_path: Path) -> None:
+def test_a_known_recording_is_filled_in_and_corrected(workspace: Workspace, tmp_path: Path) -> None:
     path = make(tmp_path / "a.wav")
     ingest(workspace, path, speaker="ann")
     path.with_suffix(".txt").write_text("good morning\n")
     report = ingest(workspace, path, speaker="bob", language="en")
     kept = recordings(workspace)["a.wav"]
-    assert (kept.text, kept.speaker, kept.language) == ("good morning", "ann", "en")
+    assert (kept.text, kept.speaker, kept.language) == ("good morning", "bob", "en")
     assert any("ann" in note and "bob" in note for note in report.notes)
 
 

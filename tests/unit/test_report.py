@@ -5,11 +5,15 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from tests.unit import frozen_speech
@@ -20,6 +24,7 @@ from voxloop.pipeline import open_loop
 from voxloop.steps import report
 from voxloop.steps.evaluation import evaluate, forecast, scored_rows
 from voxloop.steps.report.charts import Line, Point, bar, plot
+from voxloop.steps.report.page import percent, rate_in_words
 from voxloop.steps.report.sound import Sounds
 
 NASTY = "<script>alert('ann')</script>"
@@ -190,7 +195,7 @@ def test_from_the_command_line(made: tuple[Path, Path]) -> None:
     run = CliRunner().invoke(app, [*arguments, "--report", str(folder / "cli.html"), "--no-audio"])
     assert run.exit_code == 0, run.output
     assert "-5.0 points" in run.output
-    assert "3 of 12 utterances are better, 0 worse, 9 as before" in run.output
+    assert "Utterances: 3 better, 0 worse, 9 the same." in run.output
     assert "[-the-] {+thex+}" in run.output or "{+" in run.output
     assert "report:" in run.output
     assert Page((folder / "cli.html").read_text()).all("audio") == []
@@ -221,3 +226,67 @@ def test_a_plot_of_many_points_stays_small_and_of_none_is_empty() -> None:
     assert len(str(drawn)) < 60_000
     assert "steps" in Page(str(drawn)).text
     assert Page(str(plot([Line(name="none", points=[])], label="none", x_name="steps", y=str))).all("circle") == []
+
+
+numbers = st.one_of(
+    st.floats(allow_nan=True, allow_infinity=True),
+    st.just(0.0),
+    st.floats(0, 5),
+    st.sampled_from([1e-300, 1e308, -1.0]),
+)
+curves = st.lists(
+    st.builds(
+        Point,
+        x=st.one_of(st.integers(0, 10_000), numbers),
+        y=numbers,
+        low=st.none() | numbers,
+        high=st.none() | numbers,
+    ),
+    max_size=30,
+)
+
+
+def drawn_within(page: Page, height: float) -> None:
+    """Every place is a number, and lies in the picture."""
+    for _, attrs in page.tags:
+        for name in ("x", "x1", "x2", "cx", "width"):
+            assert attrs.get(name) is None or 0 <= float(str(attrs[name]).rstrip("%")) <= 100
+        for name in ("y1", "y2", "cy"):
+            assert attrs.get(name) is None or 0 <= float(str(attrs[name])) <= height
+
+
+@given(st.lists(curves, max_size=3))
+@settings(deadline=None)
+def test_any_curve_can_be_drawn(lines: list[list[Point]]) -> None:
+    drawn = plot(
+        [Line(name=str(number), points=points) for number, points in enumerate(lines)],
+        label="l",
+        x_name="steps",
+        y=percent,
+    )
+    page = Page(str(drawn))
+    drawn_within(page, 250)
+    kept = [point for points in lines for point in points if math.isfinite(point.x) and abs(point.y) < 1e15]
+    assert len(page.all("circle")) == len(kept)
+    assert not re.search(r"nan|inf", str(drawn))
+
+
+@given(numbers, st.none() | numbers, st.none() | numbers, numbers)
+def test_any_bar_can_be_drawn(value: float, low: float | None, high: float | None, top: float) -> None:
+    drawn_within(Page(str(bar(value, low, high, top=top, color=0, label="l"))), 20)
+
+
+def test_a_model_without_errors_at_every_step_has_a_curve() -> None:
+    perfect = [Point(x=step, y=0.0) for step in (0, 20, 40)]
+    page = Page(str(plot([Line(name="WER", points=perfect)], label="l", x_name="steps", y=percent)))
+    assert {dot["cy"] for dot in page.all("circle")} == {"224.0"}  # on the line of 0 %
+    assert "100.0 %" in page.text
+
+
+def test_a_rate_above_all_words_is_said_in_words_that_make_sense() -> None:
+    scores = {"wer": 1.305, "substitutions": 40, "deletions": 3, "insertions": 218, "words": 200}
+    told = rate_in_words(scores)
+    assert told.startswith(
+        "More words are wrong than were said: 261 errors on 200 words, 218 of them words that nobody"
+    )
+    assert rate_in_words(scores | {"wer": 1.0}).startswith("of the words are wrong")

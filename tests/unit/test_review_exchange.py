@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from tests.seeds import seeds
 from tests.unit.speech import add_utterance
-from voxloop.errors import UsageError
+from voxloop.errors import ExportError, UsageError
 from voxloop.pipeline import open_loop
 from voxloop.records import Recording, Transcript, Utterance
 from voxloop.speech.audio import decode
@@ -257,7 +257,7 @@ def test_an_export_that_fails_leaves_the_last_one(workspace: Workspace, tmp_path
         review.export(workspace, file, progress=stop)
     assert file.read_bytes() == before
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["reviews.jsonl"]
-    with pytest.raises(UsageError, match="cannot be written"):
+    with pytest.raises(ExportError, match="cannot be written"):
         review.export(workspace, file / "below.jsonl")
 
 

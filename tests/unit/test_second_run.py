@@ -14,7 +14,7 @@ import soundfile
 import sqlalchemy as sa
 
 from voxloop.records import Recording
-from voxloop.steps.recordings import conversion, ingest, ingesting, keeping
+from voxloop.steps.recordings import conversion, describing, ingest, ingesting, keeping
 from voxloop.steps.recordings.sources import Item
 from voxloop.stores import catalog, tables
 from voxloop.workspace import Workspace
@@ -90,7 +90,7 @@ def test_what_is_said_the_second_time_still_counts(workspace: Workspace, folder:
     assert [name for name, one in found.items() if one.text] == ["0.wav"]
     notes = ingest(workspace, folder, speaker="bob").notes
     assert len(notes) == FILES
-    assert all("'bob' was not taken over" in note for note in notes)
+    assert all("speaker 'ann' was corrected to 'bob'" in note for note in notes)
     assert read == []
 
 
@@ -140,5 +140,6 @@ def test_the_quick_answer_is_that_of_filling_in() -> None:
         item = Item(path=Path("/a.wav"), **given)
         row = SimpleNamespace(channel="mix", **kept)
         known = Recording(id="sha256-1", source="/a.wav", name="a.wav", samples=9, **kept)
-        filled, notes = keeping._filled(known, keeping._recording(item, known.id, None, 9, [], None))
+        told = describing.described(known, keeping._recording(item, known.id, None, 9, [], None), decided=False)
+        filled, notes = told.recording, told.notes
         assert keeping._says_nothing_new(item, [row]) == (filled == known and not notes), said  # type: ignore[list-item]

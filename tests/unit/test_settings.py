@@ -52,7 +52,7 @@ def test_urls_which_may_hold_passwords_are_not_shown(tmp_path: Path) -> None:
 
 def test_ratios_may_be_percentages() -> None:
     assert parse_ratios("80/10/10") == (0.8, 0.1, 0.1)
-    with pytest.raises(SettingError, match="sum to 1"):
+    with pytest.raises(SettingError, match="add up to 1"):
         parse_ratios("80/10")
 
 

@@ -122,14 +122,6 @@ def test_the_interval_holds_the_truth_as_often_as_it_says(monkeypatch: pytest.Mo
     assert held / trials > 0.92
 
 
-@given(st.floats(0.001, 0.5), st.integers(1, 400))
-def test_the_shares_of_all_challengers_stay_within_the_error(error: float, challengers: int) -> None:
-    shares = [significance.share_of_error(error, rank) for rank in range(1, challengers + 1)]
-    assert sum(shares) <= error
-    assert shares == sorted(shares, reverse=True)
-    assert sum(shares) == pytest.approx(error * challengers / (challengers + 1))
-
-
 def test_a_test_as_large_as_growth_says_finds_the_difference_in_four_of_five_cases() -> None:
     level, rng = 0.025, np.random.default_rng(1)
 

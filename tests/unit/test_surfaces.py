@@ -147,7 +147,7 @@ def test_datasets_are_printed_as_the_step_returns_them(reviewed: Workspace) -> N
 
 def test_exclusions_can_be_those_that_cost_a_review(reviewed: Workspace) -> None:
     add_utterance(reviewed, "short", reference="no", heard="no", duration=0.2)
-    made = datasets.build(reviewed, ratios=(1, 0, 0))
+    made = datasets.build(reviewed, ratios=(1, 0, 0), filters=datasets.Filters(min_seconds=0.5))
     every, lost = datasets.exclusions(reviewed, made.id), datasets.exclusions(reviewed, made.id, reviewed=True)
     assert len(every) == 3
     assert [one.utterance.partition(":")[0] for one in lost] == ["sha256-short"]
@@ -193,7 +193,7 @@ def test_models_are_printed_as_the_step_returns_them(tmp_path: Path) -> None:
         assert (shown.evaluations, [move.id for move in shown.promotions]) == ((), ["p"])
         assert printed("-C", str(tmp_path), "model", "show", base.id) == stored(shown)
     said = run("-C", str(tmp_path), "model", "list")[1]
-    for part in ("starter", "champion", "25.0 %", "4 clips"):
+    for part in ("starter", "champion", "25.0 %", "starter  full    default      4 "):
         assert part in said
 
 

@@ -51,7 +51,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def epochs(folder: Path, *overrides: str) -> Plan:
-    recipe = recipes.override(recipes.named("quick"), [*overrides])
+    recipe = recipes.override(recipes.named("quick"), ["audio_context=trimmed", *overrides])
     return Plan(
         read_rows(folder / "data" / "train.jsonl"),
         recipe,
@@ -236,6 +236,7 @@ class TestFile:
 
     def test_its_room_is_asked_for_before_the_run(self, base: Path, tmp_path: Path) -> None:
         recipe = recipes.override(recipes.named("quick"), ["freeze_encoder=true", "encoder_copies=4", "replay_share=0"])
+        recipe = recipes.override(recipe, ["audio_context=trimmed"])
         asked = disk.encoded_bytes(base, recipe, clips=900, seconds=3600)
         states = 4 * 50 * 3600 * 48 * 4  # copies, positions, seconds, width, bytes
         assert states < asked < 1.7 * states

@@ -24,13 +24,13 @@ from voxloop.speech.voice import FRAME, detector
 from voxloop.steps.recordings import ingest, read_audio
 from voxloop.steps.utterances import (
     MARGIN,
+    heard_spans,
     levelled,
     segment,
     spans_of,
     speech_spans,
     utterance_audio,
     with_margins,
-    with_surroundings,
 )
 from voxloop.stores import tables
 from voxloop.workspace import Workspace
@@ -269,17 +269,13 @@ class TestSurroundings:
         id = take(workspace, tmp_path / "talk.wav", np.concatenate([pause(2.0), *parts]))
         utterances = segment(workspace, id)
         assert len(utterances) >= 2
-        whole = read_audio(workspace, id)
-        for utterance, (heard, before) in zip(utterances, with_surroundings(workspace, utterances), strict=True):
-            assert before == MARGIN
-            assert len(heard) == utterance.samples + 2 * MARGIN
-            np.testing.assert_array_equal(heard, whole[utterance.start - MARGIN : utterance.end + MARGIN])
+        for utterance, heard in zip(utterances, heard_spans(workspace, utterances), strict=True):
+            assert heard == ((utterance.start - MARGIN, utterance.end + MARGIN), False)
             assert len(utterance_audio(workspace, utterance)) == utterance.samples
 
-    def test_what_is_known_whole_is_heard_whole(self, workspace: Workspace, tmp_path: Path) -> None:
+    def test_a_recording_that_is_one_utterance_is_said_to_be_whole(self, workspace: Workspace, tmp_path: Path) -> None:
         id = take(workspace, tmp_path / "said.wav", pause(2.0), text="nothing")
-        ((heard, before),) = with_surroundings(workspace, segment(workspace, id))
-        assert (len(heard), before) == (2 * RATE, 0)
+        assert heard_spans(workspace, segment(workspace, id)) == [((0, 2 * RATE), True)]
 
     def test_given_segments_are_heard_as_given(self, workspace: Workspace, tmp_path: Path) -> None:
         soundfile.write(tmp_path / "talk.wav", pause(6.0), RATE)
@@ -288,5 +284,4 @@ class TestSurroundings:
         ids = ingest(workspace, tmp_path, processes=1).taken
         utterances = segment(workspace, list(ids))
         assert len(utterances) == 2
-        for heard, before in with_surroundings(workspace, utterances):
-            assert (len(heard), before) == (RATE, 0)
+        assert heard_spans(workspace, utterances) == [((RATE, 2 * RATE), False), ((4 * RATE, 5 * RATE), False)]

@@ -113,8 +113,10 @@ def test_a_recipe_that_the_family_cannot_follow_is_refused_before_the_run(worksp
     base = Model(id="m", family="voxtral", base="m", kind="full", where="m")
     dataset = Dataset(id="d", name="d", filters={}, clips={}, hours={})
     quick = recipes.override(recipes.named("quick"), ["replay_share=0"])
-    with pytest.raises(UsageError, match="voxtral have no short context: set audio_context=full"):
-        material.resolved(workspace, quick, dataset, base)
+    assert material.resolved(workspace, quick, dataset, base).audio_context == "full"
+    for context in ("trimmed", "packed", "floor"):
+        with pytest.raises(UsageError, match="voxtral have no short context: set audio_context=full"):
+            material.resolved(workspace, recipes.override(quick, [f"audio_context={context}"]), dataset, base)
     full = recipes.override(quick, ["audio_context=full", "method=lora"])
     assert "gate_proj" in material.resolved(workspace, full, dataset, base).lora_targets
     with pytest.raises(UsageError, match="no encoder states: set ctc_weight=0"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,11 @@ from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneratio
 
 from tests.unit import tiny_whisper
 from voxloop.errors import ModelError, TrainingError, UsageError
-from voxloop.families.contract import Decoding
+from voxloop.families.contract import Decoding, Guards, Segment
 from voxloop.families.registry import family
 from voxloop.families.whisper import WHISPER
-from voxloop.families.whisper.features import MARGIN_S, features_of, log_mel, padded_frames
-from voxloop.families.whisper.reading import SPARE_TOKENS, TOKENS_PER_S
+from voxloop.families.whisper.features import MARGIN_S, features_of, frames_in, log_mel, padded_frames
+from voxloop.families.whisper.reading import SPARE_TOKENS, TOKENS_PER_S, Reader
 from voxloop.families.whisper.recogniser import WhisperRecogniser
 
 RATE = 16_000
@@ -46,6 +47,10 @@ def trimmed(folder: Path) -> WhisperRecogniser:
 
 
 class TestFeatures:
+    def test_a_clip_is_fed_as_twice_its_length_and_10_s_at_least(self) -> None:
+        for clip_s, fed_s in ((0.1, 10), (5.0, 10), (5.1, 12), (7.0, 14), (14.9, 30), (15.1, 30), (30.0, 30)):
+            assert frames_in(round(clip_s * RATE), "adaptive") == 100 * fed_s
+
     def test_equal_those_of_transformers_clip_by_clip(self) -> None:
         extractor = WhisperFeatureExtractor(feature_size=80)
         filters = torch.tensor(np.asarray(extractor.mel_filters).T, dtype=torch.float32)
@@ -209,6 +214,29 @@ class TestTranscribe:
             recogniser.transcribe(noise(0.3), Decoding(audio_context="trimmed", max_new_tokens=2))
         assert "not tuned on trimmed audio" in caplog.text
 
+    @pytest.mark.parametrize("engine", ["torch", "ctranslate2"])
+    def test_a_doubtful_text_is_read_again_at_30_s(self, engine: str, english: Path, tmp_path: Path) -> None:
+        """What fires is the guard on repetition, at any text; the rest of the batch is not read again."""
+        if engine == "torch":
+            recogniser: Reader = WHISPER.load(english)
+        else:
+            WHISPER.convert(english, tmp_path / "converted", "float32")
+            recogniser = WHISPER.load_converted(tmp_path / "converted")
+        clips, heard = noise(0.7, 3.0, 11.0), []
+        doubtful = Guards(max_compression=0.01, min_logprob=-100.0, temperatures=())
+        asked = Decoding(guards=doubtful, max_new_tokens=8)
+        full = recogniser.transcribe(clips, asked)
+        adaptive = recogniser.transcribe(clips, replace(asked, untuned="adaptive"), heard=heard.append)
+        assert [one.text for one in adaptive] == [one.text for one in full]
+        assert [one.mean_logprob for one in adaptive] == pytest.approx([one.mean_logprob for one in full], abs=1e-4)
+        assert sum(heard) == pytest.approx(14.7)  # each clip is counted once
+
+    def test_an_untuned_model_is_fed_as_is_asked_for(self, english: Path) -> None:
+        recogniser = WHISPER.load(english)
+        assert recogniser.context("auto") == "full"
+        assert recogniser.context("auto", untuned="adaptive") == "adaptive"
+        assert trimmed(english).context("auto", untuned="adaptive") == "trimmed"
+
     def test_leaves_a_training_model_training(self, english: Path) -> None:
         trainable = WHISPER.open_for_training(english, audio_context="trimmed")
         trainable.model.train()
@@ -228,26 +256,56 @@ class TestEmbed:
 
 
 class TestTraining:
-    def test_labels_follow_transformers_convention(self, english: Path, multilingual: Path) -> None:
+    def test_the_text_and_its_end_are_learnt_and_the_prompt_is_not(self, english: Path, multilingual: Path) -> None:
         for folder, code in ((english, None), (multilingual, "de")):
             trainable = WHISPER.open_for_training(folder, audio_context="trimmed")
             tokenizer = WhisperProcessor.from_pretrained(folder).tokenizer
             batch = WHISPER.collate(trainable, noise(0.5, 0.7), ["one", "two zero"], [code, code])
             names = tokenizer.convert_ids_to_tokens([t for t in batch["labels"][0].tolist() if t != -100])
             prompt = ["<|notimestamps|>"] if code is None else ["<|de|>", "<|transcribe|>", "<|notimestamps|>"]
-            assert names == [*prompt, "o", "n", "e", "<|endoftext|>"]
-            assert (batch["labels"][0] == -100).sum() == len("two zero") - len("one")
-            assert WHISPER.label_length(trainable, "one", code) == len(names)
+            # A model that hears 30 s was published, and its texts begin with a space.
+            assert names == ["Ġ", "o", "n", "e", "<|endoftext|>"]
+            given = tokenizer.convert_ids_to_tokens(batch["decoder_input_ids"][0].tolist())
+            assert given[: len(prompt) + 5] == ["<|startoftranscript|>", *prompt, *names[:-1]]
+            assert WHISPER.label_length(trainable, "one", code) == len(prompt) + len(names)
+
+    def test_a_model_tuned_to_short_contexts_writes_no_space_before_its_texts(
+        self, english: Path, tmp_path: Path
+    ) -> None:
+        trainable = WHISPER.open_for_training(english, audio_context="trimmed")
+        WHISPER.save(trainable, trainable.model, tmp_path / "tuned")
+        assert WHISPER.tuned_context(english) == "full"
+        assert WHISPER.tuned_context(tmp_path / "tuned") == "trimmed"
+        again = WHISPER.open_for_training(tmp_path / "tuned", audio_context="trimmed")
+        said = WHISPER.collate(again, noise(0.5), ["one"], [None])["labels"]
+        assert again.processor.tokenizer.decode(said[said != -100][:-1]) == "one"
+
+    def test_segments_are_written_with_their_times_in_steps_of_20_ms(self, tmp_path: Path) -> None:
+        folder = tiny_whisper.make(tmp_path / "timed", multilingual=True, vocabulary=256 + 11 + 1501)
+        trainable = WHISPER.open_for_training(folder, audio_context="full")
+        assert trainable.time_stamps
+        first = trainable.processor.tokenizer.convert_tokens_to_ids("<|notimestamps|>") + 1
+        parts = [Segment(text="a", start=0.0, end=1.235), Segment(text="b", start=1.4, end=30.0)]
+        batch = WHISPER.collate(trainable, noise(3.0, 2.0), [parts, "c"], ["de", "de"], at_least_s=10.0)
+        stamped, plain = batch["labels"].tolist()
+        space, a, b = (trainable.processor.tokenizer.convert_tokens_to_ids(name) for name in ("Ġ", "a", "b"))
+        end = trainable.vocabulary.end
+        assert stamped == [-100, -100, first, space, a, first + 62, first + 70, space, b, first + 1500, end]
+        assert batch["decoder_input_ids"][0].tolist()[:4] == [*trainable.vocabulary.prompt("de")[:-1], first]
+        assert plain[:3] == [-100] * 3
+        assert WHISPER.label_length(trainable, parts, "de") == len(stamped)
+        assert batch["input_features"].shape[-1] == 1008
+        assert "attention_mask" not in batch
 
     def test_full_length_batches_are_padded_to_30_s_without_a_mask(self, english: Path) -> None:
         trainable = WHISPER.open_for_training(english, audio_context="trimmed")
-        batch = WHISPER.collate(trainable, noise(0.5, 0.7), ["a", "b"], [None, None], full_length=True)
+        batch = WHISPER.collate(trainable, noise(0.5, 0.7), ["a", "b"], [None, None], at_least_s=30.0)
         assert batch["input_features"].shape == (2, 80, 3000)
         assert "attention_mask" not in batch
 
     def test_too_long_a_text_is_refused_with_its_length(self, english: Path) -> None:
         trainable = WHISPER.open_for_training(english, audio_context="trimmed")
-        with pytest.raises(TrainingError, match="102 tokens and the model writes at most 96"):
+        with pytest.raises(TrainingError, match="103 tokens and the model writes at most 96"):
             WHISPER.collate(trainable, noise(0.5), ["a" * 100], [None])
 
     @pytest.mark.parametrize("lora", [False, True])

@@ -99,11 +99,14 @@ def evaluate(
         if other:
             _compared(ws, found, other, report, audio, as_json)
             return
+        from voxloop.steps.evaluation import with_texts
+
+        shown = with_texts(ws, found)
         if as_json:
-            print_json(found)
+            print_json(shown)
         else:
-            print_evaluations([("model", found)])
-            print_scores(found)
+            print_evaluations([("model", shown)])
+            print_scores(shown)
         if report:
             write_report(ws, found, None, report, audio, quiet=as_json)
 
@@ -118,16 +121,11 @@ def _compared(
     if as_json:
         print_json(both)
     else:
-        comparison, better, worse = both.comparison, both.better, both.worse
+        better, worse = both.better, both.worse
         print_evaluations([("model", found), ("against", other)])
         typer.echo("")
-        typer.echo(
-            f"WER {percent(comparison.wer_before)} -> {percent(comparison.wer_after)}: "
-            f"{100 * comparison.difference:+.1f} points (95 % interval {100 * comparison.difference_low:+.1f} to "
-            f"{100 * comparison.difference_high:+.1f}); {len(better)} of {len(better) + len(worse) + both.same} "
-            f"utterances are better, {len(worse)} worse, {both.same} as before"
-        )
-        print_comparison(comparison)
+        typer.echo(f"Utterances: {len(better)} better, {len(worse)} worse, {both.same} the same.")
+        print_comparison(both.comparison)
         if both.slices:
             typer.echo("")
             table(
@@ -147,6 +145,10 @@ def _compared(
         language = found.decoding.get("language")
         _print_changes("better", better, language, ws.settings.normaliser)
         _print_changes("worse", worse, language, ws.settings.normaliser)
+        if both.comparison.verdict == "promote":
+            typer.echo(f"next: voxloop model promote {short(found.model)}")
+        else:
+            print_next(ws, both.comparison.next_step, found.model)
     if report:
         write_report(ws, found, other, report, audio, quiet=as_json)
 
@@ -184,14 +186,32 @@ def print_evaluations(rows: list[tuple[str, Evaluation]]) -> None:
     def interval(scores: dict[str, Any]) -> str:
         return f"{100 * scores['wer_low']:.1f} to {100 * scores['wer_high']:.1f}"
 
+    def new_texts(scores: dict[str, Any]) -> str:
+        part = [one for one in scores["slices"] if (one["by"], one["name"]) == ("texts", "new")]
+        return f"{percent(part[0]['wer'])} of {part[0]['utterances']}" if part else "–"
+
     table(
-        ["", "model", "WER", "95 % interval", "CER", "as written", "sub", "del", "ins", "words", "utterances"],
+        [
+            "",
+            "model",
+            "WER",
+            "95 % interval",
+            "new texts",
+            "CER",
+            "as written",
+            "sub",
+            "del",
+            "ins",
+            "words",
+            "utterances",
+        ],
         [
             [
                 name,
                 short(e.model),
                 percent(e.scores["wer"]),
                 interval(e.scores),
+                new_texts(e.scores),
                 percent(e.scores["cer"]),
                 percent(e.scores.get("orthographic_wer")),
                 e.scores["substitutions"],
@@ -206,19 +226,46 @@ def print_evaluations(rows: list[tuple[str, Evaluation]]) -> None:
 
 
 def print_scores(found: Evaluation) -> None:
-    """What one evaluation says beside its rates: silence, noise, long speech, word times, slices."""
+    """What one evaluation says beside its rates: how it was heard, sounds without speech, times, style, slices."""
     scores = found.scores
-    for name, label in (("silence", "silence and faint noise"), ("noise", "loud noise")):
+    typer.echo(
+        f"heard by {found.decoding.get('engine', 'torch')}"
+        + (", as files are" if found.decoding.get("hearing") else "")
+    )
+    for name, label in (("silence", "silence and faint sounds"), ("noise", "noise and music")):
         if name in scores:
-            words = scores[name]["words"]
-            typer.echo(f"{label}: {words} words heard" if words else f"{label}: nothing heard, as it should be")
+            probes = scores[name]
+            reached = f" ({probes['reached']} reached the model)" if "reached" in probes else ""
+            words = f"{probes['words']} words heard" if probes["words"] else "nothing heard, as it should be"
+            typer.echo(f"{label}: {words} in {probes['inputs']} sounds{reached}")
     if scores.get("joined"):
         typer.echo(f"clips joined up to 30 s: WER {percent(scores['joined']['wer'])}")
+    if scores.get("language"):
+        known = scores["language"]
+        typer.echo(f"language detected rightly: {known['right']} of {known['utterances']} clips")
     if scores.get("word_times"):
         times = scores["word_times"]
         typer.echo(
             f"word times: begun {1000 * times['start_error_s']:.0f} ms off on average, ended "
             f"{1000 * times['end_error_s']:.0f} ms ({times['words']} words)"
+        )
+    if scores.get("edges"):
+        typer.echo(
+            f"first and last words: {1000 * scores['edges']['error_s']:.0f} ms from the ends of the speech on average "
+            f"({scores['edges']['utterances']} clips)"
+        )
+    if scores.get("written") and scores["written"]["words"]:
+        style = scores["written"]
+        kinds = " and ".join(kind for kind in ("capitals", "punctuation") if style[kind])
+        typer.echo(
+            f"{kinds}: {percent(style['right'] / style['words'])} of {style['words']} words heard right are written as "
+            "in the references"
+        )
+    if scores.get("unlabelled"):
+        clips = scores["unlabelled"]
+        typer.echo(
+            f"clips without a reference: {clips['empty']} of {clips['clips']} came out empty, {clips['loops']} loop, "
+            f"{clips['too_long']} are too long for their sound"
         )
     if scores["slices"]:
         typer.echo("")
@@ -239,10 +286,22 @@ def print_scores(found: Evaluation) -> None:
 
 
 def print_comparison(found: Comparison) -> None:
-    """A verdict with its reasons."""
+    """A verdict, its reasons, each a fact with its number, and what each guard found."""
     typer.echo(f"verdict: {found.verdict}")
     for reason in found.reasons:
         typer.echo(f"  {reason}")
+    if found.guards:
+        typer.echo("what must not get worse:")
+    for guard in found.guards:
+        typer.echo(f"  {guard.state}: {guard.name}: {guard.finding}")
+
+
+def print_next(ws: Workspace, step: str | None, model: str) -> None:
+    """What to do after a verdict on a model: the last line of what a command prints."""
+    from voxloop.advice import spelled_out
+
+    if step:
+        typer.echo(f"next: {spelled_out(ws, step, model)}")
 
 
 def write_report(

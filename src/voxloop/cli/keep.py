@@ -36,7 +36,7 @@ def forget(
     """Forget a speaker or a recording: audio, texts, vectors, copies; what used them is listed and marked."""
     import sys
 
-    from voxloop.errors import UsageError
+    from voxloop.errors import UnknownRecord, UsageError, VoxloopError
     from voxloop.maintenance.removal import forget as remove
     from voxloop.maintenance.removal import resume as finish
     from voxloop.maintenance.removal import unfinished
@@ -50,13 +50,17 @@ def forget(
             if left:
                 raise typer.Exit(1)
             return
-        if not (dry_run or yes) and (speaker or recording):
-            if not sys.stdin.isatty():
-                raise UsageError("forgetting cannot be undone: look with --dry-run, then say --yes")
-            _print_removal(remove(ws, speaker=speaker, recording=recording, by=by, dry_run=True))
-            typer.confirm("Forget all this for good?", abort=True)
-        with progress("forget", "blobs") as told:
-            done = remove(ws, speaker=speaker, recording=recording, by=by, dry_run=dry_run, progress=told)
+        try:
+            if not (dry_run or yes):
+                planned = remove(ws, speaker=speaker, recording=recording, by=by, dry_run=True)
+                if not sys.stdin.isatty():
+                    raise UsageError("forgetting cannot be undone: look with --dry-run, then say --yes")
+                _print_removal(planned)
+                typer.confirm("Forget all this for good?", abort=True)
+            with progress("forget", "blobs") as told:
+                done = remove(ws, speaker=speaker, recording=recording, by=by, dry_run=dry_run, progress=told)
+        except UnknownRecord as error:  # nothing was wrong with how it was asked
+            raise VoxloopError(str(error)) from error
     print_json(done) if as_json else _print_removal(done)
 
 

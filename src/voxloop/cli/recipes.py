@@ -34,6 +34,12 @@ def recipe_show(
         str | None,
         typer.Argument(help="A recipe's name.", show_default="the one that `voxloop train` would choose here"),
     ] = None,
+    published: Annotated[
+        bool,
+        typer.Option(
+            "--published", help="As it is for a published model, not for a small one such as the starter; with NAME."
+        ),
+    ] = False,
     set: Annotated[
         list[str] | None, typer.Option("--set", help="Change one setting, as name=value; repeatable, as for `train`.")
     ] = None,
@@ -48,7 +54,7 @@ def recipe_show(
         with opened(ctx) as ws:
             found = suggest(ws)
     else:
-        found = recipes.named(name)
+        found = recipes.named(name, published=published)
     found = recipes.override(found, set or ())
     shown = recipes.details(found)
     if as_json:

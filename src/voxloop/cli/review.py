@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from voxloop.cli.filters import filtered
-from voxloop.cli.screen import By, Json, alignment, opened, percent, print_json, progress, short, table, when
+from voxloop.cli.screen import By, Json, alignment, clock, opened, percent, print_json, progress, short, table, when
 from voxloop.errors import UsageError
 
 if TYPE_CHECKING:
@@ -84,10 +84,12 @@ def review_list(
         print_json(found.items)
         return
     table(
-        ["utterance", "s", "speaker", "status", "confidence", "warnings", "text"],
+        ["utterance", "file", "at", "s", "speaker", "status", "confidence", "warnings", "text"],
         [
             [
-                _short_utterance(item.utterance.id),
+                str(item.number),
+                item.file,
+                clock(item.utterance.start),
                 round(item.utterance.duration, 1),
                 item.utterance.speaker,
                 item.utterance.status,
@@ -130,7 +132,7 @@ def review_next(
         return
     _tell(turn.item)
     typer.echo(f"yours for {(turn.until - turn.taken) / 60:.0f} minutes")
-    typer.echo(f"next: voxloop review save|accept|reject|skip {_short_utterance(turn.item.utterance.id)}")
+    typer.echo(f"next: voxloop review play|save|accept|reject|skip {turn.item.number}")
 
 
 @review.command("show")
@@ -159,8 +161,8 @@ def review_show(ctx: typer.Context, utterance: str, as_json: Json = False) -> No
 def _tell(item: Item) -> None:
     found = item.utterance
     typer.echo(
-        f"{found.id}\n{found.duration:.2f} s, speaker {found.speaker or 'unknown'}, {found.status}, "
-        f"split {found.split or 'not decided'}"
+        f"utterance {item.number}: {item.file} at {clock(found.start)}, {found.duration:.2f} s, "
+        f"speaker {found.speaker or 'unknown'}, {found.status}, split {found.split or 'not decided'}\n{found.id}"
     )
     if found.quality:
         snr = "unknown" if found.quality.snr_db is None else f"{found.quality.snr_db:.0f} dB"
@@ -174,6 +176,20 @@ def _tell(item: Item) -> None:
             for number, t in enumerate(item.versions, 1)
         ],
     )
+
+
+@review.command("play")
+def review_play(ctx: typer.Context, utterance: str) -> None:
+    """Play an utterance with a player that this machine has."""
+    from voxloop.records import seconds
+    from voxloop.steps.recordings.listening import play
+    from voxloop.steps.review import show
+
+    with opened(ctx) as ws:
+        item = show(ws, utterance)
+        found = item.utterance
+        typer.echo(f"{item.file} at {clock(found.start)}, {found.duration:.1f} s: {item.text}", err=True)
+        play(ws, found.recording, seconds(found.start), seconds(found.end))
 
 
 @review.command("diff")

@@ -10,7 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from voxloop.cli.screen import PLAIN_EVERY_S, Json, opened, percent, print_json, short, table
+from voxloop.cli.screen import (
+    PLAIN_EVERY_S,
+    By,
+    Json,
+    Yes,
+    confirm,
+    opened,
+    percent,
+    print_json,
+    short,
+    table,
+    told_of_deletion,
+)
 
 if TYPE_CHECKING:
     from voxloop.records import Run
@@ -18,7 +30,7 @@ if TYPE_CHECKING:
     from voxloop.workspace import Workspace
 
 run = typer.Typer(
-    no_args_is_help=True, help="Training runs: list, show, logs, pause, resume, stop, retry; from any terminal."
+    no_args_is_help=True, help="Training runs: list, show, logs, pause, resume, stop, retry, delete; from any terminal."
 )
 
 CURVE_ROWS = 8
@@ -50,11 +62,19 @@ def status_parts(line: dict[str, Any]) -> list[tuple[str, str]]:
         ("epoch", str(line.get("epoch", 0))),
         ("loss", "–" if loss is None else f"{loss:.3f}"),
         ("val WER", percent(line.get("val_wer"))),
+        ("val loss", "–" if line.get("val_loss") is None else f"{line['val_loss']:.3f}"),
         ("rate", "–" if rate is None else f"{rate:.2g}"),
         ("clips/s", "–" if line.get("samples_per_second") is None else f"{line['samples_per_second']:.1f}"),
         ("time", _clock(line.get("elapsed_s", 0.0))),
         ("left", "–" if left is None else _clock(left)),
     ]
+
+
+def blend_text(line: dict[str, Any]) -> str:
+    """What a blend of the base model's weights and the trained ones reads on val."""
+    return f"{line['blend']:.0%} of the way from the base: val WER {percent(line['blend_wer'])}, " + (
+        f"loss {line['blend_loss']:.3f}"
+    )
 
 
 def _clock(seconds: float) -> str:
@@ -106,6 +126,9 @@ def live(id: str) -> Iterator[tuple[Callable[[dict[str, Any]], None], Callable[[
     def say(line: dict[str, Any]) -> None:
         nonlocal told
         known.update(line)
+        if line.get("blend_wer") is not None:
+            typer.echo(f"  {blend_text(line)}", err=True)
+            return
         if line.get("val_wer") is None and time.monotonic() - told < PLAIN_EVERY_S:
             return
         told = time.monotonic()
@@ -161,7 +184,7 @@ def see_through(ws: Workspace, found: Run, *, no_wait: bool, as_json: bool) -> N
     if done.status == "paused":
         typer.echo(f"next: voxloop run resume {done.id}")
     elif done.model:
-        typer.echo(f"next: voxloop model promote {short(done.model)}")
+        _print_next(ws, done)
 
 
 def train(
@@ -178,6 +201,9 @@ def train(
     ] = None,
     set: Set = None,
     max_seconds: Annotated[float | None, typer.Option(help="Seconds of training at most.", min=1)] = None,
+    keep_no_better: Annotated[
+        bool, typer.Option("--keep-no-better", help="Keep the trained weights as a model even if val finds no gain.")
+    ] = False,
     no_wait: NoWait = False,
     as_json: Json = False,
 ) -> None:
@@ -191,12 +217,23 @@ def train(
             base=base,
             method=method.value if method else None,
             recipe=recipe,
-            overrides=set or (),
+            overrides=[*(set or ()), *(["keep_no_better=true"] if keep_no_better else [])],
             max_seconds=max_seconds,
         )
         if found.recipe["why"] and not as_json:
             typer.echo(f"recipe {found.recipe['name']}, since {found.recipe['why']}", err=True)
         see_through(ws, found, no_wait=no_wait, as_json=as_json)
+
+
+def _print_next(ws: Workspace, ended: Run) -> None:
+    """What to do with the model of a run that has ended."""
+    from voxloop.advice import spelled_out
+    from voxloop.steps.gate.comparison import NO_BETTER
+
+    if ended.no_better:
+        typer.echo(f"next: {spelled_out(ws, NO_BETTER, ended.base)}")
+    elif ended.model:
+        typer.echo(f"next: voxloop model promote {short(ended.model)}")
 
 
 def _print_run(found: Run, as_json: bool) -> None:
@@ -213,17 +250,35 @@ def _print_run(found: Run, as_json: bool) -> None:
         ("batch", f"{recipe['batch_seconds']:g} s x {recipe['accumulation']}, rate {recipe['learning_rate']:g}"),
         ("steps", f"{found.progress.get('step', 0)}, epoch {found.progress.get('epoch', 0)}"),
         ("val WER", _wer(found)),
+        ("val loss", _loss(found)),
+        ("blend", _blend(found)),
         ("model", short(found.model) if found.model else "–"),
     ]
     lines += [("note", note) for note in found.progress.get("notes", ())]
     for name, text in lines:
-        typer.echo(f"{name:<9}{text}")
+        if text is not None:
+            typer.echo(f"{name:<9}{text}")
 
 
 def _wer(found: Run) -> str:
-    base = (found.progress.get("base") or {}).get("wer")
-    best = (found.progress.get("best") or {}).get("wer", found.progress.get("best_val_wer"))
-    return f"{percent(base)} -> {percent(best)}" if base is not None else percent(best)
+    base, best = (found.progress.get(name) or {} for name in ("base", "best"))
+    after = best.get("wer", found.progress.get("best_val_wer"))
+    if "wer" not in base:
+        return percent(after)
+    return f"{percent(base['wer'])} -> {percent(after)}" + (" (the base is kept)" if best.get("step") == 0 else "")
+
+
+def _loss(found: Run) -> str:
+    losses = [(found.progress.get(name) or {}).get("loss") for name in ("base", "best")]
+    return " -> ".join("–" if loss is None else f"{loss:.3f}" for loss in losses)
+
+
+def _blend(found: Run) -> str | None:
+    """How far the model was moved from its base; None while that is open."""
+    best = found.progress.get("best") or {}
+    if found.status not in ("completed", "stopped") or not best:
+        return None
+    return "0" if best.get("step") == 0 else f"{best.get('blend', 1.0):g}"
 
 
 @run.command("list")
@@ -240,18 +295,15 @@ def run_list(ctx: typer.Context, as_json: Json = False) -> None:
         print_json(found)
         return
     table(
-        ["run", "status", "base", "method", "dataset", "steps", "val WER", "model", "from"],
+        ["run", "status", "method", "dataset", "val WER", "model"],  # the rest fits no 80 columns: `run show` has it
         [
             [
-                r.id,
+                short(r.id),
                 r.status + (f" ({r.wanted} asked)" if r.wanted else ""),
-                short(r.base),
                 r.method,
                 short(r.dataset),
-                r.progress.get("step", 0),
                 _wer(r),
                 short(r.model) if r.model else None,
-                r.retry_of,
             ]
             for r in found
         ],
@@ -281,7 +333,7 @@ def run_show(ctx: typer.Context, id: str, as_json: Json = False) -> None:
         rate, waited = (sum(line[key] for line in pace) / len(pace) for key in ("samples_per_second", "wait_share"))
         typer.echo(f"{'speed':<9}{rate:.1f} clips/s, {percent(waited)} of the time waiting for data")
     typer.echo(f"{'folder':<9}{folder}")
-    for name, key in (("loss", "loss"), ("val WER", "val_wer")):
+    for name, key in (("loss", "loss"), ("val loss", "val_loss"), ("val WER", "val_wer")):
         points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
         if len(points) > 1:
             typer.echo(f"\n{name} by step")
@@ -358,7 +410,10 @@ def run_stop(
     from voxloop.steps import training
 
     with opened(ctx) as ws:
-        _asked(training.stop(ws, id, discard=discard), as_json)
+        now = training.stop(ws, id, discard=discard)
+        _asked(now, as_json)
+        if now.model and not now.wanted and not as_json:
+            _print_next(ws, now)
 
 
 def _asked(now: Run, as_json: bool) -> None:
@@ -373,7 +428,6 @@ def _asked(now: Run, as_json: bool) -> None:
         typer.echo(f"paused at step {step}; `voxloop run resume {now.id}` goes on")
     elif now.model:
         typer.echo(f"{now.status} at step {step}; model {short(now.model)} is kept, val WER {_wer(now)}")
-        typer.echo(f"next: voxloop model promote {short(now.model)}")
     else:
         typer.echo(f"{now.status} at step {step}" + (f": {now.error}" if now.error else ""))
 
@@ -400,3 +454,20 @@ def run_retry(
 
     with opened(ctx) as ws:
         see_through(ws, training.retry(ws, id, set or ()), no_wait=no_wait, as_json=as_json)
+
+
+@run.command("delete")
+def run_delete(
+    ctx: typer.Context,
+    id: Annotated[str, typer.Argument(metavar="RUN", help="A run's id.")],
+    yes: Yes = False,
+    by: By = "cli",
+    as_json: Json = False,
+) -> None:
+    """Delete a run that has ended without a model, or whose model was deleted: its log, metrics and folder."""
+    from voxloop.maintenance.removal import delete_run
+
+    with opened(ctx) as ws:
+        confirm(f"Delete the run {id} for good?", yes)
+        done = delete_run(ws, id, by=by)
+    print_json(done) if as_json else told_of_deletion(done)

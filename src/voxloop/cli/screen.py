@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 import time
@@ -17,10 +18,12 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from voxloop.automation.worker import WorkProgress
+    from voxloop.maintenance.removal import Deleted
     from voxloop.speech.text import Aligned
     from voxloop.workspace import Workspace
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
 By = Annotated[str, typer.Option("--by", help="Name of the person who decides.", envvar="USER")]
 
 PLAIN_EVERY_S = 5.0  # where there is no terminal, a progress line at most this often
@@ -73,6 +76,22 @@ def _cell(value: Any) -> str:
     return str(value)
 
 
+SHOWN_SPEECHLESS = 10  # names on the screen; --json of `status` lists all
+SPEECHLESS = "play them; where somebody speaks, give their text (`voxloop ingest --metadata`)"
+
+
+def tell_speechless(names: Sequence[str], remedy: str = SPEECHLESS, *, err: bool = False) -> None:
+    """Name the files in which no speech was found, and what to do; nothing where there are none."""
+    if not names:
+        return
+    typer.echo(f"no speech found in {len(names)} file{'s' if len(names) > 1 else ''}:", err=err)
+    for name in names[:SHOWN_SPEECHLESS]:
+        typer.echo(f"  {name}", err=err)
+    if len(names) > SHOWN_SPEECHLESS:
+        typer.echo(f"  ... and {len(names) - SHOWN_SPEECHLESS} more", err=err)
+    typer.echo(f"  {remedy}", err=err)
+
+
 SIGNS = {"equal": "", "substitute": "S", "delete": "D", "insert": "I"}
 COLOURS = {"equal": "", "substitute": "bold yellow", "delete": "bold red", "insert": "bold green"}
 LABELS = ("ref  ", "hyp  ", "     ")
@@ -119,14 +138,48 @@ def aligned_lines(pieces: Sequence[Aligned], width: int) -> list[Text]:
     return lines
 
 
+def told_of_deletion(done: Deleted) -> None:
+    """Print what was deleted."""
+    name = f"{done.name} " if done.name else ""
+    went = f", {done.evaluations} evaluations" if done.evaluations else ""
+    typer.echo(f"deleted {done.kind} {name}{short(done.id)}: {done.blobs} blobs{went}")
+
+
 def percent(share: float | None) -> str:
     """A share of 1 as a percentage, as error rates are read."""
     return "–" if share is None else f"{100 * share:.1f} %"
 
 
+ULID = re.compile(r"[0-9A-HJKMNP-TV-Z]{26}")
+
+
 def short(id: str) -> str:
-    """The part of an id that people type."""
-    return id.removeprefix("sha256-")[:12] if id.startswith("sha256-") else id
+    """The part of an id that people type: the head of a hash, the tail of a ULID, which begins with the time."""
+    if id.startswith("sha256-"):
+        return id.removeprefix("sha256-")[:12]
+    return id[-8:] if ULID.fullmatch(id) else id
+
+
+def confirm(question: str, yes: bool) -> None:
+    """Ask before something goes for good; where nobody can answer, `--yes` is needed. Raises UsageError."""
+    from voxloop.errors import UsageError
+
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError("deleting cannot be undone: say --yes")
+    typer.confirm(question, abort=True)
+
+
+def clock(samples: int) -> str:
+    """A place in a recording, as players show it: 1:02:03.4, or 2:03.4."""
+    from voxloop.records import seconds
+
+    tenths = round(10 * seconds(samples))
+    minutes, rest = divmod(tenths, 600)
+    hours, minutes = divmod(minutes, 60)
+    shown = f"{minutes}:{rest // 10:02}.{rest % 10}"
+    return f"{hours}:{minutes:02}:{rest // 10:02}.{rest % 10}" if hours else shown
 
 
 def when(seconds: float) -> str:

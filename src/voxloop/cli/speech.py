@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from voxloop.cli.screen import Json, opened, print_json, progress, short, table
+from voxloop.cli.screen import Json, opened, print_json, progress, short, table, tell_speechless
+from voxloop.errors import UsageError
 
 if TYPE_CHECKING:
     from voxloop.steps.recordings import IngestReport
+
+
+SILENT_FILES = "listen to them; where somebody speaks, try a lower `vad_threshold` (voxloop.toml) or --language"
 
 
 class Channels(StrEnum):
@@ -27,15 +33,19 @@ class Engine(StrEnum):
 
 class Context(StrEnum):
     auto = "auto"
+    adaptive = "adaptive"
     trimmed = "trimmed"
     full = "full"
 
 
 class Format(StrEnum):
     text = "text"
+    txt = "txt"
     json = "json"
     srt = "srt"
     vtt = "vtt"
+    tsv = "tsv"
+    all = "all"
 
 
 def register(app: typer.Typer) -> None:
@@ -56,7 +66,7 @@ def ingest(
     ] = None,
     speaker: Annotated[str | None, typer.Option(help="Who speaks, where the metadata does not say.")] = None,
     language: Annotated[
-        str | None, typer.Option(help="Language (ISO 639-1, such as en), where the metadata does not say.")
+        str | None, typer.Option(help="Language, such as en or English, where the metadata does not say.")
     ] = None,
     session: Annotated[str | None, typer.Option(help="Name of the recording session.")] = None,
     consent: Annotated[str | None, typer.Option(help="What the speaker agreed to; kept with the recording.")] = None,
@@ -81,8 +91,15 @@ def ingest(
     as_json: Json = False,
 ) -> None:
     """Ingest audio: decode it, measure it, store it once. What is refused is listed with its reason."""
+    from voxloop.settings import CONFIG_NAME, workspace_folder
+    from voxloop.speech.languages import language_code
     from voxloop.steps.recordings import ingest as take
+    from voxloop.steps.utterances import speechless
 
+    language = language_code(language)
+    # A mistyped path makes no workspace. (A link that leads nowhere is told of as a file.)
+    if not (workspace_folder(ctx.obj) / CONFIG_NAME).exists() and not any(map(os.path.lexists, paths)):
+        raise UsageError(f"there is nothing at {', '.join(map(str, paths[:3]))}: give audio files or folders of them")
     with opened(ctx, create=True) as ws, progress("ingest", "files") as told:
         report = take(
             ws,
@@ -97,10 +114,12 @@ def ingest(
             processes=processes,
             progress=lambda p: told(p.done, p.total),
         )
+        silent = [one.name for one in speechless(ws, report.known)]  # new files are listened to by the worker
     if as_json:
-        print_json(report)
+        print_json({**report.as_dict(), "speechless": silent})
     else:
         _print_ingest(report)
+        tell_speechless(silent)
     if report.refused and not report.taken and not report.known:
         raise typer.Exit(1)
 
@@ -130,18 +149,45 @@ def _print_ingest(report: IngestReport) -> None:
 
 def transcribe(
     ctx: typer.Context,
-    files: Annotated[list[Path], typer.Argument(help="Audio files.", metavar="FILE...", readable=False)],
-    format: Annotated[Format, typer.Option("--format", "-f", help="Format of the text.")] = Format.text,
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Audio files, folders of them, or - for standard input.", metavar="FILE|DIR|-...", readable=False
+        ),
+    ],
+    format: Annotated[
+        Format,
+        typer.Option(
+            "--format",
+            "-f",
+            help="Format. text: one line for each file. txt: one for each segment. all: all of them, with --output.",
+        ),
+    ] = Format.text,
     model: Annotated[
         str | None,
         typer.Option(help="champion, a model's id, starter, a folder or a Hub id.", show_default="the champion"),
     ] = None,
     language: Annotated[
-        str | None, typer.Option(help="Language spoken (ISO 639-1).", show_default="detected where the model can")
+        str | None,
+        typer.Option(help="Language spoken, such as en or English.", show_default="detected where the model can"),
     ] = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Folder to write one file for each input to, instead of the screen."),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", "--force", help="Replace files that are there already.")
+    ] = False,
+    track: Annotated[
+        int | None,
+        typer.Option(
+            help="Audio track of files that have several, counted from 0.", min=0, show_default="the default track"
+        ),
+    ] = None,
+    max_line_width: Annotated[int, typer.Option(help="Characters in a line of subtitles.", min=1)] = 42,
+    max_line_count: Annotated[int, typer.Option(help="Lines in a subtitle.", min=1)] = 2,
+    max_words_per_line: Annotated[
+        int | None, typer.Option(help="Words in a line of subtitles.", min=1, show_default="as many as fit")
     ] = None,
     engine: Annotated[
         Engine | None, typer.Option(help="What runs the model.", show_default="the setting engine")
@@ -149,25 +195,58 @@ def transcribe(
     audio_context: Annotated[
         Context,
         typer.Option(
-            help="What the encoder is given. auto: as the model was tuned. trimmed: the clip's own length, fast, and "
+            help="What the encoder is given. auto: the setting audio_context, by default what the model was tuned on. "
+            "adaptive: about twice the clip, and 30 s where the text is doubtful. trimmed: the clip's own length, "
             "safe only for models tuned on it. full: 30 s."
         ),
     ] = Context.auto,
+    beams: Annotated[
+        int | None,
+        typer.Option(help="Texts followed at once; 1 is greedy.", min=1, show_default="the setting beams"),
+    ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            help="Text to take for what was said before: its spelling and style carry over.",
+            show_default="the setting prompt",
+        ),
+    ] = None,
 ) -> None:
-    """Transcribe files without adding them to the workspace; every format but `text` has word times."""
+    """Transcribe files without adding them to the workspace; every format but `text` and `txt` has word times."""
+    import sys
     import tempfile
 
     from voxloop.errors import AudioError
     from voxloop.settings import CONFIG_NAME, workspace_folder
+    from voxloop.speech.languages import language_code
+    from voxloop.speech.subtitles import Layout
+    from voxloop.steps import transcript_files
     from voxloop.steps.transcripts import formatted, transcribe_file
 
+    language = language_code(language)
+    layout = Layout(width=max_line_width, lines=max_line_count, words=max_words_per_line)
+    formats = transcript_files.ALL if format is Format.all else (format.value,)
+    if output is None and format is Format.all:
+        raise UsageError("--format all writes several files: name their folder with --output")
     failed = 0
-    with tempfile.TemporaryDirectory() as temporary:
+    speechless: list[str] = []
+    asked = {"engine": engine.value if engine else None, "beams": beams, "prompt": prompt}
+    with tempfile.TemporaryDirectory(prefix="voxloop-") as temporary:
+        if Path("-") in files:
+            spoken = Path(temporary, "stdin")
+            with spoken.open("wb") as copy:
+                shutil.copyfileobj(sys.stdin.buffer, copy)
+            files = [spoken if file == Path("-") else file for file in files]
+        sources = transcript_files.audio_files(files)
+        plan = transcript_files.planned(sources, output, formats, overwrite=overwrite) if output else []
+        if any(transcript_files.beside(source, targets) for source, targets in zip(sources, plan, strict=False)):
+            typer.echo("note: `voxloop ingest` takes a .txt beside its audio for a text that a person wrote", err=True)
         # Text for a file needs no workspace: without one the base model speaks.
         if ctx.obj is None and not (workspace_folder() / CONFIG_NAME).exists():
             ctx.obj = Path(temporary)
-        with opened(ctx, create=ctx.obj == Path(temporary), engine=engine.value if engine else None) as ws:
-            for file in files:
+        with opened(ctx, create=ctx.obj == Path(temporary), **asked) as ws:
+            for index, source in enumerate(sources):
+                file = source.path
                 try:
                     with progress(file.name, "s") as told:
                         found = transcribe_file(
@@ -176,22 +255,27 @@ def transcribe(
                             model=model,
                             language=language,
                             audio_context=audio_context.value,
-                            word_times=format is not Format.text,
+                            word_times=not {"text", "txt"}.issuperset(formats),
+                            track=track,
                             progress=told,
                         )
                 except AudioError as error:
                     typer.echo(f"error: {error}", err=True)
                     failed += 1
                     continue
-                text = formatted(found, format.value)
-                if output:
-                    output.mkdir(parents=True, exist_ok=True)
-                    suffix = ".txt" if format is Format.text else f".{format.value}"
-                    (output / (file.stem + suffix)).write_text(text + "\n")
-                elif len(files) > 1 and format is Format.text:
-                    typer.echo(f"{file}\t{text}")
+                if found.speechless:
+                    speechless.append(str(file))
+                for note in found.notes:
+                    typer.echo(f"note: {file}: {note}", err=True)
+                if plan:
+                    for target, one in zip(plan[index], formats, strict=True):
+                        transcript_files.write(target, formatted(found, one, layout) + "\n", overwrite=overwrite)
+                elif len(sources) > 1 and format is Format.text:
+                    typer.echo(f"{file}\t{found.text}")
                 else:
-                    typer.echo(text)
+                    typer.echo(formatted(found, format.value, layout))
+    if speechless:
+        tell_speechless(speechless, SILENT_FILES, err=True)
     if failed:
         raise typer.Exit(1)
 

@@ -16,6 +16,7 @@ from voxloop.cli.screen import (
     print_json,
     short,
     table,
+    tell_speechless,
     when,
     working,
 )
@@ -90,6 +91,9 @@ def _print_status(found: Status) -> None:
         )
     for dead in found.dead[:5]:
         typer.echo(f"failed: {dead.step} of {short(dead.subject)}: {dead.error}")
+    if found.speechless:
+        typer.echo()
+        tell_speechless(found.speechless)
     if found.next_steps:
         typer.echo("\nnext:")
         for step in found.next_steps:
@@ -127,6 +131,7 @@ def worker(
     import time
 
     from voxloop.automation.worker import work
+    from voxloop.steps.utterances import speechless
 
     stop = threading.Event()
     began = time.monotonic()
@@ -135,14 +140,18 @@ def worker(
     with opened(ctx) as ws:
         if retry_dead:
             typer.echo(f"{counted(ws.jobs.retry(), 'failed job')} queued again")
+        with ws.read() as reader:
+            since = reader.now()
         with working() as told:
             done = work(ws, steps or (), until_idle=until_idle, stop=stop, progress=told)
         with ws.read() as reader:
             dead = len(ws.jobs.dead(reader))
+        silent = [one.name for one in speechless(ws, since=since)]
     typer.echo(
         f"{counted(done, 'job')} done in {lasting(time.monotonic() - began)}"
         + (f"; {dead} given up: `voxloop status` shows why" if dead else "")
     )
+    tell_speechless(silent)
     if dead and until_idle:
         raise typer.Exit(1)
 
@@ -252,10 +261,19 @@ def demo(
     audio: Annotated[Path, typer.Argument(help="Folder of audio with a metadata.jsonl.")],
     speaker: Annotated[str | None, typer.Option(help="Only this speaker.")] = None,
     clips: Annotated[int, typer.Option(help="Number of training clips at most.", min=5)] = 50,
-    train_seconds: Annotated[float, typer.Option(help="Seconds of training.", min=5)] = 60.0,
+    base: Annotated[
+        str | None,
+        typer.Option(help="The model to begin with, as for `train`.", show_default="the setting base_model"),
+    ] = None,
+    train_seconds: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds of training at most.", min=5, show_default="60 for the starter, 300 for a published model"
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the workspace and result.json.")] = Path("build/demo"),
 ) -> None:
     """Run the whole loop on one speaker: ingest, transcribe, freeze, train, evaluate, promote, compare."""
     from voxloop.demo import run_demo
 
-    run_demo(audio, speaker=speaker, clips=clips, train_seconds=train_seconds, out=out, say=typer.echo)
+    run_demo(audio, speaker=speaker, clips=clips, base=base, train_seconds=train_seconds, out=out, say=typer.echo)

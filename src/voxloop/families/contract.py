@@ -9,6 +9,8 @@ Letters in shapes: `B` batch, `S` samples, `F` mel channels, `T` mel frames, `E`
 
 from __future__ import annotations
 
+import hashlib
+import json
 import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -24,8 +26,8 @@ if TYPE_CHECKING:
 
     Waveform = np.ndarray[tuple[int], np.dtype[np.float32]]  # (S,), 16 kHz, -1 to 1
 
-AudioContext = Literal["auto", "trimmed", "full"]
-Context = Literal["trimmed", "full"]
+AudioContext = Literal["auto", "adaptive", "trimmed", "full"]
+Context = Literal["adaptive", "trimmed", "full"]
 Part = Literal["encoder", "embeddings"]
 """A part of a model that training may leave as it is: what hears, or the embedding of tokens."""
 
@@ -44,14 +46,15 @@ Capability = Literal[
     "embeddings",
     "encoder states",
     "cost estimate",
+    "other programs",
 ]
 REMEDIES: Mapping[Capability, str] = {
     "word times": "set `word_times` to false",
     "no-speech": "leave silence out before transcribing, as voice detection does",
     "language detection": "name the language",
     "guards": "set `guards` to false",
-    "prompt": "transcribe without a prompt",
-    "biased decoding": "transcribe without a vocabulary",
+    "prompt": "leave `prompt` empty and set `vocabulary_prompt` to false",
+    "biased decoding": "set `vocabulary_bonus` to 0",
     "n-best": "ask for one text",
     "prefix": "transcribe from the beginning of the clip",
     "cancelling": "wait for the batch to end",
@@ -60,6 +63,7 @@ REMEDIES: Mapping[Capability, str] = {
     "embeddings": "name another embedding model, such as `starter`",
     "encoder states": "set ctc_weight=0 and encoder_copies=0",
     "cost estimate": "try it on a few clips",
+    "other programs": "export it with --format transformers",
 }
 """For each capability: what it takes to go without."""
 
@@ -96,6 +100,38 @@ def compression(text: str) -> float:
     return len(encoded) / len(zlib.compress(encoded)) if encoded else 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Term:
+    """A name or a piece of jargon, as it is to be written."""
+
+    text: str
+    language: str = ""
+    """ISO 639-1 code of the speech that it is said in; empty: any."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PersonalVocabulary:
+    """Words that a speaker is likelier to say than the model expects."""
+
+    terms: tuple[Term, ...]
+    bonus: float = 0.0
+    """Added to a text's log-probability for each token of a whole term that it holds; 0: none."""
+    bonus_limit: float = 8.0
+    """The most that one term may add."""
+    prompt: bool = False
+    """Put as many terms as fit in front of the text, as if they had been said just before."""
+
+    def texts(self, language: str | None) -> tuple[str, ...]:
+        """The terms that count in a language; all of them where it is not known (None)."""
+        return tuple(dict.fromkeys(term.text for term in self.terms if not language or term.language in ("", language)))
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the text: how the terms are used, and a hash in the place of the terms."""
+        listed = json.dumps(sorted((term.text, term.language) for term in self.terms), ensure_ascii=False)
+        found = {name: value for name, value in asdict(self).items() if name != "terms"}
+        return found | {"terms": f"sha256-{hashlib.sha256(listed.encode()).hexdigest()}"}
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Decoding:
     """How text is read off a model. `identity` is part of an evaluation's id."""
@@ -107,13 +143,22 @@ class Decoding:
     max_new_tokens: int = 224
     """Longest text, in tokens; 224 is half of Whisper's context, as its authors decode."""
     audio_context: AudioContext = "auto"
-    """auto: as the model was tuned (its config says); full: padded to 30 s; trimmed: own length plus margin."""
+    """auto: as the model was tuned (its config says), else `untuned`; full: padded to 30 s; adaptive: padded to twice
+    its length and at least 10 s, and to 30 s where the text is doubtful; trimmed: own length plus margin."""
+    untuned: Context = "full"
+    """What auto means for a model whose config does not say how it was tuned."""
     batch_seconds: float = 120.0
     """Padded seconds of audio decoded at once."""
     engine: str = "torch"
     """What runs the model: `torch`, or `ctranslate2-` and the type that it computes in, such as ctranslate2-int8."""
     guards: Guards | None = None
     """None: the likeliest text is taken as it is, and silence is decoded like speech."""
+    hearing: str = ""
+    """What of the sound the model was given, as an evaluation names it (`steps.hearing.identity`): detector, margins
+    and spans. Empty: the bare spans. A recogniser hears what it is given, so this changes nothing there."""
+    prompt: str = ""
+    """Text that the model takes for what was said just before: its spelling and style carry over."""
+    vocabulary: PersonalVocabulary | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -131,6 +176,8 @@ class Decoding:
         if self.guards:
             given = {field.name: (getattr(self.guards, field.name), field.default) for field in fields(self.guards)}
             found["guards"] = {name: value for name, (value, default) in given.items() if value != default}
+        if self.vocabulary:
+            found["vocabulary"] = self.vocabulary.identity()
         return found
 
     @classmethod
@@ -138,7 +185,10 @@ class Decoding:
         """The decoding that `as_dict` made a dictionary of, also after a way through JSON."""
         guards = values.get("guards")
         made = Guards(**guards | {"temperatures": tuple(guards["temperatures"])}) if guards else None
-        return cls(**{**values, "guards": made})
+        known = values.get("vocabulary")
+        terms = {"terms": tuple(Term(**term) for term in known["terms"])} if known else {}
+        vocabulary = PersonalVocabulary(**known | terms) if known else None
+        return cls(**{**values, "guards": made, "vocabulary": vocabulary})
 
 
 NO_TEXT = ("batch_seconds",)  # fields of `Decoding` that say how fast, not what
@@ -177,13 +227,28 @@ class Recogniser(Protocol):
         """
         ...
 
-    def context(self, asked: AudioContext) -> Context:
-        """How clips are fed when that is asked for: at their own length, or filled to 30 s."""
+    def context(self, asked: AudioContext, untuned: Context = "full") -> Context:
+        """How clips are fed when that is asked for; `untuned`: what `auto` means where the model's config is silent."""
         ...
 
     def embed(self, waveforms: Sequence[Waveform]) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
         """Unit vectors (B, D) that lie near each other where the sound is alike. A capability: `embeddings`."""
         ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Segment:
+    """What is said in a part of a waveform, and when."""
+
+    text: str
+    start: float
+    """Seconds from the waveform's beginning."""
+    end: float
+
+
+def words_alone(text: str | Sequence[Segment]) -> str:
+    """A text without the times of its parts."""
+    return text if isinstance(text, str) else " ".join(segment.text for segment in text)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -193,10 +258,12 @@ class Trainable:
     model: Any  # transformers PreTrainedModel
     processor: Any
     label_pad: int = -100  # of labels that are not learnt from
-    base_context: Context = "full"
+    base_context: Literal["trimmed", "full"] = "full"
     """How the base was tuned to be fed."""
     language: str | None = None
     """Of clips that name none."""
+    time_stamps: bool = False
+    """Whether the model writes when each part of a text begins and ends, so that `collate` takes segments."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -251,15 +318,17 @@ class Family(Protocol):
         self,
         trainable: Trainable,
         waveforms: Sequence[Waveform],
-        texts: Sequence[str],
+        texts: Sequence[str | Sequence[Segment]],
         languages: Sequence[str | None],
         *,
-        full_length: bool = False,
+        at_least_s: float = 0.0,
     ) -> dict[str, torch.Tensor]:
         """A batch for `loss`, with `labels` (B, U): what the model should say at each place, or `label_pad`.
 
-        All other keys are the family's own. `full_length` pads to 30 s, without a mask. Raises TrainingError for a
-        text longer than the model can write.
+        A text given as segments is learnt with the times of its parts, where `Trainable.time_stamps` says so. Nothing
+        is learnt of the prompt. All other keys are the family's own. A shorter clip is heard with silence behind it
+        that fills `at_least_s` seconds; 30 fills the whole window. Raises TrainingError for a text longer than the
+        model can write.
         """
         ...
 
@@ -285,7 +354,11 @@ class Family(Protocol):
         """
         ...
 
-    def padded_seconds(self, seconds: float, context: Context = "trimmed") -> float:
+    def tuned_context(self, folder: str | Path) -> Context:
+        """How a saved model was tuned to be fed, read without loading it."""
+        ...
+
+    def padded_seconds(self, seconds: float, at_least_s: float = 0.0) -> float:
         """Seconds that a clip takes up in a batch, what it is padded with included."""
         ...
 
@@ -293,8 +366,8 @@ class Family(Protocol):
         """Tokens that the model can write, prompt and end included."""
         ...
 
-    def label_length(self, trainable: Trainable, text: str, language: str | None) -> int:
-        """Tokens of the label of a text, prompt and end included."""
+    def label_length(self, trainable: Trainable, text: str | Sequence[Segment], language: str | None) -> int:
+        """Tokens of the label of a text, prompt, times and end included."""
         ...
 
     def text_tokens(self, trainable: Trainable, text: str) -> list[int]:
@@ -321,8 +394,8 @@ class Conversion(Family, Protocol):
         """Whether a folder is what `convert` once wrote: all of it, and nothing damaged."""
         ...
 
-    def load_converted(self, converted: Path, *, device: str = "cpu") -> Recogniser:
-        """Open what `convert` made of a saved model. Raises ModelError with the remedy."""
+    def load_converted(self, converted: Path, *, device: str = "cpu", threads: int = 0) -> Recogniser:
+        """Open what `convert` made of a saved model; 0 threads: as many as there are. Raises ModelError."""
         ...
 
     def holds(self, folder: Path) -> bool:
@@ -352,6 +425,52 @@ class Cost:
     """Numbers of the encoder's states, as keys and values, that are read for each token as well."""
     window_floats: int
     """Numbers that training keeps of 30 s for the way back."""
+
+
+ExportFormat = Literal["transformers", "ctranslate2", "ggml", "peft"]
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What another program read in a clip."""
+
+    text: str
+    end: float | None = None  # of the last segment, seconds; None where it tells no times, or heard nothing
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reading:
+    """What another program made of an exported model."""
+
+    format: ExportFormat
+    program: str  # and how it was called
+    version: str | None  # of its package; None: it is not installed
+    heard: tuple[Heard, ...] | None = None  # by clip; None where it read nothing
+    missing: str | None = None  # why not
+
+
+class Portable(Family, Protocol):
+    """The capability `other programs`: a saved model in forms that other programs read, and what they make of it."""
+
+    def complete(self, folder: Path, target: Path) -> bool:
+        """Write a saved folder into `target` with all that other programs take for granted; whether any was lacking.
+
+        Raises ModelError or OSError.
+        """
+        ...
+
+    def write_ggml(self, folder: Path, target: Path) -> None:
+        """Write the form that whisper.cpp reads, of a completed folder, into `target`. Raises ModelError or OSError."""
+        ...
+
+    def read_elsewhere(
+        self, format: ExportFormat, folder: Path, clips: Sequence[Waveform], language: str | None, base: Path | None
+    ) -> list[Reading]:
+        """What every program that takes the format reads in clips (S,), called as its users call it.
+
+        `base` is the folder that adapters belong to. A program that is not installed, or fails, is told of.
+        """
+        ...
 
 
 class Costed(Family, Protocol):
@@ -392,6 +511,8 @@ def require(family: Family, capability: Literal["encoder states"]) -> EncoderSta
 @overload
 def require(family: Family, capability: Literal["cost estimate"]) -> Costed: ...
 @overload
+def require(family: Family, capability: Literal["other programs"]) -> Portable: ...
+@overload
 def require(family: Family, capability: Capability) -> Family: ...
 def require(family: Family, capability: Capability) -> Any:
     """The family, which has the capability. Raises UsageError, which says what to do without, where it has not."""
@@ -406,6 +527,8 @@ def check(family: Family, decoding: Decoding, *, word_times: bool = False) -> No
         "word times": word_times,
         "guards": decoding.guards is not None,
         "short context": decoding.audio_context == "trimmed",
+        "prompt": bool(decoding.prompt or (decoding.vocabulary and decoding.vocabulary.prompt)),
+        "biased decoding": bool(decoding.vocabulary and decoding.vocabulary.bonus),
     }
     for capability, wanted in asked.items():
         if wanted:

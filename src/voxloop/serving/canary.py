@@ -15,7 +15,7 @@ from voxloop.errors import ModelError
 from voxloop.families.contract import Decoding
 from voxloop.records import SAMPLE_RATE, Evaluation, Utterance
 from voxloop.speech.text import normalise, word_errors_each
-from voxloop.steps import evaluation, transcripts, utterances
+from voxloop.steps import evaluation, hearing, transcripts
 from voxloop.steps.datasets import position
 from voxloop.stores import tables
 
@@ -60,9 +60,9 @@ def _measured(ws: Workspace, model: Model, asked: Decoding) -> list[Scored]:
     with ws.read() as reader:
         table = tables.evaluation.c
         found = reader.all(Evaluation, table.model == model.id, table.split == "test", order=table.created.desc())
-    wanted = replace(asked, language=None).identity()
+    wanted = replace(asked, language=None, hearing="").identity()
     for one in found:
-        if replace(Decoding.from_dict(one.decoding), language=None).identity() == wanted:
+        if replace(Decoding.from_dict(one.decoding), language=None, hearing="").identity() == wanted:
             rows = sorted(evaluation.scored_rows(ws, one), key=lambda row: position(row.utterance))
             return rows[:CLIPS]
     return []
@@ -71,10 +71,10 @@ def _measured(ws: Workspace, model: Model, asked: Decoding) -> list[Scored]:
 def _heard(ws: Workspace, model: Model, recogniser: Recogniser, rows: list[Scored]) -> list[tuple[Scored, str]]:
     with ws.read() as reader:
         there = reader.find_all(Utterance, [row.utterance for row in rows])
-    rows = [row for row in rows if row.utterance in there]
-    waveforms = [given for given, _ in utterances.with_surroundings(ws, [there[row.utterance] for row in rows])]
-    texts: list[str] = []
-    for row, waveform in zip(rows, waveforms, strict=True):
-        (heard,) = recogniser.transcribe([waveform], transcripts.decoding(ws, row.language, model=model))
-        texts.append(heard.text)
-    return list(zip(rows, texts, strict=True))
+    found = []
+    for row in rows:
+        if row.utterance in there:
+            asked = transcripts.decoding(ws, row.language, model=model)
+            (heard,) = hearing.hear(ws, recogniser, [there[row.utterance]], asked)
+            found.append((row, heard.hypothesis.text))
+    return found

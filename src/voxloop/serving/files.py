@@ -3,62 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
-from voxloop.records import MAX_UTTERANCE_SAMPLES, seconds
+from voxloop.records import MAX_UTTERANCE_SAMPLES
 from voxloop.serving.batches import Clip, Heard, Urgency
-from voxloop.speech.audio import SAMPLE_BYTES, Source, from_pcm16, stream, to_pcm16
 from voxloop.steps import transcripts, utterances
 
 if TYPE_CHECKING:
-    from voxloop.families.contract import Context, Decoding, Waveform
+    from voxloop.families.contract import Context, Decoding
     from voxloop.records import Model
     from voxloop.serving.batches import Batches
+    from voxloop.speech.spooled import Sound
     from voxloop.steps.transcripts import Segment
     from voxloop.steps.utterances import Span
     from voxloop.workspace import Workspace
 
 AHEAD = 8  # parts of one file that wait at a time: memory does not grow with its length
-
-
-class Sound:
-    """A file's sound at 16 kHz, in a temporary file, as it would be stored."""
-
-    def __init__(self, pcm: BinaryIO, samples: int, source: Source) -> None:
-        self._pcm = pcm
-        self.samples = samples
-        self.source = source
-
-    @property
-    def duration(self) -> float:
-        """Seconds."""
-        return seconds(self.samples)
-
-    def read(self, start: int, end: int) -> Waveform:
-        """Samples `start` to `end` as (S,)."""
-        self._pcm.seek(start * SAMPLE_BYTES)
-        return from_pcm16(self._pcm.read((end - start) * SAMPLE_BYTES))
-
-    def close(self) -> None:
-        self._pcm.close()
-
-
-def decoded(file: Path, *, max_seconds: float, max_bytes: int, channel: int | None = None) -> Sound:
-    """A file's sound, its channels mixed or one of them taken alone. Raises AudioError."""
-    source = Source()
-    pcm = tempfile.TemporaryFile(prefix="voxloop-")  # noqa: SIM115 - the sound holds it
-    try:
-        for block in stream(file, max_seconds=max_seconds, max_bytes=max_bytes, channel=channel, source=source):
-            pcm.write(to_pcm16(block))
-        return Sound(pcm, pcm.tell() // SAMPLE_BYTES, source)
-    except BaseException:
-        pcm.close()
-        raise
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,8 +42,7 @@ def parts(ws: Workspace, sound: Sound, context: Context) -> list[Part]:
 
     `context` is how the model feeds clips: it decides how pieces of speech are joined.
     """
-    joining = utterances.PHRASES if context == "trimmed" else utterances.WINDOWS
-    spans = utterances.spans_in(sound.read, sound.samples, ws.settings, joining)
+    spans = utterances.spans_in(sound.read, sound.samples, ws.settings, utterances.joining(context))
     given = utterances.with_margins(spans, sound.samples)
     return [Part(sound=sound, span=span, given=wider) for span, wider in zip(spans, given, strict=True)]
 

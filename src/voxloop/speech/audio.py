@@ -223,7 +223,7 @@ def _native(
         mp3 = check_mp3(path, raw, head)
         ffmpegs = bool(track) or (mp3 is not None and not mp3.true) or (ogg is not None and (ogg.opus or not ogg.whole))
     if ffmpegs:
-        yield from _by_ffmpeg(path, None, channel, track, source)
+        yield from _by_ffmpeg(path, None, channel, track, source, mp3.holes if mp3 is not None else ())
         return
 
     try:
@@ -297,12 +297,14 @@ _FFMPEG_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS}
 class _Timeline:
     """Where the frames of a stream stand in time, what is missing between them, and what could not be decoded."""
 
-    def __init__(self, source: Source, *, timed: bool) -> None:
+    def __init__(self, source: Source, *, timed: bool, holes: Sequence[tuple[float, float]] = ()) -> None:
         self.source = source
         self.read_s = 0.0  # with the silence in gaps
         self.damaged_s: float | None = None  # where the first packet could not be decoded
         self.lost_s = 0.0  # of sound in such packets
         self._due: float | None = 0.0 if timed else None  # the time stamp that the next frame should have
+        self._holes = list(holes)
+        self._decoded_s = 0.0
 
     def lose(self, packet: Any) -> None:
         """Note a packet that could not be decoded."""
@@ -312,7 +314,11 @@ class _Timeline:
     def take(self, frame: Any) -> float:
         """Move on by a frame; the seconds of silence that stand before it."""
         gap_s = 0.0
-        if frame.time is not None:
+        lasts_s = frame.samples / frame.sample_rate
+        if self._holes and self._decoded_s + lasts_s / 2 >= self._holes[0][0]:
+            gap_s = self._holes.pop(0)[1]
+            self.source.gap(self.read_s, gap_s)
+        elif frame.time is not None:
             due = frame.time if self._due is None else self._due
             jump_s = frame.time - due
             # Small steps are rounding, which must not add up; after a jump the clock begins anew.
@@ -322,16 +328,25 @@ class _Timeline:
             elif jump_s > GAP_S:
                 gap_s = jump_s
                 self.source.gap(self.read_s, gap_s)
-        lasts_s = frame.samples / frame.sample_rate
+        self._decoded_s += lasts_s
         self._due = None if self._due is None else self._due + lasts_s
         self.read_s += gap_s + lasts_s
         return gap_s
 
 
 def _by_ffmpeg(
-    path: Path, refused: Exception | None, channel: int | None, track: int | None, source: Source
+    path: Path,
+    refused: Exception | None,
+    channel: int | None,
+    track: int | None,
+    source: Source,
+    holes: Sequence[tuple[float, float]] = (),
 ) -> Iterator[tuple[int, Waveform]]:
-    """(rate, (S,) block) from FFmpeg's libraries; `refused` is what libsndfile said, where it was asked."""
+    """(rate, (S,) block) from FFmpeg's libraries; `refused` is what libsndfile said, where it was asked.
+
+    `holes` are stretches without a frame (seconds, seconds missing) in a file that has no time stamps: FFmpeg looks
+    for the next frame behind them and says nothing.
+    """
     import av
 
     timeline = _Timeline(source, timed=False)
@@ -339,7 +354,8 @@ def _by_ffmpeg(
         with av.open(f"file:{path.absolute()}", options=dict(_FFMPEG_OPTIONS), metadata_errors="replace") as container:
             chosen = _track(path, container, track, source)
             source.codec = source.codec or chosen.codec_context.codec.canonical_name
-            timeline = _Timeline(source, timed=any(name in container.format.name for name in _TIMED))
+            timed = any(name in container.format.name for name in _TIMED)
+            timeline = _Timeline(source, timed=timed, holes=holes)
             yield from _blocks(path, _frames(container, chosen, timeline), channel, timeline, source)
             if timeline.damaged_s is not None and not timeline.read_s:
                 raise AudioError("broken", f"{path} is damaged: none of its packets can be decoded")

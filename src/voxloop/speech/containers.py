@@ -136,6 +136,7 @@ def _ogg_checksum(page: bytes) -> int:
 
 
 _XING_AT = {(True, True): 36, (True, False): 21, (False, True): 21, (False, False): 13}  # by MPEG-1, by stereo
+CHAINED = 3  # frames that must follow each other for the first of them to be one
 _MISSING_MP3 = 2_048  # bytes: tags at the end are counted differently by different writers
 
 
@@ -145,13 +146,14 @@ _KBITS = {
     False: (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
 _HZ = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}
-_TAGS = (b"TAG", b"APETAGEX", b"LYRICSBEGIN")  # what writers put behind the last frame
+TAGS = (b"TAG", b"APETAGEX", b"LYRICSBEGIN")  # what writers put behind the last frame
 
 
 class Mp3(NamedTuple):
     """What the header of an MP3 claims, held against its frames."""
 
     true: bool  # there is a Xing or Info header, and it counts the frames that are there
+    holes: tuple[tuple[float, float], ...] = ()  # damaged stretches: where, and how much is missing, in seconds
 
 
 def check_mp3(path: Path, file: BinaryIO, head: bytes) -> Mp3 | None:
@@ -169,7 +171,8 @@ def check_mp3(path: Path, file: BinaryIO, head: bytes) -> Mp3 | None:
         return None
     tag = _XING_AT[frame[1] & 0x18 == 0x18, frame[3] & 0xC0 != 0xC0]
     if frame[tag : tag + 4] not in (b"Xing", b"Info"):
-        return Mp3(true=False)
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return Mp3(true=False, holes=_walk_mp3(data, begin).holes)
     flags = int.from_bytes(frame[tag + 4 : tag + 8], "big")
     if flags & 2:
         at = tag + (12 if flags & 1 else 8)
@@ -180,25 +183,65 @@ def check_mp3(path: Path, file: BinaryIO, head: bytes) -> Mp3 | None:
             )
     frames = int.from_bytes(frame[tag + 8 : tag + 12], "big") if flags & 1 else 0
     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        return Mp3(true=frames > 0 and _mp3_frames(data, begin) == frames + 1)  # its own is one more
+        walk = _walk_mp3(data, begin)
+    # Its own frame is one more.
+    return Mp3(true=frames > 0 and not walk.holes and walk.frames == frames + 1, holes=walk.holes)
 
 
-def _mp3_frames(data: mmap.mmap, place: int) -> int | None:
-    """How many frames follow each other from a place to the end, tags aside; None where something else is between."""
+class _Mp3Walk(NamedTuple):
+    frames: int
+    holes: tuple[tuple[float, float], ...]  # seconds from the beginning, and seconds that are missing there
+
+
+def _walk_mp3(data: mmap.mmap, place: int) -> _Mp3Walk:
+    """The frames from a place to the end, tags aside, and the stretches that hold none."""
     size, count = len(data), 0
     lengths: dict[bytes, int] = {}  # by the second and third byte of a header
+    holes: list[tuple[float, float]] = []
+    frame_s = 0.0
+    begin = place
+    missing = 0  # bytes
     while place + 4 <= size:
         kind = data[place : place + 3]
         length = lengths.get(kind)
         if length is None:
-            if kind[0] != 0xFF or kind[1] & 0xE6 != 0xE2 or kind[1] >> 3 & 3 == 1:
-                return count if any(data[place : place + len(tag)] == tag for tag in _TAGS) else None
-            version, bits, rate = kind[1] >> 3 & 3, kind[2] >> 4, kind[2] >> 2 & 3
-            if bits in (0, 15) or rate == 3:
-                return None
-            first = version == 3
-            length = (144 if first else 72) * 1000 * _KBITS[first][bits] // _HZ[version][rate] + (kind[2] >> 1 & 1)
+            length = _mp3_length(kind)
+            if not length:
+                following = None if data[place : place + 11].startswith(TAGS) else _next_mp3_frame(data, place)
+                if following is None:  # nothing but a tag, or what some other program appended
+                    break
+                if kind != b"ID3":
+                    share = max(1, count) / max(1, place - begin - missing)  # frames in a byte
+                    holes.append((count * frame_s, (following - place) * share * frame_s))
+                missing += following - place
+                place = following
+                continue
             lengths[kind] = length
+            first = kind[1] >> 3 & 3 == 3
+            frame_s = (1152 if first else 576) / _HZ[kind[1] >> 3 & 3][kind[2] >> 2 & 3]
         place += length
         count += 1
-    return count if place <= size + 3 else None
+    return _Mp3Walk(count, tuple(holes))
+
+
+def _mp3_length(header: bytes) -> int:
+    """Bytes of a frame of Layer III by the first three bytes of its header; 0 for what is none."""
+    if len(header) < 3 or header[0] != 0xFF or header[1] & 0xE6 != 0xE2 or header[1] >> 3 & 3 == 1:
+        return 0
+    version, bits, rate = header[1] >> 3 & 3, header[2] >> 4, header[2] >> 2 & 3
+    if bits in (0, 15) or rate == 3:
+        return 0
+    first = version == 3
+    return (144 if first else 72) * 1000 * _KBITS[first][bits] // _HZ[version][rate] + (header[2] >> 1 & 1)
+
+
+def _next_mp3_frame(data: mmap.mmap, place: int) -> int | None:
+    """Where frames follow each other again; two bytes that look like a header stand in any noise."""
+    while (place := data.find(b"\xff", place + 1)) >= 0:
+        at, chained = place, 0
+        while chained < CHAINED and (length := _mp3_length(data[at : at + 3])):
+            at += length
+            chained += 1
+        if chained == CHAINED or (chained and at >= len(data)):
+            return place
+    return None

@@ -1,16 +1,16 @@
-"""Voice activity: how likely it is, in every 32 ms, that somebody speaks.
+"""Voice activity: how likely it is, in every 32 ms, that somebody speaks, and where speech begins and ends by that.
 
-The model is Silero's (https://github.com/snakers4/silero-vad), with its own weights. It is made to hear a stream, one
-frame a call. A recording that is there already is heard faster: the spectra and convolutions of many frames at once,
-as no frame's depend on another's, then the LSTM over all of them. The probabilities are those of Silero's own loop
-from the first frame to the last, to 1e-4, however long the recording is.
+The model is Silero's (https://github.com/snakers4/silero-vad, MIT), with the weights of its package. It is made to hear
+a stream, one frame a call, by PyTorch. A recording that is there already is heard faster: the spectra and convolutions
+of many frames at once, as no frame's depend on another's, then the LSTM over all of them. NumPy does that as fast as
+PyTorch, whose import takes longer than a short file's text. The probabilities are those of Silero's own loop from the
+first frame to the last, to 1e-4, however long the recording is.
 
-Letters in shapes: `B` recordings side by side, `T` frames, `S` samples, `D` width.
+Letters in shapes: `B` recordings side by side, `T` frames, `P` places in a frame, `S` samples, `D` width.
 """
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from voxloop.records import SAMPLE_RATE
+from voxloop.records import MAX_UTTERANCE_SAMPLES, SAMPLE_RATE
+from voxloop.speech import silero
 
 if TYPE_CHECKING:
-    import torch
     from threadpoolctl import ThreadpoolController
 
     from voxloop.speech.audio import Waveform
@@ -30,40 +30,19 @@ if TYPE_CHECKING:
 FRAME = 512  # samples: what Silero's model hears at once, 32 ms at 16 kHz
 BEFORE = 64  # samples before a frame, which it hears as well
 READ_FRAMES = 4096  # of a recording held at a time: 131 s
-AT_ONCE = 512  # frames whose spectra and convolutions are computed together: what these make of them fits the caches
+AT_ONCE = 256  # frames whose spectra and convolutions are computed together: what these make of them fits the caches
 TOGETHER = 16  # short recordings heard side by side
 SHORT = 60 * SAMPLE_RATE  # samples: up to this length a recording is heard beside others
+FFT, HOP, AFTER = (
+    256,
+    128,
+    64,
+)  # samples: the window of a spectrum, its step, and what a frame is mirrored by at its end
+PAUSE = int(0.098 * SAMPLE_RATE)  # samples: a longer pause may be the place where speech of 30 s is cut
+DROP = 0.15  # speech ends where its probability falls this far below the threshold
 
+Array = np.ndarray[Any, np.dtype[np.float32]]
 Frames = np.ndarray[tuple[int, int], np.dtype[np.float32]]
-
-
-_IMPORTING = threading.Lock()
-
-
-def silero() -> Any:
-    """The package silero_vad.
-
-    Importing it calls `torch.set_num_threads(1)`, which would hold for all models of the process, and for good in
-    every thread that first computes before it is taken back. So that call is kept from having an effect.
-    """
-    if "silero_vad" not in sys.modules:
-        import torch
-
-        with _IMPORTING:
-            importing, set_num_threads = threading.get_ident(), torch.set_num_threads
-
-            def by_others(nthreads: int) -> None:
-                if threading.get_ident() != importing:
-                    set_num_threads(nthreads)
-
-            torch.set_num_threads = by_others
-            try:
-                import silero_vad
-            finally:
-                torch.set_num_threads = set_num_threads
-    import silero_vad
-
-    return silero_vad
 
 
 def detector() -> str:
@@ -95,6 +74,64 @@ def chances_of(waveforms: Sequence[Waveform]) -> list[list[float]]:
     return [row[: len(frames)].tolist() for row, frames in zip(rows, framed, strict=True)]
 
 
+def stretches(
+    probabilities: Sequence[float], samples: int, *, threshold: float, shortest: int, pause: int, padding: int
+) -> list[tuple[int, int]]:
+    """Where speech is, by the probability of every 512 of `samples`: starts and ends, in order, all counted in samples.
+
+    This is Silero's rule (utils_vad.get_speech_timestamps_from_probs). Speech begins at the threshold and ends with a
+    pause of `pause`; what is no longer than `shortest` is left out; at 30 s it is cut at its longest pause so far, or
+    there. `padding` is added on either side, half of the gap at most where there is less.
+    """
+    longest = MAX_UTTERANCE_SAMPLES - FRAME - 2 * padding
+    floor = max(threshold - DROP, 0.01)
+    found: list[tuple[int, int]] = []
+    start: int | None = None
+    quiet = 0  # where the pause began that lasts until now; 0: there is none
+    pauses: list[tuple[int, int]] = []  # within this speech: length and beginning
+    for index, chance in enumerate(probabilities):
+        now = index * FRAME
+        if chance >= threshold and quiet:
+            if now - quiet > PAUSE:
+                pauses.append((now - quiet, quiet))
+            quiet = 0
+        if start is None:
+            if chance >= threshold:
+                start = now
+            continue
+        if now - start > longest:
+            length, end = max(pauses, key=lambda one: one[0], default=(0, now))
+            found.append((start, end))
+            start, quiet = (end + length if pauses else None), 0
+            pauses = []
+            if start is None:
+                continue
+        if chance < floor:
+            quiet = quiet or now
+            if now - quiet >= pause:
+                if quiet - start > shortest:
+                    found.append((start, quiet))
+                start, quiet, pauses = None, 0, []
+    if start is not None and samples - start > shortest:
+        found.append((start, samples))
+    return _padded(found, samples, padding)
+
+
+def _padded(spans: Sequence[tuple[int, int]], samples: int, padding: int) -> list[tuple[int, int]]:
+    edges = [list(span) for span in spans]
+    for index, span in enumerate(edges):
+        if index == 0:
+            span[0] = max(0, span[0] - padding)
+        if index == len(edges) - 1:
+            span[1] = min(samples, span[1] + padding)
+            continue
+        gap = edges[index + 1][0] - span[1]
+        added = gap // 2 if gap < 2 * padding else padding
+        span[1] = min(samples, span[1] + added) if gap >= 2 * padding else span[1] + added
+        edges[index + 1][0] = max(0, edges[index + 1][0] - added)
+    return [(start, end) for start, end in edges]
+
+
 def _frames(waveform: Waveform, before: int = 0) -> Frames:
     """(S,) as rows of 512 samples, each behind the 64 before it: silence ahead of the first and behind the last.
 
@@ -109,60 +146,90 @@ def _frames(waveform: Waveform, before: int = 0) -> Frames:
 
 
 @lru_cache(maxsize=1)
-def _openmp() -> ThreadpoolController:
-    """The OpenMP that PyTorch computes with.
-
-    It is limited here and not by `torch.set_num_threads`, because OpenMP counts its threads for each calling thread
-    apart, while PyTorch also keeps one number for all threads that have not computed yet.
-    """
-    import torch  # noqa: F401 (the controller finds the libraries that are loaded)
+def _blas() -> ThreadpoolController:
+    """The OpenBLAS that NumPy multiplies with, where it does."""
     from threadpoolctl import ThreadpoolController
 
-    return ThreadpoolController()
+    return ThreadpoolController().select(internal_api="openblas")
+
+
+# OpenBLAS counts its threads once for the process: what one caller limits, another would find limited.
+_LIMITING = threading.Lock()
 
 
 class _Voice:
-    """Silero's network taken apart into what sees single frames and what goes through time. It keeps no state."""
+    """Silero's network for 16 kHz: what sees single frames, and what goes through time. It keeps no state."""
 
     def __init__(self) -> None:
-        import torch
+        found = silero.weights()
+        self.window = found["stft.forward_basis_buffer"][0, 0]  # its cosine of frequency zero
+        # A convolution over P places is a product with what lies under its kernel, (P, 3 * D).
+        self.convolutions = []
+        for index, stride in enumerate((1, 2, 2, 1)):
+            kernel, bias = (found[f"encoder.{index}.reparam_conv.{name}"] for name in ("weight", "bias"))
+            self.convolutions.append((kernel.transpose(2, 1, 0).reshape(-1, len(bias)), stride, bias))
+        # The gates in PyTorch's order are input, forget, cell, output. A sigmoid is half a hyperbolic tangent of half
+        # its argument, so that one call computes all four.
+        size = found["decoder.rnn.weight_hh"].shape[1]
+        halves = np.repeat(np.array([0.5, 0.5, 1.0, 0.5], np.float32), size)
+        self.inward = np.ascontiguousarray((found["decoder.rnn.weight_ih"] * halves[:, None]).T)
+        self.onward = np.ascontiguousarray((found["decoder.rnn.weight_hh"] * halves[:, None]).T)
+        self.bias = (found["decoder.rnn.bias_ih"] + found["decoder.rnn.bias_hh"]) * halves
+        self.last, self.last_bias = found["decoder.decoder.2.weight"][0, :, 0], found["decoder.decoder.2.bias"][0]
 
-        network = silero().load_silero_vad()._model  # the one for 16 kHz
-        self.spectrum, self.convolutions, self.last_layer = network.stft, network.encoder, network.decoder.decoder
-        self.window = self.spectrum.forward_basis_buffer[0, 0].clone()  # its cosine of frequency zero
-        cell = network.decoder.rnn
-        self.lstm = torch.nn.LSTM(cell.weight_ih.shape[1], cell.weight_hh.shape[1])
-        with torch.no_grad():
-            for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
-                getattr(self.lstm, f"{name}_l0").copy_(getattr(cell, name))
-
-    def hear(self, frames: np.ndarray[Any, np.dtype[np.float32]], state: Any) -> tuple[torch.Tensor, Any]:
+    def hear(self, frames: Array, state: tuple[Array, Array] | None) -> tuple[Array, tuple[Array, Array]]:
         """Probabilities (B, T) of frames (B, T, 576) that follow on a state, and the state behind them."""
-        import torch
-
         rows, count, _ = frames.shape
-        # Two threads would wait for each other at every step of the LSTM, and take ten times as long.
-        with _openmp().limit(limits=1, user_api="openmp"), torch.inference_mode():
-            features = torch.cat(
-                [
-                    self._see(torch.tensor(frames[row, first : first + AT_ONCE]))
-                    for row in range(rows)
-                    for first in range(0, count, AT_ONCE)
-                ]
-            )
-            through_time, state = self.lstm(features.view(rows, count, -1).transpose(0, 1), state)
-            return self.last_layer(through_time.permute(1, 2, 0))[:, 0], state
+        # Two threads would wait for each other at every step of the LSTM, and take longer than one.
+        with _LIMITING, _blas().limit(limits=1):
+            seen = np.empty((count, rows, self.inward.shape[1]), np.float32)
+            for row in range(rows):
+                for first in range(0, count, AT_ONCE):
+                    features = self._see(frames[row, first : first + AT_ONCE])
+                    np.matmul(features, self.inward, out=seen[first : first + AT_ONCE, row])
+            seen += self.bias
+            states, state = self._through_time(seen, state)
+            raw = np.maximum(states, 0.0) @ self.last + self.last_bias
+        heard: Array = (1.0 / (1.0 + np.exp(-raw))).T
+        return heard, state
 
-    def _see(self, frames: torch.Tensor) -> torch.Tensor:
+    def _through_time(self, gates: Array, state: tuple[Array, Array] | None) -> tuple[Array, tuple[Array, Array]]:
+        """The LSTM's outputs (T, B, D) for what its gates are given (T, B, 4 * D), and the state behind them."""
+        size = self.onward.shape[0]
+        outputs = np.empty((*gates.shape[:2], size), np.float32)
+        hidden, cell = state or (np.zeros_like(outputs[0]), np.zeros_like(outputs[0]))
+        given = np.empty_like(gates[0])
+        sigmoids = np.empty_like(given)
+        added = np.empty_like(cell)
+        cell = cell.copy()
+        for inward, output in zip(gates, outputs, strict=True):
+            np.matmul(hidden, self.onward, out=given)
+            given += inward
+            np.tanh(given, out=given)
+            np.multiply(given, 0.5, out=sigmoids)
+            sigmoids += 0.5
+            cell *= sigmoids[:, size : 2 * size]
+            np.multiply(sigmoids[:, :size], given[:, 2 * size : 3 * size], out=added)
+            cell += added
+            np.tanh(cell, out=output)
+            output *= sigmoids[:, 3 * size :]
+            hidden = output
+        return outputs, (hidden.copy(), cell)
+
+    def _see(self, frames: Array) -> Array:
         """What the LSTM is given (T, D) of frames (T, 576)."""
-        import torch
-
-        size, hop = self.spectrum.filter_length, self.spectrum.hop_length
-        waves = self.spectrum.padding(frames)
-        # A Fourier transform, which Silero writes as a convolution.
-        power = torch.stft(waves, size, hop, window=self.window, center=False, return_complex=True).abs()
-        seen: torch.Tensor = self.convolutions(power)[:, :, 0]
-        return seen
+        waves = np.pad(frames, ((0, 0), (0, AFTER)), mode="reflect")
+        windows = np.lib.stride_tricks.sliding_window_view(waves, FFT, axis=1)[:, ::HOP]
+        seen: Array = np.abs(np.fft.rfft(windows * self.window)).astype(np.float32, copy=False)
+        for kernel, stride, bias in self.convolutions:
+            padded = np.pad(seen, ((0, 0), (1, 1), (0, 0)))
+            places = range(0, seen.shape[1], stride)
+            under = np.stack([padded[:, place : place + 3].reshape(len(frames), -1) for place in places], axis=1)
+            seen = under.reshape(-1, under.shape[-1]) @ kernel
+            seen += bias
+            np.maximum(seen, 0.0, out=seen)
+            seen = seen.reshape(len(frames), len(places), -1)
+        return seen[:, 0]
 
 
 @lru_cache(maxsize=1)

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import sqlalchemy as sa
 
 from voxloop.errors import UsageError
-from voxloop.families.contract import AudioContext, Decoding, Guards, Hypothesis
+from voxloop.families.contract import AudioContext, Decoding, Guards, Hypothesis, PersonalVocabulary
 from voxloop.models import base_model, engine, loaded
 from voxloop.records import SAMPLE_RATE, Guard, Model, Recording, Transcript, Utterance, Word, seconds
 from voxloop.speech import subtitles
 from voxloop.speech import text as _text
+from voxloop.speech.languages import language_code
+from voxloop.steps import hearing, vocabulary
 from voxloop.steps import utterances as _utterances
 from voxloop.stores import tables
 from voxloop.stores.catalog import chunks
@@ -50,11 +51,22 @@ def decoding(
     )
     return Decoding(
         language=language or settings.language or None,
-        audio_context=audio_context,
+        audio_context=cast(AudioContext, settings.audio_context) if audio_context == "auto" else audio_context,
+        untuned="adaptive",
         engine=engine(ws, model),
         batch_seconds=settings.batch_seconds,
         guards=guards if settings.guards else None,
+        beams=settings.beams,
+        prompt=settings.prompt,
+        vocabulary=_vocabulary(ws),
     )
+
+
+def _vocabulary(ws: Workspace) -> PersonalVocabulary | None:
+    """The terms to prefer, and how; None where there are none, or they are not to count."""
+    bonus, prompt = ws.settings.vocabulary_bonus, ws.settings.vocabulary_prompt
+    terms = vocabulary.entries(ws) if bonus or prompt else ()
+    return PersonalVocabulary(terms=terms, bonus=bonus, prompt=prompt) if terms else None
 
 
 def transcribe(ws: Workspace, recordings: str | Sequence[str]) -> list[Transcript]:
@@ -82,14 +94,12 @@ def transcribe(ws: Workspace, recordings: str | Sequence[str]) -> list[Transcrip
         complete(heard_before, [])
     for language, group in _by_language(waiting):
         for part in _parts(group, ws.settings.batch_seconds):
-            waveforms, before = zip(*_utterances.with_surroundings(ws, part), strict=True)
             asked = decoding(ws, language, model=model)
             with loaded(ws, model) as recogniser:
-                heard = recogniser.transcribe(waveforms, asked, word_times=ws.settings.word_times, heard=ws.told)
+                heard = hearing.hear(ws, recogniser, part, asked, word_times=ws.settings.word_times, told=ws.told)
             found: dict[str, list[Transcript]] = {}
-            for utterance, one, samples in zip(part, heard, before, strict=True):
-                one = replace(one, words=_within(one.words, utterance, samples))
-                found.setdefault(utterance.recording, []).append(_hypothesis(utterance, model, one))
+            for utterance, one in zip(part, heard, strict=True):
+                found.setdefault(utterance.recording, []).append(_hypothesis(utterance, model, one.hypothesis))
             for id, transcripts in found.items():
                 left[id] -= len(transcripts)
                 made += transcripts
@@ -320,6 +330,12 @@ class FileTranscript:
     model: str
     duration: float  # seconds
     segments: tuple[Segment, ...]
+    notes: tuple[str, ...] = ()  # what was not as it should be in the file, a sentence each
+
+    @property
+    def speechless(self) -> bool:
+        """Whether no speech was found: there was nothing to transcribe, or it was silence to the model."""
+        return not any(segment.text for segment in self.segments)
 
     @property
     def text(self) -> str:
@@ -334,33 +350,28 @@ def transcribe_file(
     language: str | None = None,
     audio_context: AudioContext = "auto",
     word_times: bool = False,
+    track: int | None = None,
     progress: Callable[[float, float], None] | None = None,
 ) -> FileTranscript:
-    """Read one audio file aloud. `progress` is told seconds done and seconds in all. Raises AudioError.
+    """Read one audio file aloud.
 
-    The sound lies in a temporary file meanwhile, so memory does not grow with its length; what is heard is
-    what would be stored of it.
+    `track` is the audio track, counted from 0; None: the file's default one. `progress` is told seconds done and
+    seconds in all. Raises AudioError, and UsageError for a language that no model has. The sound lies in a temporary
+    file meanwhile, so memory does not grow with its length; what is heard is what would be stored of it.
     """
-    from voxloop.speech.audio import SAMPLE_BYTES, from_pcm16, stream, to_pcm16
+    from voxloop.speech.spooled import Sound
 
+    language = language_code(language)
     record = base_model(ws, model)
     max_seconds, max_bytes = ws.settings.max_recording_hours * 3600, ws.settings.max_file_mb << 20
-    with tempfile.TemporaryFile(prefix="voxloop-") as sound, ExitStack() as using:
-        for decoded in stream(file, max_seconds=max_seconds, max_bytes=max_bytes):
-            sound.write(to_pcm16(decoded))
-        samples = sound.tell() // SAMPLE_BYTES
-
-        def read(start: int, end: int) -> Waveform:
-            sound.seek(start * SAMPLE_BYTES)
-            return from_pcm16(sound.read((end - start) * SAMPLE_BYTES))
-
+    with Sound(file, max_seconds=max_seconds, max_bytes=max_bytes, track=track) as sound, ExitStack() as using:
+        samples = sound.samples
         if progress:
             progress(0.0, seconds(samples))
         asked = decoding(ws, language, audio_context, model=record)
         speaker = using.enter_context(loaded(ws, record))
-        trimmed = speaker.context(audio_context) == "trimmed"
-        joining = _utterances.PHRASES if trimmed else _utterances.WINDOWS
-        spans = _utterances.spans_in(read, samples, ws.settings, joining)
+        joining = _utterances.joining(speaker.context(asked.audio_context, asked.untuned))
+        spans = _utterances.spans_in(sound.read, samples, ws.settings, joining)
         heard_spans = _utterances.with_margins(spans, samples)
         speech = sum(end - start for start, end in heard_spans)
         done = 0.0
@@ -374,31 +385,24 @@ def transcribe_file(
         segments: list[Segment] = []
         pairs = list(zip(spans, heard_spans, strict=True))
         for block in blocks(pairs, [end - start for _, (start, end) in pairs]):
-            waveforms = [read(start, end) for _, (start, end) in block]
+            waveforms = [sound.read(start, end) for _, (start, end) in block]
             heard = speaker.transcribe(waveforms, asked, word_times=word_times, heard=told)
             segments += [segment_of(span, wider[0], one) for (span, wider), one in zip(block, heard, strict=True)]
         if progress:
             progress(seconds(samples), seconds(samples))
-    return FileTranscript(file=str(file), model=record.id, duration=seconds(samples), segments=tuple(segments))
+    return FileTranscript(
+        file=str(file),
+        model=record.id,
+        duration=seconds(samples),
+        segments=tuple(segments),
+        notes=sound.notes,
+    )
 
 
 def transcribe_waveforms(ws: Workspace, waveforms: Sequence[Waveform], model: Model) -> list[Hypothesis]:
     """Texts of waveforms of at most 30 s by a given model."""
     with loaded(ws, model) as recogniser:
         return recogniser.transcribe(waveforms, decoding(ws, model=model))
-
-
-def _within(words: Sequence[Word], utterance: Utterance, before: int) -> tuple[Word, ...]:
-    """Words of an utterance and `before` samples ahead of it, their times from its beginning and within it."""
-    last = seconds(utterance.samples)
-    return tuple(
-        replace(word, start=min(max(word.start, 0.0), last), end=min(max(word.end, 0.0), last))
-        for word in _moved(words, -seconds(before))
-    )
-
-
-def _moved(words: Sequence[Word], by: float) -> tuple[Word, ...]:
-    return tuple(replace(word, start=round(word.start + by, 3), end=round(word.end + by, 3)) for word in words)
 
 
 T = TypeVar("T")
@@ -420,7 +424,7 @@ def blocks(items: Sequence[T], samples: Sequence[int], limit_s: float = BLOCK_S)
 
 def segment_of(span: _utterances.Span, first: int, heard: Hypothesis) -> Segment:
     """What was heard in a span and its margins, which begin with the sample `first`."""
-    words = _moved(heard.words, seconds(first))
+    words = hearing.moved(heard.words, seconds(first))
     start, end = map(seconds, span)
     return Segment(
         # A word that the detector cut into begins or ends outside of the span.
@@ -438,16 +442,23 @@ def segment_of(span: _utterances.Span, first: int, heard: Hypothesis) -> Segment
     )
 
 
-FORMATS = ("text", "json", "srt", "vtt")
+FORMATS = ("text", "txt", "json", "srt", "vtt", "tsv")
 
 
-def formatted(transcript: FileTranscript, format: str) -> str:
-    """The transcript as `text`, `json`, `srt` (SubRip) or `vtt` (https://www.w3.org/TR/webvtt1/)."""
+def formatted(transcript: FileTranscript, format: str, layout: subtitles.Layout = subtitles.DEFAULT) -> str:
+    """The transcript as `text` (or `txt`), `json`, `srt` (SubRip), `vtt` (https://www.w3.org/TR/webvtt1/) or `tsv`.
+
+    `txt`, `srt`, `vtt` and `tsv` are those of openai/whisper: a segment on each line, start and end in milliseconds.
+    """
     if format == "text":
         return transcript.text
+    if format == "txt":
+        return "\n".join(segment.text for segment in transcript.segments if segment.text)
     if format == "json":
         return json.dumps(asdict(transcript) | {"text": transcript.text}, ensure_ascii=False)
-    if format not in ("srt", "vtt"):
+    if format not in FORMATS:
         raise UsageError(f"format {format!r} is not known; known: {', '.join(FORMATS)}")
-    cues = [cue for one in transcript.segments for cue in subtitles.cues(one.text, one.start, one.end, one.words)]
-    return subtitles.srt(cues) if format == "srt" else subtitles.vtt(cues)
+    cues = subtitles.timed(
+        cue for one in transcript.segments for cue in subtitles.cues(one.text, one.start, one.end, one.words, layout)
+    )
+    return {"srt": subtitles.srt, "vtt": subtitles.vtt, "tsv": subtitles.tsv}[format](cues)

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import sqlalchemy as sa
 
@@ -29,6 +29,7 @@ from voxloop.speech import voice
 from voxloop.speech.quality import measure
 from voxloop.steps.recordings import read_audio
 from voxloop.stores import tables
+from voxloop.stores.catalog import chunks
 from voxloop.stores.jobs import News
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from voxloop.stores.catalog import Reader
     from voxloop.workspace import Workspace
 
-MIN_SPEECH_MS = 100  # Silero's 250 ms would lose a short word said alone
+MIN_SPEECH = SAMPLE_RATE // 10  # samples: Silero's 250 ms would lose a short word said alone
 SHORT = 8 * SAMPLE_RATE  # samples: a recording so short is taken as one phrase
 
 # Silero hears little in quiet speech: at 20 dB less it lost 88 of 432 clips, and 2 where they were made louder first.
@@ -63,6 +64,11 @@ class Joining:
 PHRASES = Joining(gap=int(0.8 * SAMPLE_RATE), longest=15 * SAMPLE_RATE)
 # For a model that is fed 30 s whatever there is to hear: a phrase alone would take it as long.
 WINDOWS = Joining(gap=2 * SAMPLE_RATE, longest=MAX_UTTERANCE_SAMPLES)
+
+
+def joining(context: str) -> Joining:
+    """How the speech of a file is joined for a model that is fed in this context."""
+    return PHRASES if context == "trimmed" else WINDOWS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,7 +130,42 @@ def _complete(ws: Workspace, recording: Recording, cuts: Sequence[_Cut], *, firs
             # A described recording to which nothing could be given is told of too: the next step waits for the word.
             news = [News(recording.id, None, {"utterances": 0})]
         tx.emit_all("recording.segmented", news)
+        if first and not any(one.utterances for one in cuts):
+            tx.emit("recording.speechless", recording.id)
         return _cut_before(tx, recording.id)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Speechless:
+    """A recording in which no speech was found."""
+
+    recording: str
+    name: str  # of the file that it came from
+
+
+def speechless(ws: Workspace, recordings: Sequence[str] | None = None, *, since: float = 0.0) -> list[Speechless]:
+    """The recordings (of those given, where they are) that have no utterances since no speech was found in them.
+
+    `since`: cut at that time or later, in seconds since the epoch by the catalog's clock. In order of their names.
+    """
+    with ws.read() as reader:
+        return speechless_in(reader, recordings, since=since)
+
+
+def speechless_in(reader: Reader, recordings: Sequence[str] | None = None, *, since: float = 0.0) -> list[Speechless]:
+    """As `speechless`, of what a reader sees."""
+    event, recording, utterance = tables.event.c, tables.recording.c, tables.utterance.c
+    query = (
+        sa.select(recording.id, recording.name)
+        .join_from(tables.event, tables.recording, event.subject == recording.id)
+        .where(event.type == "recording.speechless", event.created >= since)
+        # What was given a text or segments later has utterances.
+        .where(~sa.exists().where(utterance.recording == recording.id))
+        .order_by(recording.name, recording.id)
+    )
+    parts = [query] if recordings is None else [query.where(recording.id.in_(part)) for part in chunks(recordings)]
+    found = [Speechless(recording=id, name=name) for part in parts for id, name in reader.connection.execute(part)]
+    return sorted(found, key=lambda one: (one.name, one.recording))
 
 
 def _cut_before(reader: Reader, recording: str) -> list[Utterance]:
@@ -155,31 +196,48 @@ def read_span(ws: Workspace, recording_id: str, start: int, end: int) -> Wavefor
     return read_audio(ws, recording_id, start, end)
 
 
-def with_surroundings(ws: Workspace, utterances: Sequence[Utterance]) -> list[tuple[Waveform, int]]:
-    """What a model is given of utterances: (S,) float32 at 16 kHz, and how many samples of it lie before each.
+class Placed(Protocol):
+    """Anything that lies in a recording: an utterance, or a row of a dataset."""
 
-    Of those that the detector cut, the margins as well; segments that came with a recording are heard as they were
-    given, since what lies around them may be somebody else's words.
+    @property
+    def recording(self) -> str: ...
+
+    @property
+    def start(self) -> int: ...
+
+    @property
+    def end(self) -> int: ...
+
+
+def heard_spans(ws: Workspace, placed: Sequence[Placed]) -> list[tuple[Span, bool]]:
+    """The part of its recording that a model is given of each utterance, and whether that is the whole recording.
+
+    What the detector cut is given with its margins. Segments that came with a recording are given as they are, since
+    what lies around them may be somebody else's words. Raises UnknownRecord.
     """
     table = tables.utterance
-    ids = list(dict.fromkeys(utterance.recording for utterance in utterances))
-    query = sa.select(table.c.recording, table.c.start, table.c.end)
-    query = query.where(table.c.recording.in_(ids), table.c.status != "rejected").order_by(table.c.start)
+    ids = list(dict.fromkeys(one.recording for one in placed))
     beside: dict[str, list[Span]] = {id: [] for id in ids}
+    recordings: dict[str, Recording] = {}
     with ws.read() as reader:
-        recordings = {id: reader.get(Recording, id) for id in ids}
-        for recording, start, end in reader.connection.execute(query):
-            beside[recording].append((start, end))
+        for part in chunks(ids):
+            recordings |= {id: reader.get(Recording, id) for id in part}
+            query = sa.select(table.c.recording, table.c.start, table.c.end)
+            query = query.where(table.c.recording.in_(part), table.c.status != "rejected").order_by(table.c.start)
+            for recording, start, end in reader.connection.execute(query):
+                beside[recording].append((start, end))
     wider: dict[tuple[str, int, int], Span] = {}
     for id, spans in beside.items():
         if not recordings[id].segments:
             found = with_margins(spans, recordings[id].samples)
             wider |= {(id, *span): wide for span, wide in zip(spans, found, strict=True)}
-    heard = []
-    for one in utterances:
-        start, end = wider.get((one.recording, one.start, one.end), (one.start, one.end))
-        heard.append((read_span(ws, one.recording, start, end), one.start - start))
-    return heard
+    return [
+        (
+            wider.get((one.recording, one.start, one.end), (one.start, one.end)),
+            (one.start, one.end) == (0, recordings[one.recording].samples),
+        )
+        for one in placed
+    ]
 
 
 def speech_spans(waveform: Waveform, settings: Settings) -> list[Span]:
@@ -229,22 +287,20 @@ def spans_of(
     if not probabilities:
         return []
     found = partial(
-        voice.silero().get_speech_timestamps_from_probs,
-        list(probabilities),
-        sampling_rate=SAMPLE_RATE,
-        min_speech_duration_ms=MIN_SPEECH_MS,
-        max_speech_duration_s=MAX_UTTERANCE_S,
-        min_silence_duration_ms=settings.vad_min_silence_ms,
-        speech_pad_ms=settings.vad_pad_ms,
-        audio_length_samples=samples,
+        voice.stretches,
+        probabilities,
+        samples,
+        shortest=MIN_SPEECH,
+        pause=int(settings.vad_min_silence_ms * SAMPLE_RATE / 1000),
+        padding=int(settings.vad_pad_ms * SAMPLE_RATE / 1000),
     )
     # Where nothing is heard at all, what is half as likely counts: noise stays far below that.
     pieces = found(threshold=settings.vad_threshold) or found(threshold=settings.vad_threshold / 2)
     spans: list[Span] = []
-    for piece in pieces:
+    for first, last in pieces:
         # Padding may reach over the neighbour or, at a hard cut, over the 30 s.
-        start = max(int(piece["start"]), spans[-1][1] if spans else 0)
-        end = min(int(piece["end"]), samples, start + MAX_UTTERANCE_SAMPLES)
+        start = max(first, spans[-1][1] if spans else 0)
+        end = min(last, samples, start + MAX_UTTERANCE_SAMPLES)
         if end <= start:
             continue
         near = spans and start - spans[-1][1] < joining.gap

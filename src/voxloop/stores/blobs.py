@@ -40,7 +40,7 @@ def sha256_bytes(data: bytes) -> str:
     return f"sha256-{hashlib.sha256(data).hexdigest()}"
 
 
-def _said(error: BaseError) -> str:
+def _said(error: BaseError | OSError) -> str:
     """What went wrong, in a line: obstore adds a page of its own structures."""
     return " ".join(str(error).partition("\n\nDebug source:")[0].split())
 
@@ -64,7 +64,10 @@ class Blobs:
         self._root: Path | None = None
         if parsed.scheme == "file":
             self._root = Path(unquote(parsed.path))
-            self._store: ObjectStore = LocalStore(self._root, mkdir=True)
+            try:
+                self._store: ObjectStore = LocalStore(self._root, mkdir=True)
+            except OSError as error:
+                raise BlobError(f"{self._root} is no folder to keep files in ({_said(error)}): name another") from error
         elif parsed.scheme in ("s3", "gs", "az"):
             self._store = from_url(url)
         else:

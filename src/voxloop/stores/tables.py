@@ -106,6 +106,7 @@ utterance = sa.Table(
     sa.Column("status", sa.String, nullable=False),
     sa.Column("quality", sa.JSON),
     sa.Column("priority", sa.Double, nullable=False, default=0.0),
+    sa.Column("doubt", sa.String),
     # `created` of its recording, here so that an index can hold both; written by `Writer.add`, no part of the record.
     sa.Column("ingested", sa.Double, nullable=False, server_default="0"),
     # How sure the machine is of its text (`machine_confidence`), here for the same reason and written there, too.
@@ -258,6 +259,8 @@ model = sa.Table(
     sa.Column("run", sa.String),
     sa.Column("files", sa.JSON, nullable=False),
     sa.Column("forgotten", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("name", sa.String),
+    sa.Index("ix_model_name", "name", unique=True),
 )
 
 evaluation = sa.Table(
@@ -401,6 +404,15 @@ refusal = sa.Table(
     _created(),
     sa.Column("reason", sa.String, nullable=False),
     sa.Column("message", sa.Text, nullable=False),
+)
+
+# Names and jargon that speakers say, as they are to be written; `language` is empty where any is meant.
+vocabulary = sa.Table(
+    "vocabulary",
+    metadata,
+    sa.Column("term", sa.String, primary_key=True),
+    sa.Column("language", sa.String, primary_key=True),
+    _created(),
 )
 
 # What was forgotten, without whose it was. `pending` lists what is still to be deleted and ends as null.

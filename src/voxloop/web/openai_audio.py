@@ -15,7 +15,7 @@ import shutil
 import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -25,12 +25,14 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response, Streami
 from starlette.datastructures import FormData, UploadFile
 
 from voxloop.errors import UnknownRecord, VoxloopError
-from voxloop.families.contract import compression
+from voxloop.families.contract import PersonalVocabulary, Term, compression
 from voxloop.families.registry import family
 from voxloop.records import Model
 from voxloop.serving import files
 from voxloop.serving.batches import Urgency
 from voxloop.speech.audio import channel_count
+from voxloop.speech.languages import UnknownLanguage, language_code
+from voxloop.speech.spooled import Sound
 from voxloop.steps import transcripts
 from voxloop.steps.transcripts import FileTranscript, Segment
 from voxloop.web.access import Listener, needs
@@ -160,7 +162,10 @@ def _language(values: dict[str, Any]) -> str | None:
     """The language asked for; of several that may be spoken, none: the model finds out which."""
     several = _many(values, "languages")
     given = str(values.get("language") or "") or (several[0] if len(several) == 1 else "")
-    return given or None
+    try:
+        return language_code(given)
+    except UnknownLanguage as error:
+        raise Problem(400, str(error), code="invalid_value", param="language") from error
 
 
 # Its answer ----------------------------------------------------------------------------------------------------------
@@ -210,16 +215,16 @@ def _begin(served: Served, asked: Asked, client: Client, using: ExitStack) -> Jo
         ) from error
     # Held until the request is answered: whatever is promoted meanwhile, one request is heard by one model.
     model, recogniser = using.enter_context(served.models.using(named))
-    decoding = transcripts.decoding(served.ws, asked.language, model=model)
+    decoding = _decoding(served, asked, model)
     max_seconds, max_bytes = settings.serve_max_audio_hours * 3600, settings.serve_max_upload_mb << 20
-    context = recogniser.context(decoding.audio_context)
+    context = recogniser.context(decoding.audio_context, decoding.untuned)
     channels: list[int | None] = [None]
     if asked.format == "diarized_json":
         channels = list(range(_channels(asked, max_bytes)))
     parts: list[tuple[str | None, Part]] = []
     duration = 0.0
     for channel in channels:
-        sound = files.decoded(asked.file, max_seconds=max_seconds, max_bytes=max_bytes, channel=channel)
+        sound = Sound(asked.file, max_seconds=max_seconds, max_bytes=max_bytes, channel=channel)
         using.callback(sound.close)
         duration = sound.duration
         served.batches.admit(files.urgency_of(sound))
@@ -235,6 +240,16 @@ def _begin(served: Served, asked: Asked, client: Client, using: ExitStack) -> Jo
         parts=parts,
         duration=duration,
     )
+
+
+def _decoding(served: Served, asked: Asked, model: Model) -> Decoding:
+    """How the workspace reads text off the model, with the prompt and the words that this request brings along."""
+    decoding = transcripts.decoding(served.ws, asked.language, model=model)
+    prompt = str(asked.fields.get("prompt") or "")
+    words = tuple(Term(word) for word in _many(asked.fields, "keywords") if word.strip())
+    known = decoding.vocabulary or PersonalVocabulary(terms=(), bonus=served.ws.settings.vocabulary_bonus)
+    vocabulary = replace(known, terms=(*known.terms, *words)) if words else decoding.vocabulary
+    return replace(decoding, prompt=prompt or decoding.prompt, vocabulary=vocabulary)
 
 
 def _channels(asked: Asked, max_bytes: int) -> int:

@@ -17,7 +17,7 @@ import torch
 from torch.nn import functional
 
 from voxloop.errors import ModelError, TrainingError, install_command
-from voxloop.families.contract import Capability, Context, Labels, Part, Trainable, require
+from voxloop.families.contract import Capability, Context, Labels, Part, Segment, Trainable, require, words_alone
 from voxloop.families.folders import hide_frames, on_device, open_folder, save_folder, without_adapters
 from voxloop.families.voxtral import prompts
 from voxloop.records import MAX_UTTERANCE_S
@@ -97,16 +97,16 @@ class Voxtral:
         self,
         trainable: Trainable,
         waveforms: Sequence[Waveform],
-        texts: Sequence[str],
+        texts: Sequence[str | Sequence[Segment]],
         languages: Sequence[str | None],
         *,
-        full_length: bool = False,
+        at_least_s: float = 0.0,
     ) -> dict[str, torch.Tensor]:
         """A batch: input_ids, attention_mask and labels (B, U), padded on the right; input_features (B, F, 3000)."""
         given = prompts.request(trainable.processor, waveforms, [code or trainable.language for code in languages])
         limit, tokenizer = self.label_limit(trainable), trainable.processor.tokenizer
         rows, learnt = [], []
-        for ids, mask, text in zip(given["input_ids"], given["attention_mask"], texts, strict=True):
+        for ids, mask, text in zip(given["input_ids"], given["attention_mask"], map(words_alone, texts), strict=True):
             prompt = ids[mask.bool()].tolist()  # the request is padded on the left, for generation
             said = [*prompts.tokens(tokenizer, text), tokenizer.eos_token_id]
             if len(prompt) + len(said) > limit:
@@ -152,7 +152,11 @@ class Voxtral:
         )
         return total, outputs
 
-    def padded_seconds(self, seconds: float, context: Context = "full") -> float:
+    def tuned_context(self, folder: str | Path) -> Context:
+        """Voxtral is fed 30 s, always."""
+        return "full"
+
+    def padded_seconds(self, seconds: float, at_least_s: float = MAX_UTTERANCE_S) -> float:
         """Seconds that a clip takes up in a batch: always 30."""
         return MAX_UTTERANCE_S
 
@@ -161,10 +165,10 @@ class Voxtral:
         limit: int = trainable.model.config.text_config.max_position_embeddings
         return limit
 
-    def label_length(self, trainable: Trainable, text: str, language: str | None) -> int:
+    def label_length(self, trainable: Trainable, text: str | Sequence[Segment], language: str | None) -> int:
         """Tokens of a text with its prompt, the audio's included, and the end."""
         before = prompts.prompt_length(trainable.processor, language or trainable.language)
-        return before + len(self.text_tokens(trainable, text)) + 1
+        return before + len(self.text_tokens(trainable, words_alone(text))) + 1
 
     def text_tokens(self, trainable: Trainable, text: str) -> list[int]:
         """Tokens of a text alone, without prompt and end."""

@@ -35,7 +35,7 @@ class VoxtralRecogniser:
         self.model = model
         self.processor = processor
 
-    def context(self, asked: AudioContext) -> Context:
+    def context(self, asked: AudioContext, untuned: Context = "full") -> Context:
         """Always `full`: the audio tower takes nothing else. Raises UsageError where `trimmed` is asked for."""
         if asked == "trimmed":
             require(self.family, "short context")

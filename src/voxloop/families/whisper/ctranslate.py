@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import json
+import os
 import re
 import shutil
 import sys
@@ -23,21 +24,22 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 import numpy as np
-import torch
 
 from voxloop.errors import ModelError, first_line, install_command
 from voxloop.families.contract import Decoding
 from voxloop.families.whisper import ctranslate_folder
+from voxloop.families.whisper.bias import Reading, log_softmax
 from voxloop.families.whisper.features import (
     CONTEXT_KEY,
     FULL_FRAMES,
     POSITION_SAMPLES,
+    Array,
     AudioContext,
-    features_of,
     frames_in,
+    log_mel_numpy,
     mel_filters,
 )
-from voxloop.families.whisper.reading import Config, Draft, Reader, Vocabulary, pick, vocabulary
+from voxloop.families.whisper.reading import Config, Draft, Reader, Vocabulary, vocabulary
 from voxloop.records import SAMPLE_RATE
 
 if TYPE_CHECKING:
@@ -46,7 +48,7 @@ if TYPE_CHECKING:
     from voxloop.families.contract import Waveform
 
 MANIFEST = "voxloop.json"  # in a converted folder: all that is read of the model beside its files, and their hashes
-FORMAT = 2  # of that; what has another one is converted anew
+FORMAT = 3  # of that; what has another one is converted anew
 FILTERS = "mel_filters.npy"
 TIME_STAMP = re.compile(r"<\|\d+\.\d+\|>")
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # glibc, malloc.h; mallopt(3)
@@ -124,7 +126,7 @@ def convert(folder: str | Path, target: Path, compute_type: str) -> None:
         "version": ctranslate2.__version__,
         "compute_type": compute_type,
         "config": {name: getattr(config, name) for name in get_type_hints(Config)}
-        | {CONTEXT_KEY: getattr(config, CONTEXT_KEY, "full")},
+        | {CONTEXT_KEY: getattr(config, CONTEXT_KEY, None)},
         "vocabulary": asdict(known),
         "suppressed": list(generation.suppress_tokens or []),
         "files": {path.name: _sha256(path) for path in sorted(target.iterdir()) if path.name != MANIFEST},
@@ -185,6 +187,10 @@ class Spelling:
         self._tokenizer = Tokenizer.from_file(str(file))
         self.added_tokens_decoder: dict[int, Any] = self._tokenizer.get_added_tokens_decoder()
 
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        found: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        return found
+
     def batch_decode(self, texts: Sequence[Sequence[int]], *, skip_special_tokens: bool) -> list[str]:
         """Texts without time stamps, as transformers' WhisperTokenizer writes them."""
         written = self._tokenizer.decode_batch([list(one) for one in texts], skip_special_tokens=skip_special_tokens)
@@ -195,8 +201,8 @@ class Spelling:
         return found
 
 
-def load(converted: Path, device: str) -> CTranslateRecogniser:
-    """Open what `convert` made of a saved model. Raises ModelError with the remedy."""
+def load(converted: Path, device: str, threads: int = 0) -> CTranslateRecogniser:
+    """Open what `convert` made of a saved model, on so many threads (0: `available_threads`). Raises ModelError."""
     ctranslate2 = library()
     kind, _, index = device.partition(":")
     try:
@@ -210,9 +216,9 @@ def load(converted: Path, device: str) -> CTranslateRecogniser:
             )
         if kind == "cpu":
             keep_memory()
-        # As many threads in all as torch was given: its own default is four, however many cores there are. Side by side
-        # first, since clips of unlike length make small batches, which threads wait in more than they work.
-        threads = torch.get_num_threads()
+        # CTranslate2's own default is four threads, however many cores there are. Side by side first, since clips of
+        # unlike length make small batches, which threads wait in more than they work.
+        threads = threads or available_threads()
         workers = min(threads, WORKERS) if kind == "cpu" else 1
         model = ctranslate2.models.Whisper(
             str(converted),
@@ -227,13 +233,21 @@ def load(converted: Path, device: str) -> CTranslateRecogniser:
             SimpleNamespace(**told["config"]),
             Vocabulary(**told["vocabulary"]),
             Spelling(converted / "tokenizer.json"),
-            torch.from_numpy(np.load(converted / FILTERS)),
+            np.load(converted / FILTERS),
             told["suppressed"],
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise ModelError(
             f"CTranslate2 cannot load {converted} on {device}: {first_line(error)}; set `engine` to torch to go without"
         ) from error
+
+
+def available_threads() -> int:
+    """As many as `OMP_NUM_THREADS` says, which PyTorch goes by as well, or as the process has cores."""
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    if told.isdecimal() and int(told):
+        return int(told)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def keep_memory() -> None:
@@ -257,7 +271,7 @@ class CTranslateRecogniser(Reader):
         config: Config,
         vocabulary: Vocabulary,
         tokenizer: Spelling,
-        filters: torch.Tensor,
+        filters: Array,
         suppressed: list[int],
     ) -> None:
         super().__init__(config, vocabulary, tokenizer, filters)
@@ -275,8 +289,7 @@ class CTranslateRecogniser(Reader):
         return frames_in(first, context) == frames_in(next, context) and memory * self._at_once <= LOGITS_BYTES
 
     def _encode(self, clips: Sequence[Waveform], context: AudioContext) -> tuple[Any, None]:
-        features, _ = features_of(clips, context, self.filters, "cpu")
-        given = features.numpy()
+        given = log_mel_numpy(clips, frames_in(len(clips[0]), context), self.filters)
         positions = given.shape[-1] // 2
         # CTranslate2 tells states (B, E, D) from features (B, F, T) by the middle: clips of E = F positions, which are
         # 1.6 s at 80 channels, would be encoded twice. They stay features, and it encodes them where it needs them.
@@ -305,13 +318,12 @@ class CTranslateRecogniser(Reader):
             suppress_blank=False,
         )
         codes = list(self.vocabulary.languages)
-        logits = torch.cat([_logits(result, 0, 1) for result in results])
-        among = logits[:, [self.vocabulary.languages[code] for code in codes]].softmax(dim=-1)
-        chances, best = among.max(dim=-1)
-        return [(codes[index], chance) for index, chance in zip(best.tolist(), chances.tolist(), strict=True)]
+        logits = np.concatenate([_logits(result, 0, 1) for result in results])
+        among = _softmax(logits[:, [self.vocabulary.languages[code] for code in codes]])
+        return [(codes[best], float(row[best])) for row, best in zip(among, among.argmax(axis=-1), strict=True)]
 
     def _likeliest(
-        self, states: Any, mask: None, prompts: Sequence[Sequence[int]], limits: Sequence[int], beams: int
+        self, states: Any, mask: None, prompts: Sequence[Sequence[int]], limits: Sequence[int], beams: int, keep: bool
     ) -> list[Draft]:
         if beams == 1:
             results = self._generate(states, prompts, max(limits))
@@ -327,9 +339,9 @@ class CTranslateRecogniser(Reader):
         for result, text, limit in zip(results, texts, limits, strict=True):
             # One step more than there are tokens wrote the end.
             tokens = [*text, self.vocabulary.end][: min(limit, len(result.logits[0]))]
-            logits = _logits(result, 0, len(tokens))
-            chances = logits.softmax(dim=-1).gather(1, torch.tensor(tokens)[:, None])[:, 0]
-            drafts.append(Draft(tokens, chances.tolist(), self._no_speech(result)))
+            chances = [_chance(_array(step), token) for step, token in zip(result.logits[0], tokens, strict=False)]
+            kept = log_softmax(_logits(result, 0, len(tokens))) if keep else None
+            drafts.append(Draft(tokens, chances, self._no_speech(result), logprobs=kept))
         return drafts
 
     def _drawn(
@@ -360,16 +372,45 @@ class CTranslateRecogniser(Reader):
                 draft.no_speech = self._no_speech(result)
                 first = len(draft.tokens)
                 logits = _logits(result, first, min(len(result.logits[0]), limits[index]))
-                numbers = torch.from_numpy(draws[index][first : first + len(logits)].copy())
-                drawn = pick(logits / temperature, numbers)
-                count = int((drawn == logits.argmax(dim=-1)).int().cumprod(dim=0).sum()) + 1
+                drawn = pick(logits / np.float32(temperature), draws[index][first : first + len(logits)])
+                count = int((drawn == logits.argmax(axis=-1)).cumprod().sum()) + 1
                 kept = drawn[:count].tolist()
                 draft.tokens += kept
-                draft.chances += logits[: len(kept)].softmax(dim=-1).gather(1, drawn[:count, None])[:, 0].tolist()
+                draft.chances += [_chance(row, token) for row, token in zip(logits, kept, strict=False)]
                 if draft.tokens[-1] != self.vocabulary.end and len(draft.tokens) < limits[index]:
                     still.append(index)
             running = still
         return drafts
+
+    def _read_on(
+        self,
+        states: Any,
+        mask: None,
+        rows: Sequence[int],
+        prompts: Sequence[Sequence[int]],
+        texts: Sequence[Sequence[int]],
+        more: Sequence[int],
+    ) -> list[Reading]:
+        found: dict[int, Reading] = {}
+        length = [len(text) + further for text, further in zip(texts, more, strict=True)]
+        order = sorted(range(len(rows)), key=lambda index: (length[index], index))
+        at_once = max(1, LOGITS_BYTES // self._at_once // (4 * self.config.vocab_size * max(length, default=1)))
+        for first in range(0, len(order), at_once):
+            part = order[first : first + at_once]
+            results = self._generate(
+                _rows(states, [rows[index] for index in part]),
+                [[*prompts[index], *texts[index]] for index in part],
+                max(length[index] for index in part),
+                suppress_blank=False,
+            )
+            for index, result in zip(part, results, strict=True):
+                places = [_array(step) for step in result.logits[0][: length[index]]]
+                tokens = list(texts[index])
+                while len(tokens) < len(places) and tokens[-1:] != [self.vocabulary.end]:
+                    tokens.append(int(places[len(tokens)].argmax()))
+                since = 0 if more[index] != 1 else len(tokens) - 1
+                found[index] = Reading(tokens, log_softmax(np.stack(places[since : len(tokens)])))
+        return [found[index] for index in range(len(rows))]
 
     def _token_times(
         self,
@@ -402,7 +443,7 @@ class CTranslateRecogniser(Reader):
 
     def _generate(self, states: Any, prompts: Sequence[Sequence[int]], most: int, **options: Any) -> list[Any]:
         """At most so many tokens behind each prompt, those of a text that the prompts go on with counted."""
-        before = self._prompt_length
+        before = prompts[0].index(self.vocabulary.start) + self._prompt_length
         results: list[Any] = self.model.generate(
             states,
             [list(prompt) for prompt in prompts],
@@ -445,6 +486,26 @@ def _view(values: np.ndarray[Any, np.dtype[np.float32]]) -> Any:
     return library().StorageView.from_array(np.ascontiguousarray(values))
 
 
-def _logits(result: Any, first: int, stop: int) -> torch.Tensor:
+def _logits(result: Any, first: int, stop: int) -> Array:
     """Logits (U, V) of some of a text's tokens, suppressed ones at the bottom."""
-    return torch.from_numpy(np.stack([_array(step) for step in result.logits[0][first:stop]]))
+    return np.stack([_array(step) for step in result.logits[0][first:stop]])
+
+
+def _softmax(logits: Array) -> Array:
+    """Probabilities of the last dimension."""
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    found: Array = powers / powers.sum(axis=-1, keepdims=True)
+    return found
+
+
+def _chance(logits: Array, token: int) -> float:
+    """The probability of one token, by its logits (V,)."""
+    highest = logits.max()
+    return float(np.exp(logits[token] - highest) / np.exp(logits - highest).sum())
+
+
+def pick(logits: Array, draws: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.intp]]:
+    """Tokens (U,) of logits (U, V), by the inverse of their cumulative distribution; the torch engine's draw."""
+    summed = _softmax(logits).cumsum(axis=-1, dtype=np.float64)
+    found: np.ndarray[Any, np.dtype[np.intp]] = (summed < draws[:, None] * summed[:, -1:]).sum(axis=-1)
+    return found

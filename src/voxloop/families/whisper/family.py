@@ -10,12 +10,16 @@ Whisper folder that stock transformers loads.
     network.py     encoder and decoder at any length, loading
     output.py      the loss behind the output layer
     reading.py     prompt, batches, guards, words: what both engines do alike
+    bias.py        a personal vocabulary: texts that hold its terms are preferred
     words.py       words and their times, of tokens with theirs
     recogniser.py  the torch engine, with timing.py: when each token was said
     ctranslate.py  the CTranslate2 engine, and conversion for it
+    portable.py    what other programs take for granted: time stamp tokens, positions, files
+    ggml.py        whisper.cpp's model file
+    elsewhere.py   what other programs make of an exported model
     ctranslate_folder.py  a CTranslate2 folder as a base: weights, tokenizer and settings read back
 
-What reads with CTranslate2 imports no transformers, which takes longer than the text of a short file.
+What reads with CTranslate2 imports neither PyTorch nor transformers, which take longer than the text of a short file.
 
 Letters in shapes: `B` batch, `F` mel channels, `T` mel frames, `U` label tokens.
 """
@@ -29,13 +33,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import torch
+from typing import TYPE_CHECKING, Any, Literal
 
 from voxloop.errors import ModelError, TrainingError
-from voxloop.families.contract import Capability, Labels, Part, Trainable
-from voxloop.families.folders import hide_frames, on_device, save_folder, without_adapters
+from voxloop.families.contract import Capability, Labels, Part, Segment, Trainable, words_alone
 from voxloop.families.whisper import ctranslate, ctranslate_folder
 from voxloop.families.whisper.cost import cost as cost_of
 from voxloop.families.whisper.features import (
@@ -43,15 +44,19 @@ from voxloop.families.whisper.features import (
     HOP,
     POSITION_SAMPLES,
     AudioContext,
-    features_of,
+    frame_mask,
+    frames_of_at_least,
+    log_mel,
     mel_filters,
-    padded_frames,
 )
 from voxloop.families.whisper.reading import Vocabulary, vocabulary
-from voxloop.records import MAX_UTTERANCE_S, SAMPLE_RATE
+from voxloop.records import SAMPLE_RATE
+from voxloop.speech.text import CHARACTER_LANGUAGES
 
 if TYPE_CHECKING:
-    from voxloop.families.contract import Cost, Waveform
+    import torch
+
+    from voxloop.families.contract import Cost, ExportFormat, Reading, Waveform
     from voxloop.families.whisper.ctranslate import CTranslateRecogniser
     from voxloop.families.whisper.recogniser import WhisperRecogniser
 
@@ -59,6 +64,8 @@ if TYPE_CHECKING:
 STATE_BYTES = 4  # of a number in float32
 LABEL_TOKENS = 448  # arXiv:2212.04356, table 1 and openai/whisper, model.py: n_text_ctx
 AROUND_TEXT = 5  # start, language, task, no timestamps, end: arXiv:2212.04356, figure 1
+TIME_STEP_S = 0.02  # between two time stamp tokens: arXiv:2212.04356, section 2.3
+TIME_STAMPS = 1501  # from <|0.00|> to <|30.00|>
 
 
 @dataclass(kw_only=True, slots=True)
@@ -67,6 +74,13 @@ class WhisperTrainable(Trainable):
 
     vocabulary: Vocabulary
     filters: torch.Tensor  # of mel channels, (F, 201)
+    spaced: bool
+    """Whether a text begins with a space, as Whisper's own texts do: else a published model has to unlearn it."""
+
+    def time_stamp(self, seconds: float) -> int:
+        """The token of a time from the window's beginning."""
+        step = min(TIME_STAMPS - 1, max(0, round(seconds / TIME_STEP_S)))
+        return self.vocabulary.no_timestamps + 1 + step
 
 
 class Whisper:
@@ -75,8 +89,9 @@ class Whisper:
     name = "whisper"
     capabilities: frozenset[Capability] = frozenset(
         (
-            *("word times", "no-speech", "language detection", "guards"),
+            *("word times", "no-speech", "language detection", "guards", "prompt", "biased decoding"),
             *("short context", "ctranslate2", "embeddings", "encoder states", "cost estimate"),
+            "other programs",
         )
     )
     lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
@@ -109,12 +124,36 @@ class Whisper:
         """Whether what `convert` wrote is whole."""
         return ctranslate.intact(converted)
 
-    def load_converted(self, converted: Path, *, device: str = "cpu") -> CTranslateRecogniser:
+    def load_converted(self, converted: Path, *, device: str = "cpu", threads: int = 0) -> CTranslateRecogniser:
         """Open what `convert` made of a saved model. Raises ModelError with the remedy."""
-        return ctranslate.load(converted, device)
+        return ctranslate.load(converted, device, threads)
+
+    def complete(self, folder: Path, target: Path) -> bool:
+        """Write a folder with the time stamp tokens and files that other programs look for. Raises ModelError."""
+        from voxloop.families.whisper.portable import complete
+
+        return complete(folder, target)
+
+    def write_ggml(self, folder: Path, target: Path) -> None:
+        """Write whisper.cpp's model file of a completed folder into `target`. Raises ModelError."""
+        from voxloop.families.whisper import ggml
+
+        target.mkdir(parents=True, exist_ok=True)
+        ggml.write(folder, target / ggml.FILE)
+
+    def read_elsewhere(
+        self, format: ExportFormat, folder: Path, clips: Sequence[Waveform], language: str | None, base: Path | None
+    ) -> list[Reading]:
+        """What transformers, PEFT, faster-whisper or whisper.cpp read in clips (S,)."""
+        from voxloop.families.whisper import elsewhere
+
+        return elsewhere.read(format, folder, clips, language, base)
 
     def load(self, folder: str | Path, *, device: str = "cpu", dtype: str = "float32") -> WhisperRecogniser:
         """Open a folder or Hub id. Raises ModelError with the remedy."""
+        import torch
+
+        from voxloop.families.folders import on_device
         from voxloop.families.whisper.network import load
         from voxloop.families.whisper.recogniser import WhisperRecogniser
 
@@ -123,19 +162,32 @@ class Whisper:
 
     def open_for_training(self, folder: str | Path, *, audio_context: AudioContext) -> Trainable:
         """Open a folder or Hub id for training, float32 on the CPU; its config remembers the audio context."""
+        import torch
+
         from voxloop.families.whisper.network import load
 
         model, processor = load(folder, torch.float32)
-        base_context: AudioContext = getattr(model.config, CONTEXT_KEY, "full")
+        base_context: Literal["trimmed", "full"] = getattr(model.config, CONTEXT_KEY, "full")
         setattr(model.config, CONTEXT_KEY, audio_context)
         model.config.apply_spec_augment = False  # the recipe augments
+        known = vocabulary(model.config, model.generation_config, processor)
         return WhisperTrainable(
             model=model,
             processor=processor,
             base_context=base_context,
-            vocabulary=vocabulary(model.config, model.generation_config, processor),
+            # The time stamps are the last tokens of Whisper's vocabularies; not every tokenizer names them.
+            time_stamps=model.config.vocab_size >= known.no_timestamps + 1 + TIME_STAMPS,
+            vocabulary=known,
             filters=mel_filters(processor),
+            spaced=base_context == "full",
         )
+
+    def tuned_context(self, folder: str | Path) -> AudioContext:
+        """What config.json says; `full` where it says nothing, or is on the Hub still."""
+        file = Path(folder, "config.json")
+        told = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        context: AudioContext = told.get(CONTEXT_KEY, "full")
+        return context
 
     def labels(self, folder: str | Path) -> Labels:
         """How long the texts of Whisper may be, counted by the tokenizer of a saved model."""
@@ -147,10 +199,12 @@ class Whisper:
 
         @cache
         def tokenizer() -> Tokenizer:  # most texts are so short that nobody asks
-            return Tokenizer.from_file(str(file))
+            opened = Tokenizer.from_file(str(file))
+            opened.encode_special_tokens = True
+            return opened
 
         def tokens(text: str) -> int:
-            return len(tokenizer().encode(text, add_special_tokens=False).ids)
+            return sum(len(tokenizer().encode(part, add_special_tokens=False).ids) for part in _as_letters(text))
 
         return Labels(limit=LABEL_TOKENS, around=AROUND_TEXT, tokens=tokens)
 
@@ -167,6 +221,7 @@ class Whisper:
 
     def recogniser(self, trainable: Trainable, model: torch.nn.Module) -> WhisperRecogniser:
         """The model as it is now, half-way through training; LoRA adapters stay in it."""
+        from voxloop.families.folders import without_adapters
         from voxloop.families.whisper.recogniser import WhisperRecogniser
 
         return WhisperRecogniser(without_adapters(model), trainable.processor)
@@ -175,32 +230,38 @@ class Whisper:
         self,
         trainable: Trainable,
         waveforms: Sequence[Waveform],
-        texts: Sequence[str],
+        texts: Sequence[str | Sequence[Segment]],
         languages: Sequence[str | None],
         *,
-        full_length: bool = False,
+        at_least_s: float = 0.0,
     ) -> dict[str, torch.Tensor]:
         """A batch for the model's forward: input_features (B, F, T), attention_mask (B, T), labels (B, U)."""
-        context: AudioContext = "full" if full_length else "trimmed"
+        import torch
+
         own = _own(trainable)
-        features, mask = features_of(waveforms, context, own.filters, "cpu")
+        frames = [frames_of_at_least(len(clip), at_least_s) for clip in waveforms]
+        features = log_mel(waveforms, frames, own.filters)
         limit = self.label_limit(trainable)
         labels = [self._label(trainable, text, code) for text, code in zip(texts, languages, strict=True)]
-        for label, text in zip(labels, texts, strict=True):
-            if len(label) > limit:
+        for (prompt, said), text in zip(labels, texts, strict=True):
+            if len(prompt) + len(said) > limit:
                 raise TrainingError(
-                    f"a text has {len(label)} tokens and the model writes at most {limit}: {text[:60]!r}…; "
-                    "leave it out of the dataset or cut its recording into shorter utterances"
+                    f"a text has {len(prompt) + len(said)} tokens and the model writes at most {limit}: "
+                    f"{words_alone(text)[:60]!r}…; leave it out of the dataset or cut its recording into shorter "
+                    "utterances"
                 )
-        padded = torch.full((len(labels), max(map(len, labels))), trainable.label_pad)
-        for row, label in zip(padded, labels, strict=True):
-            row[: len(label)] = torch.tensor(label)
-        start = torch.full((len(labels), 1), own.vocabulary.start)
-        given = torch.cat([start, padded[:, :-1]], dim=1)
+        longest = max(len(prompt) + len(said) for prompt, said in labels)
         # Past its end a text is padded with the end token, which is not learnt from.
-        given = given.masked_fill(given == trainable.label_pad, own.vocabulary.end)
-        batch = {"input_features": features, "decoder_input_ids": given, "labels": padded}
-        return batch if mask is None else batch | {"attention_mask": mask}
+        given = torch.full((len(labels), longest), own.vocabulary.end)
+        learnt = torch.full((len(labels), longest), trainable.label_pad)
+        for row, (prompt, said) in enumerate(labels):
+            before = [own.vocabulary.start, *prompt, *said[:-1]]
+            given[row, : len(before)] = torch.tensor(before)
+            learnt[row, len(prompt) : len(prompt) + len(said)] = torch.tensor(said)
+        batch = {"input_features": features, "decoder_input_ids": given, "labels": learnt}
+        if min(frames) == max(frames):
+            return batch
+        return batch | {"attention_mask": frame_mask(torch.tensor(frames), max(frames)).long()}
 
     def masked(
         self,
@@ -209,6 +270,8 @@ class Whisper:
         hide: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     ) -> dict[str, Any]:
         """The batch with its features (B, F, T) as `hide` changes them; a clip's frames are 10 ms each."""
+        from voxloop.families.folders import hide_frames
+
         return hide_frames(inputs, samples, HOP, hide)
 
     def loss(
@@ -220,44 +283,64 @@ class Whisper:
         outputs = model(**given, answers=inputs["labels"], smoothing=smoothing, use_cache=False)
         return outputs.loss, outputs
 
-    @torch.no_grad()
     def encode(self, trainable: Trainable, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """A batch of `collate` with the encoder's states (B, E, D) as `encoder_outputs` in the place of its sound."""
+        import torch
+
         encoder = trainable.model.get_encoder().eval()
-        states = encoder(inputs["input_features"], attention_mask=inputs.get("attention_mask")).last_hidden_state
+        with torch.no_grad():
+            states = encoder(inputs["input_features"], attention_mask=inputs.get("attention_mask")).last_hidden_state
         return {name: given for name, given in inputs.items() if name != "input_features"} | {"encoder_outputs": states}
 
-    def padded_seconds(self, seconds: float, context: AudioContext = "trimmed") -> float:
+    def padded_seconds(self, seconds: float, at_least_s: float = 0.0) -> float:
         """Seconds that a clip takes up in a batch, its margin included."""
-        if context == "full":
-            return MAX_UTTERANCE_S
-        return padded_frames(round(seconds * SAMPLE_RATE)) * HOP / SAMPLE_RATE
+        return frames_of_at_least(round(seconds * SAMPLE_RATE), at_least_s) * HOP / SAMPLE_RATE
 
     def label_limit(self, trainable: Trainable) -> int:
         """Tokens that the model can write, prompt and end included."""
         limit: int = trainable.model.config.max_target_positions
         return limit
 
-    def label_length(self, trainable: Trainable, text: str, language: str | None) -> int:
-        """Tokens of the label of a text, prompt and end included."""
-        return len(self._label(trainable, text, language))
+    def label_length(self, trainable: Trainable, text: str | Sequence[Segment], language: str | None) -> int:
+        """Tokens of the label of a text, prompt, times and end included."""
+        return sum(map(len, self._label(trainable, text, language)))
 
-    def _label(self, trainable: Trainable, text: str, language: str | None) -> list[int]:
-        """What the decoder is to write after its start token: the rest of the prompt, the text, the end.
+    def _label(
+        self, trainable: Trainable, text: str | Sequence[Segment], language: str | None
+    ) -> tuple[list[int], list[int]]:
+        """What follows the start token: the rest of the prompt, and what the decoder is to write after it.
 
-        So do transformers' own fine-tuning examples (run_speech_recognition_seq2seq.py), which learn the prompt too.
+        Only the latter is learnt. Learning the prompt as well, as transformers' fine-tuning examples do, teaches a
+        model that is tuned in one language to hear it everywhere.
         """
-        known = _own(trainable).vocabulary
+        own = _own(trainable)
         language = language or trainable.language
-        return [*known.prompt(language)[1:], *self.text_tokens(trainable, text), known.end]
+        prompt = own.vocabulary.prompt(language)[1:]
+        spaced = own.spaced and language not in CHARACTER_LANGUAGES
+        if isinstance(text, str):
+            return prompt, [*self._written(trainable, text, spaced), own.vocabulary.end]
+        said: list[int] = []
+        for part in text:
+            words = self._written(trainable, part.text, spaced)
+            said += [own.time_stamp(part.start), *words, own.time_stamp(part.end)]
+        return prompt[:-1], [*said, own.vocabulary.end]
+
+    def _written(self, trainable: Trainable, text: str, spaced: bool) -> list[int]:
+        return self.text_tokens(trainable, f" {text}" if spaced and text else text)
 
     def text_tokens(self, trainable: Trainable, text: str) -> list[int]:
         """Tokens of a text alone, without prompt and end."""
-        written: list[int] = trainable.processor.tokenizer(text, add_special_tokens=False).input_ids
-        return written
+        tokenizer = trainable.processor.tokenizer
+        return [
+            token
+            for part in _as_letters(text)
+            for token in tokenizer(part, add_special_tokens=False, split_special_tokens=True).input_ids
+        ]
 
     def encoder_positions(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Encoder positions of each clip (B,): one for every second mel frame."""
+        import torch
+
         features = inputs["input_features"]
         mask = inputs.get("attention_mask")
         if mask is None:
@@ -288,7 +371,18 @@ class Whisper:
 
     def save(self, trainable: Trainable, model: torch.nn.Module, folder: Path) -> None:
         """Write a complete folder that `load` and stock transformers open; LoRA is merged, `adapter/` kept beside."""
+        from voxloop.families.folders import save_folder
+
         save_folder(model, trainable.processor, folder)
+
+
+def _as_letters(text: str) -> list[str]:
+    """A text in parts that are tokenized one by one, so that `<|0.00|>` in it is what was said, not a time.
+
+    Tokenizers can be told to spell special tokens out. Time stamps are added tokens that are not special, and those
+    are found whatever they are told.
+    """
+    return re.split(r"(?<=<)(?=\|)", text)
 
 
 def _own(trainable: Trainable) -> WhisperTrainable:

@@ -8,21 +8,23 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import numpy as np
-import torch
 
 from voxloop.errors import ModelError, UsageError, nearest
-from voxloop.families.contract import Decoding, Guards, Hypothesis
-from voxloop.families.whisper.features import CONTEXT_KEY, HOP, AudioContext, frames_in
-from voxloop.families.whisper.words import without_silence, words_of
+from voxloop.families.contract import REMEDIES, Decoding, Guards, Hypothesis
+from voxloop.families.whisper.bias import Logprobs, Preference, Reading, trie
+from voxloop.families.whisper.features import CONTEXT_KEY, FULL_FRAMES, HOP, AudioContext, frames_in
+from voxloop.families.whisper.words import spelled, without_silence, words_of
 from voxloop.records import MAX_UTTERANCE_SAMPLES, SAMPLE_RATE, Guard, Word, seconds
+from voxloop.speech.text import CHARACTER_LANGUAGES
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, WhisperConfig, WhisperProcessor
@@ -37,6 +39,7 @@ TOKENS_PER_S = 25
 SPARE_TOKENS = 16
 # -70 dBFS, ten steps of 16 bits: a clip that never gets louder holds nothing to hear, whatever the model makes of it.
 SILENT_PEAK = 10 ** (-70 / 20)
+PREVIOUS = "<|startofprev|>"  # begins what was said before: arXiv:2212.04356, section 2.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +106,7 @@ class Draft:
     no_speech: float | None
     temperature: float = 0.0
     text: str = ""
+    logprobs: Logprobs | None = None  # of all places, where they were kept
     fired: tuple[Guard, ...] = ()
     history: tuple[Guard, ...] = field(default=())  # what fired on this clip's earlier drafts as well
 
@@ -131,6 +135,8 @@ class Tokenizer(Protocol):
     added_tokens_decoder: Any
     """The tokens that are no text, and perhaps others that were added."""
 
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
+
     def batch_decode(self, texts: Any, *, skip_special_tokens: bool) -> list[str]: ...
 
     def convert_ids_to_tokens(self, token: int) -> Any: ...
@@ -142,7 +148,7 @@ class Reader(ABC):
     What the encoder made of a batch, `states`, is the engine's own; its `mask` (B, T) is None where nothing is padded.
     """
 
-    def __init__(self, config: Config, vocabulary: Vocabulary, tokenizer: Tokenizer, filters: torch.Tensor) -> None:
+    def __init__(self, config: Config, vocabulary: Vocabulary, tokenizer: Tokenizer, filters: Any) -> None:
         self.config = config
         self.vocabulary = vocabulary
         self.tokenizer = tokenizer
@@ -165,9 +171,9 @@ class Reader(ABC):
 
     @abstractmethod
     def _likeliest(
-        self, states: Any, mask: Any, prompts: Sequence[Sequence[int]], limits: Sequence[int], beams: int
+        self, states: Any, mask: Any, prompts: Sequence[Sequence[int]], limits: Sequence[int], beams: int, keep: bool
     ) -> list[Draft]:
-        """The likeliest text of each clip, of at most so many tokens, without `text`."""
+        """The likeliest text of each clip, of at most so many tokens, without `text`; `logprobs` only to `keep`."""
 
     @abstractmethod
     def _drawn(
@@ -180,7 +186,22 @@ class Reader(ABC):
         temperature: float,
         draws: Sequence[np.ndarray[tuple[int], np.dtype[np.float64]]],
     ) -> list[Draft]:
-        """Texts of some rows of a batch, drawn at a temperature by numbers from 0 to 1 for each token (`pick`)."""
+        """Texts of some rows of a batch, drawn at a temperature by numbers from 0 to 1 for each token.
+
+        A token is the first at which the cumulative distribution reaches the number.
+        """
+
+    @abstractmethod
+    def _read_on(
+        self,
+        states: Any,
+        mask: Any,
+        rows: Sequence[int],
+        prompts: Sequence[Sequence[int]],
+        texts: Sequence[Sequence[int]],
+        more: Sequence[int],
+    ) -> list[Reading]:
+        """Texts of some rows that begin with the tokens given, and go on with the likeliest: so many more at most."""
 
     @abstractmethod
     def _token_times(
@@ -218,7 +239,7 @@ class Reader(ABC):
         heard: Callable[[float], None] | None = None,
     ) -> list[Hypothesis]:
         """Texts in the order given. Raises UsageError for a waveform longer than 30 s."""
-        context = self.context(decoding.audio_context)
+        context = self.context(decoding.audio_context, decoding.untuned)
         found = [Hypothesis(text="", confidence=None)] * len(waveforms)
         clips = list(waveforms)
         if decoding.guards:
@@ -226,18 +247,33 @@ class Reader(ABC):
                 if np.abs(waveform).max(initial=0.0) < SILENT_PEAK:
                     found[index] = Hypothesis(text="", confidence=None, language=decoding.language, guards=("silence",))
                     clips[index] = waveform[:0]
+        before = self._before(decoding)
+        preference = self._preference(decoding)
         with self._running():
             budget_s = decoding.batch_seconds / max(1, decoding.beams) / self._at_once
-            batches = list(self._batches(clips, context, budget_s))
 
-            def decoded(batch: list[int]) -> list[Hypothesis]:
-                return self._decode([clips[index] for index in batch], context, decoding, word_times)
+            def hear(clips: Sequence[Waveform], context: AudioContext) -> list[int]:
+                """Fill `found`; the clips that are to be heard at 30 s instead."""
 
-            for batch, hypotheses in zip(batches, self._each(decoded, batches), strict=True):
-                for index, hypothesis in zip(batch, hypotheses, strict=True):
-                    found[index] = hypothesis
-                if heard:
-                    heard(seconds(sum(len(clips[index]) for index in batch)))
+                def decoded(batch: list[int]) -> list[Hypothesis | None]:
+                    chosen = [clips[index] for index in batch]
+                    return self._decode(chosen, context, decoding, word_times, before, preference)
+
+                doubtful = []
+                batches = list(self._batches(clips, context, budget_s))
+                for batch, hypotheses in zip(batches, self._each(decoded, batches), strict=True):
+                    for index, hypothesis in zip(batch, hypotheses, strict=True):
+                        if hypothesis is None:
+                            doubtful.append(index)
+                        else:
+                            found[index] = hypothesis
+                    if heard and (done := set(batch) - set(doubtful)):
+                        heard(seconds(sum(len(clips[index]) for index in done)))
+                return doubtful
+
+            again = set(hear(clips, context))
+            if again:
+                hear([clip if index in again else clip[:0] for index, clip in enumerate(clips)], "full")
         return found
 
     def _each(self, work: Callable[[list[int]], T], batches: Sequence[list[int]]) -> Iterator[T]:
@@ -264,18 +300,18 @@ class Reader(ABC):
                 vectors[batch] = means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
         return vectors
 
-    def context(self, asked: str) -> AudioContext:
+    def context(self, asked: AudioContext | Literal["auto"], untuned: AudioContext = "full") -> AudioContext:
         """How clips are fed when a context is asked for; warns once of a trimmed one that the model does not know."""
-        tuned: AudioContext = getattr(self.config, CONTEXT_KEY, "full")
+        tuned: AudioContext | None = getattr(self.config, CONTEXT_KEY, None)
         if asked == "auto":
-            return tuned
-        if asked == "trimmed" and tuned == "full" and not self._warned:
+            return tuned or untuned
+        if asked == "trimmed" and tuned != "trimmed" and not self._warned:
             self._warned = True
             log.warning(
                 "this model was not tuned on trimmed audio: its texts may repeat or lose words; "
                 "use audio_context=auto, or fine-tune it first"
             )
-        return "trimmed" if asked == "trimmed" else "full"
+        return asked
 
     def _batches(self, waveforms: Sequence[Waveform], context: AudioContext, budget_s: float) -> Iterator[list[int]]:
         """Indices of the waveforms that hold sound, similar lengths together, up to the budget of padded seconds."""
@@ -299,17 +335,38 @@ class Reader(ABC):
             yield batch
 
     def _decode(
-        self, clips: Sequence[Waveform], context: AudioContext, decoding: Decoding, timed: bool
-    ) -> list[Hypothesis]:
+        self,
+        clips: Sequence[Waveform],
+        context: AudioContext,
+        decoding: Decoding,
+        timed: bool,
+        before: list[int],
+        preference: Preference | None,
+    ) -> list[Hypothesis | None]:
+        """Texts of a batch; with the adaptive context None for a clip that should be heard at 30 s."""
         states, mask = self._encode(clips, context)
-        prompts, languages = self._prompts(states, mask, len(clips), decoding.language)
+        tasks, languages = self._prompts(states, mask, len(clips), decoding.language)
+        prompts = [[*before, *task] for task in tasks]
         limits = [self._limit(len(clip), decoding.max_new_tokens, len(prompts[0])) for clip in clips]
-        drafts = self._worded(self._likeliest(states, mask, prompts, limits, decoding.beams))
+        drafts = self._likeliest(states, mask, prompts, limits, decoding.beams, preference is not None)
+        if preference:
+            drafts = self._preferred(drafts, states, mask, prompts, limits, preference)
+        drafts = self._worded(drafts)
+        again: set[int] = set()
+        if context == "adaptive":
+            again = {
+                index
+                for index, (draft, clip, limit) in enumerate(zip(drafts, clips, limits, strict=True))
+                if frames_in(len(clip), context) < FULL_FRAMES and self._doubtful(draft, limit, decoding.guards)
+            }
         if decoding.guards:
-            drafts = self._guarded(drafts, clips, states, mask, prompts, limits, decoding.guards)
-        times = self._times(drafts, clips, states, mask, prompts) if timed else {}
+            drafts = self._guarded(drafts, clips, states, mask, prompts, limits, decoding.guards, but=again)
+        # Words are placed without what was said before, so that it has no part in where they are.
+        times = self._times(drafts, clips, states, mask, tasks, but=again) if timed else {}
         return [
-            Hypothesis(
+            None
+            if index in again
+            else Hypothesis(
                 text=draft.text,
                 confidence=draft.confidence,
                 words=self._words(draft, times[index], clips[index], code) if index in times else (),
@@ -322,6 +379,77 @@ class Reader(ABC):
             )
             for index, (draft, (code, chance)) in enumerate(zip(drafts, languages, strict=True))
         ]
+
+    def _before(self, decoding: Decoding) -> list[int]:
+        """The tokens in front of the task: what the model is to take for the text so far. Raises UsageError.
+
+        Of a text that is too long the end counts, as in Whisper's own code; of a vocabulary, the terms that fit.
+        """
+        most = self.config.max_target_positions // 2 - 1
+        tokens = self._tokens(decoding.prompt)
+        if decoding.vocabulary and decoding.vocabulary.prompt:
+            listed: list[int] = []
+            for term in decoding.vocabulary.texts(decoding.language):
+                more = self._tokens(f", {term}" if listed else term)
+                if len(listed) + len(more) + len(tokens) >= most:
+                    break
+                listed += more
+            tokens = [*listed, *(self._tokens(".") if listed else []), *tokens]
+        if not tokens:
+            return []
+        start = next((id for id, added in self.tokenizer.added_tokens_decoder.items() if str(added) == PREVIOUS), None)
+        if start is None:
+            raise UsageError(f"this model has no {PREVIOUS}: {REMEDIES['prompt']}")
+        return [start, *tokens[-most:]]
+
+    def _tokens(self, text: str) -> list[int]:
+        """Tokens of a text behind others; special tokens that are written out in it are letters like others."""
+        text = text.strip()
+        if text and text[0] not in ",.":
+            text = f" {text}"
+        # The tokenizer takes "<|" for the beginning of a special token; in two pieces it cannot.
+        pieces = re.split(r"(?<=<)(?=\|)", text) if text else []
+        return [token for piece in pieces for token in self.tokenizer.encode(piece, add_special_tokens=False)]
+
+    def _preference(self, decoding: Decoding) -> Preference | None:
+        """What the vocabulary of a decoding prefers, by this model's tokens."""
+        known = decoding.vocabulary
+        if known is None or known.bonus <= 0:
+            return None
+        spaced = decoding.language not in CHARACTER_LANGUAGES
+        terms = [self._tokens(term) for term in known.texts(decoding.language)]
+        if not spaced:  # a word begins without a space there
+            terms = [self.tokenizer.encode(term, add_special_tokens=False) for term in known.texts(decoding.language)]
+        root = trie([tokens for tokens in terms if tokens], known.bonus, known.bonus_limit)
+        return Preference(root, self.vocabulary.end, lambda token: spelled(self.tokenizer, token), spaced=spaced)
+
+    def _preferred(
+        self,
+        drafts: list[Draft],
+        states: Any,
+        mask: Any,
+        prompts: Sequence[Sequence[int]],
+        limits: Sequence[int],
+        preference: Preference,
+    ) -> list[Draft]:
+        def read(rows: Sequence[int], texts: Sequence[list[int]], more: Sequence[int]) -> list[Reading]:
+            return self._read_on(states, mask, rows, [prompts[row] for row in rows], texts, more)
+
+        readings = [Reading(draft.tokens, draft.logprobs) for draft in drafts if draft.logprobs is not None]
+        for draft, reading in zip(drafts, preference.prefer(readings, limits, read), strict=True):
+            draft.logprobs = None
+            if reading:
+                draft.tokens, draft.chances = reading.tokens, reading.chances
+        return drafts
+
+    def _doubtful(self, draft: Draft, limit: int, guards: Guards | None) -> bool:
+        """Whether a text read at less than 30 s is to be read again at 30 s: empty, cut off, or going round in circles.
+
+        A low probability alone does not count. It marks speech that is hard at any length: reading it again took half
+        of the gain in speed and made as many words wrong as right.
+        """
+        fired = (guards or Guards()).fired(draft.text, draft.mean_logprob, draft.no_speech)
+        return not draft.text or len(draft.tokens) == limit or "repetition" in fired or "no speech" in fired
 
     def _limit(self, samples: int, most: int, before: int) -> int:
         """Tokens that a clip's text may have, behind a prompt of so many."""
@@ -346,8 +474,9 @@ class Reader(ABC):
         prompts: Sequence[Sequence[int]],
         limits: Sequence[int],
         guards: Guards,
+        but: Collection[int] = (),
     ) -> list[Draft]:
-        """The drafts that pass, decoded again at rising temperatures where they fail.
+        """The drafts that pass, decoded again at rising temperatures where they fail; `but` some are left as they are.
 
         Where none passes, the likeliest of a clip's drafts is taken, one that does not repeat itself
         before one that does (so does faster-whisper; Whisper itself takes the last).
@@ -355,6 +484,7 @@ class Reader(ABC):
         tried = [[self._check(draft, guards)] for draft in drafts]
         for temperature in guards.temperatures:
             failing = [index for index, mine in enumerate(tried) if set(mine[-1].fired) - {"no speech"}]
+            failing = [index for index in failing if index not in but]
             if not failing:
                 break
             again = self._drawn(
@@ -397,9 +527,10 @@ class Reader(ABC):
         states: Any,
         mask: Any,
         prompts: Sequence[Sequence[int]],
+        but: Collection[int] = (),
     ) -> dict[int, list[float]]:
-        """When the tokens of each clip with a text begin, and when it ends."""
-        spoken = [index for index, draft in enumerate(drafts) if draft.text]
+        """When the tokens of each clip with a text begin, and when it ends; `but` of some."""
+        spoken = [index for index, draft in enumerate(drafts) if draft.text and index not in but]
         if not spoken:
             return {}
         found = self._token_times(
@@ -432,9 +563,3 @@ def _draws(clip: Waveform, temperature: float, count: int) -> np.ndarray[tuple[i
     """Numbers above 0 to 1 that only the clip and the temperature decide: a text is drawn the same in any batch."""
     seed = hashlib.sha256(np.ascontiguousarray(clip).tobytes() + f"{temperature:g}".encode()).digest()
     return 1.0 - np.random.default_rng(list(seed)).random(count)
-
-
-def pick(logits: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
-    """Tokens (B,) of logits (B, V), by the inverse of their cumulative distribution."""
-    summed = logits.softmax(dim=-1).double().cumsum(dim=-1)
-    return (summed < draws[:, None] * summed[:, -1:]).sum(dim=-1)

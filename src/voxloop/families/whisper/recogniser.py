@@ -17,8 +17,9 @@ from transformers.generation.utils import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutput
 
 from voxloop.families.folders import evaluating
+from voxloop.families.whisper.bias import Reading
 from voxloop.families.whisper.features import AudioContext, features_of, frame_mask, mel_filters
-from voxloop.families.whisper.reading import Draft, Reader, pick, vocabulary
+from voxloop.families.whisper.reading import Draft, Reader, vocabulary
 from voxloop.families.whisper.timing import let_listen, word_times
 
 if TYPE_CHECKING:
@@ -70,9 +71,16 @@ class WhisperRecogniser(Reader):
         prompts: Sequence[Sequence[int]],
         limits: Sequence[int],
         beams: int,
+        keep: bool,
     ) -> list[Draft]:
         given, most = self._tensors(prompts, limits)
-        return self._greedy(states, mask, given, most) if beams == 1 else self._beams(states, mask, given, most, beams)
+        found = self._greedy(states, mask, given, most) if beams == 1 else self._beams(states, mask, given, most, beams)
+        if keep:
+            texts = [draft.tokens for draft in found]
+            readings = self._read_on(states, mask, range(len(found)), prompts, texts, [0] * len(found))
+            for draft, reading in zip(found, readings, strict=True):
+                draft.logprobs = reading.logprobs
+        return found
 
     def _drawn(
         self,
@@ -87,6 +95,48 @@ class WhisperRecogniser(Reader):
         numbers = torch.from_numpy(np.stack(draws)).to(states.device)
         part, masked = self._rows(states, mask, rows)
         return self._greedy(part, masked, *self._tensors(prompts, limits), temperature, numbers)
+
+    def _read_on(
+        self,
+        states: torch.Tensor,
+        mask: torch.Tensor | None,
+        rows: Sequence[int],
+        prompts: Sequence[Sequence[int]],
+        texts: Sequence[Sequence[int]],
+        more: Sequence[int],
+    ) -> list[Reading]:
+        whole = [list(text) for text in texts]
+        # Beginnings of one length go on together; one more token is the likeliest at the last place that is read.
+        for length in sorted({len(text) for text, further in zip(texts, more, strict=True) if further > 1}):
+            mine = [index for index, text in enumerate(texts) if len(text) == length and more[index] > 1]
+            given, most = self._tensors(
+                [[*prompts[index], *texts[index]] for index in mine], [more[index] for index in mine]
+            )
+            part, masked = self._rows(states, mask, [rows[index] for index in mine])
+            for index, draft in zip(mine, self._greedy(part, masked, given, most, begun=True), strict=True):
+                whole[index] += draft.tokens
+        part, masked = self._rows(states, mask, rows)
+        longest = max(map(len, whole))
+        filled = [
+            [*prompt, *text, *[self.vocabulary.end] * (longest - len(text))]
+            for prompt, text in zip(prompts, whole, strict=True)
+        ]
+        logits = self.model(
+            encoder_outputs=BaseModelOutput(last_hidden_state=part),
+            attention_mask=masked,
+            decoder_input_ids=torch.tensor(filled, device=states.device),
+            use_cache=False,
+        ).logits[:, len(prompts[0]) - 1 :]
+        suppressed, _ = self._suppressed(states.device)
+        found = []
+        for text, further, places in zip(whole, more, logits, strict=True):
+            first = len(text) if further == 1 else 0
+            likely = places[first : len(text) + (further == 1)].float()
+            likely[:, suppressed] = -torch.inf
+            likely = likely.log_softmax(dim=-1)
+            tokens = [*text, int(likely[-1].argmax())] if further == 1 else text
+            found.append(Reading(tokens, likely.cpu().numpy()))
+        return found
 
     def _token_times(
         self,
@@ -119,8 +169,12 @@ class WhisperRecogniser(Reader):
         limits: torch.Tensor,
         temperature: float = 0.0,
         draws: torch.Tensor | None = None,
+        *,
+        begun: bool = False,
     ) -> list[Draft]:
         """The likeliest token, one after the other; or tokens drawn at a temperature, by `draws` (B, U) from 0 to 1.
+
+        Where it is `begun`, the prompts end with the beginnings of texts, which are gone on with.
 
         transformers' generate would keep every step's scores (B, V) for the probabilities: gigabytes for a
         batch of a large vocabulary. It is the oracle of this loop in the tests.
@@ -144,9 +198,9 @@ class WhisperRecogniser(Reader):
             cache = output.past_key_values
             logits = output.logits[:, -1].float()
             if step == 0:
-                no_speech = self._no_speech(output.logits)
+                no_speech = self._no_speech(output.logits, prompts)
             logits[:, suppressed] = -torch.inf
-            if step == 0:
+            if step == 0 and not begun:
                 logits[:, first_suppressed] = -torch.inf
             # The probability is the model's own, also of a token drawn at a temperature (whisper/decoding.py).
             likely = logits.softmax(dim=-1)
@@ -202,7 +256,7 @@ class WhisperRecogniser(Reader):
             use_cache=False,
         ).logits
         logits = everywhere[:, start - 1 :].float()
-        no_speech = self._no_speech(everywhere)
+        no_speech = self._no_speech(everywhere, prompts)
         logits[..., suppressed] = -torch.inf
         chosen = sequences[:, start:]
         chances = logits.softmax(dim=-1).gather(-1, chosen[..., None])[..., 0]
@@ -211,11 +265,12 @@ class WhisperRecogniser(Reader):
         rows = zip(chosen.tolist(), chances.tolist(), lengths, no_speech, strict=True)
         return [Draft(tokens[:length], chance[:length], silent) for tokens, chance, length, silent in rows]
 
-    def _no_speech(self, logits: torch.Tensor) -> list[float | None]:
-        """The probability of `<|nospeech|>` right after the start token, from logits (B, U, V) that begin there."""
+    def _no_speech(self, logits: torch.Tensor, prompts: torch.Tensor) -> list[float | None]:
+        """The probability of `<|nospeech|>` right after the start token, from logits (B, U, V) of the prompts on."""
         if self.vocabulary.no_speech is None:
             return [None] * len(logits)
-        likely = logits[:, 0].float().softmax(dim=-1)
+        start = prompts[0].tolist().index(self.vocabulary.start)  # at the same place of all prompts
+        likely = logits[:, start].float().softmax(dim=-1)
         return [round(chance, 6) for chance in likely[:, self.vocabulary.no_speech].tolist()]
 
     def _suppressed(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -224,3 +279,9 @@ class WhisperRecogniser(Reader):
         always = torch.tensor(generation.suppress_tokens or [], dtype=torch.long, device=device)
         first = torch.tensor(generation.begin_suppress_tokens or [], dtype=torch.long, device=device)
         return always, first
+
+
+def pick(logits: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+    """Tokens (B,) of logits (B, V), by the inverse of their cumulative distribution."""
+    summed = logits.softmax(dim=-1).double().cumsum(dim=-1)
+    return (summed < draws[:, None] * summed[:, -1:]).sum(dim=-1)

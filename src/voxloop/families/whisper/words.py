@@ -32,9 +32,9 @@ def words_of(
     A word is what stands between spaces, with its marks; in languages that write none, a character. `times` has one
     entry more than there are tokens. A space belongs to no word, so that with a token for every byte a pause does not.
     """
-    spelled = [_bytes(tokenizer, token) for token in tokens]
-    ends = np.cumsum([len(part) for part in spelled])
-    text = b"".join(spelled).decode("utf-8", "surrogateescape")  # bytes that are no text keep their place
+    parts = [spelled(tokenizer, token) for token in tokens]
+    ends = np.cumsum([len(part) for part in parts])
+    text = b"".join(parts).decode("utf-8", "surrogateescape")  # bytes that are no text keep their place
     found = []
     for start, stop in _spans(text, language):
         first_byte = len(_encoded(text[:start]))
@@ -80,7 +80,7 @@ def _symbols() -> dict[str, int]:
     return {symbol: byte for byte, symbol in enumerate(byte_symbols())}
 
 
-def _bytes(tokenizer: Any, token: int) -> bytes:
+def spelled(tokenizer: Any, token: int) -> bytes:
     """What a token spells; nothing for tokens that are no text, such as time stamps."""
     if token in tokenizer.added_tokens_decoder:
         return b""

@@ -1,4 +1,4 @@
-"""The second half of forgetting: what a removal's transaction wrote down to be deleted, and copies in run folders.
+"""The second half of forgetting and deleting: what a removal wrote down to be deleted, and copies in run folders.
 
 Everything here may be done twice, so a kill in the middle is followed by doing it again.
 """
@@ -6,13 +6,14 @@ Everything here may be done twice, so a kill in the middle is followed by doing 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from voxloop.records import SPLITS, Dataset, Evaluation, Progress, Recording
+from voxloop.records import SPLITS, Dataset, Evaluation, Model, Progress, Recording
 from voxloop.steps import datasets, training
 from voxloop.stores import tables
 from voxloop.stores.blobs import sha256_bytes
@@ -112,12 +113,16 @@ def finish(ws: Workspace, id: str, progress: Progress | None) -> bool:
     for start in range(0, len(keys), BLOBS_AT_ONCE):
         # The catalog is held meanwhile, so that nobody can name again what is deleted here.
         with ws.catalog.write() as tx:
-            tx.hold(Recording, Dataset, Evaluation)
+            tx.hold(Recording, Dataset, Evaluation, Model)
             for key in keys[start : start + BLOBS_AT_ONCE]:
                 if not named(tx, key):
                     ws.blobs.delete(key)
         if progress:
             progress(min(start + BLOBS_AT_ONCE, len(keys)), len(keys))
+    for folder in pending.get("folders", ()):  # of a deleted model or run, in this workspace
+        shutil.rmtree(ws.folder / folder, ignore_errors=True)
+    if "folders" in pending:
+        return _finished(ws, id)  # nothing of it was secret: no traces to overwrite
     utterances: list[str] = pending.get("vectors", [])
     with ws.read() as reader:
         back = reader.numbers(utterances)  # the same audio was taken in again meanwhile
@@ -129,6 +134,11 @@ def finish(ws: Workspace, id: str, progress: Progress | None) -> bool:
         tx.connection.execute(sa.update(removal).where(removal.c.id == id).values(pending={"traces": True}))
     if not ws.catalog.compact():
         return False
+    return _finished(ws, id)
+
+
+def _finished(ws: Workspace, id: str) -> bool:
+    removal = tables.removal
     with ws.catalog.write() as tx:
         done = {"pending": None, "finished": tx.now()}
         tx.connection.execute(sa.update(removal).where(removal.c.id == id).values(done))
@@ -148,6 +158,9 @@ def named(reader: Reader, key: str) -> bool:
     if folder == "evaluations":
         evaluation = reader.find(Evaluation, id)
         return evaluation is not None and evaluation.hypotheses == key
+    if folder == "models":
+        models = reader.iterate(Model, tables.model.c.run.is_not(None))
+        return any(key.startswith(f"{one.where}/") and key.removeprefix(f"{one.where}/") in one.files for one in models)
     return folder == "runs" and training.names_blob(reader, key)
 
 

@@ -254,7 +254,7 @@ def _models_that_learnt(runs: Sequence[Run], models: Sequence[Model], learnt: Ma
         before = len(found)
         for model in models:
             run = by_run.get(model.run or "")
-            heard = _heard(run) if run else set()
+            heard = heard_by(run) if run else set()
             rows = sum(learnt.get(dataset, 0) for dataset in heard)
             if rows or model.base in found or (run and run.base in found):
                 found.setdefault(model.id, Marked(id=model.id, name=model.run or model.where, utterances=rows))
@@ -332,13 +332,13 @@ def _refuse_live_runs(ws: Workspace, dataset_ids: set[str]) -> None:
         running = reader.all(Run, tables.run.c.status.in_(("queued", "running")))
     for run in running:
         live = training.attended(ws, run) or alive(ws.runs / run.id)
-        if live and dataset_ids & _heard(run):
+        if live and dataset_ids & heard_by(run):
             raise ConflictError(
                 f"run {run.id} is learning from it now: stop that run (`voxloop run stop`), then forget"
             )
 
 
-def _heard(run: Run) -> set[str]:
+def heard_by(run: Run) -> set[str]:
     """Datasets that a run learns from."""
     return {run.dataset, *run.recipe.get("replay_from", ())}
 
@@ -405,7 +405,7 @@ def _clean_runs(tx: Transaction, scope: _Scope, plan: _Plan) -> list[str]:
     gone = [id.removeprefix("sha256-")[:CLIP_ID].encode() for id in sorted(scope.recordings)]
     keys: list[str] = []
     for run in tx.all(Run):
-        if not went & _heard(run):
+        if not went & heard_by(run):
             continue
         if run.status not in ("completed", "stopped"):
             keys += training.begin_anew(tx, run)

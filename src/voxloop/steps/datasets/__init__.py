@@ -1,5 +1,6 @@
 """Frozen datasets: what is in, which text counts, and which split an utterance belongs to for ever."""
 
+from voxloop.steps.datasets.advice import Advice, DatasetWarning, advise
 from voxloop.steps.datasets.clips import lhotse_cut, write_rows, write_split
 from voxloop.steps.datasets.diffing import Diff, Difference, diff
 from voxloop.steps.datasets.filters import Filters
@@ -13,20 +14,26 @@ from voxloop.steps.datasets.rows import (
     exclusions,
     find,
     manifest_key,
+    origins,
     rows,
 )
-from voxloop.steps.datasets.splits import assign_splits, position, split_at
+from voxloop.steps.datasets.splits import assign_splits, position, sentence, split_at, usual_ratios
+from voxloop.steps.datasets.style import Style
 from voxloop.steps.datasets.summary import DatasetDetails, Summary, details, summarise
 
 __all__ = [
+    "Advice",
     "DatasetDetails",
     "DatasetRow",
+    "DatasetWarning",
     "Diff",
     "Difference",
     "Exclusion",
     "Exported",
     "Filters",
+    "Style",
     "Summary",
+    "advise",
     "all_datasets",
     "assign_splits",
     "build",
@@ -39,10 +46,13 @@ __all__ = [
     "import_dataset",
     "lhotse_cut",
     "manifest_key",
+    "origins",
     "position",
     "rows",
+    "sentence",
     "split_at",
     "summarise",
+    "usual_ratios",
     "write_rows",
     "write_split",
 ]

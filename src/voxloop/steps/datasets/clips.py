@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import sqlalchemy as sa
+
 from voxloop.records import SAMPLE_RATE, Split
 from voxloop.steps import utterances
 from voxloop.steps.datasets.rows import DatasetRow, line, rows
+from voxloop.stores import tables
 
 if TYPE_CHECKING:
     from voxloop.workspace import Workspace
+
+log = logging.getLogger(__name__)
 
 
 def clip_name(row: DatasetRow) -> str:
@@ -30,9 +36,23 @@ def write_split(ws: Workspace, dataset: str, split: Split, folder: Path) -> Path
     """Write `<split>.jsonl` and its audio below `folder/audio`; the manifest's path.
 
     A row holds audio_path (relative to the folder), text, duration (seconds),
-    speaker, language and id.
+    speaker, language and id. Training clips that became test speech after they were
+    frozen (`build(fresh_test=True)`) are left out.
     """
-    return write_rows(ws, rows(ws, dataset, split), folder / f"{split}.jsonl")
+    chosen = rows(ws, dataset, split)
+    if split == "train":
+        held, u = tables.dataset_utterance.c, tables.utterance.c
+        moved = (
+            sa.select(u.id)
+            .join(tables.dataset_utterance, held.utterance == u.id)
+            .where(held.dataset == dataset, held.split == "train", u.split.in_(("val", "test")))
+        )
+        with ws.read() as reader:
+            tested = set(reader.connection.execute(moved).scalars())
+        if tested:
+            log.warning("%d training clips of dataset %s are tested on since, and not trained on", len(tested), dataset)
+        chosen = [row for row in chosen if row.utterance not in tested]
+    return write_rows(ws, chosen, folder / f"{split}.jsonl")
 
 
 def write_rows(ws: Workspace, chosen: Iterable[DatasetRow], manifest: Path) -> Path:

@@ -1,10 +1,11 @@
 """Which utterances may enter a dataset, and with which text. Pure functions over what is known of each.
 
-Two kinds of rules. Bounds judge an utterance by itself. Suspicions judge it by its
-neighbours: its speed beside the others of its language, its text beside what a
-recogniser heard that hears the others well. A suspicion is never held against what a
-person wrote or accepted, nor against what is frozen for validation or test already:
-otherwise the newest model would choose what it is measured on.
+Two kinds of rules. Bounds judge an utterance by itself. Doubts are about a text whose
+length does not fit its seconds of speech: nobody speaks so fast, or the speaker's
+other clips have far more or far fewer characters a second. A doubtful text stays out
+and goes to review; it enters once a person has confirmed it. What a recogniser
+heard is no ground for doubt: the clip that it mishears is the one to learn from. Nor is
+doubt held against what is frozen for validation or test already.
 """
 
 from __future__ import annotations
@@ -18,66 +19,63 @@ from typing import NamedTuple
 
 from voxloop.errors import SettingError
 from voxloop.families.contract import Labels
-from voxloop.records import MAX_UTTERANCE_S, Split, Transcript, TranscriptKind, Utterance
+from voxloop.records import MAX_UTTERANCE_S, Split, Transcript, TranscriptKind, Utterance, seconds
 from voxloop.settings import Settings
-from voxloop.speech import text as _text
 from voxloop.steps.alignment import is_aligned
+from voxloop.steps.datasets.style import Styles, restored
 from voxloop.steps.review.decisions import METADATA
 from voxloop.steps.transcripts import latest
 
 SHORTEST_SPEECH_S = 0.5  # below, the VAD's margins are most of the audio and the rate says nothing
-FEW = 30  # clips of a language below which they say nothing about what is usual
+SHORT_SHARE = 0.25  # of the median length: the shortest clip that is taken, where no bound is given
+SHORTEST_S, SHORT_ENOUGH_S = (
+    0.1,
+    0.5,
+)  # between which that bound lies: a spoken vowel, and a short word with its margins
+SNR_FROM_S = 1.0  # a clip cut tightly around a word has no pause in which its noise could be measured
+FEW_OF_SPEAKER, FEW = 10, 30  # clips of a speaker, and of a language, below which they say nothing about what is usual
 LEAST_FACTOR = 3.0  # a rate within a third and three times of what is usual is no outlier, however alike the others are
 SPREAD = 1.4826  # the median absolute deviation of a normal distribution times this is its standard deviation
-AGREEING = 0.3  # character error rate up to which a hypothesis is the same text, but for some errors
-TRUSTED = 0.9  # share of a model's confident texts that agree with references, from which its doubt counts
-FEW_HEARD = 20  # confident texts in a language below which a model is not trusted
-TOLD = 10  # characters: shorter texts are misheard as a whole even by a good model
 
 
 @dataclass(frozen=True, kw_only=True)
 class Filters:
     """What is asked of an utterance before it may be learnt from or tested on."""
 
-    min_seconds: float = 0.5
-    """Shorter utterances stay out: they are mostly margins, and cut words."""
+    min_seconds: float | None = None
+    """Shorter utterances stay out: they are mostly margins, and cut words. None: a quarter of the median length of the
+    clips that have a text, from 0.1 to 0.5 s."""
     max_seconds: float = MAX_UTTERANCE_S
     """Longer utterances stay out; no model hears more than 30 s at once."""
     min_snr_db: float = 5.0
-    """Utterances measured noisier than this stay out."""
+    """Utterances of 1 s and more that are measured noisier than this stay out."""
     max_characters_per_second: float = 40.0
-    """Faster than anybody speaks: text and audio do not belong together."""
+    """Faster than anybody speaks: a text and its audio do not belong together, unless a person says so."""
     max_label_tokens: int | None = None
     """Longer texts stay out, counted with prompt and end by the base model's tokenizer; None: as many as models of its
     family can write."""
     keep_outliers: bool = False
-    """Keep texts that are far too long or too short for their audio beside the others of their language."""
+    """Keep texts that are far too long or too short for their audio beside the speaker's other clips."""
     outlier_deviations: float = 5.0
     """Robust standard deviations of the logarithm of characters per second from which a text is an outlier."""
-    keep_mismatched: bool = False
-    """Keep given texts that a confident and otherwise reliable model heard quite differently."""
-    mismatch: float = 0.8
-    """Character error rate from which a given text and what was heard hardly agree."""
-    mismatch_confidence: float = 0.8
-    """Confidence from which a hypothesis is evidence."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.min_seconds < self.max_seconds:
+        if not 0 <= (self.min_seconds or 0.0) < self.max_seconds:
             raise SettingError(
-                f"the shortest clip is {self.min_seconds:g} s and the longest {self.max_seconds:g} s: "
+                f"the shortest clip is {self.min_seconds or 0.0:g} s and the longest {self.max_seconds:g} s: "
                 "the shortest must be 0 or more and below the longest"
             )
-        for name in ("max_characters_per_second", "max_label_tokens", "outlier_deviations", "mismatch"):
+        for name in ("max_characters_per_second", "max_label_tokens", "outlier_deviations"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise SettingError(f"{name} is {getattr(self, name)}: it must be above 0")
-        if not 0 <= self.mismatch_confidence <= 1:
-            raise SettingError(f"mismatch_confidence is {self.mismatch_confidence}: it must be from 0 to 1")
 
     @classmethod
     def of(cls, settings: Settings) -> Filters:
         """The filters that a workspace's settings ask for."""
-        return cls(min_seconds=settings.min_clip_s, max_seconds=settings.max_clip_s, min_snr_db=settings.min_snr_db)
+        return cls(
+            min_seconds=settings.min_clip_s or None, max_seconds=settings.max_clip_s, min_snr_db=settings.min_snr_db
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,13 +105,16 @@ class Candidate(NamedTuple):
     text: str
     reviewed: bool  # a person wrote or accepted the text
     rate: float  # characters a second of speech
-    distance: float | None  # character error rate between the text and what a confident model heard
-    model: str  # which model heard it
+    styled: str = ""  # the text with case and punctuation of what was heard, where that is asked for
 
     @property
     def settled(self) -> bool:
         """Frozen for validation or test already: judged then."""
         return self.split in ("val", "test")
+
+    @property
+    def seconds(self) -> float:
+        return seconds(self.end - self.start)
 
 
 def by_person(transcript: Transcript) -> bool:
@@ -140,10 +141,14 @@ class Judge:
     choice: Choice
     labels: Labels | None
     """How long texts the base model can write; None where nobody can say."""
-    heard: dict[tuple[str, str | None], list[int]] = field(default_factory=dict)
-    """Confident texts in agreement with references, and confident texts in all, by model and language."""
-    rates: dict[str | None, array[float]] = field(default_factory=dict)
-    """Logarithms of the candidates' characters a second, by language."""
+    restore_style: bool = False
+    """Work out each text with the case and the punctuation of what was heard."""
+    rates: dict[tuple[str | None, str | None], array[float]] = field(default_factory=dict)
+    """Logarithms of the candidates' characters a second, by speaker and language."""
+    lengths_s: array[float] = field(default_factory=lambda: array("d"))
+    """Of the candidates."""
+    styles: Styles = field(default_factory=Styles)
+    """How the candidates' references are written."""
 
     def judge(self, utterance: Utterance, transcripts: Sequence[Transcript]) -> Candidate | tuple[str, str, bool]:
         """A candidate, or (reason, detail, whether a person wrote its text)."""
@@ -154,9 +159,13 @@ class Judge:
         if reason:
             return reason, detail, by_person(text)
         rate = _rate(utterance, text.text)
-        self.rates.setdefault(utterance.language, array("d")).append(math.log(rate))
-        heard = latest(transcripts, "hypothesis")
-        distance = self._distance(utterance, text, heard)
+        self.rates.setdefault((utterance.speaker, utterance.language), array("d")).append(math.log(rate))
+        self.lengths_s.append(utterance.duration)
+        styled = ""
+        if text.kind == "reference":
+            self.styles.add(text.text, utterance.language)
+            heard = (latest(transcripts, "clean") or latest(transcripts, "hypothesis")) if self.restore_style else None
+            styled = restored(text.text, heard.text, utterance.language) if heard else ""
         return Candidate(
             utterance=utterance.id,
             recording=utterance.recording,
@@ -170,8 +179,7 @@ class Judge:
             text=text.text,
             reviewed=by_person(text),
             rate=rate,
-            distance=distance,
-            model=heard.by if heard and distance is not None else "",
+            styled=styled,
         )
 
     def _text(self, utterance: Utterance, transcripts: Sequence[Transcript]) -> tuple[str, Transcript | None]:
@@ -199,19 +207,16 @@ class Judge:
         if not text.text.strip():
             return "empty text", ""
         length = f"{utterance.duration:.2f} s"
-        if utterance.duration < filters.min_seconds:
-            return f"shorter than {filters.min_seconds:g} s (--min-seconds)", length
+        if filters.min_seconds is not None and utterance.duration < filters.min_seconds:
+            return _too_short(filters.min_seconds), length
         if utterance.duration > filters.max_seconds:
             return f"longer than {filters.max_seconds:g} s (--max-seconds)", length
-        speed = len(text.text) / utterance.duration
-        if speed > filters.max_characters_per_second:
-            bound = filters.max_characters_per_second
-            return f"more than {bound:g} characters a second (--max-characters-per-second)", f"{speed:.0f} a second"
         quality = utterance.quality
         if quality and quality.soundless:
             return "nothing to hear (digital silence, or a constant level)", ""
-        if quality and quality.snr_db is not None and quality.snr_db < filters.min_snr_db:
-            return f"SNR below {filters.min_snr_db:g} dB (--min-snr-db)", f"{quality.snr_db:.1f} dB"
+        snr_db = quality.snr_db if quality and utterance.duration >= SNR_FROM_S else None
+        if snr_db is not None and snr_db < filters.min_snr_db:
+            return f"SNR below {filters.min_snr_db:g} dB (--min-snr-db)", f"{snr_db:.1f} dB"
         labels, most = self.labels, filters.max_label_tokens
         # Counting takes longer than looking at the bytes, of which a token has one at least.
         if labels and most and len(text.text.encode()) + labels.around > most:
@@ -220,47 +225,60 @@ class Judge:
                 return f"text longer than {most} tokens (--max-label-tokens)", f"{tokens} tokens"
         return "", ""
 
-    def _distance(self, utterance: Utterance, text: Transcript, hypothesis: Transcript | None) -> float | None:
-        """How far a reference is from what was heard, where that is evidence; what it says of the model is noted."""
-        if text.kind != "reference" or hypothesis is None or self.filters.keep_mismatched:
-            return None
-        if (hypothesis.confidence or 0.0) < self.filters.mismatch_confidence or is_aligned(text.id):
-            return None
-        if max(len(text.text), len(hypothesis.text)) < TOLD:
-            return None
-        given, heard = (_text.normalise(one, utterance.language) for one in (text.text, hypothesis.text))
-        distance = _text.character_errors(given, heard).rate
-        agreed = self.heard.setdefault((hypothesis.by, utterance.language), [0, 0])
-        agreed[0] += distance <= AGREEING
-        agreed[1] += 1
-        return distance
+    def shortest_s(self) -> float:
+        """Seconds that a clip has at least: as asked, or derived from those that were judged."""
+        if self.filters.min_seconds is not None:
+            return self.filters.min_seconds
+        derived = SHORT_SHARE * median(self.lengths_s) if self.lengths_s else SHORT_ENOUGH_S
+        return round(min(max(derived, SHORTEST_S), SHORT_ENOUGH_S), 2)
 
-    def suspicions(self) -> Callable[[Candidate], tuple[str, str]]:
-        """What tells (reason, detail) of one that differs from all that were judged; empty reasons for the rest."""
+    def too_short(self) -> Callable[[Candidate], tuple[str, str]]:
+        """What tells (reason, detail) of a clip below a derived bound; empty reasons for the rest.
+
+        A bound that moves with the clips is not held against what is frozen for validation or test.
+        """
+        shortest = self.shortest_s()
+
+        def short(candidate: Candidate) -> tuple[str, str]:
+            if candidate.settled or candidate.seconds >= shortest:
+                return "", ""
+            return _too_short(shortest), f"{candidate.seconds:.2f} s"
+
+        return short
+
+    def doubts(self) -> Callable[[Candidate], tuple[str, str]]:
+        """What tells (reason, detail) of a text that does not fit its audio; empty reasons for the rest."""
         usual = {} if self.filters.keep_outliers else _usual(self.rates)
-        trusted = {
-            key
-            for key, (agreed, all) in self.heard.items()
-            if all >= FEW_HEARD and agreed / all >= TRUSTED and not self.filters.keep_mismatched
-        }
+        fastest = self.filters.max_characters_per_second
 
-        def suspicion(candidate: Candidate) -> tuple[str, str]:
+        def doubt(candidate: Candidate) -> tuple[str, str]:
             if candidate.reviewed or candidate.settled:
                 return "", ""
-            language = candidate.language
-            if language in usual:
-                middle, spread = usual[language]
+            speed = len(candidate.text) / candidate.seconds
+            if speed > fastest:
+                reason = f"more than {fastest:g} characters a second (--max-characters-per-second)"
+                return reason, f"{speed:.0f} characters a second: nobody speaks so fast"
+            own = (candidate.speaker, candidate.language)
+            whose, key = (
+                ("this speaker", own)
+                if candidate.speaker and own in usual
+                else ("this language", (None, candidate.language))
+            )
+            if key in usual:
+                middle, spread = usual[key]
                 far = max(self.filters.outlier_deviations * spread, math.log(LEAST_FACTOR))
                 if abs(math.log(candidate.rate) - middle) > far:
-                    told = f"{candidate.rate:.1f} characters a second of speech, usual are {math.exp(middle):.1f}"
-                    return "characters a second far from the others' (--keep-outliers)", told
-            distance = candidate.distance
-            if distance is not None and distance >= self.filters.mismatch and (candidate.model, language) in trusted:
-                told = f"character error rate {distance:.2f}"
-                return "the text given and what was heard hardly agree (--keep-mismatched)", told
+                    told = (
+                        f"{candidate.rate:.1f} characters a second of speech; usual for {whose}: {math.exp(middle):.1f}"
+                    )
+                    return "text far too long or too short for its audio (--keep-outliers)", told
             return "", ""
 
-        return suspicion
+        return doubt
+
+
+def _too_short(bound: float) -> str:
+    return f"shorter than {bound:g} s (--min-seconds)"
 
 
 def _rate(utterance: Utterance, text: str) -> float:
@@ -270,16 +288,27 @@ def _rate(utterance: Utterance, text: str) -> float:
     return len("".join(text.split())) / speech_s
 
 
-def _usual(rates: Mapping[str | None, Sequence[float]]) -> dict[str | None, tuple[float, float]]:
-    """The middle and the spread of the logarithm of characters per second, by language.
+Usual = dict[tuple[str | None, str | None], tuple[float, float]]
 
-    Median and median absolute deviation, which outliers hardly move: Iglewicz and
-    Hoaglin, "How to Detect and Handle Outliers" (1993), chapter 3. The logarithm
-    since rates are skewed: half the speed is as far from usual as twice the speed.
+
+def _usual(rates: Mapping[tuple[str | None, str | None], Sequence[float]]) -> Usual:
+    """The middle and the spread of the logarithm of characters per second.
+
+    By speaker and language where there are enough clips, and by language under the speaker
+    None. Median and median absolute deviation, which outliers hardly move: Iglewicz and
+    Hoaglin, "How to Detect and Handle Outliers" (1993), chapter 3. The logarithm since
+    rates are skewed: half the speed is as far from usual as twice the speed.
     """
+    by_language: dict[str | None, array[float]] = {}
+    for (_, language), logs in rates.items():
+        by_language.setdefault(language, array("d")).extend(logs)
+    groups: list[tuple[tuple[str | None, str | None], Sequence[float], int]] = [
+        (key, logs, FEW_OF_SPEAKER) for key, logs in rates.items() if key[0] is not None
+    ]
+    groups += [((None, language), logs, FEW) for language, logs in by_language.items()]
     found = {}
-    for language, logs in rates.items():
-        if len(logs) >= FEW:
+    for key, logs, few in groups:
+        if len(logs) >= few:
             middle = median(logs)
-            found[language] = (middle, SPREAD * median(abs(one - middle) for one in logs))
+            found[key] = (middle, SPREAD * median(abs(one - middle) for one in logs))
     return found

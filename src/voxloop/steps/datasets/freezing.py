@@ -12,7 +12,7 @@ import pickle
 import tempfile
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from itertools import compress, count, groupby, islice
@@ -27,8 +27,9 @@ from voxloop.families.contract import Labels
 from voxloop.families.registry import family
 from voxloop.records import SPLITS, Dataset, Quality, Split, Transcript, Utterance
 from voxloop.steps.datasets.filters import Candidate, Choice, Filters, Judge, may_enter
+from voxloop.steps.datasets.fresh import release, untrained
 from voxloop.steps.datasets.rows import DatasetRow, Exclusion, excluded_key, exclusion_line, row_line
-from voxloop.steps.datasets.splits import Ratios, assign_splits, position, strictest
+from voxloop.steps.datasets.splits import Ratios, assign_splits, position, strictest, usual_ratios
 from voxloop.stores import tables
 from voxloop.stores.blobs import sha256_file
 from voxloop.stores.catalog import insert_new
@@ -50,6 +51,8 @@ def build(
     languages: Sequence[str] | None = None,
     train_limit: int | None = None,
     filters: Filters | None = None,
+    fresh_test: bool = False,
+    restore_style: bool = False,
 ) -> Dataset:
     """Freeze what the workspace holds now as a dataset.
 
@@ -57,25 +60,37 @@ def build(
     `machine_text` is given, and only above that confidence; validation and test
     hold references alone, and none that were aligned automatically. `train_limit`
     keeps at most so many training clips; `filters` are by default those of the settings.
+    `ratios` are by default those of the settings or, where these have none, chosen by the
+    number of clips. Doubtful texts stay out and go to review.
+
+    `fresh_test` shares out anew what is in the training split and no model has been
+    trained on; what was validation or test stays so. `restore_style` gives texts of
+    train and val, in languages whose references have neither case nor punctuation, those of
+    what was heard, where the words agree; the references stay as they are.
+
     Freezing the same content again gives the same dataset. Raises UsageError
-    where nothing could be frozen.
+    where nothing could be frozen. `advise` says what is wanting in what was made.
     """
-    ratios = ratios or ws.settings.ratios
+    asked = ratios or ws.settings.ratios
     choice = Choice(machine_text=machine_text, speakers=tuple(speakers or ()), languages=tuple(languages or ()))
     filters, labels = filters or Filters.of(ws.settings), _labels(ws)
     if filters.max_label_tokens is None and labels:
         filters = replace(filters, max_label_tokens=labels.limit)
-    judge = Judge(filters, choice, labels)
+    judge = Judge(filters, choice, labels, restore_style=restore_style)
     with (
         tempfile.TemporaryDirectory(prefix="voxloop-build-") as folder,
         closing(LeftOut(Path(folder, "excluded"))) as left_out,
     ):
         candidates = _Candidates(Path(folder, "candidates"))
         with ws.read() as reader:
-            candidates.fill(_judged(reader, judge, left_out))
+            released = untrained(reader.connection) if fresh_test else frozenset()
+            candidates.fill(_judged(reader, judge, left_out, released))
             sessions = _sessions(reader)
-        candidates.sift(judge.suspicions(), left_out)
-        belonging = _Belonging(candidates, ratios, sessions)
+        candidates.sift(judge.too_short(), left_out)
+        doubtful = candidates.sift(judge.doubts(), left_out)
+        testable = sum(not may_enter("test", one) for one in candidates)
+        ratios = asked or usual_ratios(testable, ws.settings.promote_min_utterances)
+        belonging = _Belonging(candidates, ratios, sessions, afresh=fresh_test)
         unsuspected = bytes(candidates.chosen)
         candidates.sift(belonging.cannot_enter, left_out)
         if belonging.torn:
@@ -84,19 +99,32 @@ def build(
             candidates.sift(_over(candidates, belonging, train_limit), left_out)
         if not any(candidates.chosen):
             raise UsageError(_nothing(left_out.reasons))
+        if released:
+            entering = candidates.of(unsuspected)
+            released = frozenset(one.utterance for one in entering if one.utterance in released and belonging.of(one))
+        plain = {lang for lang, style in judge.styles.found().items() if style.plain} if restore_style else set()
         return freeze(
             ws,
             name,
-            (belonging.row(candidate) for candidate in candidates),
+            (belonging.row(candidate, styled=candidate.language in plain) for candidate in candidates),
             left_out,
             new_splits=belonging.new(candidates.of(unsuspected)),
+            doubtful=doubtful,
+            released=released,
             filters={
-                "ratios": list(ratios),
+                "ratios": [round(share, 4) for share in ratios],
+                "derived": [
+                    *([] if asked else ["ratios"]),
+                    *([] if judge.filters.min_seconds is not None else ["min_seconds"]),
+                ],
                 "machine_text": machine_text,
                 "speakers": list(speakers) if speakers else None,
                 "languages": list(languages) if languages else None,
                 "train_limit": train_limit,
+                "fresh_test": fresh_test,
+                "restore_style": restore_style,
                 **asdict(judge.filters),
+                "min_seconds": judge.shortest_s(),
             },
         )
 
@@ -146,14 +174,18 @@ class _Candidates:
                 if one:
                     yield Candidate._make(values)
 
-    def sift(self, why: Callable[[Candidate], tuple[str, str]], left_out: LeftOut) -> None:
-        """Leave out those for which there is a reason, with its detail."""
+    def sift(self, why: Callable[[Candidate], tuple[str, str]], left_out: LeftOut) -> dict[str, str]:
+        """Leave out those for which there is a reason, with its detail; the details by utterance."""
+        found = {}
         before = bytes(self.chosen)
         for number, candidate in zip(compress(count(), before), self.of(before), strict=True):
             reason, detail = why(candidate)
             if reason:
                 self.chosen[number] = 0
                 left_out.add(candidate.utterance, reason, detail, reviewed=candidate.reviewed)
+                if detail:
+                    found[candidate.utterance] = detail
+        return found
 
 
 class _Part(NamedTuple):
@@ -172,12 +204,27 @@ class _Part(NamedTuple):
 class _Belonging:
     """Which split each candidate belongs to, and which may not enter it."""
 
-    def __init__(self, candidates: Iterable[Candidate], ratios: Ratios, sessions: Mapping[str, str | None]) -> None:
-        clips: Counter[_Part] = Counter()
+    def __init__(
+        self,
+        candidates: Iterable[Candidate],
+        ratios: Ratios,
+        sessions: Mapping[str, str | None],
+        *,
+        afresh: bool = False,
+    ) -> None:
+        clips: Counter[_Part] = Counter()  # that may be tested on
         names: dict[str | None, str | None] = {}  # each speaker's once: there are many recordings of one
         for one in candidates:
-            clips[_Part(one.recording, names.setdefault(one.speaker, one.speaker), one.split)] += 1
-        self._split = assign_splits(list(clips), ratios, sessions=sessions, clips=clips)
+            part = _Part(one.recording, names.setdefault(one.speaker, one.speaker), one.split)
+            clips[part] += not may_enter("test", one)
+        self._split = assign_splits(
+            list(clips),
+            ratios,
+            sessions=sessions,
+            clips=clips,
+            said=lambda: ((one.recording, one.speaker, one.text) for one in candidates),
+            afresh=afresh,
+        )
         self._strictest: dict[str, Split] = {}  # of what enters of each recording
         self.torn = False  # parts of one recording enter several splits
 
@@ -210,19 +257,22 @@ class _Belonging:
             if split:
                 yield candidate.utterance, split
 
-    def row(self, candidate: Candidate) -> DatasetRow:
-        """A candidate as it enters."""
+    def row(self, candidate: Candidate, *, styled: bool = False) -> DatasetRow:
+        """A candidate as it enters; `styled`: with restored case and punctuation, where it is not tested on."""
+        split = cast("Split", self.of(candidate))
+        styled = styled and split != "test" and candidate.styled not in ("", candidate.text)
         return DatasetRow(
             utterance=candidate.utterance,
             recording=candidate.recording,
             start=candidate.start,
             end=candidate.end,
-            split=cast("Split", self.of(candidate)),
-            text=candidate.text,
+            split=split,
+            text=candidate.styled if styled else candidate.text,
             kind=candidate.kind,
             transcript=candidate.transcript,
             speaker=candidate.speaker,
             language=candidate.language,
+            styled=styled,
         )
 
 
@@ -261,9 +311,11 @@ def _labels(ws: Workspace) -> Labels | None:
         return None  # training counts with its own model, and says what it leaves out
 
 
-def _judged(reader: Reader, judge: Judge, left_out: LeftOut) -> Iterator[Candidate]:
-    """What may enter judged by itself; the rest goes to `left_out`."""
+def _judged(reader: Reader, judge: Judge, left_out: LeftOut, released: Container[str] = ()) -> Iterator[Candidate]:
+    """What may enter judged by itself, of `released` utterances without their split; the rest goes to `left_out`."""
     for utterance, transcripts in _utterances(reader):
+        if utterance.id in released:
+            utterance = replace(utterance, split=None)
         found = judge.judge(utterance, transcripts)
         if isinstance(found, Candidate):
             yield found
@@ -325,10 +377,14 @@ def freeze(
     new_splits: Iterable[tuple[str, Split]],
     filters: dict[str, Any],
     excluded: dict[str, int] | None = None,
+    doubtful: Mapping[str, str] | None = None,
+    released: Collection[str] = (),
 ) -> Dataset:
     """Write rows, which come in the order of their utterances, as a dataset.
 
-    `new_splits` are of utterances that had none; `excluded` counts, where there is no list.
+    `new_splits` are of utterances that had none, or of those `released` of theirs; `excluded` counts, where there is
+    no list. `doubtful` utterances go to review with these reasons. Raises ConflictError where a run has begun to train
+    on what was released.
     """
     clips: dict[str, int] = dict.fromkeys(SPLITS, 0)
     durations: dict[str, float] = dict.fromkeys(SPLITS, 0.0)  # seconds
@@ -368,8 +424,12 @@ def freeze(
                     tx.change(Dataset, id, **whole)
                 if excluded is None:
                     tx.change(Dataset, id, excluded=dataset.excluded, filters=filters)
+            if released:
+                release(tx.connection, released)
             keep_splits(tx.connection, new_splits)
             _keep_rows(tx.connection, id, manifest)
+            if doubtful is not None:
+                _send_to_review(tx.connection, id, doubtful)
             tx.emit("dataset.frozen", id, payload={"name": name, "clips": dataset.clips})
             return tx.get(Dataset, id)
 
@@ -383,6 +443,20 @@ def _keep_rows(connection: sa.Connection, dataset: str, manifest: Path) -> None:
                 for row in map(json.loads, lines)
             ]
             insert_new(connection, tables.dataset_utterance, part)
+
+
+def _send_to_review(connection: sa.Connection, dataset: str, doubtful: Mapping[str, str]) -> None:
+    """Have people look at doubtful texts first; what is in the dataset is in no doubt any more."""
+    u, held = tables.utterance, tables.dataset_utterance.c
+    connection.execute(
+        sa.update(u)
+        .where(u.c.doubt.is_not(None), u.c.id.in_(sa.select(held.utterance).where(held.dataset == dataset)))
+        .values(doubt=None)
+    )
+    waiting = {"status": "transcribed", "priority": 1.0, "doubt": sa.bindparam("why")}
+    statement = sa.update(u).where(u.c.id == sa.bindparam("doubted"), u.c.status != "rejected").values(**waiting)
+    if doubtful:
+        connection.execute(statement, [{"doubted": id, "why": why} for id, why in sorted(doubtful.items())])
 
 
 def keep_splits(connection: sa.Connection, splits: Iterable[tuple[str, Split]]) -> None:

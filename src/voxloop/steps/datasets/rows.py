@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
 
 from voxloop.errors import UnknownRecord
 from voxloop.records import Dataset, Split, TranscriptKind, seconds
 from voxloop.stores import tables
+from voxloop.stores.catalog import chunks
 
 if TYPE_CHECKING:
     from voxloop.workspace import Workspace
@@ -31,6 +34,7 @@ class DatasetRow:
     transcript: str
     speaker: str | None
     language: str | None
+    styled: bool = False  # case and punctuation of the text are a recogniser's; the reference has none
 
     @property
     def duration(self) -> float:
@@ -55,7 +59,10 @@ def line(values: dict[str, Any]) -> bytes:
 
 def row_line(row: DatasetRow) -> bytes:
     """A row as it stands in the manifest, whose hash is the dataset's id."""
-    return line({name: getattr(row, name) for name in _ROW})
+    values = {name: getattr(row, name) for name in _ROW}
+    if not row.styled:
+        del values["styled"]  # so that what was frozen before there was such a mark has the id that it had
+    return line(values)
 
 
 def exclusion_line(exclusion: Exclusion) -> bytes:
@@ -123,6 +130,27 @@ def exclusions(ws: Workspace, dataset: str, *, reason: str | None = None, review
         for one in listed
         if (one.reviewed or not reviewed) and (reason is None or reason.casefold() in one.reason.casefold())
     ]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Origin:
+    """Where people find an utterance."""
+
+    number: int  # takes the place of its id in every command
+    file: str  # the original file's name
+    start_s: float  # in that file
+
+
+def origins(ws: Workspace, utterances: Sequence[str]) -> dict[str, Origin]:
+    """Where these utterances come from; those that were forgotten are not among them."""
+    u, r = tables.utterance.c, tables.recording.c
+    statement = sa.select(u.id, u.number, u.start, r.name).join(tables.recording, r.id == u.recording)
+    found = {}
+    with ws.read() as reader:
+        for part in chunks(utterances):
+            for row in reader.connection.execute(statement.where(u.id.in_(part))):
+                found[row.id] = Origin(number=row.number, file=row.name, start_s=seconds(row.start))
+    return found
 
 
 def _lines(ws: Workspace, key: str) -> Iterator[bytes]:

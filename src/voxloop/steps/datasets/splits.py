@@ -1,25 +1,47 @@
 """Which split an utterance belongs to, for ever.
 
-The split comes from a hash of the speaker, so that no speaker is both learnt from
-and tested on; speakers who share a recording go together. Where there are too few
-speakers to fill the splits it comes from the session's hash, else the recording's.
-It is decided once and stored: what was test stays test.
+Utterances that must not be torn apart form a group, and whole groups are placed in
+the order of a hash until each split has its share. A group is, by the first of these
+that fills every split:
+
+1. a speaker, with those who share a recording, where there are enough speakers;
+2. a session, with what says the same sentence as one of its clips;
+3. a recording, with those in which the same sentence is said, so that test says something
+   new: read twice, or kept as a lossy copy, it is one. Where few sentences are left when
+   those of all speakers are taken together, each speaker's count by themselves;
+4. a session; 5. a recording: a few commands said many times cannot be told apart
+   by what they say.
+
+What has a split keeps it, and the rest of its group follows: what was test stays test.
 """
 
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from functools import cache, partial
+from typing import Generic, Protocol, TypeVar
 
 from voxloop.records import SPLITS, Split
 
 Ratios = tuple[float, float, float]
 
-
 Id = TypeVar("Id", bound=Hashable)
 IdOf = TypeVar("IdOf", bound=Hashable, covariant=True)
+
+MIN_SPEAKERS = 10  # named; with fewer, a split would be the voice of one or two people
+MANY_TEXTS = 30  # groups by text that are enough, however often each is said
+TEXT_SHARE = 0.5  # of the recordings, that groups by text must be where there are fewer than that
+
+SPREAD, SPREAD_BY_SPEAKER = 1.25, 3.0  # times what a split lacks that a group may have: speakers are few and large
+ENOUGH, ENOUGH_BY_SPEAKER = 0.9, 0.5  # of its test clips, from which a way to group is taken
+
+# Shares by the number of clips that may be tested on, where none are asked for.
+TEST_SHARE, TEST_CLIPS, MOST_TEST_SHARE = 0.2, 100, 0.4  # a fifth, up to so many; of few clips up to two fifths
+VAL_SHARE, VAL_CLIPS = 0.12, 50
+LEAST_SHARE = 0.04  # of val and of test, however many clips there are
 
 
 class Placed(Protocol[IdOf]):
@@ -35,6 +57,9 @@ class Placed(Protocol[IdOf]):
     def split(self) -> Split | None: ...
 
 
+Said = Callable[[], Iterable[tuple[str, str | None, str]]]
+"""Gives (recording, speaker, text) of every utterance, anew at each call."""
+
 STRICTEST: tuple[Split, ...] = ("test", "val", "train")  # what is tested must not be learnt
 
 
@@ -43,10 +68,43 @@ def position(key: str) -> float:
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
 
 
+def strictest(splits: set[Split]) -> Split:
+    """Of several splits the one whose speech may least be learnt from."""
+    return next(split for split in STRICTEST if split in splits)
+
+
+def sentence(text: str) -> str:
+    """What a text says, without case, punctuation and spacing: equal for the same sentence."""
+    return " ".join(unicodedata.normalize("NFC", text).casefold().translate(_LETTERS).split())
+
+
+class _Letters(dict[int, str]):
+    """Characters that count, others as spaces. Marks count: they are the vowel signs of Hindi and Thai."""
+
+    def __missing__(self, code: int) -> str:
+        self[code] = kept = chr(code) if unicodedata.category(chr(code))[0] in "LMN" else " "
+        return kept
+
+
+_LETTERS = _Letters()
+
+
 def split_at(place: float, ratios: Ratios) -> Split:
     """The split that a place in [0, 1) falls into."""
     train, val, _ = ratios
     return "train" if place < train else "val" if place < train + val else "test"
+
+
+def usual_ratios(clips: int, least: int) -> Ratios:
+    """Shares for so many clips: enough test clips for a verdict (`least`) where that leaves the most for training.
+
+    50 clips are shared 24/6/20, 276 are 188/33/55, 10,000 are 9,200/400/400.
+    """
+    if not clips:
+        return 1 - 2 * LEAST_SHARE, LEAST_SHARE, LEAST_SHARE
+    test = max(min(MOST_TEST_SHARE * clips, max(least, min(TEST_SHARE * clips, TEST_CLIPS))), LEAST_SHARE * clips)
+    val = max(min(VAL_SHARE * clips, VAL_CLIPS), LEAST_SHARE * clips)
+    return 1 - (test + val) / clips, val / clips, test / clips
 
 
 def assign_splits(
@@ -55,129 +113,289 @@ def assign_splits(
     *,
     sessions: Mapping[str, str | None],
     clips: Mapping[Id, int] | None = None,
+    said: Said = tuple,
+    afresh: bool = False,
 ) -> dict[Id, Split]:
-    """The split of each utterance, by its id. `clips` says how many each stands for; None: they are single ones.
+    """The split of each utterance, by its id.
 
-    One that has a split keeps it, and what belongs to the same group follows it.
-    Groups are speakers (with those whom they share recordings with), where they fill
-    every split that has a share; else sessions; else recordings. An utterance that
-    cannot enter any split without a leak has none: its recording joins speakers who
-    are in different splits already.
+    `clips` says how many that may be tested on each stands for (None: one each); where it is
+    none, the hash alone decides, and keeps little from training. With `afresh` the shares are
+    of what has no split yet, whatever the others have. One that has a split keeps it. An
+    utterance that cannot enter any split without a leak has none: its recording joins
+    speakers who are in different splits already.
     """
-    wanted = {split for split, share in zip(SPLITS, ratios, strict=True) if share > 0}
-    groupings: list[Callable[[Placed[Id]], str]] = [
-        _speaker_groups(utterances),
-        lambda u: f"session {sessions.get(u.recording)}" if sessions.get(u.recording) else f"recording {u.recording}",
-        lambda u: f"recording {u.recording}",
-    ]
+    counts = {one.id: 1 if clips is None else clips.get(one.id, 0) for one in utterances}
+    recordings = {one.recording for one in utterances}
+    wanted = _Wanted(utterances, counts, ratios, afresh=afresh)
+    alike = cache(partial(_by_text, recordings, said))  # gone through only where it is asked for
     assigned: dict[Id, Split] = {}
-    for number, group_of in enumerate(groupings):
-        assigned = _by_group(utterances, group_of, ratios, by_speaker=number == 0)
-        if set(assigned.values()) >= wanted:
+    for grouping in _groupings(utterances, recordings, alike, sessions):
+        assigned = _by_group(utterances, grouping, wanted, counts)
+        have = _clips_of(assigned, counts)
+        enough = ENOUGH_BY_SPEAKER if grouping.by_speaker else ENOUGH
+        if all(have[split] for split in wanted.splits) and have["test"] >= enough * wanted.in_all["test"]:
             return assigned
-    return _fill(utterances, assigned, ratios, wanted, clips or {})
+    return _fill(utterances, assigned, wanted, counts)
 
 
-def _speaker_groups(utterances: Sequence[Placed[Id]]) -> Callable[[Placed[Id]], str]:
-    """Names the group of an utterance: speakers who hang together by their recordings are one, with these.
+class _Wanted:
+    """How many clips each split is to have."""
 
-    Found by disjoint sets with path halving (R. E. Tarjan and J. van Leeuwen, 1984).
+    def __init__(
+        self, utterances: Sequence[Placed[Id]], counts: Mapping[Id, int], ratios: Ratios, *, afresh: bool
+    ) -> None:
+        here = _clips_of({one.id: one.split for one in utterances if one.split}, counts)
+        total = sum(counts.values()) - (here.total() if afresh else 0)
+        shares: dict[Split, float] = dict(zip(SPLITS, ratios, strict=True))
+        self.in_all = {
+            split: max(1.0, share * total + (here[split] if afresh else 0)) if share else 0.0
+            for split, share in shares.items()
+        }
+        self.missing = {split: max(0.0, wanted - here[split]) for split, wanted in self.in_all.items()}
+        self.splits = [split for split in STRICTEST if shares[split] > 0]
+        self.trains = shares["train"] > 0
+        val, test = (min(shares[split], LEAST_SHARE) for split in ("val", "test"))
+        self.untested = (1 - val - test, val, test) if self.trains else ratios
+        """Shares of speech that may not be tested on yet: once reviewed, some of it should be left to test on."""
+
+
+def _clips_of(assigned: Mapping[Id, Split], counts: Mapping[Id, int]) -> Counter[Split]:
+    found: Counter[Split] = Counter()
+    for id, split in assigned.items():
+        found[split] += counts[id]
+    return found
+
+
+# Groups --------------------------------------------------------------------------------------------------------------
+
+
+class _Joined:
+    """Names that were joined belong together: disjoint sets with path halving (Tarjan and van Leeuwen, 1984)."""
+
+    def __init__(self) -> None:
+        self._parent: dict[str, str] = {}
+
+    def root(self, name: str) -> str:
+        """The name that stands for all that are joined, whichever came first: their smallest."""
+        parent = self._parent
+        parent.setdefault(name, name)
+        while parent[name] != name:
+            parent[name] = parent[parent[name]]
+            name = parent[name]
+        return name
+
+    def join(self, one: str, other: str) -> None:
+        pair = self.root(one), self.root(other)
+        self._parent[pair[0]] = self._parent[pair[1]] = min(pair)
+
+
+class _Grouping(Generic[Id]):
+    """A way to name the groups of utterances."""
+
+    def __init__(
+        self,
+        name: Callable[[Placed[Id]], str],
+        *,
+        finer: Callable[[Placed[Id]], str],
+        by_speaker: bool = False,
+    ) -> None:
+        self.name = name
+        self.finer = finer  # for what is in a group that lies in several splits already
+        self.by_speaker = by_speaker
+
+
+def _groupings(
+    utterances: Sequence[Placed[Id]],
+    recordings: set[str],
+    texts: Callable[[], Mapping[str, str] | None],
+    sessions: Mapping[str, str | None],
+) -> Iterator[_Grouping[Id]]:
+    """Ways to group, the strictest first."""
+
+    def by_text(one: Placed[Id]) -> str:
+        alike = texts()
+        return f"recording {alike[one.recording] if alike else one.recording}"
+
+    speakers, named = _speaker_groups(utterances, by_text)
+    if named >= MIN_SPEAKERS or _disjoint(utterances):
+        yield _Grouping(speakers, finer=by_text, by_speaker=True)
+    alike = texts()
+    in_session = {recording: sessions[recording] for recording in recordings if sessions.get(recording)}
+    if alike and in_session:
+        both = _Joined()
+        for recording in recordings:
+            both.join(f"recording {alike[recording]}", f"recording {recording}")
+            if recording in in_session:
+                both.join(f"recording {recording}", f"session {in_session[recording]}")
+        yield _Grouping(lambda one: both.root(f"recording {one.recording}"), finer=by_text)
+    if alike:
+        yield _Grouping(by_text, finer=by_text)
+    if in_session:
+        yield _Grouping(
+            lambda one: f"session {in_session[one.recording]}" if one.recording in in_session else by_recording(one),
+            finer=by_recording,
+        )
+    yield _Grouping(by_recording, finer=by_recording)
+
+
+def by_recording(one: Placed[Id]) -> str:
+    """The name of the group that a recording is by itself."""
+    return f"recording {one.recording}"
+
+
+def _disjoint(utterances: Sequence[Placed[Id]]) -> bool:
+    """Whether speakers fill every split, each a single one: so it was begun, and so it goes on."""
+    found: dict[str, set[Split]] = {}
+    for one in utterances:
+        if one.split and one.speaker:
+            found.setdefault(one.speaker, set()).add(one.split)
+    return len(set().union(*found.values())) == len(SPLITS) and all(len(splits) == 1 for splits in found.values())
+
+
+def _by_text(recordings: set[str], said: Said) -> dict[str, str] | None:
+    """For each recording the one that stands for all in which the same is said; None: too few texts.
+
+    Said by anybody or, where so few sentences are left, by the same speaker.
     """
-    parent: dict[str, str] = {}
+    for by_anybody in (True, False):
+        joined = _Joined()
+        first: dict[int, str] = {}  # by a hash of speaker and sentence, which takes less memory than these
+        for recording, speaker, text in said():
+            key = sentence(text)
+            if key:
+                who = "" if by_anybody else speaker or ""
+                digest = hashlib.blake2b(f"{who}\n{key}".encode(), digest_size=8).digest()
+                joined.join(recording, first.setdefault(int.from_bytes(digest), recording))
+        found = {recording: joined.root(recording) for recording in recordings}
+        if len(set(found.values())) >= min(MANY_TEXTS, TEXT_SHARE * len(recordings)):
+            return found
+    return None
+
+
+def _speaker_groups(
+    utterances: Sequence[Placed[Id]], unnamed: Callable[[Placed[Id]], str]
+) -> tuple[Callable[[Placed[Id]], str], int]:
+    """Names the group of an utterance, and how many groups have a speaker's name.
+
+    Speakers who hang together by their recordings are one group, with these.
+    """
+    joined = _Joined()
     heard: dict[str, str] = {}  # a speaker of each recording
-
-    def root(speaker: str) -> str:
-        parent.setdefault(speaker, speaker)
-        while parent[speaker] != speaker:
-            parent[speaker] = parent[parent[speaker]]
-            speaker = parent[speaker]
-        return speaker
-
     for utterance in utterances:
         if utterance.speaker:
-            pair = root(utterance.speaker), root(heard.setdefault(utterance.recording, utterance.speaker))
-            # The first speaker's name stands for the group, whichever utterance comes first.
-            parent[pair[0]] = parent[pair[1]] = min(pair)
+            joined.join(utterance.speaker, heard.setdefault(utterance.recording, utterance.speaker))
 
     def name(utterance: Placed[Id]) -> str:
         speaker = heard.get(utterance.recording)
-        return f"recording {utterance.recording}" if speaker is None else f"speaker {root(speaker)}"
+        return unnamed(utterance) if speaker is None else f"speaker {joined.root(speaker)}"
 
-    return name
+    return name, len({joined.root(speaker) for speaker in heard.values()})
+
+
+# Placing -------------------------------------------------------------------------------------------------------------
 
 
 def _by_group(
-    utterances: Sequence[Placed[Id]], group_of: Callable[[Placed[Id]], str], ratios: Ratios, *, by_speaker: bool
+    utterances: Sequence[Placed[Id]], grouping: _Grouping[Id], wanted: _Wanted, counts: Mapping[Id, int]
 ) -> dict[Id, Split]:
     of_group: dict[str, set[Split]] = {}
+    of_finer: dict[str, set[Split]] = {}
     of_recording: dict[str, set[Split]] = {}
     of_speaker: dict[str, set[Split]] = {}
     for utterance in utterances:
         if utterance.split:
-            of_group.setdefault(group_of(utterance), set()).add(utterance.split)
+            of_group.setdefault(grouping.name(utterance), set()).add(utterance.split)
             of_recording.setdefault(utterance.recording, set()).add(utterance.split)
             if utterance.speaker:
                 of_speaker.setdefault(utterance.speaker, set()).add(utterance.split)
-    # Divided by recording when that was all there was.
-    divided = {group_of(one) for one in utterances if len(of_speaker.get(one.speaker or "", ())) > 1}
-    # Speakers of several splits hang together, by recordings that came later.
-    torn = {group for group, splits in of_group.items() if by_speaker and len(splits) > 1 and group not in divided}
+    if any(len(splits) > 1 for splits in of_group.values()):
+        for utterance in utterances:
+            if utterance.split:
+                of_finer.setdefault(grouping.finer(utterance), set()).add(utterance.split)
+    torn = _torn(utterances, grouping, of_group, of_speaker)
     speakers: dict[str, set[str]] = {}  # of each recording in such a group
     for utterance in utterances if torn else ():
-        if utterance.speaker and group_of(utterance) in torn:
+        if utterance.speaker and grouping.name(utterance) in torn:
             speakers.setdefault(utterance.recording, set()).add(utterance.speaker)
     assigned: dict[Id, Split] = {}
+    free: dict[str, list[Id]] = {}
     for utterance in utterances:
-        group = group_of(utterance)
+        group = grouping.name(utterance)
         before = of_group.get(group, set())
         if utterance.split:
             assigned[utterance.id] = utterance.split
         elif utterance.recording in of_recording:
             assigned[utterance.id] = strictest(of_recording[utterance.recording])
+        elif not before:
+            free.setdefault(group, []).append(utterance.id)
         elif len(before) == 1:
             assigned[utterance.id] = next(iter(before))
-        elif not before:
-            assigned[utterance.id] = split_at(position(group), ratios)
-        elif group not in torn:
-            assigned[utterance.id] = split_at(position(f"recording {utterance.recording}"), ratios)
-        else:
+        elif group in torn:
             # Only what all its speakers' splits agree on is without a leak.
             known = [of_speaker.get(one, set()) for one in speakers.get(utterance.recording, ())]
             if known and all(known) and len(set().union(*known)) == 1:
                 assigned[utterance.id] = next(iter(known[0]))
+        elif grouping.finer(utterance) in of_finer:
+            assigned[utterance.id] = strictest(of_finer[grouping.finer(utterance)])
+        else:
+            free.setdefault(grouping.finer(utterance), []).append(utterance.id)
+    return assigned | _shared_out(free, wanted, counts, spread=SPREAD_BY_SPEAKER if grouping.by_speaker else SPREAD)
+
+
+def _torn(
+    utterances: Sequence[Placed[Id]],
+    grouping: _Grouping[Id],
+    of_group: Mapping[str, set[Split]],
+    of_speaker: Mapping[str, set[Split]],
+) -> set[str]:
+    """Groups of speakers of several splits who hang together by recordings that came later."""
+    if not grouping.by_speaker:
+        return set()
+    # Where one speaker is in several splits, recordings were all that there was to divide.
+    divided = {grouping.name(one) for one in utterances if len(of_speaker.get(one.speaker or "", ())) > 1}
+    return {group for group, splits in of_group.items() if len(splits) > 1 and group not in divided}
+
+
+def _shared_out(
+    free: Mapping[str, list[Id]], wanted: _Wanted, counts: Mapping[Id, int], *, spread: float
+) -> dict[Id, Split]:
+    """Give groups, in the order of their hashes, to the splits that lack clips: test first, then val.
+
+    A group with more than `spread` times what a split lacks is passed over.
+    """
+    missing = dict(wanted.missing)
+    assigned: dict[Id, Split] = {}
+    for group in sorted(free, key=lambda name: (position(name), name)):
+        size = sum(counts[id] for id in free[group])
+        taker: Split = "train" if wanted.trains else wanted.splits[0]
+        if not size:
+            taker = split_at(position(group), wanted.untested)
+        for split in STRICTEST if size else ():
+            if split != "train" and missing[split] >= 0.5 and size <= max(1.0, spread * missing[split]):
+                taker = split
+                break
+        missing[taker] -= size
+        assigned.update(dict.fromkeys(free[group], taker))
     return assigned
 
 
-def strictest(splits: set[Split]) -> Split:
-    """Of several splits the one whose speech may least be learnt from."""
-    return next(split for split in STRICTEST if split in splits)
-
-
 def _fill(
-    utterances: Sequence[Placed[Id]],
-    assigned: dict[Id, Split],
-    ratios: Ratios,
-    wanted: set[Split],
-    clips: Mapping[Id, int],
+    utterances: Sequence[Placed[Id]], assigned: dict[Id, Split], wanted: _Wanted, counts: Mapping[Id, int]
 ) -> dict[Id, Split]:
-    """Give each empty split the free recording that lies nearest to it: with few recordings chance leaves gaps."""
+    """Give each empty split a free recording: with few, or long, ones none fitted."""
     parts: dict[str, list[Id]] = {}  # ids of each recording's utterances
     for utterance in utterances:
         parts.setdefault(utterance.recording, []).append(utterance.id)
+    sizes = {recording: sum(counts[id] for id in ids) for recording, ids in parts.items()}
     settled = {utterance.recording for utterance in utterances if utterance.split}
-    free = sorted(parts.keys() - settled, key=lambda id: position(f"recording {id}"))
-    middle = {"train": ratios[0] / 2, "val": ratios[0] + ratios[1] / 2, "test": 1 - ratios[2] / 2}
-    for split in reversed(SPLITS):
-        if split not in wanted or split in assigned.values():
+    free = sorted(parts.keys() - settled, key=lambda id: (sizes[id], position(f"recording {id}")))
+    for split in wanted.splits:
+        have = _clips_of(assigned, counts)
+        if have[split] > 0:
             continue
-        counts: Counter[Split] = Counter()
-        for id, given in assigned.items():
-            counts[given] += clips.get(id, 1)
-        # A split of one is not robbed to fill another.
-        spare = [recording for recording in free if counts[assigned[parts[recording][0]]] > 1]
-        if not spare:
-            continue
-        taken = min(spare, key=lambda id: abs(position(f"recording {id}") - middle[split]))
-        free.remove(taken)
-        assigned.update(dict.fromkeys(parts[taken], split))
+        # A split is not emptied to fill another.
+        spare = [one for one in free if sizes[one] and have[assigned[parts[one][0]]] > sizes[one]]
+        if spare:
+            free.remove(spare[0])
+            assigned.update(dict.fromkeys(parts[spare[0]], split))
     return assigned

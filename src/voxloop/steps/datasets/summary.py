@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from voxloop.records import SPLITS, Dataset, Split
 from voxloop.speech import text as _text
+from voxloop.steps.datasets.advice import Advice, advise, heard_texts
 from voxloop.steps.datasets.rows import DatasetRow, exclusions, find, rows
+from voxloop.steps.recordings.listing import encodings
 
 if TYPE_CHECKING:
     from voxloop.workspace import Workspace
@@ -30,6 +32,7 @@ class SplitSummary:
     words: int
     vocabulary: int  # different words, normalised
     unseen: int  # words, counted as often as they are said, that the training split does not have
+    heard: int  # clips whose sentence is said in a training clip, too
     machine: int  # clips whose text no person wrote
     lengths: tuple[int, ...]  # clips by length, between the edges LENGTHS_S
 
@@ -59,17 +62,29 @@ class DatasetDetails:
     dataset: Dataset
     summary: Summary
     reviewed: int  # utterances left out although a person had written or accepted their text
+    advice: Advice
+    encodings: dict[str, int]  # clips by codec, rate and channels of the files they came from, the most first
 
     def as_dict(self) -> dict[str, Any]:
-        """The dataset's fields, and its summary."""
-        return {f.name: getattr(self.dataset, f.name) for f in fields(self.dataset)} | {"summary": self.summary}
+        """The dataset's fields, its summary, what it lacks, and what its source files are."""
+        named = {f.name: getattr(self.dataset, f.name) for f in fields(self.dataset)}
+        return named | {"summary": self.summary, "advice": self.advice, "encodings": self.encodings}
 
 
 def details(ws: Workspace, name: str | None = None) -> DatasetDetails:
     """The dataset of this id or the newest of this name (None: of all), with what it holds. Raises UnknownRecord."""
     dataset = find(ws, name)
     reviewed = len(exclusions(ws, dataset.id, reviewed=True))
-    return DatasetDetails(dataset=dataset, summary=summarise(ws, dataset.id), reviewed=reviewed)
+    clips = Counter(row.recording for row in rows(ws, dataset.id))
+    with ws.read() as reader:
+        held = encodings(reader, clips)
+    return DatasetDetails(
+        dataset=dataset,
+        summary=summarise(ws, dataset.id),
+        reviewed=reviewed,
+        advice=advise(ws, dataset.id),
+        encodings=held,
+    )
 
 
 def summarise(ws: Workspace, dataset: str) -> Summary:
@@ -89,9 +104,10 @@ def summary_of(listed: Iterable[DatasetRow]) -> Summary:
         for hours, name in ((speakers, row.speaker or UNKNOWN), (languages, row.language or UNKNOWN)):
             mine = hours.setdefault(name, dict.fromkeys(SPLITS, 0.0))
             mine[row.split] += row.duration / 3600
+    heard = heard_texts(row for mine in held.values() for row in mine)
     everything = sum(words.values(), Counter())
     return Summary(
-        splits={split: _split(held[split], words[split], words["train"]) for split in SPLITS},
+        splits={split: _split(held[split], words[split], words["train"], heard.get(split, 0)) for split in SPLITS},
         speakers=_most_first(speakers),
         languages=_most_first(languages),
         lengths_s=LENGTHS_S,
@@ -102,7 +118,7 @@ def summary_of(listed: Iterable[DatasetRow]) -> Summary:
     )
 
 
-def _split(held: list[DatasetRow], words: Counter[str], learnt: Counter[str]) -> SplitSummary:
+def _split(held: list[DatasetRow], words: Counter[str], learnt: Counter[str], heard: int) -> SplitSummary:
     lengths = [0] * len(LENGTHS_S)
     for row in held:
         lengths[max(index for index, edge in enumerate(LENGTHS_S) if row.duration >= edge)] += 1
@@ -114,6 +130,7 @@ def _split(held: list[DatasetRow], words: Counter[str], learnt: Counter[str]) ->
         words=words.total(),
         vocabulary=len(words),
         unseen=sum(count for word, count in words.items() if word not in learnt),
+        heard=heard,
         machine=sum(row.kind != "reference" for row in held),
         lengths=tuple(lengths),
     )

@@ -21,14 +21,13 @@ from voxloop import models
 from voxloop.errors import TrainingError, UsageError
 from voxloop.families.registry import family
 from voxloop.records import Dataset, Model, Run, Split
-from voxloop.steps import datasets, transcripts
+from voxloop.steps import datasets, hearing, transcripts
 from voxloop.steps.evaluation.curves import FALLS, MIN_RUNS, Curve, Trial, extrapolate
-from voxloop.steps.evaluation.measuring import in_blocks, normalisers
+from voxloop.steps.evaluation.measuring import as_heard, in_blocks, normalisers
 from voxloop.steps.evaluation.scores import score
-from voxloop.steps.training import control, device_lock, disk, locks, parameters, recipes
+from voxloop.steps.training import control, device_lock, disk, locks, recipes, suited
 from voxloop.steps.training.files import CONFIG, LOG, STATUS, read_json, write_json
 from voxloop.steps.training.recipes import Recipe
-from voxloop.steps.utterances import read_span
 
 if TYPE_CHECKING:
     from voxloop.families.contract import Decoding
@@ -128,10 +127,11 @@ def plan(
     if seeds < MIN_RUNS:
         raise UsageError(f"{seeds} seeds: needed are {MIN_RUNS} or more, to tell chance from speech")
     folder = Path(models.model_folder(ws, model))
-    chosen = recipes.named(recipe) if recipe else _suited(frozen, folder)
+    chosen = suited(frozen, folder, recipe)
     # The end is a number of steps, the same for every share and on every machine.
     chosen = replace(recipes.override(chosen, overrides), max_steps=steps, max_seconds=None, max_epochs=None, seed=1)
-    decoding = transcripts.decoding(ws, model=model)
+    # The models are made to be measured and are converted for no engine.
+    decoding = as_heard(ws, rows, replace(transcripts.decoding(ws, model=model), engine="torch"))
     asked = [
         frozen.id,
         model.id,
@@ -156,13 +156,6 @@ def plan(
     )
     kept = [found for clips_, seed in _pairs(made) if (found := _kept(made, clips_, seed))]
     return replace(made, done=len(kept), seconds_each=_pace(ws, made, kept))
-
-
-def _suited(dataset: Dataset, folder: Path) -> Recipe:
-    return recipes.choose(
-        train_seconds=dataset.hours.get("train", 0.0) * 3600,
-        parameters=parameters(folder),
-    )
 
 
 def _pairs(plan: Plan) -> list[tuple[int, int]]:
@@ -309,9 +302,8 @@ def _measure(ws: Workspace, plan: Plan, folder: Path) -> tuple[dict[str, int], i
     errors: dict[str, int] = {}
     words = 0
     for language, block in in_blocks(plan.rows, plan.decoding):
-        waveforms = [read_span(ws, row.recording, row.start, row.end) for row in block]
-        heard = recogniser.transcribe(waveforms, replace(plan.decoding, language=language))
-        found = [(hypothesis.text, hypothesis.confidence) for hypothesis in heard]
+        heard = hearing.hear(ws, recogniser, block, replace(plan.decoding, language=language))
+        found = [(one.hypothesis.text, one.hypothesis.confidence) for one in heard]
         for one in score(block, found, language, ws.settings.normaliser):
             errors[one.utterance] = one.errors
             words += one.words

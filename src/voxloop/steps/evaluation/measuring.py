@@ -1,11 +1,14 @@
-"""Measuring one model: decode a frozen split once, keep what was heard, and count from what was kept."""
+"""Measuring one model: decode a frozen split once, keep what was heard, and count from what was kept.
+
+Sound goes to the model as it does when recordings and files are transcribed (`steps/hearing.py`).
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
@@ -16,21 +19,24 @@ from voxloop.families.contract import Decoding
 from voxloop.families.registry import family
 from voxloop.records import Evaluation, Progress, Recording, Split, Transcript, Utterance
 from voxloop.speech import text
-from voxloop.steps import datasets, transcripts
+from voxloop.steps import datasets, hearing, transcripts
 from voxloop.steps.evaluation.probes import probe
 from voxloop.steps.evaluation.scores import Scored, score, scores_of
-from voxloop.steps.evaluation.word_times import word_times
-from voxloop.steps.utterances import read_span
+from voxloop.steps.evaluation.unlabelled import unlabelled
+from voxloop.steps.evaluation.word_times import edge_error_s, word_times
 from voxloop.stores import tables
 
 if TYPE_CHECKING:
-    from voxloop.families.contract import Recogniser
+    from voxloop.families.contract import Capability, Recogniser
     from voxloop.records import Model, Word
     from voxloop.steps.datasets import DatasetRow
+    from voxloop.steps.hearing import Heard
     from voxloop.stores.catalog import Reader
     from voxloop.workspace import Transaction, Workspace
 
 BLOCK_S = 600.0  # seconds of audio read and decoded at a time
+TIMED = 60  # clips, spread over the test, whose words are placed in time though their references have no times
+DETECTED = 30  # clips, spread likewise, whose language is detected
 
 
 def evaluate(
@@ -67,7 +73,7 @@ def measure(
     frozen = datasets.find(ws, dataset)
     rows = datasets.rows(ws, frozen.id, split)
     _check_rows(rows, frozen.name, split)
-    decoding = decoding or transcripts.decoding(ws, model=record)
+    decoding = as_heard(ws, rows, decoding or transcripts.decoding(ws, model=record))
     normaliser = normalisers(rows, decoding, ws.settings.normaliser)
     id = evaluation_id(record.id, frozen.id, split, decoding, normaliser)
     evaluation = find_evaluation(ws, record.id, frozen.id, split, decoding, normaliser)
@@ -79,6 +85,25 @@ def measure(
         known = {"evaluation": evaluation.id, "dataset": frozen.id}
         tx.emit("model.evaluated", record.id, key=evaluation.id, payload=known | summary)
         return tx.get(Evaluation, evaluation.id)
+
+
+def as_served(ws: Workspace, model: Model) -> list[Decoding]:
+    """How a model is read on each engine that the setting `serving_engines` declares, in that order.
+
+    An engine that the model's family lacks is `torch` here, as it would be in serving.
+    """
+    asked = ws.settings.serving_engines or (ws.settings.engine,)
+    found = []
+    for name in asked:
+        lacking = name.startswith("ctranslate2") and "ctranslate2" not in family(model.family).capabilities
+        engine = models.engine(ws, model, asked="torch" if lacking and ws.settings.serving_engines else name)
+        found.append(replace(transcripts.decoding(ws, model=model), engine=engine))
+    return found
+
+
+def as_heard(ws: Workspace, rows: Sequence[DatasetRow], decoding: Decoding) -> Decoding:
+    """A decoding that also says which sound of these rows the model is given, as the pipeline would give it today."""
+    return replace(decoding, hearing=hearing.identity(ws, rows))
 
 
 def evaluation_id(model: str, dataset: str, split: Split, decoding: Decoding, normaliser: str) -> str:
@@ -144,14 +169,14 @@ def _measure(
     took_s: float | None = None  # not known where the decoding was another process's
     with models.loaded(ws, model, decoding.engine) as recogniser:
         if not ws.blobs.exists(key):
-            timed = "word times" in family(model.family).capabilities
-            scored, took_s = _decode(ws, recogniser, rows, decoding, progress, timed=timed)
+            scored, took_s = _decode(ws, recogniser, rows, decoding, progress, can=family(model.family).capabilities)
             lines = (json.dumps(asdict(row), ensure_ascii=False, sort_keys=True, allow_nan=False) for row in scored)
             ws.blobs.put(key, "".join(f"{line}\n" for line in lines).encode())
         # Scores are of what was kept, also where another process or one that died before its commit kept it first.
         scores = scores_of(_read(ws, key))
         scores |= {"decode_seconds": took_s, "real_time_factor": took_s / scores["seconds"] if took_s else None}
         scores |= probe(ws, recogniser, rows, decoding)
+        scores["unlabelled"] = unlabelled(ws, recogniser, decoding)
     return Evaluation(
         id=id,
         model=model.id,
@@ -171,33 +196,83 @@ def _decode(
     decoding: Decoding,
     progress: Progress | None,
     *,
-    timed: bool,
+    can: Collection[Capability],
 ) -> tuple[list[Scored], float]:
     """What the model hears in every row, in their order, and the seconds that decoding took.
 
-    Word times are measured where the model is `timed`, in blocks whose references have some.
+    Where the model `can`, word times are asked of rows whose references have some and of `TIMED` rows besides, and
+    the language of `DETECTED` rows.
     """
     scored: dict[str, Scored] = {}
     done_s = took_s = 0.0
     all_s = sum(row.duration for row in rows)
     changes = ws.settings.normaliser
+    placed, named = _spread(rows, TIMED), _spread(rows, DETECTED)
+    detects = "language detection" in can
     for language, block in in_blocks(rows, decoding):
-        waveforms = [read_span(ws, row.recording, row.start, row.end) for row in block]
+        asked = replace(decoding, language=language)
         with ws.read() as reader:
             around = _around(reader, block)
-        ask = timed and any(spoken for *_, spoken in around)
+        timed = [
+            "word times" in can and (bool(spoken) or row.utterance in placed)
+            for row, (*_, spoken) in zip(block, around, strict=True)
+        ]
         began = time.perf_counter()
-        heard = recogniser.transcribe(waveforms, replace(decoding, language=language), word_times=ask)
+        heard = _heard(ws, recogniser, block, asked, timed)
         took_s += time.perf_counter() - began
-        found = [(hypothesis.text, hypothesis.confidence) for hypothesis in heard]
-        ones = score(block, found, language, changes)
-        for row, one, hypothesis, (session, snr_db, spoken) in zip(block, ones, heard, around, strict=True):
-            times = word_times(spoken, hypothesis.words, language, changes)
-            scored[row.utterance] = replace(one, session=session, snr_db=snr_db, **times)
+        texts = [(one.hypothesis.text, one.hypothesis.confidence) for one in heard]
+        detected: dict[str, str] = {}
+        if detects and language and (known := [row for row in block if row.utterance in named and row.language]):
+            detected = _detected(ws, recogniser, known, asked)
+            detects = bool(detected)  # none of an English-only model, which is not asked again
+        for row, one, found, (session, snr_db, spoken) in zip(
+            block, score(block, texts, language, changes), heard, around, strict=True
+        ):
+            words = found.hypothesis.words
+            scored[row.utterance] = replace(
+                one,
+                session=session,
+                snr_db=snr_db,
+                detected=detected.get(row.utterance),
+                edge_error_s=edge_error_s(words, found.speech),
+                **word_times(spoken, words, language, changes),
+            )
         done_s += sum(row.duration for row in block)
         if progress:
             progress(done_s, all_s)
     return [scored[row.utterance] for row in rows], took_s
+
+
+def _spread(rows: Sequence[DatasetRow], count: int) -> set[str]:
+    """At most so many utterances, spread over the rows."""
+    return {rows[place * len(rows) // count].utterance for place in range(count)}
+
+
+def _heard(
+    ws: Workspace, recogniser: Recogniser, rows: Sequence[DatasetRow], asked: Decoding, timed: Sequence[bool]
+) -> list[Heard]:
+    """What is heard in rows, with word times where they are wanted; these change no text."""
+    found: dict[str, Heard] = {}
+    for wanted in (False, True):
+        part = [row for row, one in zip(rows, timed, strict=True) if one is wanted]
+        if part:
+            heard = hearing.hear(ws, recogniser, part, asked, word_times=wanted)
+            found |= {row.utterance: one for row, one in zip(part, heard, strict=True)}
+    return [found[row.utterance] for row in rows]
+
+
+def _detected(ws: Workspace, recogniser: Recogniser, rows: Sequence[DatasetRow], asked: Decoding) -> dict[str, str]:
+    """The language that the model takes each row for where it is not told; nothing where it only knows one.
+
+    Of the text it writes a single token.
+    """
+    untold = replace(asked, language=None, max_new_tokens=1, beams=1, guards=None)
+    heard = hearing.hear(ws, recogniser, rows, untold)
+    return {
+        row.utterance: one.hypothesis.language
+        for row, one in zip(rows, heard, strict=True)
+        if one.hypothesis.language and one.hypothesis.language_probability is not None
+    }
 
 
 def _around(reader: Reader, rows: Sequence[DatasetRow]) -> list[tuple[str | None, float | None, tuple[Word, ...]]]:

@@ -1,24 +1,28 @@
-"""What a test set does not ask: silence, noise, and speech of 30 s."""
+"""What a test set does not ask: sounds in which nobody speaks, and speech that lasts 30 s.
+
+Each probe is heard as a file is: through the detector, which keeps most of what is no speech from the model. So a probe
+counts only where a user would have read what the model made of it.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from voxloop.records import MAX_UTTERANCE_S, SAMPLE_RATE
 from voxloop.speech import text
+from voxloop.steps import hearing
+from voxloop.steps.evaluation.sounds import loud_sounds, quiet_sounds
 from voxloop.steps.utterances import read_span
 
 if TYPE_CHECKING:
     from voxloop.families.contract import Decoding, Recogniser, Waveform
     from voxloop.steps.datasets import DatasetRow
+    from voxloop.steps.hearing import Heard
     from voxloop.workspace import Workspace
 
-PROBE_S = (2.0, 10.0)  # lengths of silence and of noise that a model is made to hear
-HISS_RMS = 1e-3  # -60 dBFS: the hiss of a quiet room
-NOISE_RMS = 3e-2  # -30 dBFS: as loud as soft speech
 JOINED_INPUTS = 8  # test clips joined up to 30 s, at most so many
 JOINED_MIN_S = 10.0  # less than this joined says nothing about long speech
 JOINED_GAP_S = 0.2
@@ -32,19 +36,19 @@ def probe(
     language = languages.most_common(1)[0][0]
     asked = replace(decoding, language=language)
     changes = ws.settings.normaliser
-    quiet, loud = quiet_inputs(), noise_inputs()
-    heard_in = [hypothesis.text for hypothesis in recogniser.transcribe([*quiet, *loud], asked)]
+    quiet, loud = quiet_sounds(), loud_sounds()
+    heard = hearing.hear_files(recogniser, [*quiet.values(), *loud.values()], asked, ws.settings)
     probes: dict[str, dict[str, Any]] = {
-        "silence": _inserted(heard_in[: len(quiet)], quiet, language, changes),
-        "noise": _inserted(heard_in[len(quiet) :], loud, language, changes),
+        "silence": _inserted(heard[: len(quiet)], quiet, language, changes),
+        "noise": _inserted(heard[len(quiet) :], loud, language, changes),
     }
     joined = list(_joined_groups([row for row in rows if (row.language or decoding.language) == language]))
     if joined:
-        heard = recogniser.transcribe([_join(ws, group) for group in joined], asked)
+        heard = hearing.hear_files(recogniser, [_join(ws, group) for group in joined], asked, ws.settings)
         counts = text.total(
             text.word_errors_each(
                 [text.normalise(" ".join(row.text for row in group), language, changes) for group in joined],
-                [text.normalise(hypothesis.text, language, changes) for hypothesis in heard],
+                [text.normalise(one.hypothesis.text, language, changes) for one in heard],
             )
         )
         probes["joined"] = {
@@ -52,49 +56,25 @@ def probe(
             "words": counts.units,
             "errors": counts.errors,
             "wer": counts.rate,
-            "texts": [hypothesis.text for hypothesis in heard],
+            "texts": [one.hypothesis.text for one in heard],
         }
     return probes
 
 
 def _inserted(
-    heard: Sequence[str], inputs: Sequence[Waveform], language: str | None, changes: text.Changes
+    heard: Sequence[Heard], sounds: Mapping[str, Waveform], language: str | None, changes: text.Changes
 ) -> dict[str, Any]:
     """Words heard where nobody speaks: each is an insertion."""
+    texts = [one.hypothesis.text for one in heard]
+    counts = [len(text.normalise(one, language, changes).split()) for one in texts]
     return {
-        "inputs": len(inputs),
-        "seconds": sum(len(waveform) for waveform in inputs) / SAMPLE_RATE,
-        "words": sum(len(text.normalise(one, language, changes).split()) for one in heard),
-        "texts": list(heard),
+        "inputs": len(sounds),
+        "seconds": sum(len(waveform) for waveform in sounds.values()) / SAMPLE_RATE,
+        "reached": sum(one.speech is not None for one in heard),  # the model; the detector kept the others from it
+        "words": sum(counts),
+        "counts": dict(zip(sounds, counts, strict=True)),
+        "texts": texts,
     }
-
-
-def quiet_inputs() -> list[Waveform]:
-    """Digital silence and faint white noise of 2 s and 10 s, always the same: four waveforms (S,)."""
-    import numpy as np
-
-    rng = np.random.default_rng(0)
-    inputs = []
-    for length_s in PROBE_S:
-        samples = int(length_s * SAMPLE_RATE)
-        inputs.append(np.zeros(samples, dtype=np.float32))
-        inputs.append((HISS_RMS * rng.standard_normal(samples)).astype(np.float32))
-    return inputs
-
-
-def noise_inputs() -> list[Waveform]:
-    """White and pink noise as loud as soft speech, 2 s and 10 s, always the same: four waveforms (S,)."""
-    import numpy as np
-
-    rng = np.random.default_rng(1)
-    inputs = []
-    for length_s in PROBE_S:
-        white = rng.standard_normal(int(length_s * SAMPLE_RATE))
-        spectrum = np.fft.rfft(white)
-        pink = np.fft.irfft(spectrum / np.sqrt(np.maximum(np.arange(len(spectrum)), 1)), len(white))  # power as 1/f
-        for noise in (white, pink):
-            inputs.append((NOISE_RMS * noise / np.sqrt(np.mean(noise**2))).astype(np.float32))
-    return inputs
 
 
 def _joined_groups(rows: Sequence[DatasetRow]) -> Iterator[list[DatasetRow]]:

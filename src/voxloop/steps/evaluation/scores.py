@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from voxloop.speech import text
 from voxloop.steps.evaluation import significance
+from voxloop.steps.evaluation.written import style, written
 
 if TYPE_CHECKING:
     from voxloop.steps.datasets import DatasetRow
@@ -46,6 +47,8 @@ class Scored:
     start_error_s: float = 0.0  # sum over these words of how far their beginnings lie apart
     end_error_s: float = 0.0
     words_in_time: int = 0  # of these: begun and ended within `word_times.COLLAR_S`
+    edge_error_s: float | None = None  # how far the words' outer ends lie from the speech's; None: not measured
+    detected: str | None = None  # language that the model took it for, where it was not told; None: not measured
 
 
 def score(
@@ -114,8 +117,11 @@ def scores_of(rows: Sequence[Scored]) -> dict[str, Any]:
         "utterances": len(rows),
         "recordings": len({row.recording for row in rows}),
         "seconds": sum(row.duration for row in rows),
-        "slices": [_slice(by, name, part) for (by, name), part in slices(rows).items()],
+        "slices": [slice_of(by, name, part) for (by, name), part in slices(rows).items()],
         "word_times": _word_times(rows),
+        "edges": _edges(rows),
+        "language": _language(rows),
+        "written": _written(rows),
     }
 
 
@@ -135,7 +141,8 @@ def interval(rows: Sequence[Scored]) -> tuple[float, float]:
     )
 
 
-def _slice(by: str, name: str, part: Sequence[Scored]) -> dict[str, Any]:
+def slice_of(by: str, name: str, part: Sequence[Scored]) -> dict[str, Any]:
+    """The numbers of a part of a test set, named by what it was parted by."""
     low, high = interval(part)
     return {
         "by": by,
@@ -159,6 +166,34 @@ def _word_times(rows: Sequence[Scored]) -> dict[str, Any] | None:
         "start_error_s": sum(row.start_error_s for row in rows) / words,
         "end_error_s": sum(row.end_error_s for row in rows) / words,
         "in_time": sum(row.words_in_time for row in rows) / words,
+    }
+
+
+def _edges(rows: Sequence[Scored]) -> dict[str, Any] | None:
+    """How far the outer words lie from the ends of the speech; None where it was not measured."""
+    known = [row.edge_error_s for row in rows if row.edge_error_s is not None]
+    return {"utterances": len(known), "error_s": sum(known) / len(known) / 2} if known else None
+
+
+def _language(rows: Sequence[Scored]) -> dict[str, Any] | None:
+    """Whether a model that is not told the language finds it; None where it was not measured."""
+    asked = [row for row in rows if row.detected and row.language]
+    return {"utterances": len(asked), "right": sum(row.detected == row.language for row in asked)} if asked else None
+
+
+def _written(rows: Sequence[Scored]) -> dict[str, Any] | None:
+    """Whether words heard right are written as in the references; None where these have neither capitals nor marks."""
+    asked = style([row.reference for row in rows])
+    if not asked:
+        return None
+    found = [
+        as_there for row in rows for as_there in written(row.reference, row.hypothesis, row.language, asked).values()
+    ]
+    return {
+        "words": len(found),
+        "right": sum(found),
+        "capitals": asked.capitals,
+        "punctuation": asked.punctuation,
     }
 
 

@@ -116,18 +116,6 @@ def chance_of_improvement(differences: Array, *, unheard: int = 0) -> float:
     return float(np.clip(of_sums[np.arange(-most, observed + 1)].sum(), 1e-12, 1.0))
 
 
-def share_of_error(error: float, rank: int) -> float:
-    """The part of the accepted error that the test of the `rank`-th challenger on one test set may use.
-
-    error / (rank (rank + 1)): a half, a sixth, a twelfth, ... The parts of all
-    challengers sum to `error`, so the chance that any of them is promoted by luck
-    is at most `error`, however many there come (alpha spending: Tian & Ramdas,
-    arXiv:1910.04900). It does not protect a test set whose results are learnt from:
-    Dwork et al., "The reusable holdout", Science 349 (2015); Blum & Hardt, arXiv:1502.04585.
-    """
-    return error / (rank * (rank + 1))
-
-
 def growth(found: Paired, level: float, power: float = POWER) -> float:
     """How many times as large a test would show this difference, were it as large there, in `power` of cases.
 

@@ -1,12 +1,15 @@
-"""How far a model's word times lie from those of a reference."""
+"""How far a model's word times lie from those of a reference, or from where the speech begins and ends."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from voxloop.records import Word
+from voxloop.records import Word, seconds
 from voxloop.speech import text
+
+if TYPE_CHECKING:
+    from voxloop.steps.utterances import Span
 
 COLLAR_S = 0.2  # a word is in time where both its ends are this near (WhisperX counts so, arXiv:2303.00747)
 
@@ -48,6 +51,17 @@ def word_times(
         "end_error_s": end_error_s,
         "words_in_time": in_time,
     }
+
+
+def edge_error_s(words: Sequence[Word], speech: Span | None) -> float | None:
+    """How far the first word's beginning and the last one's end lie from those of the speech, in seconds together.
+
+    The detector says where the speech lies, for every model alike. None where there are no words or no speech.
+    """
+    if not words or speech is None:
+        return None
+    start, end = map(seconds, speech)
+    return round(abs(words[0].start - start) + abs(words[-1].end - end), 3)
 
 
 def _parts(words: Sequence[Word], language: str | None, changes: text.Changes | None) -> list[tuple[str, int]]:

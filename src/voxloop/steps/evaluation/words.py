@@ -109,26 +109,28 @@ def changes(before: Sequence[Scored], after: Sequence[Scored]) -> tuple[list[Cha
 def slice_changes(before: Sequence[Scored], after: Sequence[Scored]) -> list[SliceChange]:
     """Each slice's error rate by both models, with the interval of the difference, clustered by recording."""
     heard = {row.utterance: row for row in after}
-    found = []
-    for (by, name), part in slices(before).items():
-        then = [heard[row.utterance] for row in part]
-        paired = significance.paired(
-            [row.errors for row in part],
-            [row.errors for row in then],
-            [row.words for row in part],
-            [row.recording for row in part],
-        )
-        found.append(
-            SliceChange(
-                by=by,
-                name=name,
-                utterances=len(part),
-                words=sum(row.words for row in part),
-                wer_before=wer(part),
-                wer_after=wer(then),
-                difference=paired.difference,
-                low=paired.low,
-                high=paired.high,
-            )
-        )
-    return found
+    return [
+        slice_change(by, name, part, [heard[row.utterance] for row in part])
+        for (by, name), part in slices(before).items()
+    ]
+
+
+def slice_change(by: str, name: str, before: Sequence[Scored], after: Sequence[Scored]) -> SliceChange:
+    """One part of a test set, named by what it was parted by, as two models hear it; rows in the same order."""
+    paired = significance.paired(
+        [row.errors for row in before],
+        [row.errors for row in after],
+        [row.words for row in before],
+        [row.recording for row in before],
+    )
+    return SliceChange(
+        by=by,
+        name=name,
+        utterances=len(before),
+        words=sum(row.words for row in before),
+        wer_before=wer(before),
+        wer_after=wer(after),
+        difference=paired.difference,
+        low=paired.low,
+        high=paired.high,
+    )

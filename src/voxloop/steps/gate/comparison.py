@@ -1,51 +1,96 @@
 """Whether one model hears better than another: the verdict that promotion rests on.
 
-Reads what both models heard of the same frozen references (`evaluation.py`) and decodes nothing. How often it is wrong
-and what it finds is measured in docs/gate.md.
+Reads what both models heard of the same frozen references (`evaluation.py`) and decodes nothing. Comparing is free:
+only `promotion.promote` charges the ledger. How often the gate is wrong and what it finds is measured in docs/gate.md.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any
-
-import sqlalchemy as sa
+from dataclasses import asdict, dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from voxloop.errors import ConflictError, UsageError
 from voxloop.families.contract import Decoding
 from voxloop.records import Dataset, Evaluation, Model, Split, Verdict
-from voxloop.steps.evaluation import Scored, scored_rows, significance, wer
-from voxloop.steps.evaluation.words import Change, SliceChange, changes, slice_changes
-from voxloop.steps.gate.guards import Guard, clusters, general_guard, joined_guard, paired, silence_guard, slice_guard
-from voxloop.stores import tables
+from voxloop.steps.evaluation import Scored, parted, scored_rows, significance, texts_heard, wer
+from voxloop.steps.evaluation.heard_texts import HEARD, NEW
+from voxloop.steps.evaluation.words import Change, SliceChange, changes, slice_change, slice_changes
+from voxloop.steps.gate import ledger
+from voxloop.steps.gate.guards import (
+    Guard,
+    clusters,
+    engine_guard,
+    general_guard,
+    paired,
+    served_guards,
+    slice_guard,
+)
+from voxloop.steps.gate.ledger import Limits
 
 if TYPE_CHECKING:
     from voxloop.settings import Settings
     from voxloop.workspace import Workspace
 
-SAME_TEST = 0.5  # share of a test set's utterances that another test set holds, from which on it counts as the same
-WORSE_ERROR = 0.05  # chance of calling an equally good model clearly worse
+WORSE_ERROR = 0.01  # chance of calling a model clearly worse that is as good
+FEW_DIFFER = 10  # fewer recordings or speakers with unequal errors make an interval that cannot rule out a gain
 MUCH_LARGER = 100  # times as large a test as there is: not worth naming
+EXAMPLE = 0.2  # share of errors saved, for which the size of a test is told where no gain was seen
+
+Rests = Literal["all texts", "new texts"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextRates:
+    """WER of both models on the whole test or on a part of its texts."""
+
+    texts: str  # all, new, or heard in training
+    utterances: int
+    words: int
+    wer_before: float
+    wer_after: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Found:
+    """What was found on the rows that two models heard; what follows from it depends on the limit of p."""
+
+    paired: significance.Paired
+    before: float  # WER
+    after: float
+    utterances: int
+    words: int
+    recordings: int
+    counted_by: str  # speaker or recording
+    clusters: int
+    speakers: int
+    guards: tuple[Guard, ...]
+
+    @property
+    def errors(self) -> int:
+        """Word errors of the champion."""
+        return round(self.before * self.words)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Judgement:
-    """What was found on the rows that two models heard, and what follows from it."""
+    """What follows from what was found."""
 
-    found: significance.Paired
-    counted_by: str  # speaker or recording
-    accepted: float  # chance of luck at most
-    needed_utterances: int | None  # so many would show the improvement seen; None: it is shown, or there is none
-    guards: tuple[Guard, ...]
+    found: Found
+    limits: Limits
+    needed_utterances: int | None  # so many would show the improvement seen; None: not known, or it is shown
     verdict: Verdict
-    reasons: tuple[str, ...]
+    reasons: tuple[str, ...]  # sentences, each a fact with its number
+    next_step: str | None  # None: nothing is left to do
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
-    """A challenger beside a champion on the same frozen references, with a verdict. Differences below 0 are better."""
+    """A challenger beside a champion on the same frozen references, with a verdict. Differences below 0 are better.
+
+    WER, differences and p are of the rows that the verdict `rests_on`; `texts` has the WER of all rows and of parts.
+    """
 
     challenger: str  # models
     champion: str
@@ -59,31 +104,89 @@ class Comparison:
     words: int
     wer_before: float
     wer_after: float
-    cer_before: float
+    cer_before: float  # on the whole test
     cer_after: float
     difference: float
     difference_low: float  # ends of the 95 % interval
     difference_high: float
     probability: float  # that the challenger is better, by bootstrap
-    chance: float  # that equally good models differ so much in the challenger's favour
-    models_measured: int  # on this test set so far, these two included
+    chance: float  # p: that equally good models differ so much in the challenger's favour
     guards: tuple[Guard, ...]
     verdict: Verdict
     reasons: tuple[str, ...]  # what led to the verdict, in words
-    accepted: float = 0.05  # the chance at most that promotion accepts, for this challenger on this test set
-    rank: int = 1  # which challenger on this test set this is
+    next_step: str | None = None  # what to do, in words
+    level: float = 0.05  # the p that promotion asks of this challenger on this test set
     counted_by: str = "recording"  # or speaker: what bootstrap and permutation draw
     needed_utterances: int | None = None  # so many would show the improvement seen; None: it is shown, or there is none
     general: str | None = None  # dataset that was asked as well
+    rests_on: Rests = "all texts"
+    texts: tuple[TextRates, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Comparison:
-        """The comparison that `as_dict` made a dictionary of, also after a way through JSON."""
-        guards = tuple(Guard(**guard) for guard in values["guards"])
-        return cls(**values | {"guards": guards, "reasons": tuple(values["reasons"])})
+        """What `as_dict` made a dictionary of, also after a way through JSON, or in an earlier version."""
+        known = {name: value for name, value in values.items() if name in cls.__dataclass_fields__}
+        known["level"] = values.get("level", values.get("accepted", 0.05))
+        return cls(
+            **known
+            | {
+                "guards": tuple(Guard(**guard) for guard in values["guards"]),
+                "reasons": tuple(values["reasons"]),
+                "texts": tuple(TextRates(**one) for one in values.get("texts", ())),
+            }
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Findings:
+    """Two evaluations held side by side, before anything is judged. `judged` makes a `Comparison` of it."""
+
+    key: str  # of an attempt with these: `ledger.key`
+    found: Found
+    rests_on: Rests
+    texts: tuple[TextRates, ...]
+    challenger: Evaluation
+    champion: Evaluation
+    general: str | None
+
+    def judged(self, limits: Limits, settings: Settings) -> Comparison:
+        """The comparison, with the verdict that follows at these limits of p."""
+        made = judge(self.found, limits=limits, settings=settings, rests_on=self.rests_on, texts=self.texts)
+        found = self.found
+        return Comparison(
+            challenger=self.challenger.model,
+            champion=self.champion.model,
+            challenger_evaluation=self.challenger.id,
+            champion_evaluation=self.champion.id,
+            dataset=self.challenger.dataset,
+            split=self.challenger.split,
+            normaliser=self.challenger.normaliser,
+            utterances=found.utterances,
+            recordings=found.recordings,
+            words=found.words,
+            wer_before=found.before,
+            wer_after=found.after,
+            cer_before=self.champion.scores["cer"],
+            cer_after=self.challenger.scores["cer"],
+            difference=found.paired.difference,
+            difference_low=found.paired.low,
+            difference_high=found.paired.high,
+            probability=found.paired.probability,
+            chance=found.paired.chance,
+            guards=found.guards,
+            verdict=made.verdict,
+            reasons=made.reasons,
+            next_step=made.next_step,
+            level=limits.now,
+            counted_by=found.counted_by,
+            needed_utterances=made.needed_utterances,
+            general=self.general,
+            rests_on=self.rests_on,
+            texts=self.texts,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,11 +210,16 @@ def side_by_side(ws: Workspace, evaluation: Evaluation, against: Evaluation) -> 
     comparison = compare(ws, evaluation, against)
     before, after = scored_rows(ws, against), scored_rows(ws, evaluation)
     better, worse = changes(before, after)
+    texts = [
+        slice_change("texts", name, [before[at] for at in places], [after[at] for at in places])
+        for name, places in _by_texts(ws, evaluation, against, before).items()
+        if places
+    ]
     return SideBySide(
         evaluation=evaluation,
         against=against,
         comparison=comparison,
-        slices=tuple(slice_changes(before, after)),
+        slices=(*texts, *slice_changes(before, after)),
         better=tuple(better),
         worse=tuple(worse),
         same=len(before) - len(better) - len(worse),
@@ -124,56 +232,80 @@ def compare(
     champion: Evaluation,
     *,
     general: tuple[Evaluation, Evaluation] | None = None,
+    engines: Sequence[tuple[Evaluation, Evaluation]] = (),
 ) -> Comparison:
-    """Judge the challenger by what both models heard. Raises UsageError where the two cannot be compared.
+    """Judge the challenger by what both models heard, at the limit that an attempt would have now; nothing is charged.
 
-    `general` are both models' evaluations on a set that is only guarded.
+    As `find`.
+    """
+    findings = find(ws, challenger, champion, general=general, engines=engines)
+    with ws.read() as reader:
+        charged = ledger.charge(
+            reader,
+            1 - ws.settings.promote_confidence,
+            key=findings.key,
+            dataset=challenger.dataset,
+            split=challenger.split,
+        )
+    return findings.judged(charged.limits, ws.settings)
+
+
+def find(
+    ws: Workspace,
+    challenger: Evaluation,
+    champion: Evaluation,
+    *,
+    general: tuple[Evaluation, Evaluation] | None = None,
+    engines: Sequence[tuple[Evaluation, Evaluation]] = (),
+) -> Findings:
+    """Hold the challenger against the champion by what both heard. Raises UsageError where the two cannot be compared.
+
+    `general` are both models' evaluations on a set that is only guarded, `engines` those on other engines that serve.
+    Errors are counted on the texts that neither model was trained on where there are `promote_min_utterances` of them,
+    else on all; the guards look at all.
     """
     before, after = _rows(ws, challenger, champion)
     margins = ws.settings
-    found_guards = [
-        silence_guard(challenger, champion, more_words=margins.promote_silence_words),
-        joined_guard(challenger, champion, margin=margins.promote_joined_margin),
-    ]
+    found_guards = served_guards(challenger, champion, before, after, margins)
+    found_guards += [engine_guard(*_rows(ws, *pair), engine=pair[0].decoding["engine"]) for pair in engines]
     if general:
         with ws.read() as reader:
             name = reader.get(Dataset, general[0].dataset).name
         rows = _rows(ws, *general)
         found_guards.append(general_guard(*rows, name=name, margin=margins.promote_general_margin))
-    measured = _models_measured(ws, challenger)
-    challengers = [model for model in measured if model != champion.model]
-    rank = challengers.index(challenger.model) + 1 if challenger.model in challengers else 1
-    judged = judge(before, after, rank=rank, guards=found_guards, settings=margins)
-    return Comparison(
-        challenger=challenger.model,
-        champion=champion.model,
-        challenger_evaluation=challenger.id,
-        champion_evaluation=champion.id,
-        dataset=challenger.dataset,
-        split=challenger.split,
-        normaliser=challenger.normaliser,
-        utterances=len(before),
-        recordings=len({row.recording for row in before}),
-        words=sum(row.words for row in before),
-        wer_before=wer(before),
-        wer_after=wer(after),
-        cer_before=champion.scores["cer"],
-        cer_after=challenger.scores["cer"],
-        difference=judged.found.difference,
-        difference_low=judged.found.low,
-        difference_high=judged.found.high,
-        probability=judged.found.probability,
-        chance=judged.found.chance,
-        models_measured=len(measured),
-        guards=judged.guards,
-        verdict=judged.verdict,
-        reasons=judged.reasons,
-        accepted=judged.accepted,
-        rank=rank,
-        counted_by=judged.counted_by,
-        needed_utterances=judged.needed_utterances,
+    places = _by_texts(ws, challenger, champion, before)
+    texts = [_text_rates("all", before, after)]
+    texts += [_text_rates(name, *_at(at, before, after)) for name, at in places.items() if at]
+    new = places.get(NEW, [])
+    only_new = margins.promote_min_utterances <= len(new) < len(before)
+    judged = _at(new, before, after) if only_new else (before, after)
+    found = weigh(*judged, settings=margins, guards=[slice_guard(before, after, margin=margins.promote_slice_margin)])
+    return Findings(
+        key=ledger.key(challenger.model, champion.model, *judged),
+        found=replace(found, guards=(*found.guards, *found_guards)),
+        rests_on="new texts" if only_new else "all texts",
+        texts=tuple(texts) if places else (),
+        challenger=challenger,
+        champion=champion,
         general=general[0].dataset if general else None,
     )
+
+
+def _by_texts(
+    ws: Workspace, challenger: Evaluation, champion: Evaluation, rows: Sequence[Scored]
+) -> dict[str, list[int]]:
+    """Places of the rows by whether either model heard their texts in training; empty where none was trained here."""
+    heard = texts_heard(ws, challenger.model, champion.model)
+    return {} if heard is None else parted(rows, heard, challenger.decoding.get("language"), ws.settings.normaliser)
+
+
+def _at(places: Sequence[int], before: Sequence[Scored], after: Sequence[Scored]) -> tuple[list[Scored], list[Scored]]:
+    return [before[at] for at in places], [after[at] for at in places]
+
+
+def _text_rates(name: str, before: Sequence[Scored], after: Sequence[Scored]) -> TextRates:
+    words = sum(row.words for row in before)
+    return TextRates(texts=name, utterances=len(before), words=words, wer_before=wer(before), wer_after=wer(after))
 
 
 def _rows(ws: Workspace, challenger: Evaluation, champion: Evaluation) -> tuple[list[Scored], list[Scored]]:
@@ -208,144 +340,175 @@ def _decodings(ws: Workspace, champion: Evaluation, challenger: Evaluation) -> l
     return found
 
 
-def _models_measured(ws: Workspace, challenger: Evaluation) -> list[str]:
-    """Models measured on this test set or on one that is mostly the same, in the order of their first time.
-
-    Freezing again with a few clips more must not make a much used test set look fresh.
-    """
-    held, e = tables.dataset_utterance, tables.evaluation.c
-    mine = sa.select(held.c.utterance).where(held.c.dataset == challenger.dataset, held.c.split == challenger.split)
-    with ws.read() as reader:
-        shared: dict[str, int] = dict(
-            reader.connection.execute(
-                sa.select(held.c.dataset, sa.func.count())
-                .where(held.c.split == challenger.split, held.c.utterance.in_(mine))
-                .group_by(held.c.dataset)
-            ).all()
-        )
-        least = SAME_TEST * shared.get(challenger.dataset, 0)
-        same = {challenger.dataset, *(dataset for dataset, number in shared.items() if number >= least)}
-        statement = (
-            sa.select(e.model)
-            .where(e.dataset.in_(sorted(same)), e.split == challenger.split)
-            .group_by(e.model)
-            .order_by(sa.func.min(e.created), e.model)
-        )
-        return list(reader.connection.execute(statement).scalars())
+# From numbers to a verdict --------------------------------------------------------------------------------------------
 
 
-def judge(
+def weigh(
     before: Sequence[Scored],
     after: Sequence[Scored],
     *,
-    rank: int,
     settings: Settings,
-    guards: Sequence[Guard] = (),
+    guards: Sequence[Guard] | None = None,
     resamples: int | None = None,
-) -> Judgement:
-    """Champion and challenger on the same rows, `rank` saying which challenger on this test set it is.
-
-    `promote` asks for all of: enough utterances; an improvement of
-    `promote_min_improvement`; less luck than is accepted, by the permutation test;
-    every guard. `reject` means no better, too little better, or a guard that failed.
-    What looks better but may be luck is `insufficient evidence`, and so is every test
-    that is too small. `guards` are those found elsewhere; the slices are seen to here.
-    """
+) -> Found:
+    """What two models' errors on the same rows say. `guards` None: the slices of these rows are guarded."""
     counted_by, names = clusters(before)
-    counted = f"{len(set(names))} {counted_by}s" if len(set(names)) > 1 else f"one {counted_by}"
+    words = sum(row.words for row in before)
     # Half of an utterance's words are taken off what was saved, for rare large errors that this test may not hold.
-    unheard = math.ceil(sum(row.words for row in before) / max(len(before), 1) / 2)
-    found = paired(before, after, unheard=unheard, resamples=resamples)
-    guards = (slice_guard(before, after, margin=settings.promote_slice_margin), *guards)
-    error = 1 - settings.promote_confidence
-    accepted = significance.share_of_error(error, rank)
-    factor = significance.growth(found, accepted)
-    needed = math.ceil(factor * len(before)) if factor <= MUCH_LARGER else None
-    verdict, reasons = verdict_of(
-        found,
-        rates=(wer(before), wer(after)),
+    unheard = math.ceil(words / max(len(before), 1) / 2)
+    if guards is None:
+        guards = (slice_guard(before, after, margin=settings.promote_slice_margin),)
+    return Found(
+        paired=paired(before, after, unheard=unheard, resamples=resamples),
+        before=wer(before),
+        after=wer(after),
         utterances=len(before),
-        counted=counted,
-        needed_utterances=needed,
-        guards=guards,
-        accepted=accepted,
-        settings=settings,
+        words=words,
+        recordings=len({row.recording for row in before}),
+        counted_by=counted_by,
+        clusters=len(set(names)),
+        speakers=len({row.speaker for row in before if row.speaker}),
+        guards=tuple(guards),
     )
-    if rank > 1:
-        reasons += (
-            f"{rank - 1} other {'model was' if rank == 2 else 'models were'} measured on this test set before, and the "
-            f"best of many looks better than it is: the luck accepted is {100 * accepted:.2g} %, for the first it was "
-            f"{100 * significance.share_of_error(error, 1):.2g} %; a test set that is mostly fresh speech starts anew",
-        )
-    speakers = len({row.speaker for row in before if row.speaker})
-    if verdict == "promote" and counted_by == "recording" and speakers:
-        reasons += (
-            f"shown for the {f'{speakers} speakers' if speakers > 1 else 'speaker'} of this test, not for others",
-        )
+
+
+def judge(
+    found: Found,
+    *,
+    limits: Limits,
+    settings: Settings,
+    rests_on: Rests = "all texts",
+    texts: Sequence[TextRates] = (),
+) -> Judgement:
+    """The verdict on what was found, with its reasons in words and what to do.
+
+    `promote` asks for all of: enough utterances; p at the limit or below; an
+    improvement of `promote_min_improvement`; every guard. `reject` is for what is
+    known: clearly worse, or a guard that failed, or that no improvement of
+    `promote_min_improvement` lies within the 95 % interval. Everything else is
+    `insufficient evidence`, so that a true gain is not rejected for bad luck.
+    """
+    verdict, why, after = _verdict(found, limits, settings)
+    needed = needed_utterances(found, limits, settings) if verdict == "insufficient evidence" else None
+    pair = found.paired
+    reasons = [
+        *why,
+        f"WER {percent(found.before)} -> {percent(found.after)} on {_sizes(found)}.",
+        f"Change {points(pair.difference)} points (95 % interval {points(pair.low)} to {points(pair.high)}).",
+        f"{_p(pair.chance)} (limit {limits.now:.2g}).",
+    ]
+    reasons += _about_texts(rests_on, texts, settings)
+    if verdict == "promote" and found.counted_by == "recording" and found.speakers:
+        who = f"the {found.speakers} speakers" if found.speakers > 1 else "the one speaker"
+        reasons.append(f"This holds for {who} of the test; other voices were not tested.")
     return Judgement(
         found=found,
-        counted_by=counted_by,
-        accepted=accepted,
-        needed_utterances=needed if verdict == "insufficient evidence" else None,
-        guards=guards,
+        limits=limits,
+        needed_utterances=needed,
         verdict=verdict,
-        reasons=reasons,
+        reasons=tuple(reasons),
+        next_step=after or (_review_more(found, needed, limits, settings) if verdict != "promote" else None),
     )
 
 
-def verdict_of(
-    found: significance.Paired,
-    *,
-    rates: tuple[float, float],
-    utterances: int,
-    counted: str,
-    needed_utterances: int | None,
-    guards: Sequence[Guard],
-    accepted: float,
-    settings: Settings,
-) -> tuple[Verdict, tuple[str, ...]]:
-    """The verdict and its reasons in words; `rates` are WER before and after, `counted` such as `12 recordings`."""
-    before, after = (f"{100 * rate:.1f} %" for rate in rates)
-    on = f"on {utterances} test utterances of {counted}"
-    least = settings.promote_min_utterances
-    if utterances < least:
-        return "insufficient evidence", (
-            f"only {utterances} test utterances, {least} are needed: review more and freeze a new dataset",
-            f"word error rate {before} before, {after} after",
-        )
-    if found.difference >= 0:
-        if found.chance_worse <= WORSE_ERROR:
-            return "reject", (f"clearly worse: word error rate rose from {before} to {after} {on}",)
-        how = "stayed at" if found.difference == 0 else f"went from {before} to"
-        return "reject", (f"no better: word error rate {how} {after} {on}",)
-    gain = f"word error rate fell from {before} to {after} {on}"
-    span = f"95 % interval of the change: {points(found.low)} to {points(found.high)} points"
-    failed = tuple(guard.finding for guard in guards if not (guard.passed or guard.unsure))
+NO_BETTER = "Train on more speech, or tune a larger base: `voxloop base list` shows which ones fit this machine."
+MEND_GUARD = "Keep the champion; add speech of the kind that got worse to the training set and train again."
+
+
+def _verdict(found: Found, limits: Limits, settings: Settings) -> tuple[Verdict, list[str], str | None]:
+    """The verdict, why, and what to do where that is not reviewing more."""
+    pair, least = found.paired, settings.promote_min_improvement
+    if found.utterances < settings.promote_min_utterances:
+        few = f"{found.utterances} test utterances are too few to tell: {settings.promote_min_utterances} are needed."
+        return "insufficient evidence", [few], None
+    failed = [f"{_sentence(guard.finding)}" for guard in found.guards if not (guard.passed or guard.unsure)]
     if failed:
-        return "reject", (*failed, f"although {gain}")
-    saved = -found.difference / rates[0]
-    if saved < settings.promote_min_improvement:
-        return "reject", (
-            f"better by too little: {gain}, which saves {100 * saved:.1f} of 100 errors; "
-            f"{100 * settings.promote_min_improvement:g} are asked for",
+        return "reject", failed, MEND_GUARD
+    if not pair.differing:
+        return (
+            "reject",
+            [f"No better: both models make the same errors in all {found.utterances} utterances."],
+            NO_BETTER,
         )
-    luck = (
-        f"models equally good would differ so much by luck in {_rare(found.chance)} of cases; "
-        f"at most {100 * accepted:.2g} % are accepted"
-    )
-    unsure = tuple(guard.finding for guard in guards if not guard.passed)
-    if found.chance > accepted + 1e-9:
-        if needed_utterances is None:
-            more = f"even {MUCH_LARGER} times as many would hardly show so small an improvement"
-        else:
-            more = (
-                f"were the improvement to stay as large, {needed_utterances} test utterances "
-                f"({needed_utterances - utterances} more) would show it in four of five cases"
-            )
-        return "insufficient evidence", (f"{gain}, but this may be luck", more, span, luck, *unsure)
+    if pair.chance_worse <= WORSE_ERROR:
+        return "reject", [f"Clearly worse (p = {pair.chance_worse:.2g} for a loss this large by luck)."], NO_BETTER
+    if pair.differing >= FEW_DIFFER and -pair.low < least * found.before:
+        most = f"at best it saves {_saved(-pair.low, found.before)} of errors, {100 * least:g} % are asked for"
+        return "reject", [f"No better: {most}."], NO_BETTER
+    if pair.difference >= 0:
+        most = f"a gain of up to {_saved(-pair.low, found.before)} of errors cannot be ruled out"
+        return "insufficient evidence", [f"No gain seen, but {most}."], None
+    unsure = [f"{_sentence(guard.finding)}" for guard in found.guards if not guard.passed]
+    if pair.chance > limits.now + 1e-9:
+        return "insufficient evidence", ["Better, but this may be luck.", *unsure], None
+    if -pair.difference < least * found.before:
+        small = f"it saves {_saved(-pair.difference, found.before)} of errors, {100 * least:g} % are asked for"
+        return "insufficient evidence", [f"Better, but only just: {small}."], None
     if unsure:
-        return "insufficient evidence", (*unsure, f"although {gain}", span, luck)
-    return "promote", (gain, span, luck)
+        return "insufficient evidence", unsure, "Add speech to what could not be told, then try again."
+    return "promote", [f"Better: it saves {_saved(-pair.difference, found.before)} of errors."], None
+
+
+def needed_utterances(found: Found, limits: Limits, settings: Settings) -> int | None:
+    """Test utterances that would show the gain seen in four of five cases; None where it is too small, or none is seen.
+
+    At the limits of p that a next attempt will have: another one where the test grows to twice its size.
+    """
+    size = found.utterances
+    if found.paired.saved <= 0:
+        return settings.promote_min_utterances if size < settings.promote_min_utterances else None
+    needed = significance.growth(found.paired, limits.again)
+    if needed >= 1 / ledger.FRESH:
+        needed = max(significance.growth(found.paired, limits.fresh), 1 / ledger.FRESH)
+    if needed > MUCH_LARGER:
+        return None
+    return max(math.ceil(needed * size), size + 1, settings.promote_min_utterances)
+
+
+def size_for(found: Found, saved: float, level: float) -> int | None:
+    """Test utterances that would show this share of errors saved in four of five cases, at this WER and clip length."""
+    errors = max(round(saved * found.errors), 1)
+    squares = max(found.paired.squares, errors)
+    times = significance.growth(replace(found.paired, saved=errors, squares=squares), level)
+    return math.ceil(times * found.utterances) if times <= MUCH_LARGER else None
+
+
+def _review_more(found: Found, needed: int | None, limits: Limits, settings: Settings) -> str:
+    """How many more clips would tell."""
+    if needed is not None:
+        more = max(needed - found.utterances, 1)
+        if found.paired.saved <= 0:
+            return f"Review {more} more test clips to know: {needed} are the least that can be judged."
+        return (
+            f"Review about {more} more test clips to know: {needed} in all show a gain as large as this one in four of "
+            "five cases."
+        )
+    size = size_for(found, EXAMPLE, limits.fresh)
+    if size is None or size <= found.utterances:
+        return NO_BETTER
+    return (
+        f"{NO_BETTER} To see a gain of {100 * EXAMPLE:.0f} % at this WER, review about {size - found.utterances} more "
+        f"test clips ({size} in all)."
+    )
+
+
+def _about_texts(rests_on: Rests, texts: Sequence[TextRates], settings: Settings) -> list[str]:
+    """New texts and texts heard in training apart, and which of them the verdict rests on."""
+    parts = {one.texts: one for one in texts}
+    if HEARD not in parts:
+        return []
+    said = [
+        f"{title}: WER {percent(part.wer_before)} -> {percent(part.wer_after)} on {part.utterances} utterances"
+        for name, title in ((NEW, "New texts"), (HEARD, "texts heard in training"))
+        if (part := parts.get(name))
+    ]
+    if rests_on == "new texts":
+        why = "the verdict rests on the new texts"
+    else:
+        new = parts[NEW].utterances if NEW in parts else 0
+        why = f"the verdict rests on all, as there are {new} new texts and {settings.promote_min_utterances} are needed"
+    line = "; ".join([*said, why])
+    return [line[0].upper() + line[1:] + "."]
 
 
 def points(difference: float) -> str:
@@ -353,5 +516,26 @@ def points(difference: float) -> str:
     return f"{100 * difference:+.1f}"
 
 
-def _rare(chance: float) -> str:
-    return f"{100 * chance:.2g} %" if chance >= 1e-4 else "less than 0.01 %"
+def percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _p(chance: float) -> str:
+    return f"p = {chance:.2g}" if chance >= 1e-4 else "p < 0.0001"
+
+
+def _saved(difference: float, before: float) -> str:
+    return f"{100 * difference / before:.1f} %" if before else "0.0 %"
+
+
+def _sizes(found: Found) -> str:
+    by = f", {_count(found.clusters, found.counted_by)}" if found.clusters != found.utterances else ""
+    return f"{_count(found.utterances, 'test utterance')} ({_count(found.words, 'word')}{by})"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _sentence(finding: str) -> str:
+    return f"{finding[0].upper()}{finding[1:]}."

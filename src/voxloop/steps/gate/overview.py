@@ -9,6 +9,7 @@ import sqlalchemy as sa
 
 from voxloop import models
 from voxloop.records import Dataset, Evaluation, Model, Promotion, Run
+from voxloop.steps.evaluation import with_texts
 from voxloop.steps.gate.promotion import history
 from voxloop.stores import tables
 
@@ -33,7 +34,7 @@ class ModelDetails:
 
     model: Model
     folder: str  # where its files are on this machine
-    evaluations: tuple[Evaluation, ...]
+    evaluations: tuple[Evaluation, ...]  # with new texts and texts heard in training apart
     promotions: tuple[Promotion, ...]  # in which it came or went, oldest first
 
 
@@ -70,6 +71,6 @@ def details(ws: Workspace, name: str) -> ModelDetails:
     return ModelDetails(
         model=model,
         folder=models.model_folder(ws, model),
-        evaluations=tuple(evaluations),
+        evaluations=tuple(with_texts(ws, one) for one in evaluations),
         promotions=tuple(move for move in history(ws) if model.id in (move.model, move.previous)),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 from ulid import ULID
@@ -11,12 +11,14 @@ from ulid import ULID
 from voxloop import models
 from voxloop.errors import ConflictError, UnknownRecord, UsageError
 from voxloop.models import CHAMPION
-from voxloop.records import Evaluation, Model, Promotion, Verdict
+from voxloop.records import Evaluation, Model, Promotion, Run, Split, Verdict
 from voxloop.steps import datasets, evaluation
-from voxloop.steps.gate.comparison import Comparison, compare
+from voxloop.steps.gate import ledger
+from voxloop.steps.gate.comparison import NO_BETTER, Comparison, Findings, find, percent
 from voxloop.stores import tables
 
 if TYPE_CHECKING:
+    from voxloop.families.contract import Decoding
     from voxloop.records import Progress
     from voxloop.stores.catalog import Reader
     from voxloop.workspace import Transaction, Workspace
@@ -28,19 +30,16 @@ class PromotionOutcome:
 
     alias: str
     model: str
-    reigning: str  # the model that the alias named, or that transcribed before there was one
+    reigning: str  # what it was held against: the model that the alias named, else the base that it was tuned from
+    verdict: Verdict | None = None  # None: there was nothing to judge
     promotion: Promotion | None = None  # None: nothing moved
-    comparison: Comparison | None = None  # None: there was nothing to compare
+    comparison: Comparison | None = None  # None: there was nothing to compare, or it was not tried on test
     message: str
+    next_step: str | None = None  # what to do, in words
 
     @property
     def moved(self) -> bool:
         return self.promotion is not None
-
-    @property
-    def verdict(self) -> Verdict | None:
-        """The gate's judgement; None where nothing was compared."""
-        return self.comparison.verdict if self.comparison else None
 
 
 def promote(
@@ -56,22 +55,23 @@ def promote(
 ) -> PromotionOutcome:
     """Make a model champion where it is shown to be better on the newest frozen test references.
 
-    Both models are evaluated (what was measured before is reused) and compared; on
-    the verdict `promote` the alias moves, otherwise nothing moves and the evidence
-    is returned. `general` (or the setting `promote_general`) names a dataset on
-    whose test split the model must not be worse, too. `force` moves the alias all
-    the same, `by hand`, with what evidence there is. Raises UsageError where there
-    is nothing to test on, ConflictError where the alias moved meanwhile.
+    It is held against the champion or, before there is one, against the base that
+    it was tuned from, through any number of generations. A model that is no better
+    on val is not tried on test. Else both are evaluated (what was measured before is
+    reused) and compared, and the attempt is charged to the ledger; on the verdict
+    `promote` the alias moves, otherwise nothing moves and the evidence is returned.
+    `general` (or the setting `promote_general`) names a dataset on whose test split
+    the model must not be worse, too. `force` moves the alias all the same, `by
+    hand`, with what evidence there is. Raises UsageError where there is nothing to
+    test on, ConflictError where the alias moved meanwhile.
     """
     _check_alias(alias)
     challenger = models.base_model(ws, model)
     with ws.read() as reader:
         held = _held(reader, alias)
-    reigning = models.base_model(ws, held.model if held else ws.settings.base_model)
+    reigning = models.base_model(ws, held.model) if held else untuned(ws, challenger)
     if challenger.id == reigning.id and (held or not force):
-        what = (
-            f"is {alias} already" if held else f"transcribes already: it is the base model, and there is no {alias} yet"
-        )
+        what = f"is {alias} already" if held else f"is a base model, and there is no {alias} yet"
         with ws.completion():  # a worker's job is done by finding nothing to do
             return PromotionOutcome(
                 alias=alias,
@@ -79,27 +79,27 @@ def promote(
                 reigning=reigning.id,
                 message=f"{_short(challenger)} {what}; nothing moved",
             )
+    if not force and (worse := _no_better_on_val(ws, challenger, reigning, dataset=dataset, progress=progress)):
+        with ws.completion():
+            return PromotionOutcome(
+                alias=alias,
+                model=challenger.id,
+                reigning=reigning.id,
+                verdict="insufficient evidence",
+                message=f"{_short(challenger)} was not tried on the test set: {worse}",
+                next_step=NO_BETTER,
+            )
     general = general or ws.settings.promote_general or None
     # Also by force nothing is promoted that cannot be served: converted, where CTranslate2 serves, and loaded.
     with models.loaded(ws, challenger):
         pass
-    comparison, missing = _evidence(
+    findings, missing = _evidence(
         ws, challenger, reigning, dataset=dataset, general=general, force=force, progress=progress
     )
-    verdict = comparison.verdict if comparison else None
-    evidence: dict[str, Any] = comparison.as_dict() if comparison else {"missing": missing}
     promotion: Promotion | None = None
     with ws.completion() as tx:
-        if comparison:
-            tx.emit(
-                "model.compared",
-                challenger.id,
-                key=":".join(
-                    (comparison.challenger_evaluation, comparison.champion_evaluation, verdict or "")
-                    + ((comparison.general,) if comparison.general else ())
-                ),
-                payload=evidence,
-            )
+        comparison = _attempt(ws, tx, findings) if findings else None
+        verdict = comparison.verdict if comparison else None
         if verdict == "promote" or force:
             promotion = Promotion(
                 id=str(ULID()),
@@ -107,7 +107,7 @@ def promote(
                 model=challenger.id,
                 previous=reigning.id,
                 verdict="promote" if verdict == "promote" else "by hand",
-                evidence=evidence,
+                evidence=comparison.as_dict() if comparison else {"missing": missing},
                 by=by,
             )
             promotion = _move(tx, promotion, expected=held)
@@ -121,10 +121,90 @@ def promote(
         alias=alias,
         model=challenger.id,
         reigning=reigning.id,
+        verdict=verdict,
         promotion=promotion,
         comparison=comparison,
         message=_message(challenger, alias, promotion, comparison, missing),
+        next_step=comparison.next_step if comparison and not promotion else None,
     )
+
+
+def untuned(ws: Workspace, model: Model) -> Model:
+    """What a model is held against before there is a champion: the base that it was tuned from, where its line begins.
+
+    A model between them that was never promoted is no measure: it may be worse than the base. A model that was not
+    tuned here is held against the setting `base_model`.
+    """
+    if model.run is None:
+        return models.base_model(ws, ws.settings.base_model)
+    with ws.read() as reader:
+        first = evaluation.lineage(reader, model)[-1]
+    if first.run is not None:
+        raise UnknownRecord(
+            f"the base {first.base} that {_short(model)} was tuned from is not in this workspace any more, so there is "
+            "nothing to hold it against: promote it with --force, or train again"
+        )
+    return first
+
+
+def _no_better_on_val(
+    ws: Workspace, challenger: Model, reigning: Model, *, dataset: str | None, progress: Progress | None
+) -> str | None:
+    """Why a challenger is not worth an attempt on test; None where it is, or where val holds too little to tell.
+
+    What its run measured of it and of its base is enough where that is what it is held against.
+    """
+    with ws.read() as reader:
+        run = reader.find(Run, challenger.run) if challenger.run else None
+    if run and run.base == reigning.id:
+        base, best = (run.progress.get(name) or {} for name in ("base", "best"))
+        if best and best.get("step") == 0:
+            return "training made it no better on val, so it is its base again"
+        before, after = base.get("wer"), best.get("wer")
+        if before is not None and after is not None:
+            if after <= before:
+                return None
+            return f"on val it is no better (WER {percent(before)} -> {percent(after)} in training)"
+    frozen = datasets.find(ws, dataset)
+    rows = datasets.rows(ws, frozen.id, "val")
+    if len(rows) < ws.settings.promote_min_utterances or any(row.kind != "reference" for row in rows):
+        return None
+    reigned, challenged = (
+        one.scores for one in _measured(ws, reigning, challenger, dataset=frozen.id, split="val", progress=progress)
+    )
+    if challenged["errors"] < reigned["errors"] or not reigned["errors"]:
+        return None
+    return (
+        f"on val it is no better (WER {percent(reigned['wer'])} -> {percent(challenged['wer'])}, "
+        f"{reigned['utterances']} utterances)"
+    )
+
+
+def _attempt(ws: Workspace, tx: Transaction, findings: Findings) -> Comparison:
+    """Judge at the limit that the ledger gives, and charge it; the same models on the same test are charged once."""
+    ledger.lock(tx)  # until the transaction ends, so that no two attempts are given the same level
+    error = 1 - ws.settings.promote_confidence
+    dataset, split = findings.challenger.dataset, findings.challenger.split
+    charged = ledger.charge(tx, error, key=findings.key, dataset=dataset, split=split)
+    comparison = findings.judged(charged.limits, ws.settings)
+    keys = (comparison.challenger_evaluation, comparison.champion_evaluation, comparison.verdict)
+    tx.emit(
+        "model.compared",
+        comparison.challenger,
+        key=":".join((*keys, comparison.general) if comparison.general else keys),
+        payload=comparison.as_dict(),
+    )
+    if comparison.utterances >= ws.settings.promote_min_utterances:  # with fewer nothing can be promoted
+        ledger.enter(
+            tx,
+            charged,
+            model=comparison.challenger,
+            champion=comparison.champion,
+            dataset=dataset,
+            p=comparison.chance,
+            promoted=comparison.verdict == "promote",
+        )
+    return comparison
 
 
 def _evidence(
@@ -136,8 +216,8 @@ def _evidence(
     general: str | None,
     force: bool,
     progress: Progress | None,
-) -> tuple[Comparison | None, str | None]:
-    """Both models measured and compared; by force also without, with the reason that there is no evidence."""
+) -> tuple[Findings | None, str | None]:
+    """Both models measured, side by side; by force also without, with the reason that there is no evidence."""
     if challenger.id == reigning.id:
         return None, "the model is its own predecessor: there is nothing to compare"
     try:
@@ -147,24 +227,35 @@ def _evidence(
             )
         # What is judged is what is served: the model's own files, or their conversion, through
         # `models.recogniser`, with the workspace's decoding, which names the engine.
-        reigned, challenged = _measured(ws, reigning, challenger, dataset=dataset, progress=progress)
+        served = zip(evaluation.as_served(ws, reigning), evaluation.as_served(ws, challenger), strict=True)
+        (reigned, challenged), *others = (
+            _measured(ws, reigning, challenger, dataset=dataset, decodings=pair, progress=progress)
+            for pair in dict.fromkeys(served)
+        )
         besides = _measured(ws, reigning, challenger, dataset=general, progress=progress)[::-1] if general else None
     except UsageError as error:
         if not force:
             raise
         return None, str(error)
-    return compare(ws, challenged, reigned, general=besides), None
+    return find(ws, challenged, reigned, general=besides, engines=[pair[::-1] for pair in others]), None
 
 
 def _measured(
-    ws: Workspace, reigning: Model, challenger: Model, *, dataset: str | None, progress: Progress | None
+    ws: Workspace,
+    reigning: Model,
+    challenger: Model,
+    *,
+    dataset: str | None,
+    decodings: tuple[Decoding | None, Decoding | None] = (None, None),
+    split: Split = "test",
+    progress: Progress | None,
 ) -> tuple[Evaluation, Evaluation]:
-    """Both models on a dataset's test split; what was measured before is reused."""
+    """Both models on a split of a dataset; what was measured before is reused."""
     reigned, challenged = (
         evaluation.measure(
-            ws, model.id, dataset=dataset, split="test", decoding=None, progress=progress, writing=ws.transaction
+            ws, model.id, dataset=dataset, split=split, decoding=decoding, progress=progress, writing=ws.transaction
         )
-        for model in (reigning, challenger)
+        for model, decoding in zip((reigning, challenger), decodings, strict=True)
     )
     return reigned, challenged
 
@@ -209,6 +300,12 @@ def history(ws: Workspace, alias: str | None = None) -> list[Promotion]:
     """Every movement of an alias (None: of all), oldest first."""
     with ws.read() as reader:
         return reader.all(Promotion, *([tables.promotion.c.alias == alias] if alias else []))
+
+
+def attempts(ws: Workspace) -> list[ledger.Attempt]:
+    """Every attempt that was charged to the ledger, in order, with its p-value and its limit."""
+    with ws.read() as reader:
+        return ledger.attempts(reader)
 
 
 def comparisons(ws: Workspace, model: str | None = None) -> list[Comparison]:
@@ -273,7 +370,7 @@ def _short(model: Model | str) -> str:
 def _message(
     challenger: Model, alias: str, promotion: Promotion | None, comparison: Comparison | None, missing: str | None
 ) -> str:
-    why = "; ".join(comparison.reasons) if comparison else missing
+    why = " ".join(comparison.reasons) if comparison else missing
     if promotion is None:
         return (
             f"{_short(challenger)} was not made {alias} ({comparison.verdict if comparison else 'no evidence'}): {why}"

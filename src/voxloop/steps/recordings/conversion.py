@@ -22,7 +22,7 @@ from pathlib import Path
 
 from voxloop.errors import AudioError
 from voxloop.records import SAMPLE_RATE, Encoding, Quality
-from voxloop.speech import audio, quality
+from voxloop.speech import audio, decoder_messages, quality
 from voxloop.steps.recordings.sources import Item, Refusal
 
 CHUNK = 8  # files handed to a worker process at once
@@ -112,6 +112,15 @@ def _is_stale(folder: Path) -> bool:
 
 def _convert(path: Path, spool: Path, bounds: Bounds) -> ConversionResult:
     """Decode, measure and encode one file. Runs in a worker process; never raises for a file's sake."""
+    with decoder_messages.caught() as messages:
+        outcome = _converted_or_refused(path, spool, bounds)
+    if messages and not isinstance(outcome, Refusal):
+        first, *others = outcome
+        return (replace(first, notes=(*first.notes, *decoder_messages.as_notes(messages))), *others)
+    return outcome
+
+
+def _converted_or_refused(path: Path, spool: Path, bounds: Bounds) -> ConversionResult:
     made: list[Converted] = []
     try:
         channels: Sequence[int | None] = (None,)

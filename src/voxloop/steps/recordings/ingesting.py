@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 from voxloop.errors import UsageError
 from voxloop.records import Recording
 from voxloop.speech import audio
+from voxloop.speech.languages import language_code
 from voxloop.steps.recordings.conversion import Bounds, audio_key, convert_all, spool_folder
-from voxloop.steps.recordings.sources import Item, Refusal, find_items, language_code
+from voxloop.steps.recordings.sources import Item, Refusal, find_items
 
 if TYPE_CHECKING:
     from voxloop.speech.audio import Waveform
@@ -117,7 +118,8 @@ def ingest(
     split = channels == "split"
     sources = [source] if isinstance(source, (str, Path)) else list(source)
     given = Item(path=Path(), speaker=speaker, language=language_code(language), session=session, consent=consent)
-    items = deque(islice(find_items([Path(one) for one in sources], metadata, given, speakers), limit))
+    manifests: list[Path] = []
+    items = deque(islice(find_items([Path(one) for one in sources], metadata, given, speakers, manifests), limit))
     total = len(items)
 
     def tell(tally: Tally) -> None:
@@ -158,7 +160,7 @@ def ingest(
             if len(batch) == BATCH or held > BATCH_BYTES:
                 tally.commit(batch)
                 batch, held = [], 0
-        tally.commit(batch, last=True)
+        tally.commit(batch, last=True, manifests=manifests if limit is None else ())
     return IngestReport(
         taken=tuple(tally.taken),
         known=tuple(tally.known),

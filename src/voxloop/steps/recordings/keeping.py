@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from textwrap import shorten
 from typing import TYPE_CHECKING, Any, cast
 
 import sqlalchemy as sa
 
 from voxloop.errors import BlobError
 from voxloop.records import SAMPLE_RATE, GivenSegment, Recording, seconds
+from voxloop.steps.recordings import describing
 from voxloop.steps.recordings.conversion import ConversionResult, Converted, Stamp, Waiting, audio_key
 from voxloop.steps.recordings.sources import Item, Refusal, Said
 from voxloop.stores import tables
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from voxloop.workspace import Transaction, Workspace
 
 END_SLACK_S = 0.5  # a span may end so much after its audio: lengths in manifests are rounded, or of another decoder
-SHOWN = 80  # characters of a text in a message
 WHOLE_SLACK_S = 0.05  # a span that leaves out no more is the whole recording
 
 
@@ -153,12 +151,16 @@ class Tally:
         if self._told:
             self._told(self)
 
-    def commit(self, batch: Sequence[Read], *, last: bool = False) -> None:
-        """Blobs first, then the rows and their events in one transaction."""
+    def commit(self, batch: Sequence[Read], *, last: bool = False, manifests: Sequence[Path] = ()) -> None:
+        """Blobs first, then the rows and their events in one transaction.
+
+        `manifests` were read to their end: lines of them that were refused earlier, and not this time, are right now.
+        """
         settled = [self._stored(read) for read in self._lacking(batch)]
         with self._ws.completion() if last else self._ws.transaction() as tx:
             writing = _Writing(tx, settled, split=self._split)
             writing.write()
+            _close_lines(tx, manifests, {one.path for one in (*self.refused, *writing.refused)})
         self.files += len(batch)
         self.taken += writing.new
         self.known += writing.known
@@ -213,6 +215,8 @@ class _Writing:
         ids = [id for read in batch for id in _ids(read)]
         self._before = _recordings(tx, ids, locked=True)
         self.there = dict(self._before)
+        self._decided = describing.decided_on(tx, list(self._before))
+        self._corrected: dict[str, set[str]] = {}  # fields by recording
         self.new: list[str] = []
         self.known: list[str] = []
         self.notes: list[str] = []
@@ -258,32 +262,31 @@ class _Writing:
         if kept is None:
             self.there[id] = given
             self.new.append(id)
+            self.notes += [f"{item.path}: {note}" for note in describing.odd_texts(given)]
             if given.text and given.quality and given.quality.soundless:
                 self.notes.append(
                     f"{item.path}: there is nothing to hear in it (digital silence, or a constant level), "
-                    f"so its text stays out of datasets: {_shown(given.text)}"
+                    f"so its text stays out of datasets: {describing.shown(given.text)}"
                 )
             return
         self.known.append(id)
-        self.there[id], notes = _filled(kept, given)
-        self.notes += notes
+        description = describing.described(kept, given, decided=id in self._decided)
+        self.there[id] = description.recording
+        self._corrected.setdefault(id, set()).update(description.corrected)
+        self.notes += description.notes
 
     def _describe(self) -> None:
-        """Write what known recordings lacked; a new text wakes the step that gives it to utterances."""
+        """Write what is newly said of known recordings; a new text wakes the step that gives it to utterances."""
         news = []
         for id, before in self._before.items():
-            after = self.there[id]
-            if after == before:
-                continue
-            fields = ("text", "segments", "speaker", "language", "session", "consent")
-            changed = {name: getattr(after, name) for name in fields if getattr(after, name) != getattr(before, name)}
-            if "segments" in changed:
-                changed["segments"] = [asdict(segment) for segment in after.segments]
-            self._tx.change(Recording, id, **changed)
-            if "text" in changed or "segments" in changed:
-                said = json.dumps([after.text, [asdict(one) for one in after.segments]])
-                key = f"{id}:{hashlib.sha256(said.encode()).hexdigest()[:16]}"
-                news.append(News(id, key, seconds=seconds(after.samples)))
+            if self.there[id] != before:
+                corrected = {
+                    field: (getattr(before, field), getattr(self.there[id], field))
+                    for field in self._corrected.get(id, ())
+                }
+                news += describing.write(
+                    self._tx, before, describing.Description(recording=self.there[id], corrected=corrected)
+                )
         self._tx.emit_all("recording.described", news)
 
 
@@ -379,32 +382,6 @@ def _segments(
     return list(found.values()), refused
 
 
-def _filled(kept: Recording, given: Recording) -> tuple[Recording, list[str]]:
-    """A known recording with what it lacked; what it has is kept, and a difference is told."""
-    missing: dict[str, Any] = {}
-    notes: list[str] = []
-    for name in ("text", "segments", "speaker", "language", "session", "consent"):
-        old, new = getattr(kept, name), getattr(given, name)
-        if new and not old:
-            missing[name] = new
-        elif new and old != new:
-            if name == "segments":
-                shown = f"{len(old)} given segments; {len(new)} were"
-            else:
-                shown = f"{name} {_shown(old)}; {_shown(new)} was"
-            notes.append(f"{given.source}: the same audio is known with {shown} not taken over")
-    for name in ("text", "segments"):
-        if name in missing:
-            what = "a text" if name == "text" else f"{len(given.segments)} segments"
-            notes.append(f"{given.source}: known audio got {what}; `segment` gives it to utterances where it can")
-    return (replace(kept, **missing) if missing else kept), notes
-
-
-def _shown(text: str) -> str:
-    """A text in a message."""
-    return repr(shorten(text, SHOWN, placeholder=" …"))
-
-
 def _source_row(read: Read, stamp: Stamp, channel: int | None, id: str, *, split: bool) -> dict[str, Any]:
     return {
         "path": str(read.item.path.absolute()),
@@ -423,10 +400,26 @@ def _remember(tx: Transaction, rows: Sequence[dict[str, Any]]) -> None:
     insert_new(tx.connection, table, rows)
 
 
+def _close_lines(tx: Transaction, manifests: Sequence[Path], refused: set[str]) -> None:
+    path = tables.refusal.c.path
+    for manifest in {name for one in manifests for name in _names(str(one))}:
+        lines = path.startswith(f"{manifest}:", autoescape=True)
+        earlier = set(tx.connection.execute(sa.select(path).where(lines)).scalars())
+        for paths in chunks(sorted(earlier - refused)):
+            tx.connection.execute(sa.delete(tables.refusal).where(path.in_(paths)))
+
+
+def _names(path: str) -> set[str]:
+    """How a file may have been named when it was refused."""
+    return {path, os.path.abspath(path), os.path.relpath(path)}  # noqa: PTH100
+
+
 def _keep_refusals(tx: Transaction, refused: Sequence[Refusal], accepted: Iterable[str]) -> None:
+    """Write refusals in the place of earlier ones of the same files and lines; those of accepted files are closed."""
     table = tables.refusal
     latest = {refusal.path: refusal for refusal in refused}
-    for paths in chunks(sorted({*latest, *accepted})):
+    closed = {name for path in accepted for name in _names(path)}
+    for paths in chunks(sorted({*latest, *closed})):
         tx.connection.execute(sa.delete(table).where(table.c.path.in_(paths)))
     now = tx.now() if latest else 0.0
     rows = [

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from voxloop.errors import UsageError
 from voxloop.speech import separated
+from voxloop.speech.languages import UnknownLanguage, language_code
 
 FILE_KEYS = ("file", "file_name", "audio_path", "audio_filepath", "path", "audio")
 TEXT_KEYS = ("text", "sentence", "transcription", "transcript")
@@ -203,7 +204,8 @@ def _row(where: str, values: dict[str, Any]) -> Mention:
         length = _seconds(values.get("duration"), "duration")
         channel = _channel(values.get("channel"))
         text = _text(_first(values, TEXT_KEYS))
-    except ValueError as error:
+        language = language_code(name(_first(values, LANGUAGE_KEYS)))
+    except (ValueError, UnknownLanguage) as error:
         return Mention(where=where, file=file, problem=str(error))
     if start is None and (end is not None or channel is not None):
         start = 0.0
@@ -214,7 +216,7 @@ def _row(where: str, values: dict[str, Any]) -> Mention:
         file=file,
         text=text,
         speaker=name(_first(values, SPEAKER_KEYS)),
-        language=language_code(name(_first(values, LANGUAGE_KEYS))),
+        language=language,
         session=name(values.get("session")),
         consent=name(values.get("consent")),
         start=start,
@@ -365,12 +367,16 @@ def _kaldi(file: Path) -> Iterator[Mention]:
 
     def said(utterance: str, where: str, recording: str, start: float | None, end: float | None) -> Mention:
         speaker = name(speakers.get(utterance, ("", ""))[0])
+        try:
+            language = language_code(name(languages.get(utterance, ("", ""))[0]))
+        except UnknownLanguage as error:
+            return Mention(where=where, problem=str(error))
         return Mention(
             where=where,
             file=files[recording],
             text=plain_text(texts.get(utterance, ("", ""))[0]),
             speaker=None if speaker == utterance else speaker,  # Kaldi's way of saying that it is not known
-            language=language_code(name(languages.get(utterance, ("", ""))[0])),
+            language=language,
             start=start,
             end=end,
             problem=_span_problem(start, end),
@@ -524,14 +530,15 @@ def _supervision(where: str, file: str, supervision: Any, offset: float, last: f
     end = min(last, offset + float(supervision.end))
     try:
         channel = _channel(supervision.channel)
-    except ValueError as error:
+        language = language_code(name(supervision.language))
+    except (ValueError, UnknownLanguage) as error:
         return Mention(where=where, problem=str(error))
     return Mention(
         where=where,
         file=file,
         text=plain_text(supervision.text),
         speaker=name(supervision.speaker),
-        language=language_code(name(supervision.language)),
+        language=language,
         session=name(custom.get("session")),
         consent=name(custom.get("consent")),
         start=start,
@@ -561,16 +568,6 @@ def plain_text(value: Any) -> str | None:
 def _storable(text: str) -> str:
     """Text without halves of surrogate pairs and NUL, which no database takes."""
     return text.replace("\0", "").encode("utf-8", "replace").decode()
-
-
-def language_code(value: str | None) -> str | None:
-    """`en-GB`, `EN`, `en_US` and `English` as `en`."""
-    code = value.strip().lower().replace("_", "-").split("-")[0] if value else ""
-    if len(code) > 3:  # a name, as Lhotse's recipes write it
-        from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
-
-        code = TO_LANGUAGE_CODE.get(code, code)
-    return code or None
 
 
 _READERS: dict[Kind, Callable[[Path], Iterator[Mention]]] = {

@@ -10,9 +10,7 @@ from pathlib import Path
 
 from voxloop.errors import UsageError
 from voxloop.steps.recordings import manifests
-from voxloop.steps.recordings.manifests import LISTINGS, Manifest, Mention, language_code, plain_text
-
-__all__ = ["AUDIO_SUFFIXES", "Item", "Refusal", "Said", "find_items", "language_code"]
+from voxloop.steps.recordings.manifests import LISTINGS, Manifest, Mention, plain_text
 
 # fmt: off
 AUDIO_SUFFIXES = frozenset((
@@ -64,22 +62,23 @@ class Item:
 
 
 def find_items(
-    sources: Sequence[Path], metadata: Path | None, given: Item, speakers: Sequence[str] | None
+    sources: Sequence[Path], metadata: Path | None, given: Item, speakers: Sequence[str] | None, read: list[Path]
 ) -> Iterator[Item]:
-    """Every file once, in the order in which it is first named. Raises UsageError."""
+    """Every file once, in the order in which it is first named; `read` gets the manifests. Raises UsageError."""
     seen: set[str] = set()
     if metadata is not None:
         base = sources[0] if len(sources) == 1 and sources[0].is_dir() else None
-        yield from _unseen(_listed([manifests.named(metadata)], given, speakers, base=base), seen)
+        yield from _unseen(_listed([manifests.named(metadata)], given, speakers, read, base=base), seen)
     for source in sources:
         shut = _shut(source)
         if shut:
             yield from _unseen(iter([shut]), seen)
             continue
         if source.is_dir():
-            found = _in_folder(source, given, speakers, lines=metadata is None, bare=metadata is None and not speakers)
+            bare = metadata is None and not speakers
+            found = _in_folder(source, given, speakers, read, lines=metadata is None, bare=bare)
         elif source.is_file() and source.name.endswith(LISTINGS):
-            found = _listed([manifests.named(source)], given, speakers)
+            found = _listed([manifests.named(source)], given, speakers, read)
         elif source.exists() or len(sources) > 1:
             found = iter([_bare(source, given)] if not speakers else [])
         else:
@@ -118,7 +117,9 @@ def _nameable(item: Item) -> Item:
     return item
 
 
-def _in_folder(folder: Path, given: Item, speakers: Sequence[str] | None, *, lines: bool, bare: bool) -> Iterator[Item]:
+def _in_folder(
+    folder: Path, given: Item, speakers: Sequence[str] | None, read: list[Path], *, lines: bool, bare: bool
+) -> Iterator[Item]:
     """The files that the folder's metadata names, then the audio files that it does not; sub-folders likewise."""
     refused: list[Item] = []
 
@@ -132,7 +133,7 @@ def _in_folder(folder: Path, given: Item, speakers: Sequence[str] | None, *, lin
         here = Path(root)
         listings = manifests.in_folder(here, names) if lines else []
         # The top folder is the user's word; a manifest found further down may not reach out of it.
-        yield from _listed(listings, given, speakers, within=None if here == folder else folder)
+        yield from _listed(listings, given, speakers, read, within=None if here == folder else folder)
         if any(manifest.complete for manifest in listings):
             folders.clear()
         elif bare:
@@ -150,6 +151,7 @@ def _listed(
     listings: Sequence[Manifest],
     given: Item,
     speakers: Sequence[str] | None,
+    read: list[Path],
     *,
     base: Path | None = None,
     within: Path | None = None,
@@ -158,6 +160,7 @@ def _listed(
     files: dict[Path, list[Mention]] = {}
     wrong: list[Item] = []
     for manifest in listings:
+        read.append(manifest.file)
         for row in manifest.rows():
             if row.problem:
                 wrong.append(_wrong(row, "bad-metadata", row.problem))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from xml.etree import ElementTree
 
 from markupsafe import Markup
@@ -17,6 +17,7 @@ PLOT_PX = 200  # height of a plot; its labels lie above and below
 MARGIN_PX = 24
 MOST_POINTS = 150  # of a line: more cannot be seen
 TICKS = 4
+LARGEST = 1e15  # beyond, a value is no measurement
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,7 +41,12 @@ class Line:
 
 
 def bar(value: float, low: float | None, high: float | None, *, top: float, color: int, label: str) -> Markup:
-    """A bar from 0 to `value` with its interval as a whisker; `top` is the whole width, `label` says it in words."""
+    """A bar from 0 to `value` with its interval as a whisker; `top` is the whole width, `label` says it in words.
+
+    What is longer than the whole width is cut, and what is no finite number is drawn as 0.
+    """
+    top = top if math.isfinite(top) and top > 0 else 1.0
+    low, high = _finite(low), _finite(high)
     svg = _svg(label, BAR_PX)
     _put(svg, "rect", x="0", y="3", width="100%", height=BAR_PX - 6, rx="3", class_="track")
     _put(svg, "rect", x="0", y="3", width=_percent(value / top), height=BAR_PX - 6, rx="3", class_=f"fill c{color}")
@@ -60,9 +66,12 @@ def plot(
     y: Callable[[float], str],
     x: Callable[[float], str] | None = None,
 ) -> Markup:
-    """Lines over a grid that begins at 0; `x` and `y` write the numbers of the axes."""
+    """Lines over a grid that begins at 0; `x` and `y` write the numbers of the axes.
+
+    Points that are no finite numbers are left out, as where a loss overflowed. Where all is 0, the axis goes to 1.
+    """
     write_x = x or (lambda value: f"{value:g}")
-    lines = [Line(name=one.name, points=_thinned(one.points), color=one.color, dashed=one.dashed) for one in lines]
+    lines = [replace(one, points=_thinned(_drawable(one.points))) for one in lines]
     points = [point for one in lines for point in one.points]
     svg = _svg(label, PLOT_PX + 2 * MARGIN_PX)
     right = max((point.x for point in points), default=1.0) or 1.0
@@ -73,7 +82,7 @@ def plot(
         return _percent(0.02 + 0.95 * value / right)
 
     def down(value: float) -> float:
-        return MARGIN_PX + PLOT_PX * (1 - min(value, top) / top)
+        return MARGIN_PX + PLOT_PX * (1 - min(max(value, 0.0), top) / top)
 
     for tick in ticks:
         _put(svg, "line", x1="0", x2="100%", y1=down(tick), y2=down(tick), class_="grid")
@@ -110,11 +119,26 @@ def plot(
 
 
 def _ticks(most: float) -> list[float]:
-    """Round numbers from 0 to at least `most`."""
-    raw = max(most, 1e-6) / TICKS
+    """Round numbers from 0 to at least `most`; to 1 where that is 0."""
+    raw = (max(most, 1e-6) if most > 0 else 1.0) / TICKS
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(step for step in (power, 2 * power, 5 * power, 10 * power) if step >= raw * 0.999)
-    return [round(number * step, 10) for number in range(math.ceil(most / step - 1e-9) + 1)] or [0.0, step]
+    return [round(number * step, 10) for number in range(max(1, math.ceil(TICKS * raw / step - 1e-9)) + 1)]
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _drawable(points: Sequence[Point]) -> list[Point]:
+    """Points with finite places, and their intervals where both ends are finite."""
+    found = []
+    for point in points:
+        if not math.isfinite(point.x) or not -LARGEST < point.y < LARGEST:
+            continue
+        whole = all(end is not None and -LARGEST < end < LARGEST for end in (point.low, point.high))
+        found.append(point if whole else replace(point, low=None, high=None))
+    return found
 
 
 def _thinned(points: Sequence[Point]) -> Sequence[Point]:
@@ -136,7 +160,7 @@ def _put(parent: ElementTree.Element, tag: str, **attributes: str | float) -> El
 
 
 def _percent(share: float) -> str:
-    return f"{100 * min(max(share, 0.0), 1.0):.2f}%"
+    return f"{100 * min(max(share, 0.0), 1.0):.2f}%" if math.isfinite(share) else "0.00%"
 
 
 def _markup(svg: ElementTree.Element) -> Markup:

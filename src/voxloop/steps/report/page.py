@@ -6,9 +6,10 @@ page.html.j2  the page                        sound.py    speech as data URIs
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ import sqlalchemy as sa
 from voxloop import __version__, models
 from voxloop.errors import UsageError, VoxloopError
 from voxloop.families.contract import Decoding
+from voxloop.files import replaced
 from voxloop.records import Dataset, Evaluation, Model, Progress, Run
 from voxloop.steps import evaluation, training
 from voxloop.steps.evaluation import Scored, forecast, scored_rows
@@ -109,16 +111,19 @@ def write(
     check_place(file)
     notes: list[str] = []
     subjects = _subjects(ws, found, against, progress, notes)
+    # Parted alike for all, so that bars beside each other are of the same utterances.
+    heard = evaluation.texts_heard(ws, *(one.model.id for one in subjects))
+    if heard is not None:
+        subjects = [replace(one, evaluation=evaluation.with_texts(ws, one.evaluation, heard)) for one in subjects]
     sounds = Sounds(ws, wanted=audio)
     page = _render(ws, subjects, sounds)
     if sounds.left_out:
         notes.append(f"the sound of {sounds.left_out} utterances was left out: the page would grow too large")
     if sounds.missing:
         notes.append(f"the sound of {sounds.missing} utterances is not in the workspace any more")
-    partial = file.with_name(f"{file.name}.partial")
     try:
-        partial.write_text(page, encoding="utf-8")
-        partial.replace(file)
+        with replaced(file) as partial:
+            partial.write_text(page, encoding="utf-8")
     except OSError as error:
         raise UsageError(f"the report cannot be written to {file}: {error}") from error
     return Written(file=file, size=file.stat().st_size, notes=tuple(notes))
@@ -168,11 +173,12 @@ def _subjects(
             continue
         with ws.read() as reader:
             record = reader.get(Model, id)
+            bases = {record.base: reader.find(Model, record.base)} if record.run else {}
         subjects.append(
             Subject(
                 color=len(subjects),
                 role=role,
-                name=_name(record, aliases),
+                name=_name(record, aliases, bases.get(record.base)),
                 model=record,
                 evaluation=measured,
                 rows=tuple(scored_rows(ws, measured)),
@@ -181,12 +187,15 @@ def _subjects(
     return subjects
 
 
-def _name(model: Model, aliases: dict[str, str]) -> str:
-    """What people call a model: its alias, where it came from, or the beginning of its id."""
+def _name(model: Model, aliases: dict[str, str], base: Model | None) -> str:
+    """What people call a model: its alias, else where it came from; of a tuned one, what it was tuned from."""
     alias = sorted(name for name, id in aliases.items() if id == model.id)
     if alias:
         return f"{alias[0]} ({short(model.id)})"
-    return Path(model.base).name if model.run is None else short(model.id)
+    if model.run is None:
+        return Path(model.base).name
+    origin = "tuned again" if base is None or base.run else f"{Path(base.base).name}, tuned"
+    return f"{origin} ({short(model.id)})"
 
 
 def _render(ws: Workspace, subjects: Sequence[Subject], sounds: Sounds) -> str:
@@ -214,6 +223,7 @@ def _render(ws: Workspace, subjects: Sequence[Subject], sounds: Sounds) -> str:
         lstrip_blocks=True,
     )
     environment.filters["percent"] = percent
+    environment.filters["rate"] = rate_in_words
     environment.filters["points"] = points
     environment.filters["spoken"] = forecast.spoken
     environment.filters["short"] = short
@@ -251,6 +261,17 @@ def percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f} %"
 
 
+def rate_in_words(scores: dict[str, Any]) -> str:
+    """What a word error rate says, behind the number: above 100 % it is no share of the words."""
+    errors = scores["substitutions"] + scores["deletions"] + scores["insertions"]
+    if scores["wer"] <= 1:
+        return "of the words are wrong: word error rate (WER)"
+    return (
+        f"More words are wrong than were said: {errors} errors on {scores['words']} words, {scores['insertions']} of "
+        "them words that nobody said. Word error rate (WER)"
+    )
+
+
 def short(id: str) -> str:
     """The part of an id that people know a model or dataset by."""
     return id.removeprefix("sha256-")[:12]
@@ -268,7 +289,7 @@ def _bar(subject: Subject, scores: dict[str, Any], *, top: float) -> Bar:
     low, high = scores.get("wer_low"), scores.get("wer_high")
     text = percent(scores["wer"])
     span = f", 95 % interval {100 * low:.1f} to {100 * high:.1f}" if low is not None and high is not None else ""
-    label = f"{subject.name}: {text} of words wrong{span}"
+    label = f"{subject.name}: word error rate {text}{span}"
     return Bar(
         subject=subject,
         text=text,
@@ -299,7 +320,7 @@ def _slice_bars(subjects: Sequence[Subject]) -> dict[str, list[SliceBars]]:
     whole = subjects[0].scores["utterances"]
     return {
         by: kinds[by]
-        for by in ("speaker", "language", "length", "SNR", "session")
+        for by in ("texts", "speaker", "language", "length", "SNR", "session")
         # One slice that holds everything says what the page has said above.
         if by in kinds and (len(kinds[by]) > 1 or kinds[by][0].utterances < whole)
     }
@@ -309,7 +330,9 @@ def _learnt(ws: Workspace, subject: Subject, run: Run, dataset: Dataset | None) 
     lines = training.metrics(ws, run.id)
 
     def curve(name: str) -> list[Point]:
-        return [Point(x=line.get("step", 0), y=line[name]) for line in lines if line.get(name) is not None]
+        # A loss that overflowed stands as NaN in the metrics.
+        values = [(line.get("step", 0), line.get(name)) for line in lines]
+        return [Point(x=step, y=value) for step, value in values if value is not None and math.isfinite(value)]
 
     wer, loss = curve("val_wer"), curve("loss")
     return Learnt(

@@ -13,7 +13,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from voxloop.errors import UnknownRecord, UsageError
+from voxloop.errors import ExportError, UnknownRecord, UsageError
+from voxloop.files import replaced
 from voxloop.records import Transcript, Utterance
 from voxloop.speech import separated
 from voxloop.speech.audio import to_pcm16, wav_bytes
@@ -85,7 +86,8 @@ def export(
     audio, gets one beside the file unless `audio_url` is given. `audio_url` is put
     before a clip's name, such as `/data/local-files/?d=clips/`. With `all_versions`
     every reference goes out, not only the one that counts. The file appears whole or
-    not at all; for Label Studio its labelling configuration is written beside it.
+    not at all; a device or a pipe is written to, and of a link what it leads to. For
+    Label Studio its labelling configuration is written beside it. Raises ExportError.
     """
     format = _format(path, format)
     if format == "label-studio" and clips is None and audio_url is None:
@@ -106,18 +108,16 @@ def export(
                 progress(counted["utterances"], None)
             yield rows
 
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with replaced(path) as unfinished:
             _write(unfinished, format, groups())
-            unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
         if format == "label-studio":
-            path.with_suffix(".xml").write_text(labelstudio.LABELLING_CONFIG)
+            with replaced(path.with_suffix(".xml")) as unfinished:
+                unfinished.write_text(labelstudio.LABELLING_CONFIG)
     except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error}") from error
+        raise ExportError(
+            f"{path} cannot be written ({error.strerror or error}): what was there is as it was"
+        ) from error
     return Exported(path=path, format=format, **counted)
 
 

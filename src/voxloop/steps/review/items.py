@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from voxloop.errors import UsageError, nearest
 from voxloop.records import Transcript, Utterance, UtteranceStatus
+from voxloop.speech.languages import language_code
 from voxloop.steps.review.warnings import LOW_CONFIDENCE, WARNINGS, ReviewWarning, WarningKind, warnings_of
 from voxloop.steps.transcripts import latest
 from voxloop.stores import search, tables
@@ -32,6 +33,8 @@ class Item:
     hypothesis: Transcript | None  # the clean text where there is one
     versions: tuple[Transcript, ...]  # every text, oldest first, also withdrawn ones
     warnings: tuple[ReviewWarning, ...]
+    file: str = ""  # the name of the recording's file
+    number: int = 0  # the utterance's, which every command takes in the place of its id
 
     @property
     def text(self) -> str:
@@ -53,6 +56,8 @@ class Item:
         """The fields, the text that counts, and what to give back when deciding or going on."""
         return {
             "utterance": self.utterance,
+            "number": self.number,
+            "file": self.file,
             "text": self.text,
             "reference": self.reference,
             "hypothesis": self.hypothesis,
@@ -79,6 +84,7 @@ class Filters:
     warned: bool | None = None  # True: has any warning; False: has none
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "language", language_code(self.language))
         if self.warning is not None and self.warning not in WARNINGS:
             raise UsageError(f"there is no warning {self.warning!r}{nearest(self.warning, WARNINGS)}")
         for name in ("min_confidence", "max_confidence"):
@@ -282,6 +288,9 @@ def items_of(reader: Reader, utterances: Sequence[Utterance]) -> list[Item]:
     texts: dict[str, list[Transcript]] = {utterance.id: [] for utterance in utterances}
     for transcript in reader.all(Transcript, tables.transcript.c.utterance.in_(list(texts))) if texts else ():
         texts[transcript.utterance].append(transcript)
+    table, recording = tables.utterance, tables.recording
+    query = sa.select(table.c.id, table.c.number, recording.c.name).join(recording).where(table.c.id.in_(list(texts)))
+    named = {row.id: row for row in reader.connection.execute(query)} if texts else {}
     return [
         Item(
             utterance=utterance,
@@ -289,6 +298,8 @@ def items_of(reader: Reader, utterances: Sequence[Utterance]) -> list[Item]:
             hypothesis=latest(texts[utterance.id], "clean") or latest(texts[utterance.id], "hypothesis"),
             versions=tuple(texts[utterance.id]),
             warnings=warnings_of(utterance, texts[utterance.id]),
+            file=named[utterance.id].name,
+            number=named[utterance.id].number,
         )
         for utterance in utterances
     ]

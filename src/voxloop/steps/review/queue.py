@@ -181,18 +181,21 @@ def prioritise(ws: Workspace) -> Ranking:
     nothing is reviewed or no vector is there yet, so that new utterances, which
     start with 1 - confidence, compare. What the model is sure of stays last however
     new it sounds; of equally uncertain utterances the newest sounding is twice as urgent.
+    A given text that a dataset left out as doubtful has 1.
     """
     table = tables.utterance
     with ws.read() as reader:
         rows = reader.connection.execute(
-            sa.select(table.c.id, table.c.priority, table.c.confidence).where(table.c.status == "transcribed")
+            sa.select(table.c.id, table.c.priority, table.c.confidence, table.c.doubt).where(
+                table.c.status == "transcribed"
+            )
         ).all()
         reviewed = _reviewed(reader)
         known = list(reader.connection.execute(sa.select(table.c.id).where(table.c.status == "reviewed")).scalars())
     novelty = similarity.novelty(ws, [row[0] for row in rows], known)
     changes = []
-    for id, before, confidence in rows:
-        priority = (1.0 - (confidence or 0.0)) * (1.0 + novelty.get(id, 1.0)) / 2
+    for id, before, confidence, doubt in rows:
+        priority = 1.0 if doubt else (1.0 - (confidence or 0.0)) * (1.0 + novelty.get(id, 1.0)) / 2
         if abs(priority - before) > 1e-6:
             changes.append({"ranked": id, "found": priority})
     ranking = Ranking(waiting=len(rows), moved=len(changes), reviewed=reviewed, without_vector=len(rows) - len(novelty))

@@ -8,6 +8,7 @@ from typing import Literal
 
 from voxloop.families.contract import Guards, compression
 from voxloop.records import Transcript, Utterance
+from voxloop.speech.languages import contradiction, language_name
 from voxloop.speech.text import CHARACTER_LANGUAGES
 from voxloop.steps.transcripts import latest
 
@@ -23,6 +24,8 @@ WarningKind = Literal[
     "clipped",
     "noisy",
     "too quiet",
+    "doubtful text",
+    "other language",
 ]
 WARNINGS: dict[WarningKind, str] = {
     "no text": "nothing was heard",
@@ -36,6 +39,8 @@ WARNINGS: dict[WarningKind, str] = {
     "clipped": "samples at full scale",
     "noisy": "little louder than its background",
     "too quiet": "much quieter than speech usually is",
+    "doubtful text": "`dataset build` left the given text out, since its length does not fit the audio",
+    "other language": "the text, or what was heard, is hardly in the language that is given",
 }
 
 # Characters a second of speech. Reading aloud is 10 to 18 in languages with letters (Trauzettel-Klosinski et al. 2012,
@@ -55,6 +60,7 @@ LOW_CONFIDENCE = 0.6  # mean token probability
 LOW_WORD = 0.3  # probability of a word
 CLIPPED = 0.001  # share of samples
 NOISY_DB = 10.0  # SNR
+SURE_LANGUAGE = 0.8  # probability of a detected language from which it counts
 QUIET_DBFS = -45.0  # RMS level; conversational speech close to a microphone is -30 to -20
 
 
@@ -78,6 +84,9 @@ def warnings_of(utterance: Utterance, transcripts: Sequence[Transcript]) -> tupl
     found: list[ReviewWarning] = []
     if text is not None:
         found += _about_length(utterance, text)
+        found += _about_language(utterance, text, machine)
+    if utterance.doubt and utterance.status == "transcribed":  # nobody has confirmed the text since
+        found.append(ReviewWarning(kind="doubtful text", detail=utterance.doubt))
     if machine is not None and reference is None:
         found += _about_recognition(machine)
     return (*found, *_about_sound(utterance))
@@ -97,6 +106,17 @@ def _about_length(utterance: Utterance, transcript: Transcript) -> list[ReviewWa
     if rate < SLOWEST * share and speech_s >= SLOW_FROM_S:
         return [ReviewWarning(kind="text too short", detail=detail)]
     return []
+
+
+def _about_language(utterance: Utterance, text: Transcript, machine: Transcript | None) -> list[ReviewWarning]:
+    """What is written otherwise than the language given, and speech that a model took for another language."""
+    given = utterance.language
+    why = contradiction(text.text, given)
+    if not why and machine is not None and given and machine.language and machine.language != given:
+        chance = machine.language_probability
+        if chance is not None and chance >= SURE_LANGUAGE:
+            why = f"the model heard {language_name(machine.language)} ({chance:.2f}), {language_name(given)} is given"
+    return [ReviewWarning(kind="other language", detail=why)] if why else []
 
 
 def _why_empty(transcript: Transcript) -> str:

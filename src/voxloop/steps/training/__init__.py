@@ -32,7 +32,7 @@ from voxloop.steps.training.runs import (
     unlearn,
     work,
 )
-from voxloop.steps.training.submit import submit, suggest
+from voxloop.steps.training.submit import submit, suggest, suited
 from voxloop.steps.training.telemetry import log_after, metrics
 
 __all__ = [
@@ -57,6 +57,7 @@ __all__ = [
     "stop",
     "submit",
     "suggest",
+    "suited",
     "train",
     "unlearn",
     "work",

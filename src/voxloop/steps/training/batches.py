@@ -13,7 +13,7 @@ import random
 import warnings
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,21 +21,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from voxloop.errors import TrainingError
-from voxloop.families.contract import require
+from voxloop.families.contract import require, words_alone
 from voxloop.records import MAX_UTTERANCE_S, SAMPLE_RATE
 from voxloop.steps.datasets import lhotse_cut
-from voxloop.steps.training import augment
+from voxloop.steps.training import augment, packing
+from voxloop.steps.training.packing import Window
 
 if TYPE_CHECKING:
     import torch
     from torch.utils.data import DataLoader
 
-    from voxloop.families.contract import Family, Trainable, Waveform
+    from voxloop.families.contract import Family, Segment, Trainable, Waveform
     from voxloop.steps.training.recipes import Recipe
 
 CACHE_S = 4 * 3600.0  # seconds of audio held in memory: 920 MB; more is read from disk each time
 CLIPS_PER_BUCKET = 16  # with fewer, buckets are left over half filled
 MOST_BUCKETS = 10
+FLOOR_BINS = (0.5, 0.75, 1.0)  # bounds of the buckets where there is a floor, as shares of it
 SILENCE = "silence"  # what the ids of clips without speech begin with
 SHORTEST_SILENCE_S = 0.5
 
@@ -129,13 +131,18 @@ def lhotse_cuts(rows: Sequence[ClipRow]) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one forward pass hears: Lhotse cuts, single clips and strings."""
+    """What one forward pass hears: windows, or Lhotse cuts, which are single clips, strings and silences."""
 
     epoch: int
     index: int  # from 0 in each epoch
     cuts: tuple[Any, ...]
-    full_length: bool
+    at_least_s: float  # what shorter clips are filled up to with silence
     drawn: tuple[int, int]  # epoch and index of the batch that it is: its own, or those of the first time
+
+    @property
+    def clips(self) -> int:
+        """Clips of the dataset, silences included."""
+        return sum(len(cut.clips) if isinstance(cut, Window) else 1 for cut in self.cuts)
 
 
 class Plan:
@@ -146,14 +153,16 @@ class Plan:
         rows: Sequence[ClipRow],
         recipe: Recipe,
         *,
-        padded_s: Callable[[float], float],
-        label_length: Callable[[str, str | None], int],
+        padded_s: Callable[[float, float], float],
+        label_length: Callable[[str | Sequence[Segment], str | None], int],
         label_limit: int,
         earlier: Sequence[ClipRow] = (),
+        time_stamps: bool = False,
     ) -> None:
-        """`padded_s` is what a clip of so many seconds takes up; labels are counted for the strings.
+        """`padded_s` is what a clip of so many seconds takes up that is fed so many at least.
 
-        Of `earlier`, speech that the base model has learnt already, every epoch hears the recipe's share.
+        Labels are counted for strings and windows; `time_stamps` says whether the model writes them. Of `earlier`,
+        speech that the base model has learnt already, every epoch hears the recipe's share.
         """
         from lhotse.dataset.sampling.base import TimeConstraint
         from lhotse.dataset.sampling.dynamic_bucketing import estimate_duration_buckets
@@ -162,7 +171,8 @@ class Plan:
             """Lhotse's budget, counted with the margin and the rounding that a clip gets."""
 
             def add(self, example: Any) -> None:
-                self.longest_seen: float = max(self.longest_seen, padded_s(example.duration))
+                takes_up = padded_s(example.duration, packing.context_s(recipe, example.duration))
+                self.longest_seen: float = max(self.longest_seen, takes_up)
                 self.num_cuts += 1
 
         if not rows:
@@ -170,17 +180,21 @@ class Plan:
         self.rows = list(rows)
         self.recipe = recipe
         self.earlier = list(earlier)
-        self.cuts = lhotse_cuts([*rows, *earlier])
+        self.packed = recipe.audio_context == "packed"
+        self.cuts = {} if self.packed else lhotse_cuts([*rows, *earlier])
+        self.time_stamps = time_stamps
         self.label_length = label_length
         self.label_limit = label_limit
         self.constraint = PaddedSeconds(max_duration=recipe.batch_seconds)
         buckets = max(1, min(MOST_BUCKETS, len(rows) // CLIPS_PER_BUCKET))
-        first = self.examples(0)
-        self.bins: list[float] = (
-            estimate_duration_buckets(first, num_buckets=buckets, constraint=TimeConstraint(max_duration=1e9))
-            if buckets > 1 and len({cut.duration for cut in first}) > buckets
-            else []
-        )
+        self.bins: list[float] = []
+        if recipe.audio_context in ("packed", "floor"):
+            # Clips that are fed the floor take up the same; of longer ones each second counts twice.
+            self.bins = [step * recipe.context_floor_s for step in FLOOR_BINS]
+        elif buckets > 1 and len({cut.duration for cut in self.examples(0)}) > buckets:
+            self.bins = estimate_duration_buckets(
+                self.examples(0), num_buckets=buckets, constraint=TimeConstraint(max_duration=1e9)
+            )
 
     def batches(self, epoch: int = 0, index: int = 0) -> Iterator[Batch]:
         """Batches for ever, from that one on."""
@@ -199,10 +213,10 @@ class Plan:
         batches = list(enumerate(self._sampled(first)))
         if first != epoch:
             random.Random(f"again {self.recipe.seed} {epoch}").shuffle(batches)
-        for index, (number, (cuts, full_length)) in enumerate(batches):
-            yield Batch(epoch, index, cuts, full_length, (first, number))
+        for index, (number, (cuts, at_least_s)) in enumerate(batches):
+            yield Batch(epoch, index, cuts, at_least_s, (first, number))
 
-    def _sampled(self, epoch: int) -> Iterator[tuple[tuple[Any, ...], bool]]:
+    def _sampled(self, epoch: int) -> Iterator[tuple[tuple[Any, ...], float]]:
         # Lhotse's DynamicBucketingSampler (1.33) may end an epoch while a bucket still holds clips: once no bucket is
         # full it draws from empty ones too. All clips are known here, so filling the buckets takes no sampler.
         buckets: list[list[Any]] = [[] for _ in range(len(self.bins) + 1)]
@@ -212,14 +226,15 @@ class Plan:
         random.Random(f"batches {self.recipe.seed} {epoch}").shuffle(batches)
         rng = random.Random(f"full length {self.recipe.seed} {epoch}")
         at_once = max(1, int(self.recipe.batch_seconds // MAX_UTTERANCE_S))
+        trimmed = self.recipe.audio_context == "trimmed"
         for cuts in batches:
-            if rng.random() < self.recipe.full_length_share:
+            if trimmed and rng.random() < self.recipe.full_length_share:
                 # As many as the budget holds at 30 s each; the others are heard at their own length.
-                yield cuts[:at_once], True
+                yield cuts[:at_once], MAX_UTTERANCE_S
                 if cuts[at_once:]:
-                    yield cuts[at_once:], False
+                    yield cuts[at_once:], 0.0
             else:
-                yield cuts, self.recipe.audio_context == "full"
+                yield cuts, packing.context_s(self.recipe, max(cut.duration for cut in cuts))
 
     def _within_budget(self, cuts: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
         """The clips of a bucket in batches that keep to the budget."""
@@ -237,11 +252,18 @@ class Plan:
         yield tuple(part)
 
     def examples(self, epoch: int) -> list[Any]:
-        """The cuts of one epoch in random order: single clips, and strings of several by one speaker."""
+        """What one epoch hears, in random order: windows; or single clips, and strings of several by one speaker."""
         rng = random.Random(f"order {self.recipe.seed} {epoch}")
         heard = [*self.rows, *self.again(epoch)]
         order = rng.sample(heard, len(heard))
         examples: list[Any] = []
+        if self.packed:
+            examples += packing.windows(
+                order, self.recipe, rng, name=str(epoch), time_stamps=self.time_stamps, fits=self._fits
+            )
+            examples += self._silences(epoch, len(heard), max(row.duration for row in heard))
+            rng.shuffle(examples)
+            return examples
         waiting: dict[tuple[str | None, str | None], list[ClipRow]] = {}
         for row in order:
             if rng.random() < self.recipe.join_share and row.duration <= self.recipe.join_seconds / 2:
@@ -277,6 +299,13 @@ class Plan:
             for number, duration in enumerate(durations)
         ]
 
+    def _fits(self, texts: Sequence[str], language: str | None) -> bool:
+        """Whether texts, with the times of each, are short enough for one label."""
+        return (
+            self.label_length(" ".join(texts), language) + (2 * len(texts) if self.time_stamps else 0)
+            <= self.label_limit
+        )
+
     def again(self, epoch: int) -> list[ClipRow]:
         """The earlier speech that this epoch hears: `replay_share` of its clips, each at most once."""
         share = self.recipe.replay_share
@@ -309,8 +338,10 @@ class Plan:
 # From cuts to tensors ------------------------------------------------------------------------------------------------
 
 
-def spoken(cut: Any, speech: Speech, seed: int = 0) -> tuple[Waveform, str, str | None]:
-    """Samples (S,), text and language of a single clip, of a string, or of a clip without speech by its `seed`."""
+def spoken(cut: Any, speech: Speech, seed: int = 0) -> tuple[Waveform, str | list[Segment], str | None]:
+    """Samples (S,), text and language of a window, a clip, a string, or of a clip without speech by its `seed`."""
+    if isinstance(cut, Window):
+        return packing.heard(cut, speech)
     from lhotse import MonoCut
     from lhotse.cut import PaddingCut
 
@@ -348,6 +379,8 @@ class Collator:
         """`ctc_classes` are those of the tokens, where CTC is learnt from as well; `noises` are the recipe's folder."""
         self.speech = speech
         self.recipe = recipe
+        # A window has its speed already, and what is cut off its ends would no longer be where its time stamps say.
+        self.whole = replace(recipe, speed=0.0, cut_share=0.0)
         self.family = family
         self.trainable = trainable
         self.ctc_classes = ctc_classes
@@ -355,13 +388,16 @@ class Collator:
 
     def place(self, batch: Batch) -> dict[str, Any]:
         """A batch whose tensors are known already."""
-        return {"place": (batch.epoch, batch.index, len(batch.cuts)), "drawn": batch.drawn}
+        return {"place": (batch.epoch, batch.index, batch.clips), "drawn": batch.drawn}
 
     def __call__(self, batch: Batch) -> dict[str, Any]:
         heard = [spoken(cut, self.speech, self.recipe.seed) for cut in batch.cuts]
         waveforms = [
             augment.waveform(
-                clip, self.recipe, np.random.default_rng(_seed(self.recipe.seed, batch.drawn[0], cut.id)), self.noises
+                clip,
+                self.whole if isinstance(cut, Window) else self.recipe,
+                np.random.default_rng(_seed(self.recipe.seed, batch.drawn[0], cut.id)),
+                self.noises,
             )
             for (clip, _, _), cut in zip(heard, batch.cuts, strict=True)
         ]
@@ -371,11 +407,11 @@ class Collator:
             [clip[:limit] for clip in waveforms],
             [text for _, text, _ in heard],
             [language for _, _, language in heard],
-            full_length=batch.full_length,
+            at_least_s=batch.at_least_s,
         )
         tensors = self.family.masked(tensors, [len(clip) for clip in waveforms], self._hide(batch))
         if self.ctc_classes is not None:
-            tensors |= self._ctc(tensors, [text for _, text, _ in heard], self.ctc_classes)
+            tensors |= self._ctc(tensors, [words_alone(text) for _, text, _ in heard], self.ctc_classes)
         return tensors | self.place(batch)
 
     def _ctc(self, tensors: dict[str, Any], texts: Sequence[str], known: Mapping[int, int]) -> dict[str, Any]:

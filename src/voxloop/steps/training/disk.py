@@ -10,7 +10,7 @@ from pathlib import Path
 from voxloop.errors import TrainingError
 from voxloop.families.contract import require
 from voxloop.families.registry import family, family_of
-from voxloop.records import SAMPLE_RATE
+from voxloop.records import MAX_UTTERANCE_S, SAMPLE_RATE
 from voxloop.speech.audio import SAMPLE_BYTES
 from voxloop.steps.training.recipes import Recipe
 
@@ -43,9 +43,15 @@ def encoded_bytes(base: Path, recipe: Recipe, *, clips: int, seconds: float) -> 
     if not recipe.encoder_copies or not (base / "config.json").exists():  # of the Hub: nothing is known of it yet
         return 0
     kind = require(family(family_of(base)), "encoder states")
-    full_s = kind.padded_seconds(0.0, "full")
-    heard_s = full_s * clips if recipe.audio_context == "full" else PADDING * (seconds + clips)
-    heard_s += recipe.full_length_share * full_s * clips
+    full_s = kind.padded_seconds(0.0, MAX_UTTERANCE_S)
+    if recipe.audio_context == "trimmed":
+        heard_s = PADDING * (seconds + clips) + recipe.full_length_share * full_s * clips
+    elif recipe.audio_context == "full":
+        heard_s = full_s * clips
+    else:
+        alone = recipe.alone_share if recipe.audio_context == "packed" else 1.0
+        heard_s = alone * (recipe.context_floor_s * clips + 2 * seconds)
+        heard_s += (1 - alone) * PADDING * (seconds + clips) + full_s
     heard_s *= (1 + recipe.silence_share) / (1 - recipe.replay_share)
     return kind.encoder_bytes(base, recipe.encoder_copies * heard_s)
 

@@ -76,11 +76,14 @@ class Journal:
         self.loss.zero_()
 
     def evaluation(self, score: Score) -> None:
-        """What was measured on val."""
-        found = {"wer": score.wer, "cer": score.cer, "strings_wer": score.strings_wer}
-        known = {name: value for name, value in found.items() if value is not None}
+        """What was measured on val: `wer` is what decides."""
+        known = _measured(score)
         self._line(**{f"val_{name}": value for name, value in known.items()})
         self._history(**{f"eval_{name}": value for name, value in known.items()})
+
+    def blend(self, score: Score) -> None:
+        """What was measured of weights between the base's and the trained ones."""
+        self._line(blend=score.blend, **{f"blend_{name}": value for name, value in _measured(score).items()})
 
     def save(self, folder: Path) -> None:
         """Write the state as transformers does."""
@@ -116,10 +119,19 @@ class Journal:
         self.state.log_history.append({"epoch": self.state.epoch, "step": self.step, **values})
 
 
+def _measured(score: Score) -> dict[str, float]:
+    names = ("wer", "cer", "loss", "clips_wer", "strings_wer")
+    return {name: value for name in names if (value := getattr(score, name)) is not None}
+
+
 def _sentence(line: dict[str, Any]) -> str:
     parts = [f"step {line['step']}, epoch {line['epoch']}"]
     parts += [f"loss {line['loss']:.4f}"] if "loss" in line else []
-    parts += [f"val WER {line['val_wer']:.2%}, CER {line['val_cer']:.2%}"] if "val_wer" in line else []
-    parts += [f"strings {line['val_strings_wer']:.2%}"] if "val_strings_wer" in line else []
+    for kind, said in (("val", ""), ("blend", f"{line.get('blend', 1.0):g} of the way from the base: ")):
+        if f"{kind}_wer" in line:
+            parts += [f"{said}val WER {line[f'{kind}_wer']:.2%}, CER {line[f'{kind}_cer']:.2%}"]
+            parts += [f"clips {line[f'{kind}_clips_wer']:.2%}"] if f"{kind}_clips_wer" in line else []
+            parts += [f"strings {line[f'{kind}_strings_wer']:.2%}"] if f"{kind}_strings_wer" in line else []
+            parts += [f"loss {line[f'{kind}_loss']:.4f}"]
     parts += [f"{line['samples_per_second']:.1f} clips/s"] if "samples_per_second" in line else []
     return f"{', '.join(parts)}, {line['elapsed_s']:.1f} s"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
+from voxloop import models
 from voxloop.errors import AudioError, SettingError
 from voxloop.families.contract import require
 from voxloop.families.registry import family
@@ -16,6 +17,7 @@ from voxloop.records import SAMPLE_RATE, Dataset, Model, Run
 from voxloop.speech import audio
 from voxloop.steps import datasets
 from voxloop.steps.recordings.sources import AUDIO_SUFFIXES
+from voxloop.steps.training import packing
 from voxloop.steps.training.recipes import Recipe
 from voxloop.stores import tables
 
@@ -31,7 +33,7 @@ NOISES_S = 1800.0  # of all files: they are held in memory, 115 MB
 
 
 def resolved(ws: Workspace, recipe: Recipe, dataset: Dataset, base: Model) -> Recipe:
-    """The recipe with the ids of the datasets that are heard again and the layers that get adapters.
+    """The recipe with how clips are fed, the ids of the datasets that are heard again, the layers that get adapters.
 
     So that the run's record is complete.
 
@@ -39,7 +41,10 @@ def resolved(ws: Workspace, recipe: Recipe, dataset: Dataset, base: Model) -> Re
     the recipe asks for what the base model's family lacks.
     """
     kind = family(base.family)
-    if recipe.audio_context == "trimmed":
+    if recipe.audio_context == "auto":
+        folder = models.model_folder(ws, base) if "short context" in kind.capabilities else base.where
+        recipe = replace(recipe, audio_context=packing.usual_context(kind, folder))
+    if recipe.audio_context != "full":
         require(kind, "short context")
     if recipe.ctc_weight or recipe.encoder_copies:
         require(kind, "encoder states")

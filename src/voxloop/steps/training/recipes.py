@@ -12,6 +12,7 @@ from voxloop.settings import meanings
 
 Method = Literal["full", "lora"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+AudioContext = Literal["auto", "packed", "floor", "full", "trimmed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +25,17 @@ class Recipe:
     """Why it was chosen; empty: it was asked for by name."""
     method: Method = "full"
     """full: every weight is trained; lora: low-rank adapters beside frozen weights (arXiv:2106.09685)."""
-    audio_context: Literal["trimmed", "full"] = "trimmed"
-    """What the encoder is fed: the clip's own length and a margin, or 30 s. The model is served the same way."""
+    audio_context: AudioContext = "auto"
+    """What the encoder is fed. packed: windows of 30 s that hold several clips of one speaker, so that the model stays
+    what it is in other programs; floor: a clip and as much silence again, `context_floor_s` at least; full: a clip and
+    silence up to 30 s; trimmed: a clip's own length and a margin, which is how the model is served from then on.
+    auto: trimmed where the base model was tuned that way, else packed."""
+    context_floor_s: float = 10.0
+    """With packed and floor: seconds that a clip heard alone is fed at least."""
+    alone_share: float = 0.25
+    """With packed: share of an epoch's clips that are heard alone."""
+    time_stamp_share: float = 0.5
+    """With packed: share of the windows in which the bounds of the clips are learnt as time stamps."""
 
     learning_rate: float = 4e-4
     """Highest learning rate of AdamW; it falls along a cosine."""
@@ -53,6 +63,9 @@ class Recipe:
     """AdamW's decay of the mean squared gradient."""
     label_smoothing: float = 0.0
     """Share of the probability spread over all tokens (arXiv:1512.00567)."""
+    blend: bool = True
+    """In the end, move the weights back towards the base model's as far as that helps on val: base + a (tuned - base)
+    with the best a of 0, 0.25, 0.5, 0.75 and 1 (arXiv:2109.01903). There the model is never worse than its base."""
     average: float = 0.0
     """Decay by step of the running average of the weights, which is what is kept; 0: the last weights themselves."""
     precision: Precision = "auto"
@@ -105,7 +118,8 @@ class Recipe:
     """Longest stretch of mel frames (10 ms each) that is hidden, one for each second; never more than a fifth of the
     clip; 0: none."""
     join_share: float = 0.3
-    """Share of the clips of an epoch that are heard inside strings of several, so that long speech is not forgotten."""
+    """Share of the clips of an epoch that are heard inside strings of several, so that long speech is not forgotten;
+    not with audio_context=packed, whose windows do that."""
     join_clips: int = 5
     """Most clips in a string."""
     join_pause_s: float = 0.3
@@ -115,7 +129,7 @@ class Recipe:
     silence_share: float = 0.0
     """Share of an epoch's clips that are faint noise without a text, so that nothing is heard where nobody speaks."""
     full_length_share: float = 0.0
-    """Share of batches padded to 30 s, so that decoding at full length does not suffer."""
+    """With trimmed: share of batches padded to 30 s, so that decoding at full length does not suffer."""
     replay_share: float = 0.2
     """Share of an epoch's clips that come from what the base model learnt before, so that it is not forgotten."""
     replay_from: tuple[str, ...] = ()
@@ -125,8 +139,11 @@ class Recipe:
     """Evaluate on val every so many steps; None: see eval_seconds."""
     eval_seconds: float | None = 10.0
     """Evaluate on val every so many seconds of training; None: see eval_steps. With neither: once an epoch."""
+    keep_no_better: bool = False
+    """Keep the last trained weights as a model also where val says that they are no better than the base model."""
     patience: int | None = None
-    """Stop after this many evaluations in a row without a better word error rate; None: never."""
+    """Stop after this many evaluations in a row without a better word error rate, on few words of val without a lower
+    loss either; None: never."""
     save_seconds: float = 60.0
     """A checkpoint to resume from, every so many seconds."""
     keep_checkpoints: int = 2
@@ -177,6 +194,8 @@ class Recipe:
             "join_share",
             "full_length_share",
             "silence_share",
+            "alone_share",
+            "time_stamp_share",
         ):
             self._check(name, 0 <= getattr(self, name) <= 1, "it must be from 0 to 1")
         for name in ("label_smoothing", "beta1", "beta2", "lora_dropout", "average", "replay_share"):
@@ -184,6 +203,7 @@ class Recipe:
         self._check("layer_decay", 0 < self.layer_decay <= 1, "it must be above 0, and 1 at most")
         self._check("speed", 0 <= self.speed <= 0.5, "it must be from 0 to 0.5")
         self._check("join_clips", self.join_clips >= 2, "a string has 2 clips or more; set join_share=0 for none")
+        self._check("context_floor_s", 1 <= self.context_floor_s <= 30, "it must be from 1 to 30")
         self._check("join_seconds", self.join_seconds <= 29, "a string and its margin must fit into 30 s")
         if self.freeze_encoder and self.ctc_weight:
             raise SettingError(
@@ -193,10 +213,6 @@ class Recipe:
             raise SettingError(
                 f"encoder_copies is {self.encoder_copies}, which keeps the outputs of an encoder that is not trained: "
                 "set freeze_encoder=true, or encoder_copies=0"
-            )
-        if self.audio_context == "full" and self.full_length_share:
-            raise SettingError(
-                "full_length_share is for audio_context=trimmed: with full every batch is padded to 30 s"
             )
 
     def _check(self, name: str, good: bool, needed: str) -> None:
@@ -218,7 +234,8 @@ def from_dict(values: Mapping[str, Any]) -> Recipe:
     return Recipe(**typed)
 
 
-RECIPES: dict[str, Recipe] = {
+# For small models that were tuned to a clip's own length: the starter, and what was tuned from it.
+SMALL: dict[str, Recipe] = {
     # Small batches, since a minute is short of steps, and averaged weights, since small batches are noisy. Joining is
     # for short clips: without strings digits are learnt and strings forgotten, with strings of whole phrases too little
     # is learnt. Cut, because a voice's few clips do not show how short it may be (docs/log.md).
@@ -276,30 +293,85 @@ RECIPES: dict[str, Recipe] = {
     ),
 }
 
+# For published models, which know speech already and lose it at the rates above (docs/log.md).
+PUBLISHED: dict[str, Recipe] = {
+    "quick": Recipe(
+        name="quick",
+        learning_rate=2e-5,
+        max_seconds=300.0,
+        max_epochs=8,
+        batch_seconds=30.0,
+        silence_share=0.01,
+        patience=4,
+        max_val_clips=60,
+    ),
+    "thorough": Recipe(
+        name="thorough",
+        learning_rate=2e-5,
+        warmup_steps=50,
+        max_epochs=12,
+        batch_seconds=60.0,
+        silence_share=0.01,
+        eval_seconds=60.0,
+        patience=5,
+        save_seconds=300.0,
+    ),
+    "careful": Recipe(
+        name="careful",
+        method="lora",
+        learning_rate=3e-4,
+        warmup_steps=20,
+        max_epochs=8,
+        batch_seconds=60.0,
+        silence_share=0.01,
+        eval_seconds=60.0,
+        patience=4,
+        save_seconds=300.0,
+    ),
+    "full": Recipe(
+        name="full",
+        learning_rate=1e-5,
+        warmup_steps=200,
+        max_epochs=10,
+        batch_seconds=120.0,
+        accumulation=2,
+        silence_share=0.01,
+        eval_seconds=None,
+        patience=5,
+        save_seconds=600.0,
+    ),
+}
+
+RECIPES = tuple(SMALL)
+
 FIXED = {"name", "why"}  # what a recipe says of itself: no settings
 
 SUITS = {
-    "quick": "a small model and minutes of speech: every weight, for a minute on two cores",
-    "thorough": "a small model and an hour of speech or more: every weight, until it no longer helps",
-    "careful": "a large model and up to ten hours of speech: adapters (LoRA), until they no longer help",
-    "full": "a large model and more than ten hours of speech: every weight, gently; a GPU is needed",
+    "quick": "a model that two cores train in minutes (starter, tiny, base) and up to an hour of speech: every weight",
+    "thorough": "an hour of speech or more and such a model: every weight, until it no longer helps",
+    "careful": "a larger model and up to ten hours of speech: adapters (LoRA), until they no longer help",
+    "full": "a larger model and more than ten hours of speech: every weight, gently; a GPU is needed",
 }
 
-SMALL_MODEL = 20_000_000  # parameters: below, every weight can be trained on a CPU in minutes
-SOME_SPEECH_S = 3600.0  # seconds of training speech from which a small model learns for longer than a minute
+SMALL_MODEL = 20_000_000  # parameters: below, fp32 costs less than the casts to bf16
+CPU_MODEL = 100_000_000  # parameters: below, every weight can be trained on two cores in minutes
+SOME_SPEECH_S = 3600.0  # seconds of training speech from which there is more to learn than in minutes
 MUCH_SPEECH_S = 10 * 3600.0  # seconds of training speech that can move all weights of a large model
 
 
-def named(name: str) -> Recipe:
-    """The recipe of that name. Raises SettingError for one that is not known."""
+def named(name: str, *, published: bool = False) -> Recipe:
+    """The recipe of that name, for a published model or for a small one that was tuned to a clip's own length.
+
+    Raises SettingError for one that is not known.
+    """
     if name not in RECIPES:
         raise SettingError(f"there is no recipe {name!r}{nearest(name, RECIPES)}")
-    return RECIPES[name]
+    return (PUBLISHED if published else SMALL)[name]
 
 
-def choose(*, train_seconds: float, parameters: int) -> Recipe:
+def choose(*, train_seconds: float, parameters: int, published: bool = False) -> Recipe:
     """The recipe for a model of so many parameters and so much training speech, where none is named; it says why."""
-    small = parameters < SMALL_MODEL
+    small = parameters < CPU_MODEL
     if small:
         name = "thorough" if train_seconds >= SOME_SPEECH_S else "quick"
     else:
@@ -308,10 +380,10 @@ def choose(*, train_seconds: float, parameters: int) -> Recipe:
     speech = f"{train_seconds / 3600:.1f} h" if train_seconds >= 3600 else f"{train_seconds / 60:.1f} min"
     why = (
         f"the model has {parameters / 1e6:.1f} M parameters ({'below' if small else 'not below'} "
-        f"{SMALL_MODEL / 1e6:.0f} M) and there are {speech} of training speech "
+        f"{CPU_MODEL / 1e6:.0f} M) and there are {speech} of training speech "
         f"({'below' if train_seconds < limit_s else 'not below'} {limit_s / 3600:.0f} h)"
     )
-    return replace(RECIPES[name], why=why)
+    return replace(named(name, published=published), why=why)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

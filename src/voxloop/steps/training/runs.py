@@ -49,7 +49,7 @@ LOOK_S = 1.0  # the run's row is read and written at most this often
 TURN_S = 0.5  # between two looks at whether it is this run's turn
 OBEY_S = 60.0  # how long `pause` and `stop` wait until whoever attends to the run has done it
 LET_GO_S = control.STOP_S + 5.0  # who lost the lease has stopped its child, and left the folder, by then
-LEARNT = ("checkpoint-*", "best", "best.*", "final", "final.*", "intermediate", moving.LEAVING)
+LEARNT = ("checkpoint-*", "best", "best.*", "blended", "blended.*", "final", "final.*", "intermediate", moving.LEAVING)
 
 GOES_ON: tuple[RunStatus, ...] = ("paused", "interrupted", "failed")  # what can be resumed
 ENDED: tuple[RunStatus, ...] = ("completed", "stopped", "failed", "paused", "interrupted")
@@ -469,6 +469,9 @@ def _take_over(ws: Workspace, run: Run, child: Child, state: dict[str, Any], wis
     if wish == "discard":
         return _discard(ws, run, state)
     if ending.status == "completed":
+        best = state.get("best")
+        if best and best["step"] == 0 and not run.recipe.get("keep_no_better"):
+            return _without_model(ws, run, state, status="stopped" if wish == "stop" else "completed")
         return _register(ws, run, state, status="stopped" if wish == "stop" else "completed")
     if wish == "pause" or ending.status == "stopped":
         if _worker_ends(ws):
@@ -532,6 +535,17 @@ def _register(ws: Workspace, run: Run, state: dict[str, Any], *, status: RunStat
             wanted=None,
         )
         tx.emit("training.completed", run.id, payload={"model": model.id})
+        ended = tx.get(Run, run.id)
+    _remove(ws, run, "checkpoint-*")  # it will not go on
+    return ended
+
+
+def _without_model(ws: Workspace, run: Run, state: dict[str, Any], *, status: RunStatus) -> Run:
+    """End a run that made its base no better: there is no model to promote. Its notes say what would help."""
+    with ws.completion() as tx:
+        values = {"status": status, "progress": state, "recipe": run.recipe, "error": None, "wanted": None}
+        tx.change(Run, run.id, finished=tx.now(), **values)
+        tx.emit("training.completed", run.id, payload={"model": None})
         ended = tx.get(Run, run.id)
     _remove(ws, run, "checkpoint-*")  # it will not go on
     return ended

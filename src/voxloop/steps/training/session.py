@@ -12,10 +12,11 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,7 +26,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast, send_to_device
 
 from voxloop.errors import SettingError
-from voxloop.families.contract import Decoding, Family, Part, Trainable, require
+from voxloop.families.contract import Context, Decoding, Family, Part, Trainable, require, words_alone
 from voxloop.families.registry import family
 from voxloop.speech import text as _text
 from voxloop.steps.training.batches import ClipRow, Collator, Plan, Speech, loader, read_noises, read_rows, spoken
@@ -33,6 +34,7 @@ from voxloop.steps.training.ctc import Head
 from voxloop.steps.training.ctc import classes as ctc_classes
 from voxloop.steps.training.encoded import EncodedBatches
 from voxloop.steps.training.files import BEST, CONFIG, LOOP_STATE, read_json, sync, write_json
+from voxloop.steps.training.packing import usual_context
 from voxloop.steps.training.recipes import SMALL_MODEL, Precision, Recipe
 
 if TYPE_CHECKING:
@@ -40,10 +42,31 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+BLENDED = "blended"  # folder of the best blend, while others are tried
 INTERMEDIATE = "intermediate"  # folder of the models that stay beside the best and the last one
 ENDLESS = 10_000_000  # steps: where only the clock ends a run
 LISTENED = 8  # clips in which the base model hears which language it is
 MOST_STRINGS = 20  # of val's clips, which are heard joined as well
+BLENDS = (0.5, 0.75, 0.25)  # shares of the way from the base to the trained weights that are tried, while time is left
+UNCHANGED: dict[str, Any] = {  # settings with which clips are heard as they are, each once
+    "speed": 0.0,
+    "cut_share": 0.0,
+    "volume_db": 0.0,
+    "noise_share": 0.0,
+    "noise_folder_share": 0.0,
+    "telephone_share": 0.0,
+    "mask_bands": 0,
+    "mask_frames": 0,
+    "join_share": 0.0,
+    "silence_share": 0.0,
+    "full_length_share": 0.0,
+    "replay_share": 0.0,
+    "alone_share": 0.0,
+    "time_stamp_share": 0.0,
+    "encoder_copies": 0,
+}
+FEW_WORDS = 500  # of val: with fewer, a word more or less right is luck, and the loss has a say in when to stop
+LOWER = 0.003  # share by which a loss is lower for a reason
 SPARE_S = 0.5  # kept back of the time budget for what was not measured
 MOST_WORKERS = 4  # where the recipe names no number
 OTHERS_WAIT = timedelta(hours=6)  # of several processes, while the main one evaluates
@@ -88,7 +111,7 @@ class TrainingConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Score:
-    """Errors on val. Fewer word errors are better, then fewer character errors.
+    """Errors on val. Fewer word errors are better, then fewer character errors, then a lower loss.
 
     Where training joins clips, strings of val's own clips count as much as the clips: by single words alone, of a
     few of which one more or less right is luck, a model is chosen that has forgotten longer speech.
@@ -96,16 +119,31 @@ class Score:
 
     step: int
     wer: float
+    """What decides, and what is shown: the word error rate of val's clips, or the mean of that and that of strings."""
     cer: float
-    strings_wer: float | None = None  # None: nothing was joined
+    clips_wer: float | None = None  # None: nothing was joined
+    strings_wer: float | None = None
+    loss: float | None = None
+    """Cross-entropy by token of val's own texts; None in what earlier versions wrote."""
+    blend: float = 1.0
+    """How far from the base model's weights (0) to the trained ones (1) the measured ones lie."""
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> Score:
+        """The score that `asdict` made a dictionary of, also in an earlier version, where `wer` was that of clips."""
+        if values.get("strings_wer") is not None and values.get("clips_wer") is None:
+            values = values | {"clips_wer": values["wer"], "wer": (values["wer"] + values["strings_wer"]) / 2}
+        return cls(**values)
 
     @property
-    def rate(self) -> float:
-        """What decides."""
-        return self.wer if self.strings_wer is None else (self.wer + self.strings_wer) / 2
+    def _key(self) -> tuple[float, float, float]:
+        return self.wer, self.cer, math.inf if self.loss is None else self.loss
+
+    def better_than(self, other: Score) -> bool:
+        return self._key < other._key
 
     def at_least_as_good_as(self, other: Score) -> bool:
-        return (self.rate, self.cer) <= (other.rate, other.cer)
+        return self._key <= other._key
 
 
 @dataclass(kw_only=True)
@@ -117,8 +155,10 @@ class LoopState:
     batch_seconds: float = 0.0  # the budget that `batch` counts in
     elapsed_s: float = 0.0
     stale: int = 0  # evaluations since the last better one
+    lowest_loss: float | None = None  # on val, of the trained weights
     base: Score | None = None
     best: Score | None = None
+    trained: Score | None = None  # the best that training came to, better than the base or not
     intermediate: list[Score] = field(default_factory=list)  # of the models in intermediate/
     notes: list[str] = field(default_factory=list)
 
@@ -128,9 +168,9 @@ class LoopState:
         if checkpoint is None:
             return cls()
         values = read_json(checkpoint / LOOP_STATE)
-        for name in ("base", "best"):
-            values[name] = Score(**values[name]) if values[name] else None
-        values["intermediate"] = [Score(**score) for score in values.get("intermediate", ())]
+        for name in ("base", "best", "trained"):
+            values[name] = Score.of(values[name]) if values.get(name) else None
+        values["intermediate"] = [Score.of(score) for score in values.get("intermediate", ())]
         return cls(**values)
 
 
@@ -182,10 +222,12 @@ class Session:
     ) -> None:
         self.folder = folder
         self.config = config
-        self.recipe = recipe
         self.stop = stop
         self.family: Family = family(config.family)
-        self.trainable: Trainable = self.family.open_for_training(config.base, audio_context=recipe.audio_context)
+        if recipe.audio_context == "auto":
+            recipe = replace(recipe, audio_context=usual_context(self.family, config.base))
+        self.recipe = recipe
+        self.trainable: Trainable = self.family.open_for_training(config.base, audio_context=self.context)
         self.on_gpu = _on_gpu(config.device)
         self.precision = _precision(recipe.precision, self.on_gpu, self.trainable.model)
         AcceleratorState._reset_state()  # or the number format of an earlier run of this process would stay
@@ -206,7 +248,9 @@ class Session:
         self.val = _val_rows(folder / config.val, recipe)
         self.val_speech = Speech(self.val)
         self.plan = self._plan(self._learnable(rows), recipe, self._learnable(earlier))
-        self.val_strings = self._strings() if self.val and recipe.join_share else []
+        joined = recipe.join_share and recipe.audio_context != "packed"
+        self.val_strings = self._strings() if self.val and joined else []
+        self.val_words = sum(len(row.text.split()) for row in self.val)
         if self.plan.earlier:
             self.note(f"every epoch hears {len(self.plan.again(0))} clips again that earlier models learnt")
         self.model: Any = self.trainable.model
@@ -235,12 +279,18 @@ class Session:
         self.batches_in_epoch = self.plan.batches_in_epoch()
         self.steps = self._steps()
 
+    @property
+    def context(self) -> Context:
+        """How the tuned model is to be fed."""
+        return "trimmed" if self.recipe.audio_context == "trimmed" else "full"
+
     def _plan(self, rows: Sequence[ClipRow], recipe: Recipe, earlier: Sequence[ClipRow] = ()) -> Plan:
         return Plan(
             rows,
             recipe,
             earlier=earlier,
-            padded_s=lambda seconds: self.family.padded_seconds(seconds, recipe.audio_context),
+            padded_s=self.family.padded_seconds,
+            time_stamps=self.trainable.time_stamps,
             label_length=lambda text, language: self.family.label_length(self.trainable, text, language),
             label_limit=self.family.label_limit(self.trainable),
         )
@@ -357,14 +407,16 @@ class Session:
         """Share of the run that is over, by steps or by the clock, whichever is further."""
         share = step / self.steps
         if self.recipe.max_seconds is not None:
-            usable = max(1.0, self.recipe.max_seconds - self.reserve_s)
+            # Where evaluating takes long, half of the time is for training all the same: fewer blends are tried then.
+            usable = max(1.0, self.recipe.max_seconds - self.reserve_s, self.recipe.max_seconds / 2)
             share = max(share, self.elapsed_s / usable)
         return min(1.0, share)
 
     @property
     def reserve_s(self) -> float:
-        """Time for the last evaluation and for two saved models."""
-        return self.eval_s + 2 * self.save_s + SPARE_S
+        """Time for the last evaluation, for those of blends, and for the saved models."""
+        blends = len(BLENDS) if self.recipe.blend and self.val else 0
+        return (1 + blends) * self.eval_s + (2 + bool(blends)) * self.save_s + SPARE_S
 
     def rate(self, step: int) -> float:
         """The learning rate as a share of its highest: a rise, then half a cosine (arXiv:1608.03983)."""
@@ -388,19 +440,52 @@ class Session:
     def _strings(self) -> list[tuple[Waveform, str, str | None]]:
         """Strings of val's clips as training makes them, the same ones every time and for every seed."""
         recipe = replace(self.recipe, join_share=1.0, replay_share=0.0, silence_share=0.0, seed=1)
-        cuts = self._plan(self.val, recipe).examples(0)
-        return [spoken(cut, self.val_speech) for cut in cuts if hasattr(cut, "tracks")][:MOST_STRINGS]
+        cuts = [cut for cut in self._plan(self.val, recipe).examples(0) if hasattr(cut, "tracks")][:MOST_STRINGS]
+        heard = [spoken(cut, self.val_speech) for cut in cuts]
+        return [(clip, words_alone(text), language) for clip, text, language in heard]
 
-    def measure(self, step: int, *, context: Literal["auto", "trimmed", "full"] = "auto") -> Score:
-        """Word and character error rates of generated text on val, as served."""
+    def measure(self, step: int, *, context: Literal["auto", "trimmed", "full"] = "auto", blend: float = 1.0) -> Score:
+        """Word and character error rates of generated text on val, as served, and the loss of its own texts."""
         began = time.monotonic()
         clips = [(self.val_speech.waveform(row.id), row.text, row.language) for row in self.val]
         with self.averaged():
             recogniser = self.family.recogniser(self.trainable, self.model)
             words, characters = self._errors(recogniser, clips, context)
-            strings = self._errors(recogniser, self.val_strings, context)[0] if self.val_strings else None
+            strings = self._errors(recogniser, self.val_strings, context)[0].rate if self.val_strings else None
+            loss = self._val_loss()
         self.eval_s = time.monotonic() - began
-        return Score(step=step, wer=words.rate, cer=characters.rate, strings_wer=strings.rate if strings else None)
+        return Score(
+            step=step,
+            wer=words.rate if strings is None else (words.rate + strings) / 2,
+            cer=characters.rate,
+            clips_wer=None if strings is None else words.rate,
+            strings_wer=strings,
+            loss=loss,
+            blend=blend,
+        )
+
+    def _val_loss(self) -> float:
+        """Cross-entropy by token of val's texts, its clips unchanged and fed as training feeds them."""
+        plan, collator = self._quiet
+        total, tokens = torch.zeros((), device=self.accelerator.device), 0
+        self.model.eval()
+        with torch.no_grad(), self.accelerator.autocast():
+            for batch in plan.epoch(0):
+                inputs = collator(batch)
+                del inputs["place"], inputs["drawn"]
+                tokens += int((inputs["labels"] != self.trainable.label_pad).sum())
+                found = self.family.loss(
+                    self.trainable, self.model, send_to_device(inputs, self.accelerator.device), smoothing=0.0
+                )
+                total += found[0]
+        return round(float(total) / max(1, tokens), 6)
+
+    @cached_property
+    def _quiet(self) -> tuple[Plan, Collator]:
+        """Val's clips as training hears them, but for what it changes at random."""
+        recipe = replace(self.recipe, **UNCHANGED, seed=1)
+        plan = self._plan(self._learnable(self.val), recipe)
+        return plan, Collator(self.val_speech, recipe, self.family, self.trainable)
 
     def _errors(
         self,
@@ -426,11 +511,17 @@ class Session:
         return _text.total(words), _text.total(characters)
 
     def judge(self, score: Score) -> None:
-        """Keep the model where it is at least as good as the best so far: of equals, the one trained longer."""
+        """Keep the model where it is the best so far."""
         progress = self.progress
-        better = progress.best is None or score.rate < progress.best.rate
+        lowest = math.inf if progress.lowest_loss is None else (1 - LOWER) * progress.lowest_loss
+        lower = score.loss is not None and score.loss < lowest
+        if lower:
+            progress.lowest_loss = score.loss
+        better = progress.best is None or score.wer < progress.best.wer or (lower and self.val_words < FEW_WORDS)
         progress.stale = 0 if better else progress.stale + 1
-        if progress.best is None or score.at_least_as_good_as(progress.best):
+        if progress.trained is None or score.better_than(progress.trained):
+            progress.trained = score
+        if progress.best is None or score.better_than(progress.best):
             progress.best = score
             # After a kill, the model on the disk may be of a later step than the checkpoint, and better.
             kept = kept_best(self.folder)
@@ -438,11 +529,62 @@ class Session:
                 self.save("best")
                 write_json(self.folder / BEST, asdict(score))
 
+    def blend(self, step: int, scored: Callable[[Score], None]) -> Score | None:
+        """Move the trained weights back towards the base's, as far as that is best on val: the score of what is kept.
+
+        Weight-space interpolation (arXiv:2109.01903); of adapters it is the scale. What is moved are the best weights
+        so far, or the last ones, of that `step`, where none were better than the base. `scored` is told of each that
+        is tried. None: the base is best.
+        """
+        self.average = None  # what was saved is averaged already
+        best = kept_best(self.folder)
+        place, step = (self.folder / "best", best.step) if best else (self.folder / "final", step)
+        trained = self._saved_weights(place)
+        base = self._base_weights(trained)
+        for share in BLENDS:
+            if self.recipe.max_seconds is not None and self.elapsed_s + self.eval_s > self.recipe.max_seconds:
+                break
+            self._set_weights({name: torch.lerp(base[name], trained[name], share) for name in trained})
+            score = self.measure(step, blend=share)
+            scored(score)
+            if score.better_than(best or self.progress.base or score):
+                best = score
+                self.save(BLENDED)
+        if best is not None and best.blend != 1.0:
+            # From here on a run that is killed has nothing left to learn: see `blend_is_done`.
+            write_json(self.folder / BEST, asdict(best))
+            replace_folder(self.folder / BLENDED, self.folder / "best")
+        return best
+
+    def _saved_weights(self, folder: Path) -> dict[str, torch.Tensor]:
+        """The trained weights of a model that this run saved, by their names here."""
+        if self.recipe.method == "lora":
+            from peft import load_peft_weights
+
+            found = load_peft_weights(str(folder / "adapter"), device=str(self.accelerator.device))
+            return {name: found[name.replace(".default.", ".")] for name, _ in self.trained()}
+        return self._weights_of(folder)
+
+    def _base_weights(self, trained: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The base model's weights; of adapters, those that change nothing."""
+        if self.recipe.method == "lora":
+            return {name: torch.zeros_like(w) if ".lora_B." in name else w for name, w in trained.items()}
+        return self._weights_of(self.config.base)
+
+    def _weights_of(self, folder: str | Path) -> dict[str, torch.Tensor]:
+        opened = dict(self.family.open_for_training(folder, audio_context=self.context).model.named_parameters())
+        return {name: opened[name].detach().to(self.accelerator.device) for name, _ in self.trained()}
+
+    @torch.no_grad()
+    def _set_weights(self, values: Mapping[str, torch.Tensor]) -> None:
+        for name, weight in self.trained():
+            weight.copy_(values[name])
+
     def keep(self, score: Score) -> None:
         """Keep the model as one of the intermediate ones, where it is one of the best; of equals, of the newest."""
         place, progress = self.folder / INTERMEDIATE, self.progress
         known = [one for one in progress.intermediate if (place / f"step-{one.step}").is_dir()]
-        ranked = sorted([*known, score], key=lambda one: (one.rate, one.cer, -one.step))
+        ranked = sorted([*known, score], key=lambda one: (one.wer, one.cer, -one.step))
         progress.intermediate = ranked[: self.recipe.keep_checkpoints_after]
         if score in progress.intermediate:
             place.mkdir(exist_ok=True)
@@ -464,11 +606,22 @@ class Session:
         self.save_s = time.monotonic() - began
 
 
+def blend_is_done(folder: Path) -> bool:
+    """Whether a run was killed after the last decision, which weights are kept; what was left to be moved is moved."""
+    kept = kept_best(folder)
+    if kept is None or kept.blend == 1.0:
+        shutil.rmtree(folder / BLENDED, ignore_errors=True)
+        return False
+    if (folder / BLENDED).is_dir():
+        replace_folder(folder / BLENDED, folder / "best")
+    return True
+
+
 def kept_best(folder: Path) -> Score | None:
     """The score of the model in `best/`; None where there is none."""
     if not (folder / "best").is_dir() or not (folder / BEST).exists():
         return None
-    return Score(**read_json(folder / BEST))
+    return Score.of(read_json(folder / BEST))
 
 
 def replace_folder(new: Path, place: Path) -> None:

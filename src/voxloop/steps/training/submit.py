@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from voxloop import models
 from voxloop.errors import SettingError, UsageError
+from voxloop.families.registry import family, family_of
 from voxloop.records import Dataset, Model, Run
 from voxloop.steps import datasets
 from voxloop.steps.training import disk, material, moving, recipes, trackers
@@ -93,6 +94,18 @@ def _counts(dataset: Dataset) -> str:
     return ", ".join(f"{number} {split}" for split, number in dataset.clips.items()) or "empty"
 
 
+def suited(dataset: Dataset, folder: Path, name: str | None = None) -> Recipe:
+    """The recipe of that name for the model in a folder, or the one that suits the dataset and it."""
+    published = family(family_of(folder)).tuned_context(folder) == "full"
+    if name is not None:
+        return recipes.named(name, published=published)
+    return recipes.choose(
+        train_seconds=dataset.hours.get("train", 0.0) * 3600,
+        parameters=disk.parameters(folder),
+        published=published,
+    )
+
+
 def _recipe(
     dataset: Dataset,
     folder: Path,
@@ -102,11 +115,7 @@ def _recipe(
     max_seconds: float | None,
 ) -> Recipe:
     """The recipe asked for, or the one that suits data and model, with every setting given applied."""
-    if name is not None:
-        recipe = recipes.named(name)
-    else:
-        speech_s = dataset.hours.get("train", 0.0) * 3600
-        recipe = recipes.choose(train_seconds=speech_s, parameters=disk.parameters(folder))
+    recipe = suited(dataset, folder, name)
     given = list(overrides)
     if method is not None:
         if method not in ("full", "lora"):

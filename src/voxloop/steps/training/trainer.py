@@ -21,16 +21,29 @@ import torch
 from accelerate.utils import set_seed
 
 from voxloop.errors import TrainingError
+from voxloop.records import MAX_UTTERANCE_S
 from voxloop.steps.training import ctc, recipes
 from voxloop.steps.training.checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
 from voxloop.steps.training.files import BEST, is_writer, write_json
 from voxloop.steps.training.journal import Journal
-from voxloop.steps.training.session import LoopState, Score, Session, StopFlag, TrainingConfig, kept_best, mend_folder
+from voxloop.steps.training.session import (
+    LoopState,
+    Score,
+    Session,
+    StopFlag,
+    TrainingConfig,
+    blend_is_done,
+    kept_best,
+    mend_folder,
+)
 
 if TYPE_CHECKING:
     from voxloop.steps.training.recipes import Recipe
 
 log = logging.getLogger(__name__)
+
+WORDS_TO_TELL = 200  # of val: on fewer, a tenth of the errors less is luck as often as not
+CLIPS_TO_LEARN = 50  # from which most voices gain (docs/log.md)
 
 
 def train(session: Session, optimizer: Any, journal: Journal) -> bool:
@@ -255,7 +268,9 @@ def run(folder: Path, stop: StopFlag) -> TrainingOutcome:
             if is_writer():
                 config.save(folder)
             notes.append(
-                f"memory ran out: batches are now {recipe.batch_seconds:g} s, {recipe.accumulation} to a step, "
+                "memory ran out with a single window: activations are computed twice (gradient_checkpointing=true)"
+                if recipe.gradient_checkpointing
+                else f"memory ran out: batches are now {recipe.batch_seconds:g} s, {recipe.accumulation} to a step, "
                 "so that a step still hears as much"
             )
             log.warning(notes[-1])
@@ -269,12 +284,15 @@ def _out_of_memory(error: BaseException) -> bool:
 
 
 def _smaller(recipe: Recipe, error: BaseException) -> Recipe:
-    if recipe.batch_seconds < 2:
-        raise TrainingError(
-            "memory ran out even with single clips: use method=lora, gradient_checkpointing=true, "
-            "or a smaller base model"
-        ) from error
-    return replace(recipe, batch_seconds=recipe.batch_seconds / 2, accumulation=recipe.accumulation * 2)
+    """The recipe with batches half as large; with activations computed twice where a batch is one window already."""
+    smallest = 1.0 if recipe.audio_context == "trimmed" else MAX_UTTERANCE_S
+    if recipe.batch_seconds / 2 >= smallest:
+        return replace(recipe, batch_seconds=recipe.batch_seconds / 2, accumulation=recipe.accumulation * 2)
+    if recipe.audio_context != "trimmed" and not recipe.gradient_checkpointing:
+        return replace(recipe, gradient_checkpointing=True)
+    raise TrainingError(
+        "memory ran out even with single clips: use method=lora, gradient_checkpointing=true, or a smaller base model"
+    ) from error
 
 
 def _attempt(folder: Path, config: TrainingConfig, recipe: Recipe, stop: StopFlag, notes: list[str]) -> TrainingOutcome:
@@ -293,10 +311,11 @@ def _attempt(folder: Path, config: TrainingConfig, recipe: Recipe, stop: StopFla
         load_checkpoint(checkpoint, session, optimizer, journal)
     elif main:
         _measure_base(session, journal)
-    stopped = train(session, optimizer, journal)
+    over = checkpoint is not None and blend_is_done(folder)
+    stopped = False if over else train(session, optimizer, journal)
     if main:
         if not stopped:
-            _finish(session)
+            _finish(session, journal)
         journal.end()
         write_json(folder / "train_results.json", _results(session, journal))
     session.accelerator.end_training()
@@ -332,22 +351,54 @@ def _measure_base(session: Session, journal: Journal) -> None:
     journal.evaluation(score)
 
 
-def _finish(session: Session) -> None:
-    """Write `final/` and, where nothing trained was as good as the base, the base as `best/`."""
+def _finish(session: Session, journal: Journal) -> None:
+    """Write `final/`, blend, and, where nothing trained was better than the base, write the base as `best/`."""
     progress = session.progress
-    session.save("final")
+    kept = kept_best(session.folder)
+    if kept and kept.blend != 1.0:  # decided before a kill
+        progress.best = kept
+    else:
+        session.save("final")
     if not session.val:
         shutil.rmtree(session.folder / "best", ignore_errors=True)
         shutil.copytree(session.folder / "final", session.folder / "best")
         return
-    kept = kept_best(session.folder)
     if kept and progress.best and kept.at_least_as_good_as(progress.best):
         progress.best = kept
+    if session.recipe.blend and progress.best is not None and progress.best.blend == 1.0:
+        progress.best = session.blend(journal.step, journal.blend) or progress.base
     if progress.best is not None and progress.best.step == 0:
-        session.note("training made the model no better on val: `best` is the base model")
-        base = session.family.open_for_training(session.config.base, audio_context=session.trainable.base_context)
+        session.note(_no_better(session))
         (session.folder / BEST).unlink(missing_ok=True)
         shutil.rmtree(session.folder / "best", ignore_errors=True)
-        session.family.save(base, base.model, session.folder / "best")
+        if session.recipe.keep_no_better:
+            shutil.copytree(session.folder / "final", session.folder / "best")
+        else:
+            base = session.family.open_for_training(session.config.base, audio_context=session.trainable.base_context)
+            session.family.save(base, base.model, session.folder / "best")
+    elif progress.best is not None and progress.best.blend != 1.0:
+        session.note(
+            f"kept: the base model's weights moved {progress.best.blend:.0%} of the way to the trained ones "
+            f"(val WER {progress.best.wer:.1%})"
+        )
     results = {"base": progress.base, "best": progress.best}
     write_json(session.folder / "eval_results.json", {k: asdict(v) for k, v in results.items() if v is not None})
+
+
+def _no_better(session: Session) -> str:
+    """What is thrown away, with the numbers that decided, and what would help."""
+    base, trained = session.progress.base, session.progress.trained
+    clips, words = len(session.plan.rows), session.val_words
+    said = "training made the model no better on val"
+    if base is not None and trained is not None:
+        said += f": {_told(trained)} after training, {_told(base)} before, on {words} words of {len(session.val)} clips"
+    helps = []
+    if words < WORDS_TO_TELL:
+        helps.append(f"more speech in val, whose {words} words show no small gain (`voxloop dataset build --ratios`)")
+    if clips < CLIPS_TO_LEARN:
+        helps.append(f"more reviewed speech to learn from than {clips} clips")
+    return f"{said}; what would help: {', '.join([*helps, 'a larger base model (`voxloop base list`)'])}"
+
+
+def _told(score: Score) -> str:
+    return f"WER {score.wer:.1%}" + ("" if score.loss is None else f" (loss {score.loss:.3f})")

@@ -44,7 +44,10 @@ COLUMNS: dict[str, str] = {
     "start_sample": "int64",  # of the recording
     "end_sample": "int64",  # exclusive
     "pcm": "string",  # sha256-<hex> of the clip's samples
+    "original_file": "string",  # name of the file that the recording came from; null in an export without file names
+    "styled": "bool",  # case and punctuation of the text are a recogniser's
 }
+LATER = ("original_file", "styled")  # columns that older exports lack
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,20 +116,22 @@ def row_of(values: dict[str, Any]) -> DatasetRow:
             transcript=values["transcript"],
             speaker=values["speaker"],
             language=values["language"],
+            styled=bool(values.get("styled")),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"a row of the export cannot be read ({error!r}): export it again") from error
 
 
-def entries(ws: Workspace, rows: Sequence[DatasetRow]) -> Iterator[Entry]:
-    """Rows with their audio, one at a time, and where their texts came from."""
+def entries(ws: Workspace, rows: Sequence[DatasetRow], *, file_names: bool) -> Iterator[Entry]:
+    """Rows with their audio, one at a time, and where they came from; with `file_names`, from which file."""
     said = _by_id(ws, tables.transcript, ("by", "confidence", "created"), [row.transcript for row in rows])
-    heard = _by_id(ws, tables.recording, ("session", "consent"), [row.recording for row in rows])
+    heard = _by_id(ws, tables.recording, ("session", "consent", "name"), [row.recording for row in rows])
     for row in rows:
         pcm = to_pcm16(read_span(ws, row.recording, row.start, row.end))
         origin = dict(said.get(row.transcript, {"by": None, "confidence": None, "created": None}))
         if row.kind == "reference" and origin["by"] not in (METADATA, None):
             origin["by"] = REVIEWER
+        origin |= heard.get(row.recording, {"session": None, "consent": None, "name": None})
         values = {
             "id": row.utterance,
             "text": row.text,
@@ -140,8 +145,9 @@ def entries(ws: Workspace, rows: Sequence[DatasetRow]) -> Iterator[Entry]:
             "start_sample": row.start,
             "end_sample": row.end,
             "pcm": pcm_id(pcm),
+            "original_file": origin["name"] if file_names else None,
+            "styled": row.styled,
             **origin,
-            **heard.get(row.recording, {"session": None, "consent": None}),
         }
         yield Entry(values={name: values[name] for name in COLUMNS}, pcm=pcm)
 

@@ -20,7 +20,7 @@ from voxloop.errors import BlobError, ConflictError, UsageError, nearest
 from voxloop.records import Dataset, Progress, Quality, Recording, Split, Transcript, Utterance, utterance_id
 from voxloop.speech.audio import pcm_id
 from voxloop.speech.quality import measure
-from voxloop.steps.datasets.formats import jsonl, parquet, places, shar
+from voxloop.steps.datasets.formats import audiofolder, jsonl, parquet, places, shar
 from voxloop.steps.datasets.formats.entries import Entry, parts, row_of
 from voxloop.steps.datasets.freezing import freeze
 from voxloop.steps.datasets.rows import DatasetRow, manifest_key, rows
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from voxloop.stores.blobs import Blobs
     from voxloop.workspace import Workspace
 
-FORMATS: dict[str, ModuleType] = {"jsonl": jsonl, "parquet": parquet, "shar": shar}
+FORMATS: dict[str, ModuleType] = {"jsonl": jsonl, "audiofolder": audiofolder, "parquet": parquet, "shar": shar}
 ITEMS = 1000  # of a part: a Shar shard, a Parquet file
 
 
@@ -57,9 +57,13 @@ def export_dataset(
     *,
     format: str = "jsonl",
     items: int = ITEMS,
+    file_names: bool = True,
     progress: Progress | None = None,
 ) -> Exported:
     """Write a dataset to a folder or a blob URL (file://, s3://, gs://, az://); `items` clips to a part.
+
+    Each row names the file that its recording came from; not with `file_names=False`, since names of files may tell
+    who speaks.
 
     What an attempt that was cut off has written is kept. Raises UsageError where
     something else lies there, or the format is not known.
@@ -74,6 +78,7 @@ def export_dataset(
         frozen = reader.get(Dataset, dataset)
     # A dataset that something was forgotten of keeps its id and gets another manifest.
     what = {"dataset": frozen.id, "manifest": manifest_key(ws, frozen.id), "format": format, "items": items}
+    what |= {"file_names": file_names}
     with places.opened(to, create=True) as place:
         if place.exists(places.ABOUT):
             found = places.about(place)
@@ -87,7 +92,9 @@ def export_dataset(
         files: list[str] = []
         done = 0
         with tempfile.TemporaryDirectory(prefix="voxloop-export-") as folder:
-            for written, keys in FORMATS[format].write(ws, place, parts(listed, items), present, Path(folder)):
+            for written, keys in FORMATS[format].write(
+                ws, place, parts(listed, items), present, Path(folder), file_names=file_names
+            ):
                 files += keys
                 done += written
                 if progress:
@@ -208,7 +215,7 @@ def _taken(row: DatasetRow, values: dict[str, Any], place: str, quality: Quality
         recording=Recording(
             id=row.recording,
             source=place,
-            name=values["id"],
+            name=values.get("original_file") or values["id"],
             samples=row.end - row.start,
             speaker=row.speaker,
             language=row.language,

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 
 def write(
-    ws: Workspace, place: Blobs, parts: Sequence[Part], present: set[str], folder: Path
+    ws: Workspace, place: Blobs, parts: Sequence[Part], present: set[str], folder: Path, *, file_names: bool
 ) -> Iterator[tuple[int, list[str]]]:
     """Write what is not present yet; after each part, the rows written and their keys."""
     with ExitStack() as stack:
         lists = {split: stack.enter_context((folder / f"{split}.jsonl").open("wb")) for split in SPLITS}
         for part in parts:
             keys = []
-            for entry in entries(ws, part.rows):
+            for entry in entries(ws, part.rows, file_names=file_names):
                 keys.append(f"audio/{entry.name}.wav")
                 if keys[-1] not in present:
                     place.put(keys[-1], entry.wav)

@@ -39,14 +39,14 @@ def schema() -> Any:
     arrow = _pyarrow()
     features: dict[str, Any] = {"audio": {"sampling_rate": SAMPLE_RATE, "_type": "Audio"}}
     features |= {name: {"dtype": dtype, "_type": "Value"} for name, dtype in COLUMNS.items()}
-    types = {"string": arrow.string(), "float64": arrow.float64(), "int64": arrow.int64()}
+    types = {"string": arrow.string(), "float64": arrow.float64(), "int64": arrow.int64(), "bool": arrow.bool_()}
     audio = arrow.struct({"bytes": arrow.binary(), "path": arrow.string()})
     fields = [("audio", audio), *((name, types[dtype]) for name, dtype in COLUMNS.items())]
     return arrow.schema(fields, metadata={"huggingface": json.dumps({"info": {"features": features}})})
 
 
 def write(
-    ws: Workspace, place: Blobs, parts: Sequence[Part], present: set[str], folder: Path
+    ws: Workspace, place: Blobs, parts: Sequence[Part], present: set[str], folder: Path, *, file_names: bool
 ) -> Iterator[tuple[int, list[str]]]:
     """Write the files that are not present yet; after each, its rows and its key."""
     arrow = _pyarrow()
@@ -57,9 +57,10 @@ def write(
             file = folder / "part.parquet"
             with arrow.parquet.ParquetWriter(file, names) as writer:
                 for start in range(0, len(part.rows), ROWS_IN_GROUP):
+                    chosen = part.rows[start : start + ROWS_IN_GROUP]
                     found = [
                         {"audio": {"bytes": entry.wav, "path": f"{entry.name}.wav"}, **entry.values}
-                        for entry in entries(ws, part.rows[start : start + ROWS_IN_GROUP])
+                        for entry in entries(ws, chosen, file_names=file_names)
                     ]
                     writer.write_table(arrow.Table.from_pylist(found, schema=names))
             place.put(key, file)

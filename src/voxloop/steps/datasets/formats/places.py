@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from voxloop.errors import UsageError
+from voxloop.errors import ExportError, UsageError
 from voxloop.stores.blobs import Blobs
 
 ABOUT = "dataset.json"  # written last: an export without it is not complete
@@ -23,7 +23,10 @@ _STAGED = re.compile(r"#\d+$")
 
 @contextmanager
 def opened(place: str | Path, *, create: bool) -> Iterator[Blobs]:
-    """The folder, or the object store under a file://, s3://, gs:// or az:// URL. Raises BlobError or UsageError."""
+    """The folder, or the object store under a file://, s3://, gs:// or az:// URL.
+
+    Raises BlobError or UsageError, and ExportError for what meets a full disk within the block, before it is put there.
+    """
     url = str(place)
     if "://" not in url:
         folder = Path(place).absolute()
@@ -31,7 +34,13 @@ def opened(place: str | Path, *, create: bool) -> Iterator[Blobs]:
             raise UsageError(f"there is no folder {folder}: needed is what `voxloop dataset export` has written")
         url = folder.as_uri()
     with tempfile.TemporaryDirectory(prefix="voxloop-exchange-") as cache:
-        yield Blobs(url, cache=Path(cache))
+        try:
+            yield Blobs(url, cache=Path(cache))
+        except OSError as error:
+            if not create:
+                raise
+            why = error.strerror or error
+            raise ExportError(f"the export to {url} was cut off ({why}): make room, and run it again") from error
 
 
 def begin(place: Blobs, what: dict[str, Any]) -> set[str]:
@@ -51,7 +60,7 @@ def begin(place: Blobs, what: dict[str, Any]) -> set[str]:
 
 def check_same(place: Blobs, key: str, what: dict[str, Any]) -> None:
     """Raises UsageError where a mark is of another export."""
-    found = json.loads(place.get(key))
+    found = {"file_names": True, **json.loads(place.get(key))}  # older exports do not say
     differing = [name for name, value in what.items() if found.get(name) != value]
     if differing:
         told = ", ".join(f"{name} {found.get(name)!r} instead of {what[name]!r}" for name in differing)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from voxloop.errors import UsageError
 from voxloop.steps.datasets.clips import lhotse_cut
-from voxloop.steps.datasets.formats.entries import COLUMNS, WAV_HEADER, Entry, Part, entries
+from voxloop.steps.datasets.formats.entries import COLUMNS, LATER, WAV_HEADER, Entry, Part, entries
 
 if TYPE_CHECKING:
     from voxloop.stores.blobs import Blobs
@@ -27,7 +27,7 @@ IN_SUPERVISION = ("text", "speaker", "language")  # what Lhotse has a field for;
 
 
 def write(
-    ws: Workspace, place: Blobs, parts: Sequence[Part], present: set[str], folder: Path
+    ws: Workspace, place: Blobs, parts: Sequence[Part], present: set[str], folder: Path, *, file_names: bool
 ) -> Iterator[tuple[int, list[str]]]:
     """Write the shards that are not present yet, audio first; after each, its rows and its keys."""
     for part in parts:
@@ -35,21 +35,21 @@ def write(
         audio_key = f"{part.split}/recording.{part.index:06}.tar"
         if cuts_key not in present or audio_key not in present:
             cuts, audio = folder / "cuts.jsonl.gz", folder / "recording.tar"
-            _write_shard(ws, part, cuts, audio)
+            _write_shard(ws, part, cuts, audio, file_names=file_names)
             for key, file in ((audio_key, audio), (cuts_key, cuts)):
                 if key not in present:
                     place.put(key, file)
         yield len(part.rows), [cuts_key, audio_key]
 
 
-def _write_shard(ws: Workspace, part: Part, cuts: Path, audio: Path) -> None:
+def _write_shard(ws: Workspace, part: Part, cuts: Path, audio: Path, *, file_names: bool) -> None:
     # Without a name and a time inside, the same shard is the same bytes.
     with (
         cuts.open("wb") as raw,
         gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as lines,
         tarfile.open(audio, "w", format=tarfile.GNU_FORMAT) as tar,
     ):
-        for entry in entries(ws, part.rows):
+        for entry in entries(ws, part.rows, file_names=file_names):
             cut, recording = _cut(entry)
             _add(tar, f"{cut['id']}.wav", entry.wav)
             _add(tar, f"{cut['id']}.json", json.dumps(recording).encode())
@@ -79,7 +79,7 @@ def _values(cut: dict[str, Any]) -> dict[str, Any]:
     said = cut["supervisions"][0]
     values = {"id": cut["id"], "duration": cut["duration"], **cut["custom"]}
     values |= {name: said.get(name) for name in IN_SUPERVISION}
-    return {name: values[name] for name in COLUMNS}
+    return {name: values.get(name) if name in LATER else values[name] for name in COLUMNS}
 
 
 def read_values(place: Blobs, files: Sequence[str]) -> Iterator[dict[str, Any]]:
