@@ -31,7 +31,7 @@ from voxloop.records import Model
 from voxloop.serving import files
 from voxloop.serving.batches import Urgency
 from voxloop.speech.audio import channel_count
-from voxloop.speech.languages import UnknownLanguage, language_code
+from voxloop.speech.languages import UnknownLanguage, language_code, language_name
 from voxloop.speech.spooled import Sound
 from voxloop.steps import transcripts
 from voxloop.steps.transcripts import FileTranscript, Segment
@@ -424,10 +424,8 @@ def _tokens(job: Job, texts: Sequence[str]) -> dict[str, Any]:
 
 
 def _named(languages: Sequence[str]) -> str:
-    """The first language by its English name, as OpenAI's verbose answers have it; its code where it has none here."""
-    from transformers.models.whisper.tokenization_whisper import LANGUAGES
-
-    return str(LANGUAGES.get(languages[0], languages[0])) if languages else ""
+    """The first language by its English name, as OpenAI's verbose answers have it."""
+    return language_name(languages[0]).lower() if languages else ""
 
 
 # Models --------------------------------------------------------------------------------------------------------------
