@@ -57,6 +57,8 @@ EVENTS: Mapping[str, str] = {
     "model.rolled_back": "An alias moved back to its previous model.",
     "model.renamed": "A model was named; the payload has the name.",
     "model.deleted": "A model was deleted with its evaluations and files.",
+    "serving.changed": "A running server started to use a new champion, after trying it on test clips.",
+    "serving.refused": "A running server kept its model because the new champion failed to load or failed its trial.",
 }
 """Every event, in one sentence. An event's subject is the id of the record it is about, except that it is the file's
 path for `recording.rejected` and the removal's id for forgotten recordings and speakers."""

@@ -153,6 +153,20 @@ class Settings:
     trackers: tuple[str, ...] = ()
     """Experiment trackers that also show training runs: `tensorboard`, `trackio`, `wandb`. Each needs the extra of that
     name. Nothing is sent to other machines."""
+    serve_hosts: tuple[str, ...] = ()
+    """Host names that the server accepts besides the address it listens on, such as the name of a proxy."""
+    serve_origins: tuple[str, ...] = ()
+    """Origins of other sites and programs whose pages may use the server, such as `app://obsidian.md`."""
+    serve_prefix: str = ""
+    """Path under which a proxy forwards requests, such as `/voxloop`."""
+    serve_max_upload_mb: int = 512
+    """Largest request to the server, in MiB."""
+    serve_max_audio_hours: float = 4.0
+    """Longest file sent to the server, in hours."""
+    serve_max_wait_s: float = 30.0
+    """Longest expected wait of a request, in seconds; beyond it the client is told to retry later."""
+    serve_audio_per_minute: float = 0.0
+    """Minutes of audio per minute that one token may send. 0: no limit."""
     poll_s: float = 0.5
     """Seconds between an idle worker's looks for new jobs."""
     normaliser: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
@@ -289,7 +303,7 @@ def _convert(name: str, value: Any, like: Any, where: str) -> Any:
         if isinstance(like, dict):
             made = json.loads(value) if isinstance(value, str) else value
             return {str(key): item for key, item in made.items()}
-        if name in ("trackers", "serving_engines"):
+        if name != "ratios" and isinstance(like, tuple):
             names = value.split(",") if isinstance(value, str) else value
             return tuple(part.strip() for part in names if part.strip())
         if isinstance(like, tuple):

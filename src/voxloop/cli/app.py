@@ -24,6 +24,7 @@ from voxloop.cli import (
     recordings,
     review,
     runs,
+    serve,
     speech,
     vocabulary,
     work,
@@ -130,6 +131,7 @@ bases.register(app)
 evaluation.register(app)
 models.register(app)
 keep.register(app)
+serve.register(app)
 vocabulary.register(app)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -360,29 +359,19 @@ def transcribe_file(
     kept in a temporary file, so memory does not grow with its length; the model receives the same samples that ingest
     would store.
     """
-    from voxloop.speech import decoder_messages
-    from voxloop.speech.audio import SAMPLE_BYTES, Source, from_pcm16, stream, to_pcm16
+    from voxloop.speech.spooled import Sound
 
     language = language_code(language)
     record = base_model(ws, model)
-    source = Source()
     max_seconds, max_bytes = ws.settings.max_recording_hours * 3600, ws.settings.max_file_mb << 20
-    with tempfile.TemporaryFile(prefix="voxloop-") as sound, ExitStack() as using:
-        with decoder_messages.caught() as messages:
-            for decoded in stream(file, max_seconds=max_seconds, max_bytes=max_bytes, track=track, source=source):
-                sound.write(to_pcm16(decoded))
-        samples = sound.tell() // SAMPLE_BYTES
-
-        def read(start: int, end: int) -> Waveform:
-            sound.seek(start * SAMPLE_BYTES)
-            return from_pcm16(sound.read((end - start) * SAMPLE_BYTES))
-
+    with Sound(file, max_seconds=max_seconds, max_bytes=max_bytes, track=track) as sound, ExitStack() as using:
+        samples = sound.samples
         if progress:
             progress(0.0, seconds(samples))
         asked = decoding(ws, language, audio_context, model=record)
         speaker = using.enter_context(loaded(ws, record))
         joining = _utterances.joining(speaker.context(asked.audio_context, asked.untuned))
-        spans = _utterances.spans_in(read, samples, ws.settings, joining)
+        spans = _utterances.spans_in(sound.read, samples, ws.settings, joining)
         heard_spans = _utterances.with_margins(spans, samples)
         speech = sum(end - start for start, end in heard_spans)
         done = 0.0
@@ -396,9 +385,9 @@ def transcribe_file(
         segments: list[Segment] = []
         pairs = list(zip(spans, heard_spans, strict=True))
         for block in blocks(pairs, [end - start for _, (start, end) in pairs]):
-            waveforms = [read(start, end) for _, (start, end) in block]
+            waveforms = [sound.read(start, end) for _, (start, end) in block]
             heard = speaker.transcribe(waveforms, asked, word_times=word_times, heard=told)
-            segments += [_segment(span, wider[0], one) for (span, wider), one in zip(block, heard, strict=True)]
+            segments += [segment_of(span, wider[0], one) for (span, wider), one in zip(block, heard, strict=True)]
         if progress:
             progress(seconds(samples), seconds(samples))
     return FileTranscript(
@@ -406,7 +395,7 @@ def transcribe_file(
         model=record.id,
         duration=seconds(samples),
         segments=tuple(segments),
-        notes=(*source.notes, *decoder_messages.as_notes(messages)),
+        notes=sound.notes,
     )
 
 
@@ -433,7 +422,7 @@ def blocks(items: Sequence[T], samples: Sequence[int], limit_s: float = BLOCK_S)
         yield block
 
 
-def _segment(span: _utterances.Span, first: int, heard: Hypothesis) -> Segment:
+def segment_of(span: _utterances.Span, first: int, heard: Hypothesis) -> Segment:
     """Make a segment of the hypothesis for a span with margins, which starts at sample `first`."""
     words = hearing.moved(heard.words, seconds(first))
     start, end = map(seconds, span)

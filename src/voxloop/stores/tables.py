@@ -433,3 +433,26 @@ removal = sa.Table(
     sa.Column("pending", sa.JSON(none_as_null=True)),
     sa.Column("finished", sa.Double),
 )
+
+# Who may use the server besides its administrator. Only hashes of secrets are kept.
+access_token = sa.Table(
+    "access_token",
+    metadata,
+    sa.Column("id", sa.String, primary_key=True),  # ULID
+    _created(),
+    sa.Column("name", sa.String, nullable=False),  # of the person or program: decisions and captures carry it
+    sa.Column("scopes", sa.JSON, nullable=False),
+    sa.Column("hash", sa.String, nullable=False, unique=True),
+    sa.Column("revoked", sa.Double),
+)
+
+# What a browser is signed in with (`session`), and addresses that sign one in once (`link`).
+access_session = sa.Table(
+    "access_session",
+    metadata,
+    sa.Column("hash", sa.String, primary_key=True),
+    _created(),
+    sa.Column("token", sa.ForeignKey("access_token.id", ondelete="CASCADE")),  # null: the administrator's
+    sa.Column("kind", sa.String, nullable=False),
+    sa.Column("expires", sa.Double, nullable=False),
+)

@@ -1,0 +1,184 @@
+"""serve, and token add, list, link, revoke."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from voxloop.cli.screen import Json, opened, print_json, table, when
+from voxloop.errors import UsageError, install_command
+
+if TYPE_CHECKING:
+    from voxloop.settings import Settings
+    from voxloop.web.access import Admission
+
+token = typer.Typer(no_args_is_help=True, help="Tokens for people and programs that use the server.")
+
+TokenScope = Annotated[
+    list[str],
+    typer.Option(
+        "--scope",
+        metavar="SCOPE",
+        help="What the token allows: listen (transcribe), review (correct texts), metrics, admin (everything); "
+        "repeatable.",
+    ),
+]
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(serve)
+    app.add_typer(token, name="token")
+
+
+def serve(
+    ctx: typer.Context,
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 for a free one.", min=0, max=65535)] = 8321,
+    tls_cert: Annotated[
+        Path | None, typer.Option(help="Certificate (PEM), to be reached by https and wss.", exists=True)
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Private key of the certificate (PEM).", exists=True)] = None,
+    no_auth: Annotated[
+        bool, typer.Option("--no-auth", help="Ask for no token; only on an address of this machine alone.")
+    ] = False,
+) -> None:
+    """Serve the champion to other programs by OpenAI's API, until Ctrl-C. It follows promotions while it runs."""
+    try:
+        import uvicorn
+
+        from voxloop.serving import tokens
+        from voxloop.web.access import is_loopback
+        from voxloop.web.app import application
+        from voxloop.web.logs import configure
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"the server needs {error.name}, which is not installed: install it with `{install_command('serve')}`"
+        ) from error
+    if no_auth and not is_loopback(host):
+        raise UsageError(
+            f"--no-auth on {host} would let everybody in who reaches this machine: leave it out, or listen on 127.0.0.1"
+        )
+    if (tls_cert is None) != (tls_key is None):
+        raise UsageError("give both --tls-cert and --tls-key, or neither")
+    listening = _listening(host, port)
+    scheme = "https" if tls_cert else "http"
+    with opened(ctx, create=True) as ws, listening:
+        configure()
+        admission = _admission(ws.settings, host, None if no_auth else tokens.administrators(ws))
+        shown = f"[{host}]" if ":" in host else host
+        url = f"{scheme}://{shown}:{listening.getsockname()[1]}{ws.settings.serve_prefix}"
+        config = uvicorn.Config(
+            application(ws, admission),
+            log_config=None,
+            access_log=False,
+            root_path=ws.settings.serve_prefix,
+            ssl_certfile=tls_cert,
+            ssl_keyfile=tls_key,
+            ws_per_message_deflate=False,
+            timeout_graceful_shutdown=30,
+        )
+        typer.echo(f"{url}/v1 (OpenAI's API); Ctrl-C ends", err=True)
+        if no_auth:
+            typer.echo("warning: no token is asked for: every program on this machine can use the server", err=True)
+        else:
+            typer.echo(f"token:      {tokens.VARIABLE if _from_environment() else tokens.token_file(ws)}", err=True)
+            typer.echo(f"in a browser, once and within 15 minutes: {url}/login?code={tokens.link(ws)}", err=True)
+        server = uvicorn.Server(config)
+        server.run(sockets=[listening])
+        if not server.started:
+            raise typer.Exit(1)
+
+
+def _from_environment() -> bool:
+    import os
+
+    from voxloop.serving.tokens import VARIABLE
+
+    return bool(os.environ.get(VARIABLE))
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """A socket that listens. Raises UsageError where the address is taken or none of this machine's."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+    except OSError as error:
+        listening.close()
+        raise UsageError(f"{host}:{port} cannot be listened on ({error.strerror}): choose another --port") from error
+    return listening
+
+
+def _admission(settings: Settings, host: str, admin: str | None) -> Admission:
+    from voxloop.web.access import LOOPBACK, Admission, is_loopback
+
+    own = [] if host in ("0.0.0.0", "::") or is_loopback(host) else [host.lower()]
+    return Admission(
+        token=admin,
+        hosts=(*LOOPBACK, *own, *(name.lower() for name in settings.serve_hosts)),
+        origins=settings.serve_origins,
+        max_body=settings.serve_max_upload_mb << 20,
+    )
+
+
+@token.command("add")
+def token_add(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(help="Name of the person or program; what they decide and say carries it.")],
+    scope: TokenScope = ["listen"],  # noqa: B006 - typer copies it
+    as_json: Json = False,
+) -> None:
+    """Make a token for a person or a program. It is shown once."""
+    from voxloop.serving import tokens
+
+    with opened(ctx) as ws:
+        issued = tokens.add(ws, name, scope)
+    if as_json:
+        print_json(issued)
+        return
+    typer.echo(f"token of {issued.token.name} ({', '.join(issued.token.scopes)}), shown only now:")
+    typer.echo(issued.secret)
+    typer.echo(f"in a browser, once and within 15 minutes: the server's address and /login?code={issued.code}")
+
+
+@token.command("list")
+def token_list(ctx: typer.Context, as_json: Json = False) -> None:
+    """List all tokens, without their secrets."""
+    from voxloop.serving import tokens
+
+    with opened(ctx) as ws:
+        found = tokens.listed(ws)
+    if as_json:
+        print_json(found)
+        return
+    table(
+        ["name", "scopes", "made", "revoked"],
+        [
+            [one.name, ", ".join(one.scopes), when(one.created), when(one.revoked) if one.revoked else None]
+            for one in found
+        ],
+        empty="no tokens but the administrator's",
+    )
+
+
+@token.command("link")
+def token_link(ctx: typer.Context) -> None:
+    """Print a link that signs a browser in as the administrator, once and within 15 minutes."""
+    from voxloop.serving import tokens
+
+    with opened(ctx) as ws:
+        typer.echo(f"/login?code={tokens.link(ws)}")
+
+
+@token.command("revoke")
+def token_revoke(ctx: typer.Context, name: Annotated[str, typer.Argument(help="A token's name or id.")]) -> None:
+    """End a token at once, and every session that was opened with it."""
+    from voxloop.serving import tokens
+
+    with opened(ctx) as ws:
+        ended = tokens.revoke(ws, name)
+    typer.echo(f"revoked: {ended.name}")

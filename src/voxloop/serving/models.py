@@ -1,0 +1,177 @@
+"""The model in use: the champion, followed while the server runs; and any other model that a request names.
+
+A new champion is loaded beside the old one, tried (`canary`), and only then takes its place; the old one goes when
+nothing uses it any more. Where it cannot be loaded or does not pass, the old one stays, and that is told.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import sqlalchemy as sa
+from ulid import ULID
+
+from voxloop import models
+from voxloop.errors import ModelError, VoxloopError, first_line
+from voxloop.records import Model
+from voxloop.serving import canary
+from voxloop.stores import tables
+
+if TYPE_CHECKING:
+    from voxloop.families.contract import Recogniser
+    from voxloop.workspace import Workspace
+
+log = logging.getLogger(__name__)
+
+FOLLOWED_S = 0.25  # how often the alias is looked at
+CHANGED, REFUSED = "serving.changed", "serving.refused"
+
+
+@dataclass(eq=False, slots=True)
+class InUse:
+    """A model that serves, and what keeps it in memory."""
+
+    model: Model
+    recogniser: Recogniser
+    holding: ExitStack
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A champion that is not served, and why."""
+
+    model: str
+    reason: str
+
+
+class ServedModels:
+    """The models of a running server. Every clip is heard by the model that was in use when its turn came."""
+
+    def __init__(self, ws: Workspace) -> None:
+        self.ws = ws
+        self.refused: Refused | None = None
+        self._lock = threading.Lock()
+        self._in_use = self._first()
+        self._ended = threading.Event()
+        self._follower = threading.Thread(target=self._follow, name="voxloop-models", daemon=True)
+        self._follower.start()
+
+    @property
+    def current(self) -> Model:
+        """The model that answers requests which name none."""
+        with self._lock:
+            return self._in_use.model
+
+    def find(self, name: str) -> Model:
+        """The model that a client names: an alias, a model's id or its beginning, `starter`, or a base by its name.
+
+        Only what the workspace knows already: a request never makes it read a folder or fetch from the Hub.
+        Raises UnknownRecord.
+        """
+        if name == models.STARTER:
+            return models.base_model(self.ws, name)
+        with self.ws.read() as reader:
+            alias = tables.alias.c
+            aliased = reader.connection.execute(sa.select(alias.model).where(alias.name == name)).scalar()
+            named = reader.all(Model, tables.model.c.base == name, tables.model.c.run.is_(None))
+            if aliased or not named:
+                return reader.get(Model, aliased or name)
+            return named[-1]
+
+    def named(self) -> list[tuple[str, Model]]:
+        """Every name that a request may give: aliases first, then models by their ids."""
+        with self.ws.read() as reader:
+            alias = tables.alias.c
+            rows = reader.connection.execute(sa.select(alias.name, alias.model).order_by(alias.name))
+            aliases = dict(rows.tuples().all())
+            found = {model.id: model for model in reader.all(Model)}
+        current = self.current
+        found.setdefault(current.id, current)
+        return [*((name, found[id]) for name, id in aliases.items() if id in found), *found.items()]
+
+    @contextmanager
+    def using(self, model: Model | None = None) -> Iterator[tuple[Model, Recogniser]]:
+        """Hold a model in memory, that in use where none is named, until the block ends; whatever is promoted then."""
+        wanted = model or self.current
+        with models.loaded(self.ws, wanted) as recogniser:
+            yield wanted, recogniser
+
+    def close(self) -> None:
+        """Stop following, and let the model go."""
+        self._ended.set()
+        self._follower.join()
+        with self._lock:
+            self._in_use.holding.close()
+
+    # Following the alias ---------------------------------------------------------------------------------------------
+
+    def _first(self) -> InUse:
+        """The model to begin with: what serves now was served before, so that it is not tried again."""
+        return self._load(models.base_model(self.ws))
+
+    def _load(self, model: Model) -> InUse:
+        holding = ExitStack()
+        return InUse(model, holding.enter_context(models.loaded(self.ws, model)), holding)
+
+    def _follow(self) -> None:
+        while not self._ended.wait(FOLLOWED_S):
+            try:
+                champion = models.base_model(self.ws)
+                if champion.id == self.current.id:
+                    self.refused = None
+                elif self.refused is None or self.refused.model != champion.id:
+                    self._replace(champion)
+            except VoxloopError as error:
+                log.warning("the alias cannot be followed: %s", error)
+
+    def _replace(self, model: Model) -> None:
+        """Serve another model, if it can be loaded and hears what it should."""
+        try:
+            new = self._load(model)
+        except (VoxloopError, MemoryError, OSError, RuntimeError) as error:
+            self._refuse(model, error)
+            return
+        try:
+            clips = canary.check(self.ws, model, new.recogniser)
+        except (VoxloopError, MemoryError, OSError, RuntimeError) as error:
+            new.holding.close()
+            self._refuse(model, error)
+            return
+        with self._lock:
+            old, self._in_use = self._in_use, new
+        self.refused = None
+        old.holding.close()
+        del old
+        _give_back_memory()
+        log.info("serving %s, tried on %d test clips", model.id, clips)
+        with self.ws.transaction() as tx:
+            tx.emit(CHANGED, model.id, key=_key(model), payload={"clips": clips})
+
+    def _refuse(self, model: Model, error: BaseException) -> None:
+        reason = str(error) if isinstance(error, ModelError) else first_line(error)
+        self.refused = Refused(model.id, reason)
+        models.free()
+        log.error("%s is champion and not served: %s; serving %s as before", model.id, reason, self.current.id)
+        with self.ws.transaction() as tx:
+            payload = {"reason": reason, "serving": self.current.id}
+            tx.emit(REFUSED, model.id, key=_key(model), payload=payload)
+
+
+def _key(model: Model) -> str:
+    """Each time that a model begins to serve, or is refused, is an event of its own."""
+    return f"{model.id}:{ULID()}"
+
+
+def _give_back_memory() -> None:
+    """Return what a freed model held to the system, where memory is glibc's (malloc_trim(3))."""
+    models.free()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim:
+        trim(0)

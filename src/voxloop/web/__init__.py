@@ -1,0 +1,7 @@
+"""The web application: one server for every route, over the same steps as the command line.
+
+app.py            the application: what it holds while it runs, and its routes
+access.py         who may ask: tokens, hosts and origins
+openai_audio.py   /v1/audio/…, /v1/models: what OpenAI's clients speak
+problems.py       errors in OpenAI's shape
+"""

@@ -1,0 +1,105 @@
+"""The web application: what it holds while it runs, and its routes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from anyio import to_thread
+from fastapi import FastAPI, Request
+from fastapi.responses import HTMLResponse, Response
+
+from voxloop import __version__
+from voxloop.records import plain
+from voxloop.serving import tokens
+from voxloop.serving.batches import Batches
+from voxloop.serving.models import ServedModels
+from voxloop.web import metrics, openai_audio, problems
+from voxloop.web.access import COOKIE, Access, Admission, client_of
+from voxloop.web.limits import AudioLimit
+
+if TYPE_CHECKING:
+    from voxloop.workspace import Workspace
+
+SIGNED_IN = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Voxloop</title>
+<p>Signed in to Voxloop on this browser. You can close this page.</p></html>"""
+LINK_USED = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Voxloop</title>
+<p>This link was used before, or is older than 15 minutes. Ask for a new one:
+<code>voxloop token link</code>.</p></html>"""
+
+
+@dataclass(eq=False, slots=True)
+class Served:
+    """What the routes share while the application runs: `request.app.state.served`."""
+
+    ws: Workspace
+    models: ServedModels
+    batches: Batches
+    limit: AudioLimit
+    admission: Admission
+
+
+def application(ws: Workspace, admission: Admission) -> FastAPI:
+    """The application over an open workspace. It loads its model when it starts, and ends when all is answered."""
+    settings = ws.settings
+
+    @asynccontextmanager
+    async def running(app: FastAPI) -> AsyncIterator[None]:
+        models = await to_thread.run_sync(ServedModels, ws)
+        batches = Batches(models.using, max_wait_s=settings.serve_max_wait_s)
+        app.state.served = Served(ws, models, batches, AudioLimit(settings.serve_audio_per_minute), admission)
+        try:
+            yield
+        finally:
+            await to_thread.run_sync(batches.close)
+            await to_thread.run_sync(models.close)
+
+    app = FastAPI(title="Voxloop", version=__version__, lifespan=running, docs_url=None, redoc_url=None)
+    # The outermost last: what is refused is counted and logged as well.
+    app.add_middleware(Access, ws=ws, admission=admission)
+    app.add_middleware(metrics.Observed)
+    problems.register(app)
+    app.include_router(openai_audio.router)
+    app.include_router(metrics.router)
+
+    @app.get("/login", response_class=HTMLResponse)
+    def login(request: Request, code: str = "") -> Response:
+        """Sign a browser in by a link that works once."""
+        secret = tokens.sign_in(ws, code)
+        if secret is None:
+            return HTMLResponse(LINK_USED, status_code=403)
+        signed_in = HTMLResponse(SIGNED_IN)
+        secure = request.url.scheme == "https"
+        signed_in.set_cookie(
+            COOKIE, secret, max_age=int(tokens.SESSION_S), httponly=True, samesite="strict", secure=secure, path="/"
+        )
+        return signed_in
+
+    @app.post("/logout", status_code=204)
+    def logout(request: Request) -> Response:
+        """End this browser's session."""
+        if secret := request.cookies.get(COOKIE):
+            tokens.sign_out(ws, secret)
+        gone = Response(status_code=204)
+        gone.delete_cookie(COOKIE, path="/")
+        return gone
+
+    @app.get("/health")
+    def health(request: Request) -> dict[str, Any]:
+        """Whether requests are answered; a token of scope `metrics` is told by what, and what waits."""
+        client = client_of(request)
+        if client is None or not client.may("metrics"):
+            return {"status": "ready"}
+        served: Served = app.state.served
+        model = served.models.current
+        return {
+            "status": "ready",
+            "version": __version__,
+            "model": model.id,
+            "refused": plain(served.models.refused),
+            "waiting_seconds": served.batches.waiting_s(),
+        }
+
+    return app

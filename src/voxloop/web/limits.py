@@ -1,0 +1,34 @@
+"""How much audio a client may send in a minute."""
+
+from __future__ import annotations
+
+import math
+
+from limits import RateLimitItemPerMinute
+from limits.aio.storage import MemoryStorage
+from limits.aio.strategies import MovingWindowRateLimiter
+
+from voxloop.serving.tokens import Client
+from voxloop.web.problems import Problem
+
+
+class AudioLimit:
+    """Seconds of audio by each client within the last minute, as the setting `serve_audio_per_minute` bounds them."""
+
+    def __init__(self, per_minute: float) -> None:
+        self._item = RateLimitItemPerMinute(max(1, round(60 * per_minute))) if per_minute > 0 else None
+        self._limiter = MovingWindowRateLimiter(MemoryStorage())
+
+    async def charge(self, client: Client, seconds: float) -> None:
+        """Count audio that a client sent. Raises Problem 429 where it is more than a minute's worth."""
+        if self._item is None:
+            return
+        # One file may be longer than a minute's worth: it takes the whole window.
+        cost = min(max(1, math.ceil(seconds)), self._item.amount)
+        if not await self._limiter.hit(self._item, client.name, cost=cost):
+            raise Problem(
+                429,
+                f"more audio than this token may send: {self._item.amount} s in a minute",
+                code="rate_limit_exceeded",
+                retry_after_s=60,
+            )

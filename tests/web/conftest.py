@@ -1,0 +1,51 @@
+"""A running server on loopback, over a workspace of its own."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import uvicorn
+
+from voxloop.pipeline import open_loop
+from voxloop.web.access import Admission
+from voxloop.web.app import application
+from voxloop.workspace import Workspace
+
+TOKEN = "a token for tests"
+
+
+@dataclass(frozen=True)
+class Running:
+    """Where a server answers, and the workspace behind it."""
+
+    url: str
+    token: str
+    ws: Workspace
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Running]:
+    """The application as `voxloop serve` runs it, with the starter, in a thread of this process."""
+    with open_loop(tmp_path / "served", create=True) as ws, socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        running = uvicorn.Server(
+            uvicorn.Config(
+                application(ws, Admission(token=TOKEN, origins=("app://obsidian.md",), max_body=1 << 20)),
+                log_level="warning",
+            )
+        )
+        thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]}, daemon=True)
+        thread.start()
+        while not running.started:
+            assert thread.is_alive()
+            thread.join(0.01)
+        yield Running(url, TOKEN, ws)
+        running.should_exit = True
+        thread.join(30)
+        assert not thread.is_alive()
