@@ -99,6 +99,10 @@ def run_demo(
         say(f"   {'':<24}{'before':>10}{'after':>10}")
         say(f"   {'word error rate':<24}{percent(comparison.wer_before):>10}{percent(comparison.wer_after):>10}")
         say(f"   {'character error rate':<24}{percent(comparison.cer_before):>10}{percent(comparison.cer_after):>10}")
+        for part in comparison.texts:
+            told = "all clips" if part.texts == "all" else f"texts {part.texts}" if part.texts != "new" else "new texts"
+            rates = f"{percent(part.wer_before):>10}{percent(part.wer_after):>10}"
+            say(f"   {'  ' + told:<24}{rates}  ({part.utterances} clips)")
         verdict = outcome.verdict or comparison.verdict
         say(f"   verdict: {verdict}")
         for reason in comparison.reasons:

@@ -20,6 +20,7 @@ from voxloop.families.whisper import WHISPER, ctranslate_folder
 from voxloop.families.whisper.features import log_mel, mel_filters
 from voxloop.pipeline import open_loop
 from voxloop.records import MAX_UTTERANCE_SAMPLES, Model
+from voxloop.speech.text import normalise, word_errors_each
 from voxloop.steps import datasets, training
 from voxloop.steps.recordings import ingest
 from voxloop.steps.utterances import segment
@@ -129,7 +130,9 @@ def test_engines_hear_the_same_of_about_10_s(folder: Path, clips: list[np.ndarra
     assert [one.text for one in found] == [WHISPER.load(folder).transcribe([clip], asked)[0].text for clip in clips]
     at_30_s = fast.transcribe(clips, GREEDY)
     assert sum(one.mean_logprob != other.mean_logprob for one, other in zip(found, at_30_s, strict=True)) >= 6
-    assert sum(one.text == other.text for one, other in zip(found, at_30_s, strict=True)) >= 5
+    sides = [[normalise(one.text, "en") for one in texts] for texts in (at_30_s, found)]
+    errors = word_errors_each(*sides)
+    assert sum(one.errors for one in errors) <= 0.3 * sum(one.units for one in errors)
 
 
 def test_half_precision_is_taken_as_it_is(tiny_en: Path, tmp_path: Path) -> None:

@@ -488,7 +488,7 @@ def test_engines_by_setting(tmp_path: Path) -> None:
     assert engine(device="cpu", engine="auto") == "ctranslate2-int8"
     assert engine(device="cuda:1", engine="ctranslate2") == "ctranslate2-float16"
     assert engine(device="cpu", engine="ctranslate2", compute_type="float32") == "ctranslate2-float32"
-    with pytest.raises(SettingError, match="engine is 'onnx': it must be one of torch, ctranslate2, auto"):
+    with pytest.raises(SettingError, match=r"engine is 'onnx'\. It must be one of torch, ctranslate2, auto"):
         engine(engine="onnx")
     with pytest.raises(SettingError, match="compute_type is 'int4'"):
         engine(compute_type="int4")

@@ -229,7 +229,7 @@ def test_a_dataset_goes_to_no_file_and_no_device(workspace: Workspace, tmp_path:
     for place in (tmp_path / "file", Path("/dev/null")):
         run = CliRunner().invoke(app, ["-C", str(workspace.folder), "dataset", "export", "--to", str(place)])
         assert run.exit_code == 1
-        assert "is no folder to keep files in" in run.output
+        assert "as a blob folder" in run.output
     assert (tmp_path / "file").read_text() == "mine"
 
 
@@ -257,7 +257,8 @@ def test_reviews_go_through_links_and_into_devices(workspace: Workspace, tmp_pat
     assert (tmp_path / "pipe").is_fifo()
     code, said = export(Path("/dev/full"))
     assert code == 1
-    assert said == "error: /dev/full cannot be written (No space left on device): what was there is as it was\n"
+    why = "No space left on device"
+    assert said == f"error: /dev/full cannot be written ({why}). An existing file there is unchanged.\n"
 
 
 def test_what_fails_half_way_leaves_what_was_there(tmp_path: Path) -> None:

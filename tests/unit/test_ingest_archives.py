@@ -211,12 +211,12 @@ def test_a_disk_that_is_full_holds_nothing_half_and_with_room_the_same_command_g
     for number in range(80):
         make(tmp_path / "in" / f"{number:02}.wav", 2.0, seed=number)
     with open_loop(small_disk / "w", create=True) as ws:
-        with pytest.raises(WorkspaceError, match=r"disk is full.*make room and run it again"):
+        with pytest.raises(WorkspaceError, match=r"disk is full.*run the command again"):
             ingest(ws, tmp_path / "in", processes=1)
         assert all(len(ws.blobs.get(key)) == 2 * 2 * RATE + audio.WAV_HEADER_BYTES for key in ws.blobs.list("audio/"))
-        assert integrity.verify(ws).findings == ()
         assert not list((ws.folder / "spool").iterdir())
         assert mount("-o", "remount,size=16m", str(small_disk))
+        assert integrity.verify(ws).findings == ()
         report = ingest(ws, tmp_path / "in", processes=1)
         assert (len(report.taken), report.refused) == (80, ())
         assert integrity.verify(ws, min_age_s=0).findings == ()

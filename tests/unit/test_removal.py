@@ -145,7 +145,7 @@ def test_a_recording_of_several_speakers_goes_whole_and_this_is_said(workspace: 
         tx.change(Utterance, theirs[0].id, speaker=WHO)
     done = removal.forget(workspace, speaker=WHO, dry_run=True)
     assert done.recordings == 3
-    assert any("1 of these recordings hold other speakers" in note for note in done.notes)
+    assert any("1 recording also contains other speakers" in note for note in done.notes)
 
 
 def test_a_dry_run_changes_nothing(filled: Workspace) -> None:
@@ -175,7 +175,7 @@ def test_a_training_that_runs_is_not_robbed(filled: Workspace) -> None:
     assert lock is not None
     with filled.transaction() as tx:
         tx.connection.execute(sa.update(tables.run).where(tables.run.c.id == "run1").values(status="running"))
-    with lock, pytest.raises(ConflictError, match="run1 is learning"):
+    with lock, pytest.raises(ConflictError, match="run1 is training on this data"):
         removal.forget(filled, speaker=WHO)
     with filled.read() as reader:
         assert reader.count(Recording) == 16
@@ -199,7 +199,7 @@ def test_who_is_not_known_is_said_with_who_is(workspace: Workspace, tmp_path: Pa
         removal.forget(workspace, speaker="Zdenka")
     with pytest.raises(UnknownRecord, match="no recording 'nothing'"):
         removal.forget(workspace, recording="nothing")
-    with pytest.raises(UsageError, match="one of them"):
+    with pytest.raises(UsageError, match="either --speaker or --recording"):
         removal.forget(workspace)
 
 

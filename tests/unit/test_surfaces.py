@@ -92,7 +92,7 @@ def test_options_become_filters(reviewed: Workspace, tmp_path: Path, options: li
 @pytest.mark.parametrize("command", [["next"], ["bulk-accept", "--above", "0.5"]])
 def test_only_what_waits_can_be_asked_for_where_something_is_taken(reviewed: Workspace, command: list[str]) -> None:
     code, said = run("-C", str(reviewed.folder), "review", *command, "--status", "reviewed")
-    assert (code, "only utterances that are `transcribed` wait for review" in said) == (2, True)
+    assert (code, "Only utterances with status `transcribed` wait for review" in said) == (2, True)
     assert run("-C", str(reviewed.folder), "review", *command, "--status", "transcribed", "--speaker", "bob")[0] == 0
 
 

@@ -352,5 +352,5 @@ class TestRefusals:
 
     def test_an_unreachable_hub(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-        with pytest.raises(ModelError, match="Check the name and the network"):
+        with pytest.raises(ModelError, match="check the name and the network"):
             WHISPER.load("nobody/no-such-whisper")

@@ -6,7 +6,7 @@ import base64
 import json
 from pathlib import Path
 
-import httpx
+import httpx2 as httpx
 import numpy as np
 import openai
 import pytest

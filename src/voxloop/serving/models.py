@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FOLLOWED_S = 0.25  # how often the alias is looked at
-CHANGED, REFUSED = "serving.changed", "serving.refused"
 
 
 @dataclass(eq=False, slots=True)
@@ -152,7 +151,7 @@ class ServedModels:
         _give_back_memory()
         log.info("serving %s, tried on %d test clips", model.id, clips)
         with self.ws.transaction() as tx:
-            tx.emit(CHANGED, model.id, key=_key(model), payload={"clips": clips})
+            tx.emit("serving.changed", model.id, key=_key(model), payload={"clips": clips})
 
     def _refuse(self, model: Model, error: BaseException) -> None:
         reason = str(error) if isinstance(error, ModelError) else first_line(error)
@@ -161,7 +160,7 @@ class ServedModels:
         log.error("%s is champion and not served: %s; serving %s as before", model.id, reason, self.current.id)
         with self.ws.transaction() as tx:
             payload = {"reason": reason, "serving": self.current.id}
-            tx.emit(REFUSED, model.id, key=_key(model), payload=payload)
+            tx.emit("serving.refused", model.id, key=_key(model), payload=payload)
 
 
 def _key(model: Model) -> str:
