@@ -368,6 +368,8 @@ def _take_all(folder: Path, by: str, results: multiprocessing.Queue[list[tuple[s
             if turn is None:
                 break
             taken.append((turn.item.utterance.id, by))
+            if len(taken) == 1:
+                ready.wait(60)  # each has one: SQLite's one writer may leave the other waiting for long
             if len(taken) % 3 == 0:
                 review.save(ws, turn.item.utterance.id, f"heard by {by}", by=by)
     results.put(taken)
