@@ -10,6 +10,7 @@ import typer
 from voxloop.cli.screen import (
     By,
     Json,
+    NewName,
     Yes,
     confirm,
     counted,
@@ -467,9 +468,7 @@ def dataset_import(
 def dataset_rename(
     ctx: typer.Context,
     name: Annotated[str, typer.Argument(metavar="DATASET", help="Dataset name or id.")],
-    new: Annotated[
-        str, typer.Argument(metavar="NAME", help="New name: letters, digits, dots, hyphens and underscores.")
-    ],
+    new: NewName,
     by: By = "cli",
     as_json: Json = False,
 ) -> None:

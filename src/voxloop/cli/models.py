@@ -21,6 +21,7 @@ from voxloop.cli.evaluation import (
 from voxloop.cli.screen import (
     By,
     Json,
+    NewName,
     Yes,
     confirm,
     counted,
@@ -276,9 +277,7 @@ def model_history(
 def model_rename(
     ctx: typer.Context,
     name: Annotated[str, typer.Argument(metavar="MODEL", help="A model's name, alias or id.")],
-    new: Annotated[
-        str, typer.Argument(metavar="NAME", help="New name: letters, digits, dots, hyphens and underscores.")
-    ],
+    new: NewName,
     by: By = "cli",
     as_json: Json = False,
 ) -> None:

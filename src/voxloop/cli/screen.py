@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
+NewName = Annotated[
+    str, typer.Argument(metavar="NAME", help="New name: letters, digits, dots, hyphens and underscores.")
+]
 By = Annotated[
     str,
     typer.Option(

@@ -218,13 +218,13 @@ def _machine() -> list[tuple[str, str]]:
     """This machine's versions, processors and programs."""
     import os
     import platform
-    import shutil
     from importlib.metadata import PackageNotFoundError, version
 
     import torch
 
     from voxloop import __version__
     from voxloop.errors import install_command
+    from voxloop.speech import playing
 
     system = f"{platform.system()} {platform.machine()}"
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
@@ -239,7 +239,7 @@ def _machine() -> list[tuple[str, str]]:
             rows.append((package, version(package)))
         except PackageNotFoundError:
             rows.append((package, f"not installed ({purpose}): {install_command(extra)}"))
-    players = [name for name in ("ffplay", "aplay", "paplay", "pw-play", "afplay") if shutil.which(name)]
+    players = playing.installed()
     rows.append(("player", players[0] if players else "none found: install ffmpeg to play audio from the terminal"))
     return rows
 

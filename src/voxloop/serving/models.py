@@ -51,13 +51,14 @@ class Refused:
 
 
 class ServedModels:
-    """The models of a running server. Every clip is heard by the model that was in use when its turn came."""
+    """The models of a running server. A request that names none is heard by the model in use when it began."""
 
     def __init__(self, ws: Workspace) -> None:
         self.ws = ws
         self.refused: Refused | None = None
         self._lock = threading.Lock()
-        self._in_use = self._first()
+        # What is champion now was served before, so that it is not tried again.
+        self._in_use = self._load(models.base_model(ws))
         self._ended = threading.Event()
         self._follower = threading.Thread(target=self._follow, name="voxloop-models", daemon=True)
         self._follower.start()
@@ -110,10 +111,6 @@ class ServedModels:
             self._in_use.holding.close()
 
     # Following the alias ---------------------------------------------------------------------------------------------
-
-    def _first(self) -> InUse:
-        """The model to begin with: what serves now was served before, so that it is not tried again."""
-        return self._load(models.base_model(self.ws))
 
     def _load(self, model: Model) -> InUse:
         holding = ExitStack()

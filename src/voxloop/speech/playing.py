@@ -27,6 +27,11 @@ PLAYERS = (
 LOOK_S = 0.05  # how often playback checks whether it should stop
 
 
+def installed() -> list[str]:
+    """The players on this machine, in the order in which `play` tries them."""
+    return [name for name, *_ in PLAYERS if shutil.which(name)]
+
+
 def play(wav: Path, stop: threading.Event | None = None) -> str:
     """Play a WAV file to its end, or until `stop` is set. Return the player's name, or raise VoxloopError."""
     failed = []

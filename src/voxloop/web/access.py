@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import ipaddress
 import secrets
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 COOKIE = "voxloop_session"
 SUBPROTOCOL = "openai-insecure-api-key."  # how OpenAI's client for browsers sends its key over a socket
 OPEN = ("/health", "/login")  # paths that need no token
+NO_TOKEN = "a valid token is needed: Authorization: Bearer TOKEN"
 SAFE = ("GET", "HEAD", "OPTIONS")
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
@@ -62,7 +63,6 @@ class Admission:
     hosts: Sequence[str] = LOOPBACK  # names and addresses that requests may be addressed to, without ports
     origins: Sequence[str] = ()  # of other sites whose pages may ask, such as app://obsidian.md
     max_body: int = 512 << 20  # bytes
-    also: list[Callable[[str], Client | None]] = field(default_factory=list)  # who else knows a secret
 
 
 def client_of(connection: HTTPConnection) -> Client | None:
@@ -76,7 +76,7 @@ def needs(scope: tokens.Scope) -> Any:
     def allowed(connection: HTTPConnection) -> Client:
         client = client_of(connection)
         if client is None:
-            raise Problem(401, "a valid token is needed: Authorization: Bearer TOKEN", code="invalid_api_key")
+            raise Problem(401, NO_TOKEN, code="invalid_api_key")
         if not client.may(scope):
             raise Problem(403, f"this needs a token of scope {scope}; yours has {', '.join(sorted(client.scopes))}")
         return client
@@ -167,16 +167,13 @@ class Access:
     async def _by_secret(self, secret: str) -> Client | None:
         if secrets.compare_digest(secret.encode(), (self.admission.token or "").encode()):
             return ANYBODY
-        for known in self.admission.also:
-            if (client := known(secret)) is not None:
-                return client
         return await to_thread.run_sync(tokens.by_secret, self.ws, secret)
 
     def _unknown(self, scope: Scope, headers: Headers, client: Client | None, *, by_cookie: bool) -> Response | None:
         if client is None:
             if scope["path"].removeprefix(scope.get("root_path", "")) in OPEN:
                 return None
-            return answer(401, "a valid token is needed: Authorization: Bearer TOKEN", code="invalid_api_key")
+            return answer(401, NO_TOKEN, code="invalid_api_key")
         if by_cookie and scope["type"] == "http" and scope["method"] not in SAFE:
             origin, site = headers.get("origin"), headers.get("sec-fetch-site")
             meant = self._own(scope, headers, origin) if origin is not None else site in ("same-origin", "none")
