@@ -37,6 +37,7 @@ T = TypeVar("T")
 # Nobody speaks faster than this, also where a token is one letter: what is longer is a loop.
 TOKENS_PER_S = 25
 SPARE_TOKENS = 16
+FAR_TOO_UNLIKELY = 0.5  # below the least mean log-probability of a text that passes
 # -70 dBFS, ten steps of 16 bits: a clip that never gets louder holds nothing to hear, whatever the model makes of it.
 SILENT_PEAK = 10 ** (-70 / 20)
 PREVIOUS = "<|startofprev|>"  # begins what was said before: arXiv:2212.04356, section 2.3
@@ -116,7 +117,11 @@ class Draft:
 
     @property
     def mean_logprob(self) -> float:
-        return sum(math.log(max(chance, 1e-30)) for chance in self.chances) / max(1, len(self.chances))
+        return self.logprob / max(1, len(self.chances))
+
+    @property
+    def logprob(self) -> float:
+        return sum(math.log(max(chance, 1e-30)) for chance in self.chances)
 
 
 class Config(Protocol):
@@ -185,10 +190,12 @@ class Reader(ABC):
         limits: Sequence[int],
         temperature: float,
         draws: Sequence[np.ndarray[tuple[int], np.dtype[np.float64]]],
+        floors: Sequence[float],
     ) -> list[Draft]:
         """Texts of some rows of a batch, drawn at a temperature by numbers from 0 to 1 for each token.
 
-        A token is the first at which the cumulative distribution reaches the number.
+        A token is the first at which the cumulative distribution reaches the number. A text whose log-probability
+        falls below its floor need not be finished: it is not used.
         """
 
     @abstractmethod
@@ -482,9 +489,12 @@ class Reader(ABC):
         before one that does (so does faster-whisper; Whisper itself takes the last).
         """
         tried = [[self._check(draft, guards)] for draft in drafts]
+        # Below these no text passes, were all of its further tokens certain.
+        floors = [guards.min_logprob * limit for limit in limits]
+        cold: set[int] = set(but)
         for temperature in guards.temperatures:
             failing = [index for index, mine in enumerate(tried) if set(mine[-1].fired) - {"no speech"}]
-            failing = [index for index in failing if index not in but]
+            failing = [index for index in failing if index not in cold]
             if not failing:
                 break
             again = self._drawn(
@@ -495,9 +505,17 @@ class Reader(ABC):
                 [limits[index] for index in failing],
                 temperature,
                 [_draws(clips[index], temperature, max(limits)) for index in failing],
+                [floors[index] for index in failing],
             )
             for index, draft in zip(failing, self._worded(again), strict=True):
-                tried[index].append(self._check(draft, guards))
+                if draft.logprob >= floors[index]:
+                    tried[index].append(self._check(draft, guards))
+                # Heat makes texts less likely: what is far too unlikely now will not pass later. A text that repeats
+                # itself is worse than that, so something else is looked for until the end.
+                if draft.mean_logprob < guards.min_logprob - FAR_TOO_UNLIKELY and any(
+                    "repetition" not in one.fired for one in tried[index]
+                ):
+                    cold.add(index)
         chosen = []
         for mine, limit in zip(tried, limits, strict=True):
             best = mine[-1]
