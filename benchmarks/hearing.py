@@ -1,8 +1,9 @@
 """Hearing: word errors of `voxloop transcribe` and of faster-whisper with the same real model, clip by clip.
 
-Ours as it comes (voice detector, guards, CTranslate2 int8), the peer int8, without its detector and without time stamps;
-both greedy, or with as many beams. What was heard is kept in OUT/hearing.jsonl, a row for each model, system and file: a run that was stopped
-goes on from there, and a changed system is measured beside the old one under another `--label`.
+Ours as it comes (voice detector, guards, CTranslate2 int8), the peer int8, without its detector and without time
+stamps; both greedy, or with as many beams. What was heard is kept in OUT/hearing.jsonl, a row for each model, system
+and file: a run that was stopped goes on from there, and a changed system is measured beside the old one under another
+`--label`.
 
     python -m benchmarks hearing --models base --sets kathleen_en,torgo_en --clips 40
 """
