@@ -265,6 +265,8 @@ def keep_memory() -> None:
 class CTranslateRecogniser(Reader):
     """A converted Whisper model; states are CTranslate2's StorageView (B, E, D), and there is no mask."""
 
+    _writes_time_stamps = True
+
     def __init__(
         self,
         model: Any,
@@ -453,7 +455,9 @@ class CTranslateRecogniser(Reader):
 
     def _generate(self, states: Any, prompts: Sequence[Sequence[int]], most: int, **options: Any) -> list[Any]:
         """At most so many tokens behind each prompt, those of a text that the prompts go on with counted."""
-        before = prompts[0].index(self.vocabulary.start) + self._prompt_length
+        known = self.vocabulary
+        stamped = known.no_timestamps not in prompts[0]
+        before = prompts[0].index(known.start) + self._prompt_length - stamped
         results: list[Any] = self.model.generate(
             states,
             [list(prompt) for prompt in prompts],
