@@ -36,7 +36,7 @@ from voxloop.pipeline import open_loop
 from voxloop.records import Evaluation, Model
 from voxloop.speech import text
 from voxloop.speech.audio import decode
-from voxloop.steps import datasets, evaluation, training, transcripts
+from voxloop.steps import datasets, evaluation, hearing, training, transcripts
 from voxloop.steps.datasets import Filters
 from voxloop.steps.evaluation import Scored, scored_rows
 from voxloop.steps.gate import promotion
@@ -267,8 +267,9 @@ class Others:
         self.language = VOICES[name].language
 
     def rate(self, ws: Workspace, model: Model) -> float:
-        heard = transcripts.transcribe_waveforms(ws, self.clips, model)
-        found = [text.normalise(hypothesis.text, self.language) for hypothesis in heard]
+        with models.loaded(ws, model) as recogniser:
+            heard = hearing.hear_files(recogniser, self.clips, transcripts.decoding(ws, model=model), ws.settings)
+        found = [text.normalise(one.hypothesis.text, self.language) for one in heard]
         return round(text.total(text.word_errors_each(self.texts, found)).rate, 4)
 
 
