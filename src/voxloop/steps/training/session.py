@@ -154,7 +154,9 @@ class Session:
         )
         self.val_words = sum(len(row.text.split()) for row in self.val)
         if self.plan.earlier:
-            self.note(f"every epoch replays {len(self.plan.again(0))} clips from earlier models' training data")
+            source = "earlier models' training data"
+            source += " and other speakers, with the base's own texts" if recipe.rehearse else ""
+            self.note(f"every epoch replays {len(self.plan.again(0))} clips from {source}")
         self.model: Any = self.trainable.model
         _prepare_weights(self.family, self.trainable, recipe)
         if recipe.method == "lora":

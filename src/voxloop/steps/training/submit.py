@@ -163,7 +163,7 @@ def lay_out(ws: Workspace, run: Run, began: Mapping[str, Any]) -> Path:
             "normaliser": began.get("normaliser", ws.settings.normaliser),
             "hearing": began.get("hearing", validation.as_served(ws, transcripts.decoding(ws, model=model))),
         }
-        | material.write_material(ws, recipe, dataset, folder)
+        | material.write_material(ws, recipe, dataset, run.base, folder)
         | values,
     )
     return folder
