@@ -298,7 +298,8 @@ def _lines(file: Path) -> Iterator[str]:
 
 
 def _told(line: dict[str, Any]) -> None:
-    shown = {name: line[name] for name in ("step", "val_wer", "val_loss", "blend", "blend_wer", "loss") if name in line}
+    names = ("step", "val_wer", "val_loss", "blend", "blend_wer", "served_wer", "loss")
+    shown = {name: line[name] for name in names if name in line}
     sys.stderr.write(f"  {json.dumps(shown)}  {line.get('elapsed_s', 0):.0f} s\n")
     sys.stderr.flush()
 

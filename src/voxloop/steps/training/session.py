@@ -446,7 +446,9 @@ class Session:
             left_s = math.inf if self.recipe.max_seconds is None else self.recipe.max_seconds - self.elapsed_s
             if left_s < self.eval_s + self.served_s:
                 break
-            self._set_weights({name: torch.lerp(base[name], trained[name], share) for name in trained})
+            with torch.no_grad():
+                for name, weight in self.trained():  # one by one: another copy of all is much memory
+                    weight.copy_(torch.lerp(base[name], trained[name], share))
             score = self.measure(step, blend=share)
             scored(score)
             if score.better_than(best or self.progress.best or score):

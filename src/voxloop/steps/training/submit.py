@@ -96,7 +96,7 @@ def _counts(dataset: Dataset) -> str:
 
 def suited(dataset: Dataset, folder: Path, name: str | None = None) -> Recipe:
     """The recipe called `name` for the model in `folder`, or the default for that model and dataset."""
-    published = family(family_of(folder)).tuned_context(folder) == "full"
+    published = family(family_of(folder)).published(folder)
     if name is not None:
         return recipes.named(name, published=published)
     return recipes.choose(
