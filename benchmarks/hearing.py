@@ -1,8 +1,9 @@
 """Hearing: word errors of `voxloop transcribe` and of faster-whisper with the same real model, clip by clip.
 
-Ours as it comes (voice detector, guards, CTranslate2 int8), the peer greedy, int8, without its detector and without
-time stamps. What was heard is kept in OUT/hearing.jsonl, a row for each model, system and file: a run that was stopped
-goes on from there, and a changed system is measured beside the old one under another `--label`.
+Ours as it comes (voice detector, guards, CTranslate2 int8), the peer int8, without its detector and without time
+stamps; both greedy, or with as many beams. What was heard is kept in OUT/hearing.jsonl, a row for each model, system
+and file: a run that was stopped goes on from there, and a changed system is measured beside the old one under another
+`--label`.
 
     python -m benchmarks hearing --models base --sets kathleen_en,torgo_en --clips 40
 """
@@ -26,6 +27,7 @@ from benchmarks.side_by_side import machine
 
 SETS = ("kathleen_en", "prompts_en", "sentences_mixed", "fosd_vi", "torgo_en")
 PEER = "faster-whisper"
+BEAMS = ", beam "
 RESAMPLES = 2000  # of the clips, for the interval of the difference
 
 Hear = Callable[[Path, str], str]
@@ -52,6 +54,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--sets", default=",".join(SETS), help=f"of {', '.join(SETS)}")
     parser.add_argument("--clips", type=int, default=80, help="of each set, spread over it")
     parser.add_argument("--label", default="voxloop", help="what our rows are called")
+    parser.add_argument("--beams", type=int, default=1, help="of both sides; 1: greedy")
     parser.add_argument("--margin-ms", type=int, help="heard around a span at most; as shipped, where not given")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("build/bench"))
@@ -66,7 +69,8 @@ def main(arguments: Sequence[str]) -> None:
         for name in given.sets.split(","):
             clips = _clips(given.data / name, given.clips, english=model.endswith(".en"))
             for system, opened in ((PEER, _peer), (given.label, _ours)):
-                _hear(kept, clips, model, name, system, partial(opened, folder, given.threads))
+                named = system + (f"{BEAMS}{given.beams}" if given.beams > 1 else "")
+                _hear(kept, clips, model, name, named, partial(opened, folder, given.threads, given.beams))
     print(machine())
     print(table(kept.rows))
 
@@ -132,24 +136,24 @@ def _hear(
 
 
 @contextmanager
-def _ours(folder: Path, threads: int) -> Iterator[Hear]:
+def _ours(folder: Path, threads: int, beams: int) -> Iterator[Hear]:
     from voxloop.pipeline import open_loop
     from voxloop.steps.transcripts import transcribe_file
 
     with TemporaryDirectory() as made:
-        settings = {"base_model": str(folder), "engine": "ctranslate2", "threads": threads}
+        settings = {"base_model": str(folder), "engine": "ctranslate2", "threads": threads, "beams": beams}
         with open_loop(Path(made) / "workspace", create=True, **settings) as ws:
             yield lambda file, language: transcribe_file(ws, file, language=language).text
 
 
 @contextmanager
-def _peer(folder: Path, threads: int) -> Iterator[Hear]:
+def _peer(folder: Path, threads: int, beams: int) -> Iterator[Hear]:
     from faster_whisper import WhisperModel
 
     model = WhisperModel(str(folder), device="cpu", compute_type="int8", cpu_threads=threads)
 
     def hear(file: Path, language: str) -> str:
-        found, _ = model.transcribe(str(file), language=language, beam_size=1, without_timestamps=True)
+        found, _ = model.transcribe(str(file), language=language, beam_size=beams, without_timestamps=True)
         return "".join(segment.text for segment in found).strip()
 
     yield hear
@@ -159,13 +163,14 @@ def table(rows: Sequence[Row]) -> str:
     """A Markdown table of word error rates by model and set, each system of ours paired with the peer."""
     lines = ["| model | set | clips | words | peer | ours | | difference (95 %) | deletions peer / ours |"]
     lines += ["|---|---|---|---|---|---|---|---|---|"]
-    for system in dict.fromkeys(row.system for row in rows if row.system != PEER):
+    for system in dict.fromkeys(row.system for row in rows if not row.system.startswith(PEER)):
+        peer = PEER + "".join(system.partition(BEAMS)[1:])
         for model in dict.fromkeys(row.model for row in rows):
             mine = [row for row in rows if row.model == model]
             names = list(dict.fromkeys(row.set for row in mine))
             for name in [*names, "all"]:
                 chosen = [row for row in mine if name in ("all", row.set)]
-                theirs = {(row.set, row.file): row for row in chosen if row.system == PEER}
+                theirs = {(row.set, row.file): row for row in chosen if row.system == peer}
                 ours = {(row.set, row.file): row for row in chosen if row.system == system}
                 shared = [(theirs[key], ours[key]) for key in theirs if key in ours]
                 if shared:

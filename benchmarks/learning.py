@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -37,7 +37,6 @@ from voxloop.records import Evaluation, Model
 from voxloop.speech import text
 from voxloop.speech.audio import decode
 from voxloop.steps import datasets, evaluation, hearing, training, transcripts
-from voxloop.steps.datasets import Filters
 from voxloop.steps.evaluation import Scored, scored_rows
 from voxloop.steps.gate import promotion
 from voxloop.steps.recordings import ingest
@@ -191,12 +190,10 @@ class Bench:
             total = len(speech(self.asked.data, voice))
             test = max(min(TEST / total, 0.35), 0.25)
             val = min(VAL / total, 0.15)
-            filters = Filters.of(ws.settings)
             frozen = datasets.build(
                 ws,
                 ratios=(1 - test - val, val, test),
                 train_limit=clips or None,
-                filters=_keeping_mismatched(filters),
             )
             before, began = _cpu_s(), time.monotonic()
             run = training.train(ws, dataset=frozen.id, overrides=[f"seed={seed}", *self.asked.set], progress=_told)
@@ -271,11 +268,6 @@ class Others:
             heard = hearing.hear_files(recogniser, self.clips, transcripts.decoding(ws, model=model), ws.settings)
         found = [text.normalise(one.hypothesis.text, self.language) for one in heard]
         return round(text.total(text.word_errors_each(self.texts, found)).rate, 4)
-
-
-def _keeping_mismatched(filters: Filters) -> Filters:
-    """Filters that keep what a poor recogniser mishears, which is what there is to learn from."""
-    return replace(filters, keep_mismatched=True)
 
 
 def _cpu_s() -> float:

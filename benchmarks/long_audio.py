@@ -1,8 +1,7 @@
 """Long audio: files of ten minutes and more, against faster-whisper's batched pipeline with its own voice detection.
 
 Real speech is joined with pauses to one FLAC file. Both sides read it, find the speech and write its text, greedily,
-without time stamps; with word times where a row says so. The starter has error rates, on digits of a speaker that it
-never heard; the shape of whisper-tiny has random weights, and both sides write as many tokens in all.
+without time stamps; with word times where a row says so.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 from unittest import mock
@@ -19,41 +19,38 @@ import numpy as np
 
 from benchmarks import peers
 from benchmarks.apart import apart
+from benchmarks.checkpoints import fetch
 from benchmarks.side_by_side import Row, compare
-from voxloop.families.contract import AudioContext, Decoding
+from voxloop.families.contract import AudioContext
 from voxloop.families.registry import family
 from voxloop.pipeline import open_loop
 from voxloop.speech import text
 from voxloop.speech.audio import decode
 from voxloop.starter import STARTER_DIR
 from voxloop.steps import transcripts
-from voxloop.steps.utterances import PHRASES, WINDOWS, spans_in
 
 SECONDS: Final = 600
 SENTENCES: Final = ("kathleen_en", "prompts_en")
-WINDOW_TOKENS: Final = 90  # in 30 s of speech: three a second
 STARTER_TOKENS: Final = 220  # its positions end at 224
 BATCH: Final = 8
 PIECE_S: Final = 5  # about as long as the strings that the starter learnt
 
 
-def measure(part: str, folder: Path, rounds: int, data: Path) -> list[Row]:
-    """Rows of the starter or of the tiny shape, or none where there is no recorded speech in `data`."""
-    if not (data / "digits_en").is_dir():
-        return []
-    return (_by_starter if part == "long-starter" else _by_shape)(folder, rounds, data)
-
-
 # The starter, for its error rate -------------------------------------------------------------------------------------
 
 
-def _by_starter(folder: Path, rounds: int, data: Path) -> list[Row]:
+def by_starter(folder: Path, rounds: int, data: Path) -> list[Row]:
+    """Rows of the starter, or none where there is no recorded speech in `data`."""
+    if not (data / "digits_en").is_dir():
+        return []
     file = folder / "digits.flac"
-    said = _joined(file, [row for row in _rows(data / "digits_en") if row["speaker"] == peers.UNHEARD], (0.1, 0.3))
+    said = _joined(
+        file, [row for row in _rows(data / "digits_en") if row["speaker"] == peers.UNHEARD], (0.1, 0.3), SECONDS
+    )
     fast = folder / "starter-int8"
     if not fast.exists():
         family("whisper").convert(STARTER_DIR, fast, "int8")
-    options = peers.faster_options(forced=False) | {"max_new_tokens": 2 * STARTER_TOKENS - 2}
+    options = peers.bounded_options(STARTER_TOKENS)
     heard: dict[str, str] = {}
 
     def wer(who: str) -> str:
@@ -61,7 +58,7 @@ def _by_starter(folder: Path, rounds: int, data: Path) -> list[Row]:
 
     settings = {"engine": "ctranslate2", "compute_type": "int8", "threads": peers.THREADS}
     with (
-        apart(_pipeline, fast, file, options) as peer,
+        apart(_pipeline, fast, options) as peer,
         tempfile.TemporaryDirectory(dir=folder) as temporary,
         open_loop(Path(temporary), create=True, **settings) as ws,
     ):
@@ -73,7 +70,7 @@ def _by_starter(folder: Path, rounds: int, data: Path) -> list[Row]:
             return found.duration
 
         def theirs(**how: Any) -> float:
-            duration, heard["peer"], _ = peer(**how)
+            duration, heard["peer"] = peer(file, **how)
             return float(duration)
 
         rows = []
@@ -110,19 +107,18 @@ def _by_starter(folder: Path, rounds: int, data: Path) -> list[Row]:
         return rows
 
 
-def _pipeline(fast: Path, file: Path, options: dict[str, Any]) -> Callable[..., tuple[float, str, int]]:
-    """faster-whisper's batched pipeline: the file's length in seconds, its text, and how many tokens it has."""
+def _pipeline(fast: Path, options: dict[str, Any]) -> Callable[..., tuple[float, str]]:
+    """faster-whisper's batched pipeline: a file's length in seconds, and its text."""
     from faster_whisper import BatchedInferencePipeline
 
     model = BatchedInferencePipeline(peers.whisper_model(fast))
 
-    def run(*, timed: bool = False, silent: bool = False, piece_s: int | None = None) -> tuple[float, str, int]:
+    def run(file: Path, *, timed: bool = False, silent: bool = False, piece_s: int | None = None) -> tuple[float, str]:
         asked = options | {"batch_size": BATCH, "word_timestamps": timed, "chunk_length": piece_s}
         with _filled_with_silence() if silent else nullcontext():
             segments, found = model.transcribe(str(file), **asked)
-            written = list(segments)
-        joined = " ".join(one.text.strip() for one in written)
-        return float(found.duration), joined, sum(len(one.tokens) for one in written)
+            joined = " ".join(one.text.strip() for one in segments)
+        return float(found.duration), joined
 
     return run
 
@@ -139,54 +135,110 @@ def _filled_with_silence() -> Iterator[None]:
         yield
 
 
-# The shape of whisper-tiny -------------------------------------------------------------------------------------------
+# Real models ---------------------------------------------------------------------------------------------------------
 
 
-def _by_shape(folder: Path, rounds: int, data: Path) -> list[Row]:
-    file = folder / "sentences.flac"
-    sentences = [row for name in SENTENCES if (data / name).is_dir() for row in _rows(data / name)]
-    _joined(file, sentences, (0.2, 0.8))
-    source, fast = folder / "tiny", folder / "tiny-int8"
-    if not fast.exists():
-        peers.tiny_shape(source)
-        family("whisper").convert(source, fast, "int8")
-    recogniser = family("whisper").load_converted(fast)
-    # CTranslate2 writes half of max_length, and faster-whisper adds the prompt of 2 to what it is given.
-    options = peers.faster_options(forced=True) | {"max_new_tokens": 2 * WINDOW_TOKENS - 2}
+def ten_minutes(model: str, folder: Path, rounds: int, data: Path) -> list[Row]:
+    return _by_model(model, folder, rounds, data, 600, sequential=True)
 
-    def ours(context: AudioContext, tokens: int) -> tuple[float, int]:
-        """Tokens in all are shared out among the spans; returned are those written, at least."""
-        sound = decode(file)
-        joining = PHRASES if context == "trimmed" else WINDOWS
-        spans = spans_in(lambda start, end: sound[start:end], len(sound), ws.settings, joining)
-        most = -(-tokens // len(spans))
-        asked = Decoding(language="en", max_new_tokens=most, audio_context=context)
-        recogniser.transcribe([sound[start:end] for start, end in spans], asked)
-        return len(sound) / peers.RATE, most * len(spans)
 
+def an_hour(model: str, folder: Path, rounds: int, data: Path) -> list[Row]:
+    return _by_model(model, folder, 1, data, 3600, sequential=False)
+
+
+def _by_model(model: str, folder: Path, rounds: int, data: Path, length_s: int, *, sequential: bool) -> list[Row]:
+    file = folder / f"sentences-{length_s}.flac"
+    said = _joined(file, [row for name in SENTENCES for row in _rows(data / name)], (0.2, 0.8), length_s)
+    heard: dict[str, str] = {}
+
+    def wer(who: str) -> str:
+        pair = [[text.normalise(one, "en")] for one in (said, heard[who])]
+        return f"WER {text.total(text.word_errors_each(*pair)).rate:.2%}"
+
+    options = {"language": "en", "beam_size": 1, "without_timestamps": True}
+    settings = {"base_model": str(fetch(model)), "engine": "ctranslate2", "threads": peers.THREADS}
     rows = []
     with (
-        apart(_pipeline, fast, file, options) as peer,
+        apart(_pipeline, fetch(model), options) as peer,
+        apart(_sequential, model, file) as whole,
         tempfile.TemporaryDirectory(dir=folder) as temporary,
-        open_loop(Path(temporary), create=True) as ws,
+        open_loop(Path(temporary) / "workspace", create=True, **settings) as ws,
     ):
-        tokens = peer()[2]
-        contexts: list[tuple[AudioContext, str]] = [("trimmed", "trimmed"), ("full", "at 30 s, as an untuned model")]
-        for context, how in contexts:
-            _, written = ours(context, tokens)
-            rows.append(
-                compare(
-                    f"tiny shape, {SECONDS // 60} minutes of real speech from file to text: int8, {how}, against "
-                    "faster-whisper's batched pipeline, int8",
-                    ours=lambda context=context: ours(context, tokens)[0],  # type: ignore[misc]
-                    peer=lambda: peer()[0],
-                    unit="s of audio/s",
-                    rounds=rounds,
-                    quality_ours=f"{written} tokens",
-                    quality_peer=f"{tokens} tokens",
-                )
+        # Both are loaded, and warm, before the clock runs.
+        first = _rows(data / SENTENCES[0])[0]["path"]
+        transcripts.transcribe_file(ws, first, language="en")
+        peer(first)
+
+        def ours() -> float:
+            found = transcripts.transcribe_file(ws, file, language="en")
+            heard["ours"] = found.text
+            return found.duration
+
+        def batched() -> float:
+            duration, heard["peer"] = peer(file)
+            return duration
+
+        def one_by_one() -> float:
+            heard["peer"] = whole()
+            return float(length_s)
+
+        sides = [("faster-whisper's batched pipeline", batched)]
+        sides += [("Whisper's sequential decoding (transformers, float32)", one_by_one)] * sequential
+        for name, other in sides:
+            row = compare(
+                f"{model}, {length_s // 60} minutes of real speech from file to text: against {name}",
+                ours=ours,
+                peer=other,
+                unit="s of audio/s",
+                rounds=1 if other is one_by_one else rounds,
+                quality_ours="",
+                quality_peer="",
             )
+            rows.append(replace(row, quality_ours=wer("ours"), quality_peer=wer("peer")))
     return rows
+
+
+def stock_model(name: str) -> tuple[Any, Path]:
+    """A real checkpoint as transformers loads it, and the folder that it was written to."""
+    from transformers import WhisperForConditionalGeneration
+
+    from voxloop.families.whisper import ctranslate_folder
+
+    folder = Path(tempfile.mkdtemp(prefix="voxloop-stock-"))
+    ctranslate_folder.restore(fetch(name), folder)
+    return WhisperForConditionalGeneration.from_pretrained(folder).eval(), folder
+
+
+def _sequential(name: str, file: Path) -> Callable[[], str]:
+    """Window after window, each beginning where the time stamps of the one before ended: arXiv:2212.04356, 3.8."""
+    import torch
+    from transformers import WhisperProcessor
+
+    torch.set_num_threads(peers.THREADS)
+    model, folder = stock_model(name)
+    processor: Any = WhisperProcessor.from_pretrained(folder)
+    asked: dict[str, Any] = {} if name.endswith(".en") else {"language": "en", "task": "transcribe"}
+
+    def run() -> str:
+        given = processor(
+            decode(file), sampling_rate=peers.RATE, return_tensors="pt", truncation=False, return_attention_mask=True
+        )
+        with torch.inference_mode():
+            tokens = model.generate(
+                given.input_features,
+                attention_mask=given.attention_mask,
+                return_timestamps=True,
+                num_beams=1,
+                temperature=(0.0, 0.2, 0.4, 0.6, 0.8, 1.0),
+                compression_ratio_threshold=2.4,
+                logprob_threshold=-1.0,
+                no_speech_threshold=0.6,
+                condition_on_prev_tokens=False,
+                **asked,
+            )
+        return str(processor.batch_decode(tokens, skip_special_tokens=True)[0])
+
+    return run
 
 
 # What is spoken ------------------------------------------------------------------------------------------------------
@@ -197,7 +249,7 @@ def _rows(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) | {"path": folder / json.loads(line)["file"]} for line in lines]
 
 
-def _joined(file: Path, rows: list[dict[str, Any]], pauses_s: tuple[float, float]) -> str:
+def _joined(file: Path, rows: list[dict[str, Any]], pauses_s: tuple[float, float], length_s: float) -> str:
     """Write speech with pauses, one in four of them of 0.8 to 2 s, up to the length wanted; what is said in it."""
     import soundfile
 
@@ -205,14 +257,14 @@ def _joined(file: Path, rows: list[dict[str, Any]], pauses_s: tuple[float, float
     parts: list[peers.Sound] = []
     words: list[str] = []
     held = 0
-    while held < SECONDS * peers.RATE:
+    while held < length_s * peers.RATE:
         for index in chance.permutation(len(rows)):
             pause = chance.uniform(*(pauses_s if chance.random() < 0.75 else (0.8, 2.0)))
             silence = (3e-4 * chance.standard_normal(int(pause * peers.RATE))).astype(np.float32)
             parts += [decode(rows[index]["path"]), silence]
             words.append(rows[index]["text"])
             held += len(parts[-2]) + len(parts[-1])
-            if held >= SECONDS * peers.RATE:
+            if held >= length_s * peers.RATE:
                 break
     soundfile.write(file, np.concatenate(parts), peers.RATE)
     return " ".join(words)

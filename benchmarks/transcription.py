@@ -1,23 +1,21 @@
-"""Transcribing: CTranslate2 in int8 on clips at their own length, against transformers and faster-whisper at 30 s.
+"""Transcribing with real Whisper models: speed and word errors beside those of the usual programs.
 
-    python -m benchmarks transcription                           every part, one after the other
-    python -m benchmarks transcription --part shape --rounds 3   one of them; the others stay as they were measured
+    python -m benchmarks transcription                          every part, one after the other
+    python -m benchmarks transcription --part short --rounds 5  one of them; the others stay as they were measured
 
-Each part keeps its rows in build/bench/transcription/PART.json, and the table is made of all that are there: `shape`
-and `starter` are short clips, `long-shape` and `long-starter` are files of ten minutes, where there is recorded speech
-(`--data`).
-
-Speed is that of whisper-tiny's shape with random weights, every side writing the same number of tokens of each clip;
-such a model has no error rate. Error rates are the starter's, in rows of their own, on digits of a speaker that it
-never heard, joined to about 4 s (on the demo's clips, where the recorded digits are not beside this checkout).
+Each part keeps its rows in build/bench/transcription/PART.json, and the table is made of all that are there. All but
+`starter` and `long-starter` need recorded speech (`--data`).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import subprocess
+import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,52 +23,43 @@ import numpy as np
 
 from benchmarks import long_audio, results
 from benchmarks.apart import apart
-from benchmarks.peers import (
-    LONGEST,
-    RATE,
-    TEXT_TOKENS,
-    THREADS,
-    TOKENS,
-    UNHEARD,
-    Sound,
-    faster_options,
-    tiny_shape,
-    whisper_model,
-)
+from benchmarks.checkpoints import CHECKPOINTS, fetch
+from benchmarks.peers import LONGEST, RATE, THREADS, UNHEARD, Sound, bounded_options, whisper_model
 from benchmarks.side_by_side import Row, compare, rows_table, write
-from voxloop.families.contract import Decoding
+from voxloop.families.contract import AudioContext, Decoding
 from voxloop.families.registry import family
+from voxloop.pipeline import open_loop
 from voxloop.speech import text
 from voxloop.speech.audio import decode
 from voxloop.starter import STARTER_DIR
+from voxloop.steps import hearing, transcripts
+from voxloop.workspace import Workspace
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared" / "data"
-DIGITS = DATA / "digits_en"
 DEMO = ROOT / "demo" / "speech"
-CLIPS, SECONDS = 200, 4.0
-SAMPLE = 24  # clips of each round that a peer at 30 s is given: its rate does not depend on how many there are
+SETS = ("kathleen_en", "prompts_en")
+CLIPS = 20  # of each set
+STRINGS, SECONDS = 32, 4.0  # of the starter's digits
 BATCH = 8
-PARTS = ("shape", "starter", "long-shape", "long-starter")
+WARM = 5  # times that one clip is read in a row
+PARTS = ("short", "latency", "cold", "long", "hour", "starter", "long-starter")
 
-NOTES = """All on two threads, each peer in a process of its own. The tiny shape has random weights, so no error rate:
-every side writes the same 20 tokens of each clip. Ours are batched by equal length out of 200 clips; the peers are
-given 24 of these each round, transformers in batches of 8, faster-whisper clip by clip, as its interface takes short
-files. Trimming is what these rates come from, and it is safe only on models tuned so: the starter is, and its rows have
-the error rates. faster-whisper fills the spectrogram's rest with zeros where Whisper was trained on silence; the
-starter, which never heard that, makes more errors of it (transformers, fed such zeros, does as well), so its row
-compares the speed alone. The starter is so small that the work per token decides, not the encoder, and its 32 strings
-make batches of one to four: its ratios to transformers are lower than those of the tiny shape. In int8 one of its clips
-hangs in the balance: made 0.1 or 0.2 % louder or softer, the same 32 end at 55.5 to 60.2 %, in float32 always at 57.3.
+NOTES = """Real Whisper weights, int8, greedy, two threads on both sides; each peer is a process of its own. Both sides
+hear the same recorded clips, with their guards and fall-back temperatures, and detect speech where a row says so.
+faster-whisper takes short files one by one, as its interface does; transformers in batches of 8 in float32, without
+guards. "Adaptive" is a context of twice the clip, 10 s at least, and 30 s where the text is doubtful.
 
-Long audio is real speech joined with pauses to ten minutes, read from one FLAC file, greedily, without time stamps.
-Each side finds the speech itself, by the same detector: ours hears it as phrases of up to 15 s at their own length,
-faster-whisper packs what it finds into windows of 30 s, eight at a time. The starter learnt strings of a few digits and
-never 30 s of them: where ours is fed windows of 30 s as well, it makes about as many errors as the peer, and where the
-peer is told to cut pieces of 5 s, filled with what silence looks like, it makes about as few as ours. Of the tiny shape
-both sides write as many tokens; a model that was not tuned on trimmed clips runs at 30 s, and phrases are joined to
-windows then.
+Cold: one command from its start to its end, ours `voxloop transcribe`, the peer a script of four lines.
+
+Long audio is real speech joined with pauses, read from one FLAC file, whose text is known. Each side finds the speech
+itself, by the same kind of detector; both pack it into windows of 30 s. Sequential: Whisper's own long-form decoding,
+as transformers has it.
+
+The starter (digits) hears clips at their own length, which only models tuned so can do.
 """
+
+Said = tuple[list[Sound], list[str]]
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -82,9 +71,10 @@ def main(arguments: Sequence[str]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--part", action="append", choices=PARTS, help="only this one; may be given more than once")
-    parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds")
+    parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds")
+    parser.add_argument("--models", default="base,tiny.en", help=f"of {', '.join(CHECKPOINTS)}")
     parser.add_argument("--out", type=Path, default=Path("build/bench"))
-    parser.add_argument("--data", type=Path, default=DATA, help="folder with recorded speech, for long audio")
+    parser.add_argument("--data", type=Path, default=DATA, help="folder of recorded speech")
     given = parser.parse_args(arguments)
     torch.set_num_threads(THREADS)
     kept = given.out / "transcription"
@@ -105,235 +95,278 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _measure(part: str, folder: Path, given: argparse.Namespace) -> list[Row]:
-    if part.startswith("long"):
-        return long_audio.measure(part, folder, given.rounds, given.data)
-    return {"shape": _by_shape, "starter": _by_starter}[part](folder, given.rounds)
+    if part == "starter":
+        return _by_starter(folder, given.rounds, given.data)
+    if part == "long-starter":
+        return long_audio.by_starter(folder, given.rounds, given.data)
+    if not (given.data / SETS[0]).is_dir():
+        return []
+    measure = {"short": _short, "latency": _latency, "cold": _cold, "long": long_audio.ten_minutes}.get(
+        part, long_audio.an_hour
+    )
+    return [row for model in given.models.split(",") for row in measure(model, folder, given.rounds, given.data)]
 
 
-# The shape of whisper-tiny -------------------------------------------------------------------------------------------
+@contextmanager
+def served(model: str, folder: Path) -> Iterator[Workspace]:
+    """A workspace that serves a real model, as `voxloop transcribe` does with the engine CTranslate2."""
+    settings = {"base_model": str(fetch(model)), "engine": "ctranslate2", "threads": THREADS}
+    with (
+        tempfile.TemporaryDirectory(dir=folder) as made,
+        open_loop(Path(made) / "workspace", create=True, **settings) as ws,
+    ):
+        yield ws
 
 
-def _by_shape(folder: Path, rounds: int) -> list[Row]:
-    source, fast = tiny_shape(folder / "tiny"), folder / "tiny-int8"
-    family("whisper").convert(source, fast, "int8")
-    chance = np.random.default_rng(0)
-    lengths = chance.uniform(0.75, 1.25, CLIPS) * SECONDS
-    clips = [(0.1 * chance.standard_normal(int(s * RATE))).astype(np.float32) for s in lengths]
-    asked = Decoding(language="en", max_new_tokens=TOKENS, audio_context="trimmed")
-    ours = family("whisper").load_converted(fast)
-    written = "same tokens"
-    sides = {
-        "transformers at 30 s, float32, batches of 8": (_transformers, source),
-        "faster-whisper int8, clip by clip as it takes them": (_faster, fast),
-    }
-    rows = []
+def wer(said: Sequence[str], heard: Sequence[str]) -> str:
+    pairs = [[text.normalise(one, "en") for one in side] for side in (said, heard)]
+    return f"WER {text.total(text.word_errors_each(*pairs)).rate:.1%}"
 
-    def speak(sounds: Sequence[Sound]) -> Callable[[], float]:
-        def work() -> float:
-            ours.transcribe(sounds, asked)
-            return sum(map(len, sounds)) / RATE
 
-        return work
+# Short clips ---------------------------------------------------------------------------------------------------------
 
-    ours_counts = _tokens_of(ours, clips[:SAMPLE], asked)
-    assert set(ours_counts) == {TOKENS}, ours_counts
-    for name, (make, model) in sides.items():
-        with apart(make, model) as peer:
-            counts = peer(clips[:3])
-            assert set(counts) == {TOKENS}, f"{name} wrote {counts} tokens where {TOKENS} are asked"
 
-            def peer_work(peer: Callable[..., list[int]] = peer) -> float:
-                peer(clips[:SAMPLE])
-                return sum(map(len, clips[:SAMPLE])) / RATE
+def _clips(data: Path) -> dict[str, Said]:
+    """Clips of each set, spread over it, that are no longer than a window."""
+    found: dict[str, Said] = {}
+    for name in SETS:
+        rows = [json.loads(line) for line in (data / name / "metadata.jsonl").read_text().splitlines()]
+        rows = [row for row in rows if row.get("text") and (row.get("duration") or 0) < 28]
+        rows = rows[:: max(1, len(rows) // CLIPS)][:CLIPS]
+        found[name] = [decode(data / name / row["file"]) for row in rows], [row["text"] for row in rows]
+    return found
 
+
+def _short(model: str, folder: Path, rounds: int, data: Path) -> list[Row]:
+    from voxloop.models import base_model, loaded
+
+    said = _clips(data)
+    sounds = [sound for mine, _ in said.values() for sound in mine]
+    texts = [one for _, mine in said.values() for one in mine]
+    seconds = sum(map(len, sounds)) / RATE
+    heard: dict[str, list[str]] = {}
+    with (
+        served(model, folder) as ws,
+        loaded(ws, base_model(ws)) as recogniser,
+        apart(_faster, fetch(model)) as faster,
+        apart(_transformers, model) as stock,
+    ):
+
+        def ours(context: AudioContext, timed: bool) -> Callable[[], float]:
+            def work() -> float:
+                asked = transcripts.decoding(ws, "en", context)
+                found = hearing.hear_files(recogniser, sounds, asked, ws.settings, word_times=timed)
+                heard["ours"] = [one.hypothesis.text for one in found]
+                return seconds
+
+            return work
+
+        def peer(call: Callable[..., list[str]], **how: Any) -> Callable[[], float]:
+            def work() -> float:
+                heard["peer"] = call(sounds, **how)
+                return seconds
+
+            return work
+
+        rows = []
+        for context, timed, name, other in (
+            ("full", False, "faster-whisper", peer(faster)),
+            ("full", True, "faster-whisper, word times on both sides", peer(faster, timed=True)),
+            ("adaptive", False, "faster-whisper", peer(faster)),
+            ("adaptive", True, "faster-whisper, word times on both sides", peer(faster, timed=True)),
+            ("full", False, "transformers", peer(stock)),
+            ("adaptive", False, "transformers", peer(stock)),
+        ):
+            mine = ours(context, timed)  # type: ignore[arg-type]
+            mine()
+            other()
+            shown = "30 s" if context == "full" else context
             rows.append(
                 compare(
-                    f"tiny shape, {CLIPS} clips of about 4 s: int8, trimmed, against {name}",
-                    ours=speak(clips),
-                    peer=peer_work,
+                    f"{model}, {len(sounds)} clips of {seconds / len(sounds):.1f} s, {shown}: against {name}",
+                    ours=mine,
+                    peer=other,
                     unit="s of audio/s",
                     rounds=rounds,
-                    quality_ours=f"{written}: {TOKENS} a clip",
-                    quality_peer=f"{TOKENS} a clip",
+                    quality_ours=wer(texts, heard["ours"]),
+                    quality_peer=wer(texts, heard["peer"]),
                 )
             )
-    with apart(_faster_file, fast) as peer:
-        rows.append(_latency(folder, "tiny shape", source, fast, clips[0], asked, peer, rounds))
-    return rows
+        return rows
 
 
-def _tokens_of(recogniser: Any, sounds: Sequence[Sound], asked: Decoding) -> list[int]:
-    """Tokens that our side writes of each clip: at the limit its guard says so."""
-    from dataclasses import replace
+def _faster(folder: Path) -> Callable[..., list[str]]:
+    model = whisper_model(folder)
 
-    from voxloop.families.contract import Guards
+    def run(sounds: Sequence[Sound], *, timed: bool = False) -> list[str]:
+        asked = {"language": "en", "beam_size": 1, "without_timestamps": True, "word_timestamps": timed}
+        return ["".join(one.text for one in model.transcribe(sound, **asked)[0]).strip() for sound in sounds]
 
-    open_guards = Guards(max_compression=1e9, min_logprob=-1e9, max_no_speech=1.0)
-    heard = recogniser.transcribe(sounds, replace(asked, guards=open_guards))
-    return [asked.max_new_tokens if "cut off" in one.guards else -1 for one in heard]
+    return run
 
 
-def _transformers(source: Path) -> Callable[[Sequence[Sound]], list[int]]:
+def _transformers(name: str) -> Callable[[Sequence[Sound]], list[str]]:
     import torch
-    from transformers import WhisperForConditionalGeneration, WhisperProcessor
+    from transformers import WhisperProcessor
 
     torch.set_num_threads(THREADS)
-    model: Any = WhisperForConditionalGeneration.from_pretrained(source).eval()
-    processor: Any = WhisperProcessor.from_pretrained(source)
-
-    def run(sounds: Sequence[Sound]) -> list[int]:
-        counts = []
-        for first in range(0, len(sounds), BATCH):
-            features = processor(list(sounds[first : first + BATCH]), sampling_rate=RATE, return_tensors="pt")
-            with torch.inference_mode():
-                tokens = model.generate(features.input_features, max_new_tokens=TOKENS, num_beams=1, do_sample=False)
-            processor.batch_decode(tokens, skip_special_tokens=True)
-            # Some versions return the prompt as well, which is no part of a text.
-            counts += [int((row < TEXT_TOKENS).sum()) for row in tokens]
-        return counts
-
-    return run
-
-
-def _faster(fast: Path) -> Callable[[Sequence[Sound]], list[int]]:
-    model, options = whisper_model(fast), faster_options(forced=True)
-
-    def run(sounds: Sequence[Sound]) -> list[int]:
-        return [sum(len(one.tokens) for one in model.transcribe(sound, **options)[0]) for sound in sounds]
-
-    return run
-
-
-def _faster_file(fast: Path) -> Callable[[Path], str]:
-    model, options = whisper_model(fast), faster_options(forced=True)
-
-    def run(file: Path) -> str:
-        return " ".join(one.text.strip() for one in model.transcribe(str(file), **options)[0])
-
-    return run
-
-
-def _latency(
-    folder: Path,
-    name: str,
-    source: Path,
-    fast: Path,
-    clip: Sound,
-    asked: Decoding,
-    peer: Callable[[Path], str],
-    rounds: int,
-) -> Row:
-    """One clip from its file to its text, with the model loaded: files read in a second, one after the other."""
-    import soundfile
-
-    file, times = folder / "clip.wav", 5
-    soundfile.write(file, clip, RATE)
-    recogniser = family("whisper").load_converted(fast)
-
-    def ours() -> float:
-        for _ in range(times):
-            recogniser.transcribe([decode(file)], asked)
-        return float(times)
-
-    def theirs() -> float:
-        for _ in range(times):
-            peer(file)
-        return float(times)
-
-    ours()
-    theirs()
-    return compare(
-        f"{name}, one clip of {len(clip) / RATE:.1f} s from file to text, against faster-whisper int8",
-        ours=ours,
-        peer=theirs,
-        unit="files/s",
-        rounds=rounds,
-        quality_ours="same tokens",
-        quality_peer="same tokens",
-    )
-
-
-# The starter, for its error rate -------------------------------------------------------------------------------------
-
-
-def _by_starter(folder: Path, rounds: int) -> list[Row]:
-    fast = folder / "starter-int8"
-    family("whisper").convert(STARTER_DIR, fast, "int8")
-    ours = family("whisper").load_converted(fast)
-    torchs = family("whisper").load(STARTER_DIR)
-    sounds, references, voice = _speech()
-    seconds = sum(map(len, sounds)) / RATE
-    asked = Decoding(language="en", max_new_tokens=LONGEST)
-    heard: dict[str, list[str]] = {}
-
-    def by_us(who: str, recogniser: Any) -> Callable[[], float]:
-        def work() -> float:
-            heard[who] = [one.text for one in recogniser.transcribe(sounds, asked)]
-            return seconds
-
-        return work
-
-    def by_peer(who: str, peer: Callable[..., list[str]]) -> Callable[[], float]:
-        def work() -> float:
-            heard[who] = peer(sounds)
-            return seconds
-
-        return work
-
-    def wer(who: str) -> str:
-        counted = text.word_errors_each(references, [one.strip() for one in heard[who]])
-        return f"WER {text.total(counted).rate:.1%}"
-
-    with apart(_stock_texts) as stock, apart(_faster_texts, fast) as faster:
-        work = {
-            "int8, trimmed": by_us("int8, trimmed", ours),
-            "torch, trimmed": by_us("torch, trimmed", torchs),
-            "transformers at 30 s": by_peer("transformers at 30 s", stock),
-            "faster-whisper int8": by_peer("faster-whisper int8", faster),
-        }
-        for one in work.values():
-            one()
-        pairs = [
-            ("int8, trimmed", "transformers at 30 s"),
-            ("torch, trimmed", "transformers at 30 s"),
-            ("int8, trimmed", "faster-whisper int8"),
-        ]
-        return [
-            compare(
-                f"starter, {len(sounds)} strings of {voice}, {seconds / len(sounds):.1f} s: {mine} against {peer}",
-                ours=work[mine],
-                peer=work[peer],
-                unit="s of audio/s",
-                rounds=rounds,
-                quality_ours=wer(mine),
-                quality_peer=wer(peer),
-            )
-            for mine, peer in pairs
-        ]
-
-
-def _stock_texts() -> Callable[[Sequence[Sound]], list[str]]:
-    import torch
-    from transformers import WhisperForConditionalGeneration, WhisperProcessor
-
-    torch.set_num_threads(THREADS)
-    model: Any = WhisperForConditionalGeneration.from_pretrained(STARTER_DIR).eval()
-    processor: Any = WhisperProcessor.from_pretrained(STARTER_DIR)
+    model, folder = long_audio.stock_model(name)
+    processor: Any = WhisperProcessor.from_pretrained(folder)
+    asked: dict[str, Any] = {} if name.endswith(".en") else {"language": "en", "task": "transcribe"}
 
     def run(sounds: Sequence[Sound]) -> list[str]:
         texts: list[str] = []
         for first in range(0, len(sounds), BATCH):
             features = processor(list(sounds[first : first + BATCH]), sampling_rate=RATE, return_tensors="pt")
             with torch.inference_mode():
-                tokens = model.generate(features.input_features, max_new_tokens=LONGEST, do_sample=False)
+                tokens = model.generate(features.input_features, do_sample=False, num_beams=1, **asked)
             texts += processor.batch_decode(tokens, skip_special_tokens=True)
         return texts
 
     return run
 
 
+# One clip ------------------------------------------------------------------------------------------------------------
+
+
+def _clip(folder: Path, data: Path) -> tuple[Path, str, float]:
+    """A file of about 3 s, its text, and its length in seconds."""
+    import soundfile
+
+    sounds, texts = _clips(data)[SETS[0]]
+    index = min(range(len(sounds)), key=lambda index: abs(len(sounds[index]) - 3 * RATE))
+    file = folder / "clip.wav"
+    soundfile.write(file, sounds[index], RATE)
+    return file, texts[index], len(sounds[index]) / RATE
+
+
+def _latency(model: str, folder: Path, rounds: int, data: Path) -> list[Row]:
+    """From the file to its text, with the model loaded: files read in a second, one after the other."""
+    file, said, seconds = _clip(folder, data)
+    heard: dict[str, str] = {}
+    rows = []
+    with served(model, folder) as ws, apart(_faster_file, fetch(model)) as peer:
+        contexts: tuple[tuple[AudioContext, str], ...] = (("full", "30 s"), ("adaptive", "adaptive"))
+        for context, shown in contexts:
+
+            def ours(context: AudioContext = context) -> float:
+                for _ in range(WARM):
+                    heard["ours"] = transcripts.transcribe_file(ws, file, language="en", audio_context=context).text
+                return float(WARM)
+
+            def theirs() -> float:
+                for _ in range(WARM):
+                    heard["peer"] = peer(file)
+                return float(WARM)
+
+            ours()
+            theirs()
+            rows.append(
+                compare(
+                    f"{model}, one clip of {seconds:.1f} s, warm, {shown}: against faster-whisper",
+                    ours=ours,
+                    peer=theirs,
+                    unit="files/s",
+                    rounds=rounds,
+                    quality_ours=wer([said], [heard["ours"]]),
+                    quality_peer=wer([said], [heard["peer"]]),
+                )
+            )
+    return rows
+
+
+def _faster_file(folder: Path) -> Callable[[Path], str]:
+    model = whisper_model(folder)
+
+    def run(file: Path) -> str:
+        found, _ = model.transcribe(str(file), language="en", beam_size=1, without_timestamps=True)
+        return "".join(one.text for one in found).strip()
+
+    return run
+
+
+SCRIPT = """
+import sys
+from faster_whisper import WhisperModel
+model = WhisperModel(sys.argv[1], device="cpu", compute_type="int8")
+print("".join(one.text for one in model.transcribe(sys.argv[2], language="en", beam_size=1)[0]))
+"""
+
+
+def _cold(model: str, folder: Path, rounds: int, data: Path) -> list[Row]:
+    file, said, seconds = _clip(folder, data)
+    place = folder / f"workspace-{model}"
+    with open_loop(place, create=True, base_model=str(fetch(model)), engine="ctranslate2") as ws:
+        transcripts.transcribe_file(ws, file, language="en")  # converts the model, once for the workspace
+    (place / "voxloop.toml").write_text(f'base_model = "{fetch(model)}"\nengine = "ctranslate2"\n')
+    command = [sys.executable, "-c", "from voxloop.cli import main; main()"]
+    command += ["--workspace", str(place), "transcribe", "--language", "en", str(file)]
+    heard: dict[str, str] = {}
+
+    def timed(who: str, asked: list[str]) -> Callable[[], float]:
+        def work() -> float:
+            heard[who] = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+            return 1.0
+
+        return work
+
+    ours = timed("ours", command)
+    peer = timed("peer", [sys.executable, "-c", SCRIPT, str(fetch(model)), str(file)])
+    ours()
+    peer()
+    return [
+        compare(
+            f"{model}, one clip of {seconds:.1f} s, cold, from the command line: against a script of faster-whisper",
+            ours=ours,
+            peer=peer,
+            unit="commands/s",
+            rounds=max(rounds, 5),
+            quality_ours=wer([said], [heard["ours"]]),
+            quality_peer=wer([said], [heard["peer"]]),
+        )
+    ]
+
+
+# The starter, at the clips' own length -------------------------------------------------------------------------------
+
+
+def _by_starter(folder: Path, rounds: int, data: Path) -> list[Row]:
+    fast = folder / "starter-int8"
+    family("whisper").convert(STARTER_DIR, fast, "int8")
+    ours = family("whisper").load_converted(fast)
+    sounds, references, voice = _digits(data / "digits_en")
+    seconds = sum(map(len, sounds)) / RATE
+    asked = Decoding(language="en", max_new_tokens=LONGEST)
+    heard: dict[str, list[str]] = {}
+
+    def mine() -> float:
+        heard["ours"] = [one.text for one in ours.transcribe(sounds, asked)]
+        return seconds
+
+    with apart(_faster_texts, fast) as faster:
+
+        def theirs() -> float:
+            heard["peer"] = faster(sounds)
+            return seconds
+
+        mine()
+        theirs()
+        return [
+            compare(
+                f"starter, {len(sounds)} strings of {voice}, {seconds / len(sounds):.1f} s, own length: against "
+                "faster-whisper at 30 s",
+                ours=mine,
+                peer=theirs,
+                unit="s of audio/s",
+                rounds=rounds,
+                quality_ours=wer(references, heard["ours"]),
+                quality_peer=wer(references, heard["peer"]),
+            )
+        ]
+
+
 def _faster_texts(fast: Path) -> Callable[[Sequence[Sound]], list[str]]:
-    model, options = whisper_model(fast), faster_options(forced=False)
+    model, options = whisper_model(fast), bounded_options()
 
     def run(sounds: Sequence[Sound]) -> list[str]:
         return [" ".join(one.text.strip() for one in model.transcribe(sound, **options)[0]) for sound in sounds]
@@ -341,10 +374,10 @@ def _faster_texts(fast: Path) -> Callable[[Sequence[Sound]], list[str]]:
     return run
 
 
-def _speech() -> tuple[list[Sound], list[str], str]:
+def _digits(folder: Path) -> tuple[list[Sound], list[str], str]:
     """Clips of one voice joined with short pauses to about 4 s, with their texts."""
-    real = DIGITS.is_dir()
-    folder = DIGITS if real else DEMO
+    real = folder.is_dir()
+    folder = folder if real else DEMO
     rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
     rows = [row for row in rows if row["speaker"] == UNHEARD] if real else rows
     chance = np.random.default_rng(0)
@@ -359,6 +392,6 @@ def _speech() -> tuple[list[Sound], list[str], str]:
             sounds.append(np.concatenate(parts))
             texts.append(" ".join(words))
             parts, words = [], []
-        if len(sounds) == BATCH * 4:
+        if len(sounds) == STRINGS:
             break
     return sounds, texts, "real digits" if real else "the demo's speech"

@@ -26,7 +26,7 @@ WORKSPACE_VARIABLE = "VOXLOOP_WORKSPACE"
 DEFAULT_WORKSPACE = "voxloop-workspace"
 PREFIX = "VOXLOOP_"
 MOST_BONUS = 5.0  # added to a token's log-probability; with more, vocabulary terms appear everywhere
-AUDIO_CONTEXTS = ("auto", "adaptive", "full", "trimmed")
+AUDIO_CONTEXTS = ("auto", "adaptive", "packed", "full", "trimmed")
 ENGINES = ("torch", "ctranslate2", "auto")
 COMPUTE_TYPES = ("int8", "int8_float32", "int8_float16", "int8_bfloat16", "int16", "float16", "bfloat16", "float32")
 
@@ -72,7 +72,8 @@ class Settings:
     """CPU threads for models. 0: one per core."""
     audio_context: str = "auto"
     """Length of Whisper's input window: `auto` (as in the model's fine-tuning, or `full` if it was not fine-tuned),
-    `adaptive` (twice the clip, at least 10 s, and 30 s if the text is doubtful), `full` (30 s), or `trimmed` (the clip
+    `adaptive` (twice the clip, at least 10 s, and 30 s if the text is doubtful), `packed` (short clips
+    share a 30 s window; needs `ctranslate2` and a known language), `full` (30 s), or `trimmed` (the clip
     itself; only for models fine-tuned this way)."""
     batch_seconds: float = 120.0
     """Seconds of audio per transcription batch, including padding."""

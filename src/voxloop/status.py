@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -12,6 +13,8 @@ from voxloop.errors import counted
 from voxloop.models import CHAMPION
 from voxloop.records import Dataset, Model, Run, Transcript, Utterance, UtteranceStatus
 from voxloop.steps import training
+from voxloop.steps.gate.comparison import Comparison
+from voxloop.steps.gate.promotion import comparisons
 from voxloop.steps.utterances import speechless_in
 from voxloop.stores import tables
 from voxloop.stores.catalog import Reader
@@ -81,6 +84,8 @@ def status(ws: Workspace) -> Status:
             DeadJob(id=job.id, step=job.step, subject=job.subject, error=job.error or "")
             for job in ws.jobs.dead(reader)
         )
+    newest = runs[0].model if runs else None
+    judged = comparisons(ws, newest) if newest else []
     newest_dataset = datasets[0] if datasets else None
     newest_run = runs[0] if runs else None
     return Status(
@@ -91,7 +96,7 @@ def status(ws: Workspace) -> Status:
         newest_run=newest_run,
         champion=champion,
         base_model=ws.settings.base_model,
-        next_steps=_next_steps(counts, dead, newest_dataset, newest_run, unfinished, champion),
+        next_steps=_next_steps(counts, dead, newest_dataset, newest_run, unfinished, champion, judged),
         **counts,
     )
 
@@ -126,6 +131,7 @@ def _next_steps(
     run: Run | None,
     unfinished: list[Run],
     champion: str | None,
+    judged: Sequence[Comparison],
 ) -> tuple[str, ...]:
     """The commands to run next, most useful first."""
     steps = []
@@ -146,7 +152,15 @@ def _next_steps(
     for waits in unfinished:
         steps.append(f"voxloop run resume {waits.id[-8:]}    continue the {waits.status} run")
     if run is not None and run.status == "completed" and run.model and run.model != champion and not run.no_better:
-        steps.append(f"voxloop model promote {run.model[7:19]}    make it the champion if it is better")
+        if not judged:
+            steps.append(f"voxloop model promote {run.model[7:19]}    make it the champion if it is better")
+        elif judged[-1].needed_utterances:
+            steps.append(
+                f"voxloop review    the newest model is not proven better: {judged[-1].needed_utterances} test clips "
+                f"are needed, {judged[-1].utterances} are there"
+            )
+        else:
+            steps.append("voxloop ingest FOLDER    more speech to train on: the newest model is not shown to be better")
     if run is not None and run.status == "failed":
         steps.append(f"voxloop run show {run.id[-8:]}    see why the last run failed")
     return tuple(steps)

@@ -43,27 +43,24 @@ def test_parts_that_are_not_measured_stay_as_they_were(tmp_path: Path, monkeypat
             quality_ours="",
             quality_peer="",
         )
-        for part in ("shape", "starter")
+        for part in ("short", "starter")
     ]
-    for row, part in zip(rows, ("shape", "starter"), strict=True):
+    for row, part in zip(rows, ("short", "starter"), strict=True):
         side_by_side.write(tmp_path / "out" / "transcription" / f"{part}.json", [row])
     # Without recorded speech the long part has no rows, and the two others are shown as they were measured.
-    transcription.main(["--part", "long-shape", "--data", str(tmp_path / "none"), "--out", str(tmp_path / "out")])
+    transcription.main(["--part", "long", "--data", str(tmp_path / "none"), "--out", str(tmp_path / "out")])
     told = (tmp_path / "RESULTS.md").read_text()
-    assert "| clips of shape | 2.00 | 1.00 |" in told
+    assert "| clips of short | 2.00 | 1.00 |" in told
     assert "\nstarter: 20" in told
-    assert "\nlong-shape: 20" not in told
+    assert "\nlong: 20" not in told
     kept = json.loads((tmp_path / "out" / "transcription.json").read_text())["rows"]
-    assert [row["name"] for row in kept] == ["clips of shape", "clips of starter"]
+    assert [row["name"] for row in kept] == ["clips of short", "clips of starter"]
 
 
-def test_speech_is_joined_to_the_length_wanted(
-    tmp_path: Path, demo_speech: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(long_audio, "SECONDS", 20)
+def test_speech_is_joined_to_the_length_wanted(tmp_path: Path, demo_speech: Path) -> None:
     rows = long_audio._rows(demo_speech)[:5]
-    said = long_audio._joined(tmp_path / "a.flac", rows, (0.1, 0.3))
+    said = long_audio._joined(tmp_path / "a.flac", rows, (0.1, 0.3), 20)
     assert soundfile.info(tmp_path / "a.flac").duration == pytest.approx(20, abs=6)
     assert set(said.split()) == {word for row in rows for word in row["text"].split()}
-    assert said == long_audio._joined(tmp_path / "b.flac", rows, (0.1, 0.3))
+    assert said == long_audio._joined(tmp_path / "b.flac", rows, (0.1, 0.3), 20)
     assert (tmp_path / "a.flac").read_bytes() == (tmp_path / "b.flac").read_bytes()

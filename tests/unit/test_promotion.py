@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ import sqlalchemy as sa
 from typer.testing import CliRunner
 
 from tests.unit import frozen_speech
-from voxloop import models
+from voxloop import models, status
 from voxloop.cli import app
 from voxloop.errors import ConflictError, UnknownRecord, UsageError
 from voxloop.pipeline import open_loop
@@ -135,6 +136,20 @@ def test_the_base_model_needs_no_promotion_but_can_be_given_the_name(tmp_path: P
     assert "is a base model" in outcome.message
     assert pair.promote(pair.old, force=True).moved
     assert champion(pair.ws) == pair.old
+
+
+@pytest.mark.parametrize(("after", "said"), [(0.75, "voxloop ingest FOLDER"), (0.6, "voxloop review")])
+def test_the_next_step_after_a_verdict_is_not_to_ask_again(tmp_path: Path, after: float, said: str) -> None:
+    pair = Pair(tmp_path, after=after)
+    counts = {"recordings": 1, "references": 1, "utterances": {}, "jobs": {}}
+    run = SimpleNamespace(status="completed", model=pair.new.id, dataset=pair.frozen.id, no_better=False)
+    asked = (counts, (), pair.frozen, run, [], None)
+    assert [step.partition("    ")[0] for step in status._next_steps(*asked, [])] == [
+        f"voxloop model promote {pair.new.id[7:19]}"
+    ]
+    assert pair.promote().verdict != "promote"
+    found = status._next_steps(*asked, comparisons(pair.ws, pair.new.id))
+    assert [step.partition("    ")[0] for step in found] == [said]
 
 
 def test_without_evidence_nothing_moves_and_the_verdict_is_kept(tmp_path: Path) -> None:

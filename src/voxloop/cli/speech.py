@@ -34,6 +34,7 @@ class Engine(StrEnum):
 class Context(StrEnum):
     auto = "auto"
     adaptive = "adaptive"
+    packed = "packed"
     trimmed = "trimmed"
     full = "full"
 
@@ -207,8 +208,9 @@ def transcribe(
         Context,
         typer.Option(
             help="Length of the encoder's input. auto: the audio_context setting, by default the length the model was "
-            "tuned on. adaptive: about twice the clip's length, and 30 s where the text is doubtful. trimmed: the "
-            "clip's length, safe only for models tuned on it. full: 30 s."
+            "tuned on. adaptive: about twice the clip's length, and 30 s where the text is doubtful. packed: short "
+            "clips share a window of 30 s (ctranslate2, known language). trimmed: the clip's length, safe only for "
+            "models tuned on it. full: 30 s."
         ),
     ] = Context.auto,
     beams: Annotated[

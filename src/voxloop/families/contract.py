@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     Waveform = np.ndarray[tuple[int], np.dtype[np.float32]]  # (S,), 16 kHz, -1 to 1
 
-AudioContext = Literal["auto", "adaptive", "trimmed", "full"]
-Context = Literal["adaptive", "trimmed", "full"]
+AudioContext = Literal["auto", "adaptive", "packed", "trimmed", "full"]
+Context = Literal["adaptive", "packed", "trimmed", "full"]
 Part = Literal["encoder", "embeddings"]
 """A part of a model that training can freeze: the encoder or the token embedding."""
 
@@ -146,7 +146,8 @@ class Decoding:
     """Longest text, in tokens; 224 is half of Whisper's context, as its authors decode."""
     audio_context: AudioContext = "auto"
     """auto: as the model was tuned (its config says), else `untuned`; full: padded to 30 s; adaptive: padded to twice
-    its length and at least 10 s, and to 30 s where the text is doubtful; trimmed: own length plus margin."""
+    its length and at least 10 s, and to 30 s where the text is doubtful; packed: several clips share a window of 30 s,
+    and a clip is heard alone where its text is doubtful; trimmed: own length plus margin."""
     untuned: Context = "full"
     """What auto means for a model whose config does not say how it was tuned."""
     batch_seconds: float = 120.0

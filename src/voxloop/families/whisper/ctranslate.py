@@ -265,6 +265,8 @@ def keep_memory() -> None:
 class CTranslateRecogniser(Reader):
     """A converted Whisper model; states are CTranslate2's StorageView (B, E, D), and there is no mask."""
 
+    _writes_time_stamps = True
+
     def __init__(
         self,
         model: Any,
@@ -353,17 +355,22 @@ class CTranslateRecogniser(Reader):
         limits: Sequence[int],
         temperature: float,
         draws: Sequence[np.ndarray[tuple[int], np.dtype[np.float64]]],
+        floors: Sequence[float],
     ) -> list[Draft]:
         """Texts drawn as the torch engine draws them, from the logits of some tokens read ahead.
 
         CTranslate2's own sampling goes by a random state that cannot be set again, so a text would depend on
         what was decoded before. What is read ahead holds up to the first token that was drawn differently.
+
+        CTranslate2 reads the text so far again each time, token by token. So more is read ahead where all of it was
+        kept, and a text that can no longer be used is given up.
         """
         drafts = [Draft([], [], None, temperature) for _ in rows]
+        ahead = [LOOK_AHEAD] * len(rows)
         running = list(range(len(rows)))
         while running:
             written = [drafts[index].tokens for index in running]
-            most = min(max(map(len, written)) + LOOK_AHEAD, max(limits[index] for index in running))
+            most = max(min(len(drafts[index].tokens) + ahead[index], limits[index]) for index in running)
             given = [[*prompts[index], *tokens] for index, tokens in zip(running, written, strict=True)]
             results = self._generate(_rows(states, [rows[index] for index in running]), given, most)
             still = []
@@ -377,10 +384,12 @@ class CTranslateRecogniser(Reader):
                     scaled = logits / np.float32(temperature)
                 drawn = pick(scaled, draws[index][first : first + len(logits)])
                 count = int((drawn == logits.argmax(axis=-1)).cumprod().sum()) + 1
+                ahead[index] = LOOK_AHEAD if count <= len(drawn) else 2 * ahead[index]
                 kept = drawn[:count].tolist()
                 draft.tokens += kept
                 draft.chances += [_chance(row, token) for row, token in zip(logits, kept, strict=False)]
-                if draft.tokens[-1] != self.vocabulary.end and len(draft.tokens) < limits[index]:
+                ended = draft.tokens[-1] == self.vocabulary.end or len(draft.tokens) >= limits[index]
+                if not ended and draft.logprob >= floors[index]:
                     still.append(index)
             running = still
         return drafts
@@ -446,7 +455,9 @@ class CTranslateRecogniser(Reader):
 
     def _generate(self, states: Any, prompts: Sequence[Sequence[int]], most: int, **options: Any) -> list[Any]:
         """At most so many tokens behind each prompt, those of a text that the prompts go on with counted."""
-        before = prompts[0].index(self.vocabulary.start) + self._prompt_length
+        known = self.vocabulary
+        stamped = known.no_timestamps not in prompts[0]
+        before = prompts[0].index(known.start) + self._prompt_length - stamped
         results: list[Any] = self.model.generate(
             states,
             [list(prompt) for prompt in prompts],

@@ -114,6 +114,9 @@ def read(
 
 def restore(folder: str | Path, target: Path) -> None:
     """Write the transformers form of a folder into `target`, in the type that it is stored in. Raises ModelError."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
     model, processor = read(folder)
     model.save_pretrained(target)
     processor.save_pretrained(target)

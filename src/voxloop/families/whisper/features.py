@@ -40,7 +40,7 @@ ADAPTIVE_STEP = 200
 Array = np.ndarray[Any, np.dtype[np.float32]]
 WINDOW: Array = np.float32(0.5) - np.float32(0.5) * np.cos(2 * np.pi * np.arange(FFT) / FFT).astype(np.float32)  # Hann
 
-AudioContext = Literal["adaptive", "trimmed", "full"]
+AudioContext = Literal["adaptive", "packed", "trimmed", "full"]
 
 
 def padded_frames(samples: int) -> int:
@@ -124,7 +124,7 @@ def mel_filters(processor: WhisperProcessor) -> torch.Tensor:
 
 def frames_in(samples: int, context: AudioContext) -> int:
     """Mel frames that a clip of `samples` is fed as."""
-    if context == "full":
+    if context in ("full", "packed"):
         return FULL_FRAMES
     if context == "trimmed":
         return padded_frames(samples)

@@ -20,6 +20,7 @@ import numpy as np
 
 from voxloop.errors import ModelError, UsageError, nearest
 from voxloop.families.contract import REMEDIES, Decoding, Guards, Hypothesis
+from voxloop.families.whisper import packed
 from voxloop.families.whisper.bias import Logprobs, Preference, Reading, trie
 from voxloop.families.whisper.features import CONTEXT_KEY, FULL_FRAMES, HOP, AudioContext, frames_in
 from voxloop.families.whisper.words import spelled, without_silence, words_of
@@ -37,6 +38,7 @@ T = TypeVar("T")
 # Nobody speaks faster than this, also where a token is one letter: what is longer is a loop.
 TOKENS_PER_S = 25
 SPARE_TOKENS = 16
+FAR_TOO_UNLIKELY = 0.5  # below the least mean log-probability of a text that passes
 # -70 dBFS, ten steps of 16 bits: a clip that never gets louder holds nothing to hear, whatever the model makes of it.
 SILENT_PEAK = 10 ** (-70 / 20)
 PREVIOUS = "<|startofprev|>"  # begins what was said before: arXiv:2212.04356, section 2.3
@@ -116,7 +118,11 @@ class Draft:
 
     @property
     def mean_logprob(self) -> float:
-        return sum(math.log(max(chance, 1e-30)) for chance in self.chances) / max(1, len(self.chances))
+        return self.logprob / max(1, len(self.chances))
+
+    @property
+    def logprob(self) -> float:
+        return sum(math.log(max(chance, 1e-30)) for chance in self.chances)
 
 
 class Config(Protocol):
@@ -185,10 +191,12 @@ class Reader(ABC):
         limits: Sequence[int],
         temperature: float,
         draws: Sequence[np.ndarray[tuple[int], np.dtype[np.float64]]],
+        floors: Sequence[float],
     ) -> list[Draft]:
         """Texts of some rows of a batch, drawn at a temperature by numbers from 0 to 1 for each token.
 
-        A token is the first at which the cumulative distribution reaches the number.
+        A token is the first at which the cumulative distribution reaches the number. A text whose log-probability
+        falls below its floor need not be finished: it is not used.
         """
 
     @abstractmethod
@@ -218,6 +226,9 @@ class Reader(ABC):
     def _running(self) -> AbstractContextManager[Any]:
         """What the engine needs around its work."""
         return nullcontext()
+
+    _writes_time_stamps = False
+    """Whether texts come with time stamps, by Whisper's rules for them, where the prompt does not forbid it."""
 
     @property
     def _at_once(self) -> int:
@@ -271,9 +282,100 @@ class Reader(ABC):
                         heard(seconds(sum(len(clips[index]) for index in done)))
                 return doubtful
 
-            again = set(hear(clips, context))
+            if context == "packed":
+                again = self._hear_packed(clips, decoding, word_times, found, budget_s, heard)
+            else:
+                again = set(hear(clips, context))
             if again:
                 hear([clip if index in again else clip[:0] for index, clip in enumerate(clips)], "full")
+        return found
+
+    def _hear_packed(
+        self,
+        clips: Sequence[Waveform],
+        decoding: Decoding,
+        timed: bool,
+        found: list[Hypothesis],
+        budget_s: float,
+        heard: Callable[[float], None] | None,
+    ) -> set[int]:
+        """Fill `found` from windows that clips share; the clips that are to be heard alone.
+
+        These are all of them where a text cannot be divided: in an unknown language, or with a vocabulary, whose terms
+        are looked for in each clip's text.
+        """
+        holding = {index for index, clip in enumerate(clips) if len(clip)}
+        known = decoding.language or not self.vocabulary.languages
+        if not (self._writes_time_stamps and known) or decoding.vocabulary or decoding.prompt:
+            return holding
+        shared = [window for window in packed.windows(clips) if len(window.clips) > 1]
+
+        def decoded(batch: list[int]) -> list[dict[int, Hypothesis]]:
+            chosen = [shared[index] for index in batch]
+            return self._decode_packed(chosen, clips, decoding, timed)
+
+        batches = list(self._batches([window.waveform for window in shared], "full", budget_s))
+        alone = holding
+        for hypotheses in self._each(decoded, batches):
+            for mine in hypotheses:
+                for index, hypothesis in mine.items():
+                    found[index] = hypothesis
+                alone = alone - set(mine)
+                if heard and mine:
+                    heard(seconds(sum(len(clips[index]) for index in mine)))
+        return alone
+
+    def _decode_packed(
+        self, windows: Sequence[packed.Window], clips: Sequence[Waveform], decoding: Decoding, timed: bool
+    ) -> list[dict[int, Hypothesis]]:
+        """Texts of the clips in each window, by their indices; without those that should be heard alone."""
+        waveforms = [window.waveform for window in windows]
+        states, mask = self._encode(waveforms, "full")
+        tasks, languages = self._prompts(states, mask, len(windows), decoding.language)
+        room = self.config.max_target_positions - len(tasks[0])
+        limits = [min(room, sum(self._limit(len(clips[index]), 224, 4) for index in one.clips)) for one in windows]
+        drafts = self._likeliest(states, mask, [task[:-1] for task in tasks], limits, decoding.beams, False)
+        stamp = self.vocabulary.no_timestamps + 1
+        texts = [[token for token in self._written(draft)[0] if token < stamp] for draft in drafts]
+        rows = [index for index, text in enumerate(texts) if text and drafts[index].tokens[-1] == self.vocabulary.end]
+        starts = self._token_times(
+            states,
+            mask,
+            rows,
+            [tasks[row] for row in rows],
+            [texts[row] for row in rows],
+            [len(waveforms[row]) for row in rows],
+        )
+        found: list[dict[int, Hypothesis]] = [{} for _ in windows]
+        for row, times in zip(rows, starts, strict=True):
+            window, draft, (code, chance) = windows[row], drafts[row], languages[row]
+            tokens, chances = self._written(draft)
+            # A time stamp begins with the text behind it.
+            behind = np.cumsum([0] + [token < stamp for token in tokens])
+            began = [times[place] for place in behind]
+            mine = [clips[index] for index in window.clips]
+            places = packed.divided(window, [len(clip) for clip in mine], tokens, stamp, began, self.tokenizer, code)
+            parts = [
+                Draft([tokens[place] for place in chosen], [chances[place] for place in chosen], None)
+                for chosen in places
+            ]
+            for index, clip, start, chosen, part in zip(
+                window.clips, mine, window.starts, places, self._worded(parts), strict=True
+            ):
+                limit = self._limit(len(clip), decoding.max_new_tokens, len(tasks[row]))
+                if self._doubtful(part, limit, decoding.guards) or self._check(part, decoding.guards or Guards()).fired:
+                    continue
+                offset, last = seconds(start), seconds(len(clip))
+                when = [began[place] for place in chosen] + [began[chosen[-1] + 1]]
+                when = [min(max(time - offset, 0.0), last) for time in when]
+                found[row][index] = Hypothesis(
+                    text=part.text,
+                    confidence=part.confidence,
+                    words=self._words(part, when, clip, code) if timed else (),
+                    language=code,
+                    language_probability=chance,
+                    mean_logprob=round(part.mean_logprob, 6),
+                )
         return found
 
     def _each(self, work: Callable[[list[int]], T], batches: Sequence[list[int]]) -> Iterator[T]:
@@ -482,9 +584,12 @@ class Reader(ABC):
         before one that does (so does faster-whisper; Whisper itself takes the last).
         """
         tried = [[self._check(draft, guards)] for draft in drafts]
+        # Below these no text passes, were all of its further tokens certain.
+        floors = [guards.min_logprob * limit for limit in limits]
+        cold: set[int] = set(but)
         for temperature in guards.temperatures:
             failing = [index for index, mine in enumerate(tried) if set(mine[-1].fired) - {"no speech"}]
-            failing = [index for index in failing if index not in but]
+            failing = [index for index in failing if index not in cold]
             if not failing:
                 break
             again = self._drawn(
@@ -495,9 +600,17 @@ class Reader(ABC):
                 [limits[index] for index in failing],
                 temperature,
                 [_draws(clips[index], temperature, max(limits)) for index in failing],
+                [floors[index] for index in failing],
             )
             for index, draft in zip(failing, self._worded(again), strict=True):
-                tried[index].append(self._check(draft, guards))
+                if draft.logprob >= floors[index]:
+                    tried[index].append(self._check(draft, guards))
+                # Heat makes texts less likely: what is far too unlikely now will not pass later. A text that repeats
+                # itself is worse than that, so something else is looked for until the end.
+                if draft.mean_logprob < guards.min_logprob - FAR_TOO_UNLIKELY and any(
+                    "repetition" not in one.fired for one in tried[index]
+                ):
+                    cold.add(index)
         chosen = []
         for mine, limit in zip(tried, limits, strict=True):
             best = mine[-1]

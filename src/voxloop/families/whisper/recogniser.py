@@ -91,6 +91,7 @@ class WhisperRecogniser(Reader):
         limits: Sequence[int],
         temperature: float,
         draws: Sequence[np.ndarray[tuple[int], np.dtype[np.float64]]],
+        floors: Sequence[float],
     ) -> list[Draft]:
         numbers = torch.from_numpy(np.stack(draws)).to(states.device)
         part, masked = self._rows(states, mask, rows)

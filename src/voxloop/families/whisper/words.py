@@ -32,6 +32,22 @@ def words_of(
     A word is what stands between spaces, with its marks; in languages that write none, a character. `times` has one
     entry more than there are tokens. A space belongs to no word, so that with a token for every byte a pause does not.
     """
+    found = []
+    for text, first, last in word_tokens(tokenizer, tokens, language):
+        probability = sum(chances[first : last + 1]) / (last + 1 - first)
+        found.append(
+            Word(
+                text=text,
+                start=round(times[first], 3),
+                end=round(times[last + 1], 3),
+                probability=round(probability, 4),
+            )
+        )
+    return tuple(found)
+
+
+def word_tokens(tokenizer: Any, tokens: Sequence[int], language: str | None) -> list[tuple[str, int, int]]:
+    """The words of a text, each with the places of its first and its last token."""
     parts = [spelled(tokenizer, token) for token in tokens]
     ends = np.cumsum([len(part) for part in parts])
     text = b"".join(parts).decode("utf-8", "surrogateescape")  # bytes that are no text keep their place
@@ -40,16 +56,8 @@ def words_of(
         first_byte = len(_encoded(text[:start]))
         last_byte = first_byte + len(_encoded(text[start:stop])) - 1
         first, last = (int(np.searchsorted(ends, byte, side="right")) for byte in (first_byte, last_byte))
-        probability = sum(chances[first : last + 1]) / (last + 1 - first)
-        found.append(
-            Word(
-                text=_encoded(text[start:stop]).decode("utf-8", "replace"),
-                start=round(times[first], 3),
-                end=round(times[last + 1], 3),
-                probability=round(probability, 4),
-            )
-        )
-    return tuple(found)
+        found.append((_encoded(text[start:stop]).decode("utf-8", "replace"), first, last))
+    return found
 
 
 def without_silence(words: Sequence[Word], clip: Waveform) -> tuple[Word, ...]:

@@ -129,7 +129,8 @@ class Validation:
         if served:
             return asked, True
         usual = recogniser.context(asked.audio_context, asked.untuned)
-        quick: Context = "adaptive" if usual == "full" and self.short_context else usual
+        # Torch packs no windows: each clip would take one of 30 s.
+        quick: Context = "adaptive" if usual in ("full", "packed") and self.short_context else usual
         guards = replace(asked.guards, temperatures=()) if asked.guards else None
         same = quick == usual and asked.beams == 1
         return replace(asked, audio_context=quick, guards=guards, beams=1), same

@@ -1,0 +1,124 @@
+"""Several clips in one window of 30 s, which costs as much as one clip alone: arXiv:2212.04356, section 2.3.
+
+Whisper pads every clip to 30 s, so short clips are mostly padding. Here they are joined with silence between them and
+decoded with time stamps, whose segments say which clip a text belongs to. Where a segment runs over several clips its
+words are placed one by one, by the decoder's attention.
+
+Letters in shapes: `S` samples, `U` tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from voxloop.families.whisper.words import without_silence, word_tokens
+from voxloop.records import MAX_UTTERANCE_SAMPLES, SAMPLE_RATE, Word, seconds
+
+if TYPE_CHECKING:
+    from voxloop.families.contract import Waveform
+
+GAP = SAMPLE_RATE  # samples of silence between two clips
+STAMP_S = 0.02  # between two time stamps
+MOSTLY = 0.8  # share of a segment within one clip from which all of its text is that clip's
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Clips that share a window."""
+
+    clips: tuple[int, ...]
+    """Indices of the clips, in their order in the window."""
+    starts: tuple[int, ...]
+    """Samples from the window's start to each clip's."""
+    waveform: Waveform
+    """(S,): the clips with silence between, before and behind them."""
+
+
+def windows(clips: Sequence[Waveform]) -> list[Window]:
+    """Share out the clips that are not empty, similar lengths together, so that each window is as full as it gets.
+
+    A clip for which there is no company has a window of its own.
+    """
+    order = sorted(
+        (index for index, clip in enumerate(clips) if len(clip)), key=lambda index: (len(clips[index]), index)
+    )
+    groups: list[list[int]] = []
+    held = 0
+    for index in order:
+        more = len(clips[index]) + GAP
+        if not groups or held + more > MAX_UTTERANCE_SAMPLES:
+            groups.append([])
+            held = 0
+        groups[-1].append(index)
+        held += more
+    return [_joined(clips, group) for group in groups]
+
+
+def _joined(clips: Sequence[Waveform], group: Sequence[int]) -> Window:
+    silence = np.zeros(GAP // 2, np.float32)
+    lengths = [len(clips[index]) + GAP for index in group]
+    starts = np.cumsum([0, *lengths[:-1]]) + GAP // 2
+    parts = [part for index in group for part in (silence, clips[index], silence)]
+    return Window(tuple(group), tuple(int(start) for start in starts), np.concatenate(parts))
+
+
+def divided(
+    window: Window,
+    lengths: Sequence[int],
+    tokens: Sequence[int],
+    first_stamp: int,
+    times: Sequence[float],
+    tokenizer: Any,
+    language: str | None,
+) -> list[list[int]]:
+    """Say which tokens (U,) of a window's text belong to each of its clips: their places, in order.
+
+    `lengths` are those of the window's clips in samples; `times` says when each token begins in the window, in
+    seconds, time stamps included, and when the last one ends.
+    """
+    bounds = [
+        (seconds(start - GAP // 2), seconds(start + length + GAP // 2))
+        for start, length in zip(window.starts, lengths, strict=True)
+    ]
+    mine: list[list[int]] = [[] for _ in bounds]
+    for start, end, places in _segments(tokens, first_stamp, seconds(len(window.waveform))):
+        shares = [max(0.0, min(end, last) - max(start, first)) for first, last in bounds]
+        likeliest = int(np.argmax(shares))
+        if shares[likeliest] >= MOSTLY * (end - start):
+            mine[likeliest] += places
+            continue
+        chosen = [tokens[place] for place in places]
+        found = word_tokens(tokenizer, chosen, language)
+        began = [times[place] for place in places] + [times[places[-1] + 1]]
+        words = [
+            Word(text=text, start=began[first], end=max(began[first], began[last + 1]), probability=1.0)
+            for text, first, last in found
+        ]
+        done = 0
+        for (_, _, last), word in zip(found, without_silence(words, window.waveform), strict=True):
+            middle = min(max((word.start + word.end) / 2, start), end)
+            owner = next((index for index, (_, stop) in enumerate(bounds) if middle < stop), len(bounds) - 1)
+            mine[owner] += places[done : last + 1]  # with the space before it, where that is a token of its own
+            done = max(done, last + 1)
+    return mine
+
+
+def _segments(tokens: Sequence[int], first_stamp: int, last_s: float) -> list[tuple[float, float, list[int]]]:
+    """Start and end of each segment in seconds, and the places of its tokens."""
+    found: list[tuple[float, float, list[int]]] = []
+    start, places = 0.0, []
+    for place, token in enumerate(tokens):
+        if token < first_stamp:
+            places.append(place)
+            continue
+        stamp = (token - first_stamp) * STAMP_S
+        if places:
+            found.append((start, max(stamp, start + STAMP_S), places))
+        start, places = stamp, []
+    if places:
+        found.append((start, max(last_s, start + STAMP_S), places))
+    return found
