@@ -94,6 +94,16 @@ def test_in_passing_speech_is_heard_at_less_than_30_s_and_once(demo_speech: Path
     assert quick == {("adaptive", 1, Guards(temperatures=()))}
 
 
+@pytest.mark.parametrize("served", ["full", "packed"])
+def test_no_clip_takes_30_s_in_passing(served: Any) -> None:
+    told = TOLD | {"decoding": Decoding(guards=Guards(), audio_context=served).as_dict()}
+    listener: Any = Listener()
+    Validation([Clip(pause(1.0), "one", "en")], told, {}, short_context=True).errors(listener, None, served=False)
+    assert [one.audio_context for one in listener.asked] == ["adaptive"]
+    Validation([Clip(pause(1.0), "one", "en")], told, {}, short_context=False).errors(listener, None, served=False)
+    assert listener.asked[-1].audio_context == served
+
+
 @pytest.mark.parametrize(
     ("fired", "same"), [((), True), (("no speech",), True), (("repetition",), False), (("low probability",), False)]
 )
