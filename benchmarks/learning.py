@@ -36,7 +36,7 @@ from voxloop.pipeline import open_loop
 from voxloop.records import Evaluation, Model
 from voxloop.speech import text
 from voxloop.speech.audio import decode
-from voxloop.steps import datasets, evaluation, training, transcripts
+from voxloop.steps import datasets, evaluation, hearing, training, transcripts
 from voxloop.steps.evaluation import Scored, scored_rows
 from voxloop.steps.gate import promotion
 from voxloop.steps.recordings import ingest
@@ -264,8 +264,9 @@ class Others:
         self.language = VOICES[name].language
 
     def rate(self, ws: Workspace, model: Model) -> float:
-        heard = transcripts.transcribe_waveforms(ws, self.clips, model)
-        found = [text.normalise(hypothesis.text, self.language) for hypothesis in heard]
+        with models.loaded(ws, model) as recogniser:
+            heard = hearing.hear_files(recogniser, self.clips, transcripts.decoding(ws, model=model), ws.settings)
+        found = [text.normalise(one.hypothesis.text, self.language) for one in heard]
         return round(text.total(text.word_errors_each(self.texts, found)).rate, 4)
 
 
@@ -289,7 +290,8 @@ def _lines(file: Path) -> Iterator[str]:
 
 
 def _told(line: dict[str, Any]) -> None:
-    shown = {name: line[name] for name in ("step", "val_wer", "val_loss", "blend", "blend_wer", "loss") if name in line}
+    names = ("step", "val_wer", "val_loss", "blend", "blend_wer", "served_wer", "loss")
+    shown = {name: line[name] for name in names if name in line}
     sys.stderr.write(f"  {json.dumps(shown)}  {line.get('elapsed_s', 0):.0f} s\n")
     sys.stderr.flush()
 

@@ -41,7 +41,7 @@ from voxloop.speech.audio import decode
 from voxloop.starter import STARTER_DIR
 from voxloop.starter.corpus import Clip
 from voxloop.starter.measure import strings
-from voxloop.steps import datasets, training, transcripts
+from voxloop.steps import datasets, hearing, training, transcripts
 from voxloop.steps.recordings import ingest
 from voxloop.steps.training import recipes
 from voxloop.workspace import Workspace
@@ -275,9 +275,10 @@ def _heard(ws: Workspace, model: Model, voice: Voice) -> Heard:
 
 
 def _rate(ws: Workspace, model: Model, waveforms: Sequence[Any], references: Sequence[str]) -> float:
-    heard = transcripts.transcribe_waveforms(ws, waveforms, model)
+    with models.loaded(ws, model) as recogniser:
+        heard = hearing.hear_files(recogniser, waveforms, transcripts.decoding(ws, model=model), ws.settings)
     said = [text.normalise(reference, "en") for reference in references]
-    found = [text.normalise(hypothesis.text, "en") for hypothesis in heard]
+    found = [text.normalise(one.hypothesis.text, "en") for one in heard]
     return round(text.total(text.word_errors_each(said, found)).rate, 4)
 
 

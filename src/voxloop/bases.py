@@ -6,6 +6,7 @@ They are right within a factor of two: enough to see whether a model fits, and w
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +19,10 @@ from voxloop.errors import ModelError
 from voxloop.families.contract import Cost, require
 from voxloop.families.registry import converted_of, family, family_of
 from voxloop.models import STARTER, device
+from voxloop.records import Model
 from voxloop.starter import STARTER_DIR
+from voxloop.steps.training import recipes
+from voxloop.stores import tables
 
 if TYPE_CHECKING:
     from voxloop.workspace import Workspace
@@ -32,15 +36,16 @@ PROBE_S = 0.12  # duration of each of two probes, without the warm-up round
 INT8_GAIN = 2.5  # speed of 8-bit integers relative to float32
 OVERHEAD = 1.2  # time of a real model relative to its multiplications: softmax, norms, features, Python
 BACKWARD = {"lora": 3.0, "full": 3.5}  # time of a training step relative to the forward pass
-KEPT = {"lora": 1.75, "full": 1.0}  # activations kept for the backward pass; adapters also keep their own inputs
+# Activations kept for the backward pass; adapters also keep their own inputs.
+KEPT = {"lora": 2.35, "full": 1.3}
+BLENDED = 7  # copies of all weights while blends are tried: the model's, AdamW's, the base's, the trained, loaded files
 RUNTIME_BYTES = {
     "int8": 400 << 20,
     "fp32": 600 << 20,
-    "lora": 700 << 20,
-    "full": 700 << 20,
+    "lora": 610 << 20,
+    "full": 610 << 20,
 }  # of the program and its libraries
 HEARD_WINDOWS = 4  # decoded at once within the default `batch_seconds`
-TRAINED_WINDOWS = {"lora": 4, "full": 1}  # in a batch of training, at most
 ADAPTER_SHARE = 0.03  # of the weights, with the default rank
 
 
@@ -80,7 +85,10 @@ class Base:
 
 
 def here(ws: Workspace) -> tuple[Machine, list[Base]]:
-    """This machine and its bases (the starter, the folder in `base_model`, the Hub's cache), smallest first."""
+    """This machine and its bases, smallest first.
+
+    They are the starter, the folder in `base_model`, adapted bases and those in the Hub's cache.
+    """
     machine = probe(device(ws))
     found = [_base(name, form, folder, machine) for name, form, folder in _places(ws)]
     return machine, sorted(found, key=lambda base: (base.parameters, base.name))
@@ -133,6 +141,12 @@ def _places(ws: Workspace) -> Iterator[tuple[str, Form, Path]]:
     if ws.settings.base_model != STARTER and named.is_dir():
         form: Form = "ctranslate2" if converted_of(named) else "transformers"
         yield ws.settings.base_model, form, named.absolute()
+    adapted = (tables.model.c.kind == "adapter", tables.model.c.run.is_(None), tables.model.c.name.is_not(None))
+    with ws.read() as reader:
+        made = reader.all(Model, *adapted, order=tables.model.c.name)
+    for model in made:
+        if Path(model.where).is_dir():
+            yield model.name or model.id, "transformers", Path(model.where)
     usual: dict[str, str] = {}
     for name, repository in hub.FASTER_WHISPER.items():
         usual.setdefault(repository, name)
@@ -187,9 +201,15 @@ def _trained(shape: Cost, machine: Machine, kind: Literal["lora", "full"]) -> Ne
     """Training needs memory for weights, gradients, AdamW's two averages and a batch's activations."""
     trained = shape.parameters if kind == "full" else round(ADAPTER_SHARE * shape.parameters)
     forward = shape.window_operations + 2 * TOKENS_PER_WINDOW * shape.token_weights
-    memory = RUNTIME_BYTES[kind] + 4 * shape.parameters + 12 * trained
-    memory += round(KEPT[kind] * TRAINED_WINDOWS[kind] * 4 * shape.window_floats)
+    held = 4 * shape.parameters + 12 * trained + round(KEPT[kind] * _windows(shape, kind) * 4 * shape.window_floats)
+    memory = RUNTIME_BYTES[kind] + max(held, 4 * BLENDED * trained)
     return Need(memory_bytes=memory, seconds=OVERHEAD * BACKWARD[kind] * forward / machine.operations_per_s)
+
+
+def _windows(shape: Cost, kind: Literal["lora", "full"]) -> int:
+    """Windows of 30 s in a batch of the recipe that training takes by default, for little speech."""
+    name = "careful" if kind == "lora" else "quick" if shape.parameters < recipes.CPU_MODEL else "full"
+    return math.ceil(recipes.named(name, published=True).batch_seconds / WINDOW_S)
 
 
 def probe(where: str) -> Machine:

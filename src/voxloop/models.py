@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import sys
 import threading
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 
 from voxloop import hub
-from voxloop.errors import BlobError, ModelError, UnknownRecord
+from voxloop.errors import BlobError, ConflictError, ModelError, UnknownRecord, UsageError
 from voxloop.families.contract import Recogniser, require
 from voxloop.families.registry import converted_of, family, family_of
 from voxloop.records import Model
@@ -32,6 +33,7 @@ from voxloop.stores import tables
 from voxloop.stores.blobs import sha256_file
 
 if TYPE_CHECKING:
+    from voxloop.stores.catalog import Reader
     from voxloop.workspace import Workspace
 
 CHAMPION = "champion"
@@ -87,6 +89,8 @@ def _named(ws: Workspace, name: str) -> Model:
         return _registered(ws, folder, _model_files(folder), base=str(folder), where=str(folder))
     if "/" not in name:
         with ws.read() as reader:
+            if called := reader.all(Model, tables.model.c.name == name):
+                return called[0]
             if name not in hub.FASTER_WHISPER or reader.find(Model, name):
                 return reader.get(Model, name)
         name = _of_faster_whisper(name)
@@ -158,6 +162,55 @@ def _registered(ws: Workspace, folder: Path, names: Iterable[str], *, base: str,
 def _moved(model: Model) -> bool:
     """Whether the folder that a model was registered from is gone."""
     return model.run is None and Path(model.where).is_absolute() and not Path(model.where).is_dir()
+
+
+NAME = re.compile(r"[^\W_][\w.-]{0,63}")  # not a path, not an option, and nothing that a shell would split
+RESERVED = (CHAMPION, STARTER, BASE, "previous")
+
+
+def check_name(name: str) -> None:
+    """Raise UsageError for something that cannot be a name."""
+    if not NAME.fullmatch(name):
+        raise UsageError(
+            f"{name!r} is not a valid name: use up to 64 letters, digits, dots, hyphens and underscores, "
+            "starting with a letter or a digit"
+        )
+
+
+def check_free(reader: Reader, name: str, id: str) -> None:
+    """Raise UsageError or ConflictError if the name already means another model."""
+    alias = reader.connection.execute(sa.select(tables.alias.c.model).where(tables.alias.c.name == name)).scalar()
+    if alias or name in RESERVED or name in hub.FASTER_WHISPER:
+        raise UsageError(f"{name!r} already has a meaning wherever a model is named: choose another name")
+    other = reader.all(Model, tables.model.c.name == name)
+    if other:
+        raise ConflictError(
+            f"model {other[0].id.removeprefix('sha256-')[:12]} is already called {name!r}: rename that model first"
+        )
+    try:
+        taken = reader.get(Model, name).id
+    except UnknownRecord:
+        return
+    if taken != id:
+        raise UsageError(f"{name!r} is part of another model's id: choose another name")
+
+
+def register(ws: Workspace, folder: Path, *, base: str, name: str) -> Model:
+    """Register a folder of this workspace as a base called `name`, made from the model `base` with an adapter.
+
+    An earlier one that it replaces gives the name up. Raises UsageError or ConflictError if the name is taken.
+    """
+    files = {file: _hash(folder / file) for file in _model_files(folder)}
+    made = Model(
+        id=model_id(files), family=family_of(folder), base=base, kind="adapter", where=str(folder), files=files
+    )
+    with ws.completion() as tx:
+        for earlier in tx.all(Model, tables.model.c.name == name, tables.model.c.base == base):
+            tx.change(Model, earlier.id, name=None)
+        check_free(tx, name, made.id)
+        tx.add(made)
+        tx.change(Model, made.id, name=name)
+        return tx.get(Model, made.id)
 
 
 # Its files -----------------------------------------------------------------------------------------------------------

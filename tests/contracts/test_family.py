@@ -20,6 +20,7 @@ from voxloop.families.contract import (
     Decoding,
     Family,
     Guards,
+    Lesson,
     PersonalVocabulary,
     Term,
     Trainable,
@@ -380,6 +381,30 @@ def has_encoder_states(case: Case, folder: Path) -> None:
     assert kind.encoder_bytes(case.folder, 60.0) == states.nbytes
 
 
+def has_distillation(case: Case, folder: Path) -> None:
+    kind, trainable, clips = require(case.family, "distillation"), case.trainable, sounds(0.6, 1.4)
+    found = kind.lessons(trainable, trainable.model, clips, "en")
+    assert [one is None or isinstance(one, Lesson) for one in found] == [True, True]
+    states = require(case.family, "encoder states").encode(trainable, batch(case, trainable, at_least_s=30.0))
+    known = [
+        Lesson(
+            states=states["encoder_outputs"][index, : len(clip) // 320].half(),
+            prompt=[1, 2],
+            text=[3, 4, 5],
+            tokens=torch.tensor([[3, 7], [4, 8], [5, 9]]),
+            logprobs=torch.tensor([0.7, 0.2]).log().repeat(3, 1),
+        )
+        for index, clip in enumerate(clips)
+    ]
+    with torch.no_grad():
+        same, _ = kind.distil(trainable, trainable.model, clips, known, at_least_s=30.0)
+    other, entropy = kind.distil(trainable, trainable.model, clips, known)
+    assert float(same) < 1e-4
+    assert float(other.detach()) > 10 * float(same)
+    torch.autograd.backward(other + entropy)
+    assert all(weight.grad is not None for name, weight in trainable.model.named_parameters() if ".layers." in name)
+
+
 def has_cost_estimate(case: Case, folder: Path) -> None:
     found = require(case.family, "cost estimate").cost(case.folder)
     assert found.parameters == sum(weight.numel() for weight in case.trainable.model.parameters())
@@ -430,6 +455,7 @@ WORKS: dict[Capability, Callable[[Case, Path], None]] = {
     "cost estimate": has_cost_estimate,
     "embeddings": has_embeddings,
     "encoder states": has_encoder_states,
+    "distillation": has_distillation,
     "other programs": has_other_programs,
 }
 

@@ -15,8 +15,8 @@ from tests.unit import frozen_speech, tiny_whisper
 from voxloop.cli import app
 from voxloop.cli.screen import short
 from voxloop.errors import ConflictError, UnknownRecord, UsageError
-from voxloop.maintenance.naming import NAME, rename_dataset, rename_model
-from voxloop.models import base_model
+from voxloop.maintenance.naming import rename_dataset, rename_model
+from voxloop.models import NAME, base_model
 from voxloop.pipeline import EVENTS, open_loop
 from voxloop.records import Event, Run
 from voxloop.steps import datasets

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -21,10 +22,11 @@ from voxloop import models
 from voxloop.cli import app
 from voxloop.errors import UsageError
 from voxloop.pipeline import open_loop
+from voxloop.records import Model
 from voxloop.steps import report
 from voxloop.steps.evaluation import evaluate, forecast, scored_rows
 from voxloop.steps.report.charts import Line, Point, bar, plot
-from voxloop.steps.report.page import percent, rate_in_words
+from voxloop.steps.report.page import _name, percent, rate_in_words
 from voxloop.steps.report.sound import Sounds
 
 NASTY = "<script>alert('ann')</script>"
@@ -125,6 +127,20 @@ def test_a_screen_reader_and_a_keyboard_find_their_way(made: tuple[Path, Path]) 
     assert page.all("html") == [{"lang": "en"}]
     assert len(page.all("h1")) == len(page.all("main")) == 1
     assert all(attrs["aria-label"] for attrs in page.all("audio"))
+
+
+def test_a_model_is_called_what_its_owner_called_it() -> None:
+    base = Model(id="sha256-" + "a" * 64, family="whisper", base="/models/tiny", kind="full", where="/models/tiny")
+    tuned = replace(base, id="sha256-" + "b" * 64, base=base.id, run="r")
+    again = replace(base, id="sha256-" + "c" * 64, base=tuned.id, run="s")
+    assert _name(base, {}, None) == "tiny"
+    assert _name(tuned, {}, base) == "tiny, fine-tuned (bbbbbbbbbbbb)"
+    assert _name(again, {}, tuned) == "fine-tuned again (cccccccccccc)"
+    assert _name(again, {}, replace(tuned, name="ann")) == "ann, fine-tuned (cccccccccccc)"
+    named = replace(tuned, name="ann")
+    assert _name(named, {}, base) == "ann"
+    assert _name(named, {"champion": named.id}, base) == "champion (ann)"
+    assert _name(tuned, {"champion": tuned.id}, base) == "champion (bbbbbbbbbbbb)"
 
 
 def test_the_sound_is_the_clips(made: tuple[Path, Path]) -> None:

@@ -112,7 +112,8 @@ class TestRun:
         losses = [line["loss"] for line in lines if "loss" in line]
         assert losses[-1] < 0.5 * losses[0]
         assert [line["step"] for line in lines if "val_wer" in line] == [0, 20, 40, 60]
-        assert {"step", "epoch", "learning_rate", "samples_per_second", "elapsed_s", "eta_s", "time"} <= set(lines[-2])
+        known = {"step", "epoch", "learning_rate", "samples_per_second", "elapsed_s", "eta_s", "time"}
+        assert known <= set([line for line in lines if "loss" in line][-1])
         rates = [line["learning_rate"] for line in lines if "learning_rate" in line]
         assert rates[0] < max(rates)
         assert rates[-1] < 0.1 * max(rates)
@@ -140,7 +141,7 @@ class TestRun:
                 [text.normalise(h.text, "en") for h in heard],
             )
         )
-        assert metrics(folder)[-1]["val_wer"] == pytest.approx(expected.rate)
+        assert [line["val_wer"] for line in metrics(folder) if "val_wer" in line][-1] == pytest.approx(expected.rate)
         assert outcome.best is not None
 
     @pytest.mark.parametrize(

@@ -26,12 +26,18 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_whisper.make(tmp_path_factory.mktemp("base") / "model", sharpness=1.0, width=48)
 
 
-def rates(monkeypatch: pytest.MonkeyPatch, *, base: float, trained: float, blends: dict[float, float]) -> None:
+def rates(
+    monkeypatch: pytest.MonkeyPatch, *, base: float, trained: float, blends: dict[float, float], worse_served: float = 0
+) -> None:
     """Have val find these error rates, so that what is decided by them can be told."""
 
-    def measure(self: Session, step: int, *, context: str = "auto", blend: float = 1.0) -> Score:
+    def measure(
+        self: Session, step: int, *, context: str | None = None, blend: float = 1.0, served: bool = False
+    ) -> Score:
         wer = base if step == 0 else blends.get(blend, trained)
-        return Score(step=step, wer=wer, cer=wer, loss=wer, blend=blend)
+        if served and step:
+            wer += worse_served
+        return Score(step=step, wer=wer, cer=wer, loss=wer, blend=blend, served=served)
 
     monkeypatch.setattr(Session, "measure", measure)
 
@@ -40,7 +46,7 @@ def test_the_best_blend_is_kept_and_told(base: Path, tmp_path: Path, monkeypatch
     rates(monkeypatch, base=0.5, trained=0.4, blends={0.25: 0.45, 0.5: 0.3, 0.75: 0.35})
     folder = lay_out(tmp_path / "run", base, *BLENDED)
     outcome = trainer.run(folder, StopFlag())
-    assert outcome.best == Score(step=6, wer=0.3, cer=0.3, loss=0.3, blend=0.5)
+    assert outcome.best == Score(step=6, wer=0.3, cer=0.3, loss=0.3, blend=0.5, served=True)
     assert any("kept a blend of base and trained weights, 50 % trained" in note for note in outcome.notes)
     first, last, kept = weights(base), weights(folder / "final"), weights(folder / "best")
     moved = [name for name in last if not torch.equal(first[name], last[name])]
@@ -84,9 +90,22 @@ def test_a_blend_of_weights_that_are_worse_than_the_base_may_be_better(
     rates(monkeypatch, base=0.3, trained=0.4, blends={0.25: 0.25, 0.5: 0.3, 0.75: 0.4})
     folder = lay_out(tmp_path / "run", base, *BLENDED)
     outcome = trainer.run(folder, StopFlag())
-    assert outcome.best == Score(step=6, wer=0.25, cer=0.25, loss=0.25, blend=0.25)
+    assert outcome.best == Score(step=6, wer=0.25, cer=0.25, loss=0.25, blend=0.25, served=True)
     first, last, kept = weights(base), weights(folder / "final"), weights(folder / "best")
     assert all(torch.allclose(kept[name], torch.lerp(first[name], last[name], 0.25)) for name in last)
+
+
+def test_the_base_is_kept_where_the_best_is_worse_as_served(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates(monkeypatch, base=0.3, trained=0.4, blends={0.25: 0.25}, worse_served=0.1)
+    outcome = trainer.run(lay_out(tmp_path / "run", base, *BLENDED), StopFlag())
+    assert outcome.best == outcome.base
+    (note,) = [note for note in outcome.notes if "did not improve" in note]
+    assert "WER 30.0 % (loss 0.300) before, WER 35.0 % (loss 0.350) after" in note
+    assert all(torch.equal(weight, weights(base)[name]) for name, weight in weights(tmp_path / "run" / "best").items())
+    told = [(line["served_step"], line["served_wer"]) for line in metrics(tmp_path / "run") if "served_wer" in line]
+    assert told == [(0, 0.3), (6, pytest.approx(0.35))]
 
 
 def test_trained_weights_are_kept_on_request(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

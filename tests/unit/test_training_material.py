@@ -10,7 +10,7 @@ import pytest
 
 from tests.unit.speech import add_utterance
 from voxloop.errors import SettingError, UnknownRecord
-from voxloop.records import Dataset, Model, Run
+from voxloop.records import Dataset, Model, Run, Utterance
 from voxloop.steps import datasets
 from voxloop.steps.training import material
 from voxloop.steps.training.batches import read_noises
@@ -89,6 +89,24 @@ class TestReplay:
         assert rows == material.replay_rows(workspace, replace(PLAIN, replay_from=(many.id,), replay_share=share), few)
 
 
+class TestRehearsal:
+    def test_other_speakers_are_rehearsed_with_texts_that_the_base_is_sure_of(self, workspace: Workspace) -> None:
+        ann = speech(workspace, "ann")
+        asked = replace(PLAIN, rehearse=True)
+        add_utterance(workspace, "own", heard="said", speaker="ann", duration=2.0, confidence=0.95)
+        add_utterance(workspace, "sure", heard="go on", speaker="bob", duration=2.0, confidence=0.95)
+        add_utterance(workspace, "unsure", heard="go on", speaker="bob", duration=2.0, confidence=0.5)
+        add_utterance(workspace, "short", heard="go", speaker="bob", duration=0.5, confidence=0.95)
+        add_utterance(workspace, "who", heard="go on", duration=2.0, confidence=0.95)
+        (row,) = material.rehearsal_rows(workspace, asked, ann, "model")
+        assert material.rehearsal_rows(workspace, asked, ann, "another model") == []
+        assert (row.recording, row.text, row.kind, row.split) == ("sha256-sure", "go on", "hypothesis", "train")
+        assert material.rehearsal_rows(workspace, replace(asked, replay_share=0.0), ann, "model") == []
+        with workspace.transaction() as tx:
+            tx.change(Utterance, [row.utterance], split="test")
+        assert material.rehearsal_rows(workspace, asked, ann, "model") == []
+
+
 class TestNoises:
     def test_noises_of_any_format_lie_in_the_runs_folder(self, workspace: Workspace, tmp_path: Path) -> None:
         import soundfile
@@ -102,7 +120,7 @@ class TestNoises:
         (source / "readme.txt").write_text("my noises")
         recipe = replace(PLAIN, noise_folder=str(source))
         ann = speech(workspace, "ann")
-        said = material.write_material(workspace, recipe, ann, tmp_path / "run")
+        said = material.write_material(workspace, recipe, ann, "base", tmp_path / "run")
         assert said == {"noise": "noise"}
         noises = read_noises(tmp_path / "run" / "noise")
         assert [round(len(noise) / RATE, 1) for noise in noises] == [1.0, 60.0]
@@ -115,10 +133,10 @@ class TestNoises:
         (tmp_path / "empty").mkdir()
         with pytest.raises(SettingError, match="contains no noise"):
             material.write_material(
-                workspace, replace(PLAIN, noise_folder=str(tmp_path / "empty")), ann, tmp_path / "r"
+                workspace, replace(PLAIN, noise_folder=str(tmp_path / "empty")), ann, "base", tmp_path / "r"
             )
         (tmp_path / "empty" / "broken.wav").write_bytes(b"RIFF")
         with pytest.raises(SettingError, match=r"broken\.wav.*remove the file"):
             material.write_material(
-                workspace, replace(PLAIN, noise_folder=str(tmp_path / "empty")), ann, tmp_path / "r"
+                workspace, replace(PLAIN, noise_folder=str(tmp_path / "empty")), ann, "base", tmp_path / "r"
             )

@@ -44,7 +44,7 @@ def base_list(ctx: typer.Context, as_json: Json = False) -> None:
         f"\nEstimated memory and time on {machine.device} "
         f"(measured: {machine.operations_per_s / 1e9:,.0f} GFLOP/s).\n"
         "int8, fp32: transcribe one minute of speech with ctranslate2 or torch.\n"
-        "LoRA, full: train on one 30 s clip once, in batches of up to four clips.\n"
+        "LoRA, full: train on 30 s of speech once, in the batches of the default recipe.\n"
         "Choose a base with `--base NAME` or with `base_model` in voxloop.toml."
     )
 

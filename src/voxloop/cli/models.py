@@ -1,7 +1,8 @@
-"""The commands `model list`, `show`, `compare`, `promote`, `rollback`, `history`, `rename`, `delete` and `export`."""
+"""The commands under `voxloop model`."""
 
 from __future__ import annotations
 
+import time
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -37,11 +38,15 @@ from voxloop.cli.screen import (
 
 if TYPE_CHECKING:
     from voxloop.records import Model
+    from voxloop.steps import adapting
     from voxloop.steps.exporting import ExportedModel
     from voxloop.steps.gate.overview import ModelOverview
 
+ADAPTING_EVERY_S = 10.0  # between two lines of progress
+
 model = typer.Typer(
-    no_args_is_help=True, help="Manage models: list, show, compare, promote, rollback, history, rename, delete, export."
+    no_args_is_help=True,
+    help="Manage models: adapt, list, show, compare, promote, rollback, history, rename, delete, export.",
 )
 
 
@@ -55,6 +60,76 @@ class ModelFormat(StrEnum):
 
 def register(app: typer.Typer) -> None:
     app.add_typer(model, name="model")
+
+
+@model.command("adapt")
+def model_adapt(
+    ctx: typer.Context,
+    base: Annotated[
+        str | None, typer.Argument(metavar="[BASE]", help="A published Whisper. [default: the base model]")
+    ] = None,
+    sources: Annotated[
+        list[Path] | None,
+        typer.Option("--audio", metavar="PATH", help="Audio files and folders; repeat for more. No texts are needed."),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the new base. [default: BASE-short]")] = None,
+    language: Annotated[str | None, typer.Option(help="Language of files that do not name one (ISO 639-1).")] = None,
+    minutes: Annotated[float, typer.Option(min=0.0, help="Longest training, in minutes, earlier calls included.")] = 20,
+    keep: Annotated[bool, typer.Option("--keep", help="Register the model whatever the test says.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Make a base hear clips at their own length as well as at 30 s, from any audio.
+
+    Run the command again with the same name to go on after an interruption, or with more --minutes.
+    """
+    from voxloop.errors import UsageError
+    from voxloop.steps import adapting
+
+    if not sources:
+        raise UsageError("name audio files or folders with --audio")
+    told = 0.0
+
+    def say(line: adapting.AdaptProgress) -> None:
+        nonlocal told
+        if time.monotonic() - told < ADAPTING_EVERY_S and line.done < line.total:
+            return
+        told = time.monotonic()
+        typer.echo(f"  {_adapting_text(line)}", err=True)
+
+    with opened(ctx) as ws:
+        found = adapting.adapt(
+            ws, base, sources, name=name, language=language, minutes=minutes, keep=keep, progress=say
+        )
+    if as_json:
+        print_json(found)
+        return
+    measure = "word error rate" if found.references else "difference from the base's own texts"
+    typer.echo(f"learnt from {found.clips} clips ({found.seconds / 60:.1f} min), {found.steps} steps")
+    typer.echo(f"{measure} in {counted(found.files, 'file')} ({counted(found.words, 'word')}):")
+    for one in found.measured:
+        where = "at the clip's own length" if one.context == "trimmed" else "at 30 s"
+        typer.echo(
+            f"  {where}: {percent(one.after)}, base at 30 s {percent(one.before)} (difference {100 * one.low:+.1f} to "
+            f"{100 * one.high:+.1f} points, at most {100 * one.margin:+.1f}: {'yes' if one.accepted else 'no'})"
+        )
+    if not found.accepted:
+        typer.echo(
+            "the test does not show that it is no worse. What would help: more minutes, more audio, or more files with "
+            "texts for the test"
+        )
+    if found.model:
+        typer.echo(f"registered as {found.name}: name it with `voxloop train --base {found.name}` or in `base_model`")
+    else:
+        typer.echo(f"not registered; the adapted model lies in {found.folder}")
+
+
+def _adapting_text(line: adapting.AdaptProgress) -> str:
+    if line.phase != "training":
+        return f"{line.phase}: {line.done:.0f} of {line.total:.0f}"
+    return (
+        f"training: step {line.step}, states {line.states:.3f}, cross-entropy {line.entropy:.3f}, "
+        f"{line.done / 60:.1f} of {line.total / 60:.1f} min"
+    )
 
 
 @model.command("list")

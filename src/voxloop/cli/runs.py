@@ -81,6 +81,11 @@ def blend_text(line: dict[str, Any]) -> str:
     return f"blend {line['blend']:g}: val WER {percent(line['blend_wer'])}, loss {line['blend_loss']:.3f}"
 
 
+def served_text(line: dict[str, Any]) -> str:
+    """The val score, as served, of the base model or of the one that is kept."""
+    return f"{'as served' if line['served_step'] else 'base as served'}: val WER {percent(line['served_wer'])}"
+
+
 @contextmanager
 def live(id: str) -> Iterator[tuple[Callable[[dict[str, Any]], None], Callable[[QueuePosition], None]]]:
     """Show a run's progress: a block that updates in place on a terminal, plain lines elsewhere.
@@ -126,6 +131,9 @@ def live(id: str) -> Iterator[tuple[Callable[[dict[str, Any]], None], Callable[[
         known.update(line)
         if line.get("blend_wer") is not None:
             typer.echo(f"  {blend_text(line)}", err=True)
+            return
+        if line.get("served_wer") is not None:
+            typer.echo(f"  {served_text(line)}", err=True)
             return
         if line.get("val_wer") is None and time.monotonic() - told < PLAIN_EVERY_S:
             return

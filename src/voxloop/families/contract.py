@@ -45,6 +45,7 @@ Capability = Literal[
     "ctranslate2",
     "embeddings",
     "encoder states",
+    "distillation",
     "cost estimate",
     "other programs",
 ]
@@ -62,6 +63,7 @@ REMEDIES: Mapping[Capability, str] = {
     "ctranslate2": "set `engine` to torch",
     "embeddings": "name another embedding model, such as `starter`",
     "encoder states": "set ctc_weight=0 and encoder_copies=0",
+    "distillation": "name a Whisper model",
     "cost estimate": "try it on a few clips",
     "other programs": "export it with --format transformers",
 }
@@ -268,6 +270,21 @@ class Trainable:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Lesson:
+    """What a model made of a clip at 30 s. `K`: the likeliest tokens."""
+
+    states: torch.Tensor
+    """Encoder states over the speech, (E, D) in half precision."""
+    prompt: list[int]
+    text: list[int]
+    """Its tokens, the end included."""
+    tokens: torch.Tensor
+    """The likeliest at each place of the text, (U, K)."""
+    logprobs: torch.Tensor
+    """Theirs, (U, K)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Labels:
     """The longest texts that a model can write, computed without its weights."""
 
@@ -357,6 +374,13 @@ class Family(Protocol):
 
     def tuned_context(self, folder: str | Path) -> Context:
         """The audio context that a saved model was trained for, read without loading it."""
+        ...
+
+    def published(self, folder: str | Path) -> bool:
+        """Whether a saved model is, or was made from, one that its authors published for everybody's speech.
+
+        Such a model forgets what it knows at the learning rates of a small one.
+        """
         ...
 
     def padded_seconds(self, seconds: float, at_least_s: float = 0.0) -> float:
@@ -474,6 +498,35 @@ class Portable(Family, Protocol):
         ...
 
 
+class Distillable(Family, Protocol):
+    """The capability `distillation`: learning short contexts from what the model itself makes of clips at 30 s."""
+
+    def lessons(
+        self, trainable: Trainable, model: torch.nn.Module, waveforms: Sequence[Waveform], language: str | None
+    ) -> list[Lesson | None]:
+        """What the model makes of clips (S,) at 30 s; None where it is in doubt, or hears nothing.
+
+        Adapters that are active take part.
+        """
+        ...
+
+    def distil(
+        self,
+        trainable: Trainable,
+        model: torch.nn.Module,
+        waveforms: Sequence[Waveform],
+        lessons: Sequence[Lesson],
+        *,
+        at_least_s: float = 0.0,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Two losses of clips heard at their own length, or with silence up to `at_least_s` seconds.
+
+        The squared error of the encoder's states relative to their variance, by clip, and the cross-entropy of the
+        decoder's distribution, by token.
+        """
+        ...
+
+
 class Costed(Family, Protocol):
     """The capability `cost estimate`: what a model needs, without loading it."""
 
@@ -511,6 +564,8 @@ def require(family: Family, capability: Literal["ctranslate2"]) -> Conversion: .
 def require(family: Family, capability: Literal["encoder states"]) -> EncoderStates: ...
 @overload
 def require(family: Family, capability: Literal["cost estimate"]) -> Costed: ...
+@overload
+def require(family: Family, capability: Literal["distillation"]) -> Distillable: ...
 @overload
 def require(family: Family, capability: Literal["other programs"]) -> Portable: ...
 @overload

@@ -27,7 +27,6 @@ from voxloop.stores.catalog import chunks
 from voxloop.stores.jobs import News
 
 if TYPE_CHECKING:
-    from voxloop.families.contract import Waveform
     from voxloop.stores.catalog import Reader
     from voxloop.workspace import Transaction, Workspace
 
@@ -397,12 +396,6 @@ def transcribe_file(
         segments=tuple(segments),
         notes=sound.notes,
     )
-
-
-def transcribe_waveforms(ws: Workspace, waveforms: Sequence[Waveform], model: Model) -> list[Hypothesis]:
-    """Transcribe waveforms of at most 30 s with a given model."""
-    with loaded(ws, model) as recogniser:
-        return recogniser.transcribe(waveforms, decoding(ws, model=model))
 
 
 T = TypeVar("T")

@@ -152,6 +152,10 @@ class Voxtral:
         )
         return total, outputs
 
+    def published(self, folder: str | Path) -> bool:
+        """Every Voxtral is."""
+        return True
+
     def tuned_context(self, folder: str | Path) -> Context:
         """Voxtral is fed 30 s, always."""
         return "full"

@@ -9,6 +9,7 @@ Whisper folder that stock transformers loads.
     features.py    log-mel of a batch of clips
     network.py     encoder and decoder at any length, loading
     output.py      the loss behind the output layer
+    distilling.py  short contexts learnt from the model's own states at 30 s
     reading.py     prompt, batches, guards, words: what both engines do alike
     bias.py        a personal vocabulary: texts that hold its terms are preferred
     words.py       words and their times, of tokens with theirs
@@ -56,7 +57,7 @@ from voxloop.speech.text import CHARACTER_LANGUAGES
 if TYPE_CHECKING:
     import torch
 
-    from voxloop.families.contract import Cost, ExportFormat, Reading, Waveform
+    from voxloop.families.contract import Cost, ExportFormat, Lesson, Reading, Waveform
     from voxloop.families.whisper.ctranslate import CTranslateRecogniser
     from voxloop.families.whisper.recogniser import WhisperRecogniser
 
@@ -65,6 +66,9 @@ STATE_BYTES = 4  # of a number in float32
 LABEL_TOKENS = 448  # arXiv:2212.04356, table 1 and openai/whisper, model.py: n_text_ctx
 AROUND_TEXT = 5  # start, language, task, no timestamps, end: arXiv:2212.04356, figure 1
 TIME_STEP_S = 0.02  # between two time stamp tokens: arXiv:2212.04356, section 2.3
+PUBLISHED_KEY = (
+    "voxloop_published"  # in config.json: of a model tuned to short contexts, whether its base was published
+)
 TIME_STAMPS = 1501  # from <|0.00|> to <|30.00|>
 
 
@@ -91,7 +95,7 @@ class Whisper:
         (
             *("word times", "no-speech", "language detection", "guards", "prompt", "biased decoding"),
             *("short context", "ctranslate2", "embeddings", "encoder states", "cost estimate"),
-            "other programs",
+            *("distillation", "other programs"),
         )
     )
     lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
@@ -168,7 +172,10 @@ class Whisper:
 
         model, processor = load(folder, torch.float32)
         base_context: Literal["trimmed", "full"] = getattr(model.config, CONTEXT_KEY, "full")
+        published = getattr(model.config, PUBLISHED_KEY, base_context == "full")
         setattr(model.config, CONTEXT_KEY, audio_context)
+        if published and audio_context == "trimmed":
+            setattr(model.config, PUBLISHED_KEY, True)
         model.config.apply_spec_augment = False  # the recipe augments
         known = vocabulary(model.config, model.generation_config, processor)
         return WhisperTrainable(
@@ -179,7 +186,7 @@ class Whisper:
             time_stamps=model.config.vocab_size >= known.no_timestamps + 1 + TIME_STAMPS,
             vocabulary=known,
             filters=mel_filters(processor),
-            spaced=base_context == "full",
+            spaced=published,
         )
 
     def tuned_context(self, folder: str | Path) -> AudioContext:
@@ -188,6 +195,34 @@ class Whisper:
         told = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         context: AudioContext = told.get(CONTEXT_KEY, "full")
         return context
+
+    def published(self, folder: str | Path) -> bool:
+        """What config.json says; where it says nothing, whether the model hears 30 s."""
+        file = Path(folder, "config.json")
+        told = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        return bool(told.get(PUBLISHED_KEY, self.tuned_context(folder) == "full"))
+
+    def lessons(
+        self, trainable: Trainable, model: torch.nn.Module, waveforms: Sequence[Waveform], language: str | None
+    ) -> list[Lesson | None]:
+        """What the model makes of clips (S,) at 30 s; None where it is in doubt, or hears nothing."""
+        from voxloop.families.whisper import distilling
+
+        return distilling.lessons(self.recogniser(trainable, model), waveforms, language)
+
+    def distil(
+        self,
+        trainable: Trainable,
+        model: torch.nn.Module,
+        waveforms: Sequence[Waveform],
+        lessons: Sequence[Lesson],
+        *,
+        at_least_s: float = 0.0,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The error of the encoder's states and the decoder's cross-entropy, of clips at their own length."""
+        from voxloop.families.whisper import distilling
+
+        return distilling.loss(_own(trainable), model, waveforms, lessons, at_least_s)
 
     def labels(self, folder: str | Path) -> Labels:
         """How long the texts of Whisper may be, counted by the tokenizer of a saved model."""

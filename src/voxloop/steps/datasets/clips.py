@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,8 +57,13 @@ def write_split(ws: Workspace, dataset: str, split: Split, folder: Path) -> Path
     return write_rows(ws, chosen, folder / f"{split}.jsonl")
 
 
-def write_rows(ws: Workspace, chosen: Iterable[DatasetRow], manifest: Path) -> Path:
-    """Write rows of any datasets as `write_split` does, with their audio in `audio` next to the manifest."""
+def write_rows(
+    ws: Workspace, chosen: Iterable[DatasetRow], manifest: Path, *, whole: Collection[str] = frozenset()
+) -> Path:
+    """Write rows of any datasets as `write_split` does, with their audio in `audio` next to the manifest.
+
+    The utterances in `whole` are marked: they are recordings in which the detector has yet to find the speech.
+    """
     folder = manifest.parent
     (folder / "audio").mkdir(parents=True, exist_ok=True)
     partial = manifest.with_suffix(".partial")
@@ -71,7 +76,8 @@ def write_rows(ws: Workspace, chosen: Iterable[DatasetRow], manifest: Path) -> P
                 unfinished.write_bytes(clip_wav(ws, row))
                 unfinished.replace(target)
             values = {"text": row.text, "duration": row.duration, "speaker": row.speaker, "language": row.language}
-            file.write(line({"audio_path": name, **values, "id": row.utterance}))
+            marked = {"whole": True} if row.utterance in whole else {}
+            file.write(line({"audio_path": name, **values, "id": row.utterance, **marked}))
     partial.replace(manifest)
     return manifest
 

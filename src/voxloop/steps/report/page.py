@@ -188,14 +188,17 @@ def _subjects(
 
 
 def _name(model: Model, aliases: dict[str, str], base: Model | None) -> str:
-    """A model's display name: its alias, or else its origin; for a fine-tuned model, its base."""
+    """A model's display name: its alias, the name it was given, or else its origin."""
     alias = sorted(name for name, id in aliases.items() if id == model.id)
     if alias:
-        return f"{alias[0]} ({short(model.id)})"
+        return f"{alias[0]} ({model.name or short(model.id)})"
+    if model.name:
+        return model.name
     if model.run is None:
         return Path(model.base).name
-    origin = "fine-tuned again" if base is None or base.run else f"{Path(base.base).name}, fine-tuned"
-    return f"{origin} ({short(model.id)})"
+    if base is None or (base.run and not base.name):
+        return f"fine-tuned again ({short(model.id)})"
+    return f"{base.name or Path(base.base).name}, fine-tuned ({short(model.id)})"
 
 
 def _render(ws: Workspace, subjects: Sequence[Subject], sounds: Sounds) -> str:

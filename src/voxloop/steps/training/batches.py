@@ -52,6 +52,7 @@ class ClipRow:
     duration: float  # seconds
     speaker: str | None
     language: str | None
+    whole: bool = False  # a whole recording, of which a model is given what the voice detector finds
 
 
 def read_rows(manifest: Path) -> list[ClipRow]:
@@ -68,6 +69,7 @@ def read_rows(manifest: Path) -> list[ClipRow]:
                     duration=float(values["duration"]),
                     speaker=values.get("speaker"),
                     language=values.get("language"),
+                    whole=bool(values.get("whole")),
                 )
             )
         except (ValueError, KeyError, TypeError) as error:

@@ -82,6 +82,10 @@ class Journal:
         self._line(**{f"val_{name}": value for name, value in known.items()})
         self._history(**{f"eval_{name}": value for name, value in known.items()})
 
+    def served(self, score: Score) -> None:
+        """Log the val score, as served, of the base (step 0) or of the model that is kept."""
+        self._line(served_step=score.step, **{f"served_{name}": value for name, value in _measured(score).items()})
+
     def blend(self, score: Score) -> None:
         """Log the val score of a blend of base and trained weights."""
         self._line(blend=score.blend, **{f"blend_{name}": value for name, value in _measured(score).items()})
@@ -128,7 +132,8 @@ def _measured(score: Score) -> dict[str, float]:
 def _sentence(line: dict[str, Any]) -> str:
     parts = [f"step {line['step']}, epoch {line['epoch']}"]
     parts += [f"loss {line['loss']:.4f}"] if "loss" in line else []
-    for kind, said in (("val", ""), ("blend", f"blend {line.get('blend', 1.0):g}: ")):
+    blend = f"blend {line.get('blend', 1.0):g}: "
+    for kind, said in (("val", ""), ("blend", blend), ("served", "as served: ")):
         if f"{kind}_wer" in line:
             parts += [f"{said}val WER {line[f'{kind}_wer']:.2%}, CER {line[f'{kind}_cer']:.2%}"]
             parts += [f"clips {line[f'{kind}_clips_wer']:.2%}"] if f"{kind}_clips_wer" in line else []

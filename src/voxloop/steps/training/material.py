@@ -1,4 +1,4 @@
-"""Training material beside the dataset: replayed speech of earlier models, and the user's own noises."""
+"""Training material beside the dataset: replayed speech of earlier models, rehearsed speech, and the user's noises."""
 
 from __future__ import annotations
 
@@ -13,20 +13,22 @@ from voxloop import models
 from voxloop.errors import AudioError, SettingError
 from voxloop.families.contract import require
 from voxloop.families.registry import family
-from voxloop.records import SAMPLE_RATE, Dataset, Model, Run
+from voxloop.records import SAMPLE_RATE, Dataset, Model, Run, Transcript, Utterance
 from voxloop.speech import audio
 from voxloop.steps import datasets
+from voxloop.steps.datasets import DatasetRow
 from voxloop.steps.recordings.sources import AUDIO_SUFFIXES
 from voxloop.steps.training import packing
 from voxloop.steps.training.recipes import Recipe
 from voxloop.stores import tables
 
 if TYPE_CHECKING:
-    from voxloop.steps.datasets import DatasetRow
     from voxloop.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
+SURE = 0.9  # mean probability of its tokens from which a machine's text is rehearsed
+SPOKEN_S = 1.0  # seconds of the shortest clip that is rehearsed
 EPOCHS_APART = 10  # epochs that hear different clips again, where there are so many; more are not written out
 NOISE_S = 60.0  # of each file: its beginning
 NOISES_S = 1800.0  # of all files: they are held in memory, 115 MB
@@ -71,10 +73,12 @@ def learnt(ws: Workspace, base: Model) -> list[str]:
         return [id for id in dict.fromkeys(found) if reader.find(Dataset, id)]
 
 
-def write_material(ws: Workspace, recipe: Recipe, dataset: Dataset, folder: Path) -> dict[str, str]:
-    """Write the replay manifest and the noises; return their fields of `TrainingConfig`."""
+def write_material(ws: Workspace, recipe: Recipe, dataset: Dataset, base: str, folder: Path) -> dict[str, str]:
+    """Write the replay manifest and the noises; return their fields of `TrainingConfig`. `base` is a model's id."""
     said = {}
     again = replay_rows(ws, recipe, dataset)
+    if recipe.rehearse:
+        again += rehearsal_rows(ws, recipe, dataset, base)[: _most(ws, recipe, dataset) - len(again)]
     if again:
         said["replay"] = str(datasets.write_rows(ws, again, folder / "data" / "replay.jsonl").relative_to(folder))
     if recipe.noise_folder is not None and recipe.noise_folder_share:
@@ -104,8 +108,52 @@ def replay_rows(ws: Workspace, recipe: Recipe, dataset: Dataset) -> list[Dataset
         measured |= set(reader.connection.execute(sa.select(u.id).where(u.split.in_(("val", "test")))).scalars())
     rows = [row for row in found.values() if row.utterance not in measured]
     rows.sort(key=lambda row: datasets.position(f"replay {row.utterance}"))
-    an_epoch = round(sum(row.split == "train" for row in own) * share / (1 - share))
-    return rows[: EPOCHS_APART * an_epoch]
+    return rows[: _most(ws, recipe, dataset)]
+
+
+def _most(ws: Workspace, recipe: Recipe, dataset: Dataset) -> int:
+    """The most rows beside the dataset that are written out for a run."""
+    clips = len(datasets.rows(ws, dataset.id, "train"))
+    return EPOCHS_APART * round(clips * recipe.replay_share / (1 - recipe.replay_share))
+
+
+def rehearsal_rows(ws: Workspace, recipe: Recipe, dataset: Dataset, base: str) -> list[DatasetRow]:
+    """Utterances of other speakers with the base's own texts, where it is sure of them.
+
+    Nobody's val or test speech is among them, and nobody of whom the workspace does not know who speaks.
+    """
+    if not recipe.replay_share:
+        return []
+    known = {row.speaker for row in datasets.rows(ws, dataset.id)}
+    t, u = tables.transcript.c, tables.utterance.c
+    query = (
+        sa.select(t.id, t.utterance)
+        .join(tables.utterance, t.utterance == u.id)
+        .where(t.kind == "hypothesis", t.by == base, t.confidence >= SURE)
+        .where(u.status != "rejected", u.speaker.is_not(None))
+        .where(sa.or_(u.split.is_(None), u.split == "train"))
+    )
+    with ws.read() as reader:
+        found = dict(reader.connection.execute(query).tuples().all())
+        texts = reader.find_all(Transcript, list(found))
+        spoken = reader.find_all(Utterance, list(found.values()))
+    rows = [
+        DatasetRow(
+            utterance=one.id,
+            recording=one.recording,
+            start=one.start,
+            end=one.end,
+            split="train",
+            text=text.text,
+            kind="hypothesis",
+            transcript=text.id,
+            speaker=one.speaker,
+            language=one.language or text.language,
+        )
+        for text, one in ((texts[id], spoken[utterance]) for id, utterance in found.items())
+        if one.speaker not in known and text.text and not text.guards and one.duration >= SPOKEN_S
+    ]
+    return sorted(rows, key=lambda row: datasets.position(f"replay {row.utterance}"))
 
 
 def _write_noises(source: Path, target: Path) -> Path:

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LEAVING = "leaving"  # links to the files that are being copied: the training process may delete its own meanwhile
-SAME_EVERYWHERE = ("recipe", "normaliser")  # of training_config.json; the rest depends on the machine
+SAME_EVERYWHERE = ("recipe", "normaliser", "hearing")  # of training_config.json; the rest depends on the machine
 KEPT_LOCKS = (ATTENDED, TRAINING)
 
 run_folder = tables.run_folder
@@ -150,7 +150,7 @@ def _settle(ws: Workspace, run: str, row: sa.Row[Any], folder: Path) -> dict[str
 
 
 def _same_everywhere(config: dict[str, Any]) -> dict[str, Any]:
-    return {name: config[name] for name in SAME_EVERYWHERE}
+    return {name: config[name] for name in SAME_EVERYWHERE if name in config}
 
 
 def leave_home(tx: Writer, run: str) -> list[str]:

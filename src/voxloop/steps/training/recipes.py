@@ -135,6 +135,9 @@ class Recipe:
     """Share of an epoch's clips taken from the base model's earlier training data, against forgetting."""
     replay_from: tuple[str, ...] = ()
     """Datasets (names or ids) to replay; empty: those that the base model and its own bases were trained on."""
+    rehearse: bool = False
+    """Fill the replayed share up with speech of this workspace by other speakers, with the texts that the base model
+    itself wrote and is sure of."""
 
     eval_steps: int | None = None
     """Steps between evaluations on val; none: see eval_seconds."""

@@ -1,7 +1,7 @@
 """One attempt at a run: its settings, the model, the speech, the clock, and the selection of the best weights.
 
 The best weights are those with the lowest word error rate of generated text on
-val, decoded by the same code as in serving.
+val, which is heard by the same code as in serving (`validation`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import asdict, replace
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
@@ -28,7 +28,6 @@ from accelerate.utils import broadcast, send_to_device
 from voxloop.errors import SettingError
 from voxloop.families.contract import Context, Decoding, Family, Part, Trainable, require, words_alone
 from voxloop.families.registry import family
-from voxloop.speech import text as _text
 from voxloop.steps.training.batches import ClipRow, Collator, Plan, Speech, loader, read_noises, read_rows, spoken
 from voxloop.steps.training.ctc import Head
 from voxloop.steps.training.ctc import classes as ctc_classes
@@ -45,9 +44,7 @@ from voxloop.steps.training.state import (
     kept_best,
     replace_folder,
 )
-
-if TYPE_CHECKING:
-    from voxloop.families.contract import Recogniser, Waveform
+from voxloop.steps.training.validation import Clip, Validation, val_rows
 
 log = logging.getLogger(__name__)
 
@@ -144,14 +141,22 @@ class Session:
         self.noises = read_noises(folder / config.noise) if config.noise and recipe.noise_folder_share else []
         self._say_language()
         self._say_precision()
-        self.val = _val_rows(folder / config.val, recipe)
+        self.val = val_rows(folder / config.val, recipe.max_val_clips)
         self.val_speech = Speech(self.val)
         self.plan = self._plan(self._learnable(rows), recipe, self._learnable(earlier))
         joined = recipe.join_share and recipe.audio_context != "packed"
         self.val_strings = self._strings() if self.val and joined else []
+        self.validation = Validation(
+            [Clip(self.val_speech.waveform(row.id), row.text, row.language, row.whole) for row in self.val],
+            config.hearing,
+            config.normaliser,
+            short_context="short context" in self.family.capabilities,
+        )
         self.val_words = sum(len(row.text.split()) for row in self.val)
         if self.plan.earlier:
-            self.note(f"every epoch replays {len(self.plan.again(0))} clips from earlier models' training data")
+            source = "earlier models' training data"
+            source += " and other speakers, with the base's own texts" if recipe.rehearse else ""
+            self.note(f"every epoch replays {len(self.plan.again(0))} clips from {source}")
         self.model: Any = self.trainable.model
         _prepare_weights(self.family, self.trainable, recipe)
         if recipe.method == "lora":
@@ -173,7 +178,8 @@ class Session:
         self.encoded = EncodedBatches(folder) if recipe.encoder_copies else None
         if self.encoded:
             log.info("caching the encoder's outputs for %d epochs", recipe.encoder_copies)
-        self.eval_s = 0.0  # the last evaluation
+        self.eval_s = 0.0  # the last evaluation in passing
+        self.served_s = 0.0  # the last one as served; 0 where it gives the same texts
         self.save_s = 0.0  # the last saved model
         self.batches_in_epoch = self.plan.batches_in_epoch()
         self.steps = self._steps()
@@ -315,7 +321,7 @@ class Session:
     def reserve_s(self) -> float:
         """Time reserved for the last evaluation, the blends and saving."""
         blends = len(BLENDS) if self.recipe.blend and self.val else 0
-        return (1 + blends) * self.eval_s + (2 + bool(blends)) * self.save_s + SPARE_S
+        return self.served_s + (1 + blends) * self.eval_s + (2 + bool(blends)) * self.save_s + SPARE_S
 
     def rate(self, step: int) -> float:
         """The learning rate as a share of its peak: warm-up, then half a cosine (arXiv:1608.03983)."""
@@ -336,32 +342,51 @@ class Session:
         finally:
             self.average.swap()
 
-    def _strings(self) -> list[tuple[Waveform, str, str | None]]:
+    def _strings(self) -> list[Clip]:
         """Strings of val's clips as training makes them, the same ones every time and for every seed."""
         recipe = replace(self.recipe, join_share=1.0, replay_share=0.0, silence_share=0.0, seed=1)
         cuts = [cut for cut in self._plan(self.val, recipe).examples(0) if hasattr(cut, "tracks")][:MOST_STRINGS]
         heard = [spoken(cut, self.val_speech) for cut in cuts]
-        return [(clip, words_alone(text), language) for clip, text, language in heard]
+        return [Clip(waveform, words_alone(text), language) for waveform, text, language in heard]
 
-    def measure(self, step: int, *, context: Literal["auto", "trimmed", "full"] = "auto", blend: float = 1.0) -> Score:
-        """Word and character error rates of generated text on val, decoded as in serving, and the loss."""
+    def measure(
+        self, step: int, *, context: Literal["trimmed", "full"] | None = None, blend: float = 1.0, served: bool = False
+    ) -> Score:
+        """Word and character error rates of generated text on val, as `served` or in passing, and the loss."""
         began = time.monotonic()
-        clips = [(self.val_speech.waveform(row.id), row.text, row.language) for row in self.val]
         with self.averaged():
             recogniser = self.family.recogniser(self.trainable, self.model)
-            words, characters = self._errors(recogniser, clips, context)
-            strings = self._errors(recogniser, self.val_strings, context)[0].rate if self.val_strings else None
+            clips = self.validation.errors(recogniser, context, served=served)
+            strings = (
+                self.validation.errors(recogniser, context, served=served, clips=self.val_strings)
+                if self.val_strings
+                else None
+            )
             loss = self._val_loss()
-        self.eval_s = time.monotonic() - began
+        took_s = time.monotonic() - began
+        if served:
+            self.served_s = took_s
+        else:
+            self.eval_s = took_s
+        wer = clips.words.rate
         return Score(
             step=step,
-            wer=words.rate if strings is None else (words.rate + strings) / 2,
-            cer=characters.rate,
-            clips_wer=None if strings is None else words.rate,
-            strings_wer=strings,
+            wer=wer if strings is None else (wer + strings.words.rate) / 2,
+            cer=clips.characters.rate,
+            clips_wer=None if strings is None else wer,
+            strings_wer=None if strings is None else strings.words.rate,
             loss=loss,
             blend=blend,
+            served=clips.served and (strings is None or strings.served),
         )
+
+    def measure_kept(self, score: Score) -> Score:
+        """The score as served of the model in `best/`, whose weights the model has from here on."""
+        if score.served:
+            return score
+        self.average = None  # what was saved is averaged already
+        self._set_weights(self._saved_weights(self.folder / "best"))
+        return self.measure(score.step, blend=score.blend, served=True)
 
     def _val_loss(self) -> float:
         """Cross-entropy by token of val's texts, its clips unchanged and fed as training feeds them."""
@@ -385,29 +410,6 @@ class Session:
         recipe = replace(self.recipe, **UNCHANGED, seed=1)
         plan = self._plan(self._learnable(self.val), recipe)
         return plan, Collator(self.val_speech, recipe, self.family, self.trainable)
-
-    def _errors(
-        self,
-        recogniser: Recogniser,
-        clips: Sequence[tuple[Waveform, str, str | None]],
-        context: Literal["auto", "trimmed", "full"],
-    ) -> tuple[_text.ErrorCounts, _text.ErrorCounts]:
-        """Words and characters of clips with their texts and languages."""
-        words: list[_text.ErrorCounts] = []
-        characters: list[_text.ErrorCounts] = []
-        changes = self.config.normaliser
-        for language in sorted({language for _, _, language in clips}, key=str):
-            mine = [(clip, text) for clip, text, spoken_in in clips if spoken_in == language]
-            decoding = Decoding(language=language, audio_context=context)
-            heard = recogniser.transcribe([clip for clip, _ in mine], decoding)
-            left = [_text.normalise(text, language, changes) for _, text in mine]
-            right = [_text.normalise(hypothesis.text, language, changes) for hypothesis in heard]
-            words += _text.word_errors_each(left, right)
-            characters += _text.character_errors_each(
-                [_text.letters(one, language, changes) for one in left],
-                [_text.letters(one, language, changes) for one in right],
-            )
-        return _text.total(words), _text.total(characters)
 
     def judge(self, score: Score) -> None:
         """Save the model if it is the best so far."""
@@ -441,12 +443,15 @@ class Session:
         trained = self._saved_weights(place)
         base = self._base_weights(trained)
         for share in BLENDS:
-            if self.recipe.max_seconds is not None and self.elapsed_s + self.eval_s > self.recipe.max_seconds:
+            left_s = math.inf if self.recipe.max_seconds is None else self.recipe.max_seconds - self.elapsed_s
+            if left_s < self.eval_s + self.served_s:
                 break
-            self._set_weights({name: torch.lerp(base[name], trained[name], share) for name in trained})
+            with torch.no_grad():
+                for name, weight in self.trained():  # one by one: another copy of all is much memory
+                    weight.copy_(torch.lerp(base[name], trained[name], share))
             score = self.measure(step, blend=share)
             scored(score)
-            if score.better_than(best or self.progress.base or score):
+            if score.better_than(best or self.progress.best or score):
                 best = score
                 self.save(BLENDED)
         if best is not None and best.blend != 1.0:
@@ -503,13 +508,6 @@ class Session:
         sync(partial)
         replace_folder(partial, self.folder / name)
         self.save_s = time.monotonic() - began
-
-
-def _val_rows(manifest: Path, recipe: Recipe) -> list[ClipRow]:
-    """The val clips to evaluate on: the same ones every time."""
-    rows = sorted(read_rows(manifest), key=lambda row: row.id) if manifest.exists() else []
-    step = max(1, math.ceil(len(rows) / recipe.max_val_clips))
-    return rows[::step]
 
 
 def _on_gpu(device: str) -> bool:

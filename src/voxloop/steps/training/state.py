@@ -42,6 +42,10 @@ class TrainingConfig:
     normaliser: dict[str, dict[str, str]] = field(default_factory=dict)
     """The setting `normaliser` at the start of the run, so that all its evaluations are comparable."""
 
+    hearing: dict[str, Any] = field(default_factory=dict)
+    """How the workspace hears at the start of the run: its decoding and voice detection (`validation.as_served`).
+    Empty: val's clips are decoded greedily, as they are."""
+
     def save(self, folder: Path) -> None:
         write_json(folder / CONFIG, asdict(self))
 
@@ -68,6 +72,8 @@ class Score:
     """Cross-entropy per token of val's texts; None in scores of earlier versions."""
     blend: float = 1.0
     """Position of the measured weights between the base model's (0) and the trained ones (1)."""
+    served: bool = False
+    """Whether the texts are those of serving, or of a quicker decoding (`validation`): like goes with like."""
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> Score:
@@ -97,8 +103,8 @@ class LoopState:
     elapsed_s: float = 0.0
     stale: int = 0  # evaluations since the last better one
     lowest_loss: float | None = None  # on val, of the trained weights
-    base: Score | None = None
-    best: Score | None = None
+    base: Score | None = None  # as served
+    best: Score | None = None  # as served only once the run ends
     trained: Score | None = None  # the best that training came to, better than the base or not
     intermediate: list[Score] = field(default_factory=list)  # of the models in intermediate/
     notes: list[str] = field(default_factory=list)

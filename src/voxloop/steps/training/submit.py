@@ -10,8 +10,8 @@ from voxloop import models
 from voxloop.errors import SettingError, UsageError
 from voxloop.families.registry import family, family_of
 from voxloop.records import Dataset, Model, Run
-from voxloop.steps import datasets
-from voxloop.steps.training import disk, material, moving, recipes, trackers
+from voxloop.steps import datasets, transcripts
+from voxloop.steps.training import disk, material, moving, recipes, trackers, validation
 from voxloop.steps.training.files import CONFIG, read_json, write_json
 from voxloop.steps.training.recipes import Recipe
 
@@ -96,7 +96,7 @@ def _counts(dataset: Dataset) -> str:
 
 def suited(dataset: Dataset, folder: Path, name: str | None = None) -> Recipe:
     """The recipe called `name` for the model in `folder`, or the default for that model and dataset."""
-    published = family(family_of(folder)).tuned_context(folder) == "full"
+    published = family(family_of(folder)).published(folder)
     if name is not None:
         return recipes.named(name, published=published)
     return recipes.choose(
@@ -148,20 +148,22 @@ def lay_out(ws: Workspace, run: Run, began: Mapping[str, Any]) -> Path:
         dataset = reader.get(Dataset, run.dataset)
     recipe = recipes.from_dict(began.get("recipe", run.recipe))
     check_disk(ws, dataset, model, recipe)
-    manifests = {split: datasets.write_split(ws, run.dataset, split, folder / "data") for split in ("train", "val")}
+    train = datasets.write_split(ws, run.dataset, "train", folder / "data")
+    val = validation.write_val(ws, run.dataset, folder / "data" / "val.jsonl")
     # Written last: a folder that has it is complete.
     write_json(
         folder / CONFIG,
         {
             "run": run.id,
             "family": run.family,
-            "train": str(manifests["train"].relative_to(folder)),
-            "val": str(manifests["val"].relative_to(folder)),
+            "train": str(train.relative_to(folder)),
+            "val": str(val.relative_to(folder)),
             "recipe": recipe.as_dict(),
             # As at the start of the run, so that its evaluations are comparable.
             "normaliser": began.get("normaliser", ws.settings.normaliser),
+            "hearing": began.get("hearing", validation.as_served(ws, transcripts.decoding(ws, model=model))),
         }
-        | material.write_material(ws, recipe, dataset, folder)
+        | material.write_material(ws, recipe, dataset, run.base, folder)
         | values,
     )
     return folder

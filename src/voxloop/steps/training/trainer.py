@@ -342,13 +342,15 @@ def _results(session: Session, journal: Journal) -> dict[str, Any]:
 
 
 def _measure_base(session: Session, journal: Journal) -> None:
-    """Step 0: evaluate the base model on val, with the audio context it was trained for."""
+    """Step 0: evaluate the base model on val, with the audio context it was trained for, in passing and as served."""
     if not session.val:
         session.note("the val split is empty, so nothing is evaluated during training and the last weights are kept")
         return
-    score = session.measure(0, context=session.trainable.base_context)
-    session.progress.base = session.progress.best = score
+    context = session.trainable.base_context
+    score = session.progress.best = session.measure(0, context=context)
+    session.progress.base = score if score.served else session.measure(0, context=context, served=True)
     journal.evaluation(score)
+    journal.served(session.progress.base)
 
 
 def _finish(session: Session, journal: Journal) -> None:
@@ -366,9 +368,17 @@ def _finish(session: Session, journal: Journal) -> None:
     if kept and progress.best and kept.at_least_as_good_as(progress.best):
         progress.best = kept
     if session.recipe.blend and progress.best is not None and progress.best.blend == 1.0:
-        progress.best = session.blend(journal.step, journal.blend) or progress.base
+        progress.best = session.blend(journal.step, journal.blend) or progress.best
+    told = progress.best, progress.trained
     if progress.best is not None and progress.best.step == 0:
-        session.note(_no_better(session))
+        progress.best = progress.base
+    elif progress.best is not None and progress.base is not None:
+        score = session.measure_kept(progress.best)
+        journal.served(score)
+        told = progress.base, score
+        progress.best = score if score.better_than(progress.base) else progress.base
+    if progress.best is not None and progress.best.step == 0:
+        session.note(_no_better(session, *told))
         (session.folder / BEST).unlink(missing_ok=True)
         shutil.rmtree(session.folder / "best", ignore_errors=True)
         if session.recipe.keep_no_better:
@@ -385,9 +395,8 @@ def _finish(session: Session, journal: Journal) -> None:
     write_json(session.folder / "eval_results.json", {k: asdict(v) for k, v in results.items() if v is not None})
 
 
-def _no_better(session: Session) -> str:
+def _no_better(session: Session, base: Score | None, trained: Score | None) -> str:
     """The note of a run that found no gain: the deciding numbers, and what would help."""
-    base, trained = session.progress.base, session.progress.trained
     clips, words = len(session.plan.rows), session.val_words
     said = "training did not improve the model on val"
     if base is not None and trained is not None:
