@@ -9,17 +9,19 @@ Letters in shapes: `S` samples, `U` tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from voxloop.families.contract import Guards, Hypothesis
 from voxloop.families.whisper.words import without_silence, word_tokens
 from voxloop.records import MAX_UTTERANCE_SAMPLES, SAMPLE_RATE, Word, seconds
 
 if TYPE_CHECKING:
-    from voxloop.families.contract import Waveform
+    from voxloop.families.contract import Decoding, Waveform
+    from voxloop.families.whisper.reading import Reader
 
 GAP = SAMPLE_RATE  # samples of silence between two clips
 STAMP_S = 0.02  # between two time stamps
@@ -36,6 +38,103 @@ class Window:
     """Samples from the window's start to each clip's."""
     waveform: Waveform
     """(S,): the clips with silence between, before and behind them."""
+
+
+def hear(
+    reader: Reader,
+    clips: Sequence[Waveform],
+    decoding: Decoding,
+    timed: bool,
+    found: list[Hypothesis],
+    budget_s: float,
+    heard: Callable[[float], None] | None,
+) -> set[int]:
+    """Fill `found` from windows that clips share; the clips that are to be heard alone.
+
+    These are all of them where a text cannot be divided: in an unknown language, or with a vocabulary, whose terms
+    are looked for in each clip's text.
+    """
+    holding = {index for index, clip in enumerate(clips) if len(clip)}
+    known = decoding.language or not reader.vocabulary.languages
+    if not (reader._writes_time_stamps and known) or decoding.vocabulary or decoding.prompt:
+        return holding
+    shared = [window for window in windows(clips) if len(window.clips) > 1]
+
+    def decoded(batch: list[int]) -> list[dict[int, Hypothesis]]:
+        chosen = [shared[index] for index in batch]
+        return _decode(reader, chosen, clips, decoding, timed)
+
+    batches = list(reader._batches([window.waveform for window in shared], "full", budget_s))
+    alone = set(holding)
+    for hypotheses in reader._each(decoded, batches):
+        for mine in hypotheses:
+            for index, hypothesis in mine.items():
+                found[index] = hypothesis
+            alone = alone - set(mine)
+            if heard and mine:
+                heard(seconds(sum(len(clips[index]) for index in mine)))
+    return alone
+
+
+def _decode(
+    reader: Reader, given: Sequence[Window], clips: Sequence[Waveform], decoding: Decoding, timed: bool
+) -> list[dict[int, Hypothesis]]:
+    """Texts of the clips in each window, by their indices; without those that should be heard alone."""
+    waveforms = [window.waveform for window in given]
+    states, mask = reader._encode(waveforms, "full")
+    tasks, languages = reader._prompts(states, mask, len(given), decoding.language)
+    room = reader.config.max_target_positions - len(tasks[0])
+    limits = [min(room, sum(reader._limit(len(clips[index]), 224, 4) for index in one.clips)) for one in given]
+    drafts = reader._likeliest(states, mask, [task[:-1] for task in tasks], limits, decoding.beams, False)
+    stamp = reader.vocabulary.no_timestamps + 1
+    texts = [[token for token in reader._written(draft)[0] if token < stamp] for draft in drafts]
+    rows = [index for index, text in enumerate(texts) if text and drafts[index].tokens[-1] == reader.vocabulary.end]
+    found: list[dict[int, Hypothesis]] = [{} for _ in given]
+    if not rows:
+        return found
+    starts = reader._token_times(
+        states,
+        mask,
+        rows,
+        [tasks[row] for row in rows],
+        [texts[row] for row in rows],
+        [len(waveforms[row]) for row in rows],
+    )
+    for row, times in zip(rows, starts, strict=True):
+        window, draft, (code, chance) = given[row], drafts[row], languages[row]
+        tokens, chances = reader._written(draft)
+        # A time stamp begins with the text behind it.
+        behind = np.cumsum([0] + [token < stamp for token in tokens])
+        began = [times[place] for place in behind]
+        mine = [clips[index] for index in window.clips]
+        places = divided(window, [len(clip) for clip in mine], tokens, stamp, began, reader.tokenizer, code)
+        parts = [
+            replace(
+                draft,
+                tokens=[tokens[place] for place in chosen],
+                chances=[chances[place] for place in chosen],
+                no_speech=None,  # of the window, which says nothing about one of its clips
+            )
+            for chosen in places
+        ]
+        for index, clip, start, chosen, part in zip(
+            window.clips, mine, window.starts, places, reader._worded(parts), strict=True
+        ):
+            limit = reader._limit(len(clip), decoding.max_new_tokens, len(tasks[row]))
+            if reader._doubtful(part, limit, decoding.guards) or reader._check(part, decoding.guards or Guards()).fired:
+                continue
+            offset, last = seconds(start), seconds(len(clip))
+            when = [began[place] for place in chosen] + [began[chosen[-1] + 1]]
+            when = [min(max(time - offset, 0.0), last) for time in when]
+            found[row][index] = Hypothesis(
+                text=part.text,
+                confidence=part.confidence,
+                words=reader._words(part, when, clip, code) if timed else (),
+                language=code,
+                language_probability=chance,
+                mean_logprob=round(part.mean_logprob, 6),
+            )
+    return found
 
 
 def windows(clips: Sequence[Waveform]) -> list[Window]:

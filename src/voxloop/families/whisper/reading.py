@@ -283,99 +283,11 @@ class Reader(ABC):
                 return doubtful
 
             if context == "packed":
-                again = self._hear_packed(clips, decoding, word_times, found, budget_s, heard)
+                again = packed.hear(self, clips, decoding, word_times, found, budget_s, heard)
             else:
                 again = set(hear(clips, context))
             if again:
                 hear([clip if index in again else clip[:0] for index, clip in enumerate(clips)], "full")
-        return found
-
-    def _hear_packed(
-        self,
-        clips: Sequence[Waveform],
-        decoding: Decoding,
-        timed: bool,
-        found: list[Hypothesis],
-        budget_s: float,
-        heard: Callable[[float], None] | None,
-    ) -> set[int]:
-        """Fill `found` from windows that clips share; the clips that are to be heard alone.
-
-        These are all of them where a text cannot be divided: in an unknown language, or with a vocabulary, whose terms
-        are looked for in each clip's text.
-        """
-        holding = {index for index, clip in enumerate(clips) if len(clip)}
-        known = decoding.language or not self.vocabulary.languages
-        if not (self._writes_time_stamps and known) or decoding.vocabulary or decoding.prompt:
-            return holding
-        shared = [window for window in packed.windows(clips) if len(window.clips) > 1]
-
-        def decoded(batch: list[int]) -> list[dict[int, Hypothesis]]:
-            chosen = [shared[index] for index in batch]
-            return self._decode_packed(chosen, clips, decoding, timed)
-
-        batches = list(self._batches([window.waveform for window in shared], "full", budget_s))
-        alone = holding
-        for hypotheses in self._each(decoded, batches):
-            for mine in hypotheses:
-                for index, hypothesis in mine.items():
-                    found[index] = hypothesis
-                alone = alone - set(mine)
-                if heard and mine:
-                    heard(seconds(sum(len(clips[index]) for index in mine)))
-        return alone
-
-    def _decode_packed(
-        self, windows: Sequence[packed.Window], clips: Sequence[Waveform], decoding: Decoding, timed: bool
-    ) -> list[dict[int, Hypothesis]]:
-        """Texts of the clips in each window, by their indices; without those that should be heard alone."""
-        waveforms = [window.waveform for window in windows]
-        states, mask = self._encode(waveforms, "full")
-        tasks, languages = self._prompts(states, mask, len(windows), decoding.language)
-        room = self.config.max_target_positions - len(tasks[0])
-        limits = [min(room, sum(self._limit(len(clips[index]), 224, 4) for index in one.clips)) for one in windows]
-        drafts = self._likeliest(states, mask, [task[:-1] for task in tasks], limits, decoding.beams, False)
-        stamp = self.vocabulary.no_timestamps + 1
-        texts = [[token for token in self._written(draft)[0] if token < stamp] for draft in drafts]
-        rows = [index for index, text in enumerate(texts) if text and drafts[index].tokens[-1] == self.vocabulary.end]
-        starts = self._token_times(
-            states,
-            mask,
-            rows,
-            [tasks[row] for row in rows],
-            [texts[row] for row in rows],
-            [len(waveforms[row]) for row in rows],
-        )
-        found: list[dict[int, Hypothesis]] = [{} for _ in windows]
-        for row, times in zip(rows, starts, strict=True):
-            window, draft, (code, chance) = windows[row], drafts[row], languages[row]
-            tokens, chances = self._written(draft)
-            # A time stamp begins with the text behind it.
-            behind = np.cumsum([0] + [token < stamp for token in tokens])
-            began = [times[place] for place in behind]
-            mine = [clips[index] for index in window.clips]
-            places = packed.divided(window, [len(clip) for clip in mine], tokens, stamp, began, self.tokenizer, code)
-            parts = [
-                Draft([tokens[place] for place in chosen], [chances[place] for place in chosen], None)
-                for chosen in places
-            ]
-            for index, clip, start, chosen, part in zip(
-                window.clips, mine, window.starts, places, self._worded(parts), strict=True
-            ):
-                limit = self._limit(len(clip), decoding.max_new_tokens, len(tasks[row]))
-                if self._doubtful(part, limit, decoding.guards) or self._check(part, decoding.guards or Guards()).fired:
-                    continue
-                offset, last = seconds(start), seconds(len(clip))
-                when = [began[place] for place in chosen] + [began[chosen[-1] + 1]]
-                when = [min(max(time - offset, 0.0), last) for time in when]
-                found[row][index] = Hypothesis(
-                    text=part.text,
-                    confidence=part.confidence,
-                    words=self._words(part, when, clip, code) if timed else (),
-                    language=code,
-                    language_probability=chance,
-                    mean_logprob=round(part.mean_logprob, 6),
-                )
         return found
 
     def _each(self, work: Callable[[list[int]], T], batches: Sequence[list[int]]) -> Iterator[T]:
