@@ -147,7 +147,13 @@ class Bench:
 
     def settings(self, base: str) -> dict[str, Any]:
         # Words cut out of longer recordings are short, and read noisier than they are: all of them are to be used.
-        return {"min_clip_s": 0.1, "min_snr_db": -100.0, "threads": self.asked.threads, "base_model": self.base(base)}
+        return {
+            "min_clip_s": 0.1,
+            "min_snr_db": -100.0,
+            "threads": self.asked.threads,
+            "base_model": self.base(base),
+            "engine": "ctranslate2",
+        }
 
     def prepared(self, voice: str, base: str) -> Path:
         """A workspace with a voice's speech taken in, made once and then copied for each cell."""
