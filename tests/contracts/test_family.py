@@ -418,12 +418,33 @@ def has_biased_decoding(case: Case, made: Path) -> None:
     assert [one.text for one in heard] != [one.text for one in plain]
 
 
+def has_translation(case: Case, made: Path) -> None:
+    recogniser, clips = case.family.load(case.folder), sounds(0.5, 1.0)
+    asked = [Decoding(language="de", max_new_tokens=8, task=task) for task in ("transcribe", "translate")]
+    heard, translated = (recogniser.transcribe(clips, one) for one in asked)
+    assert [one.mean_logprob for one in heard] != [one.mean_logprob for one in translated]
+    assert {one.language for one in translated} == {"de"}
+
+
+def has_sampling(case: Case, made: Path) -> None:
+    recogniser, clips = case.family.load(case.folder), sounds(0.5, 1.0)
+    likeliest, sampled, again = (
+        recogniser.transcribe(clips, Decoding(max_new_tokens=8, temperature=temperature))
+        for temperature in (0.0, 1.0, 1.0)
+    )
+    assert sampled == again
+    assert [one.text for one in sampled] != [one.text for one in likeliest]
+    assert {one.temperature for one in sampled} == {1.0}
+
+
 WORKS: dict[Capability, Callable[[Case, Path], None]] = {
     "word times": has_word_times,
     "no-speech": has_no_speech,
     "language detection": has_language_detection,
     "guards": has_guards,
     "prompt": has_prompt,
+    "translation": has_translation,
+    "sampling": has_sampling,
     "biased decoding": has_biased_decoding,
     "short context": has_short_context,
     "ctranslate2": has_ctranslate2,
@@ -443,6 +464,10 @@ def asked_anyway(case: Case, capability: Capability) -> None:
         recogniser.transcribe(clips, Decoding(max_new_tokens=2, guards=Guards()))
     elif capability == "prompt":
         recogniser.transcribe(clips, Decoding(max_new_tokens=2, prompt="so far"))
+    elif capability == "translation":
+        recogniser.transcribe(clips, Decoding(max_new_tokens=2, task="translate"))
+    elif capability == "sampling":
+        recogniser.transcribe(clips, Decoding(max_new_tokens=2, temperature=0.5))
     elif capability == "biased decoding":
         known = PersonalVocabulary(terms=(Term("Zoë"),), bonus=1.0)
         recogniser.transcribe(clips, Decoding(max_new_tokens=2, vocabulary=known))

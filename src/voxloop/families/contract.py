@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, overload
 
 from voxloop.errors import UsageError
 from voxloop.records import Guard, Word
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 AudioContext = Literal["auto", "adaptive", "trimmed", "full"]
 Context = Literal["adaptive", "trimmed", "full"]
+Task = Literal["transcribe", "translate"]
 Part = Literal["encoder", "embeddings"]
 """A part of a model that training can freeze: the encoder or the token embedding."""
 
@@ -37,6 +38,8 @@ Capability = Literal[
     "language detection",
     "guards",
     "prompt",
+    "translation",
+    "sampling",
     "biased decoding",
     "n-best",
     "prefix",
@@ -54,6 +57,8 @@ REMEDIES: Mapping[Capability, str] = {
     "language detection": "name the language",
     "guards": "set `guards` to false",
     "prompt": "leave `prompt` empty and set `vocabulary_prompt` to false",
+    "translation": "name a multilingual Whisper model",
+    "sampling": "leave the temperature at 0",
     "biased decoding": "set `vocabulary_bonus` to 0",
     "n-best": "ask for one text",
     "prefix": "transcribe from the beginning of the clip",
@@ -159,6 +164,12 @@ class Decoding:
     prompt: str = ""
     """Text that the model takes for what was said just before: its spelling and style carry over."""
     vocabulary: PersonalVocabulary | None = None
+    task: Task = "transcribe"
+    """translate: write in English what is said in any other language; `language` is the language spoken."""
+    languages: tuple[str, ...] = ()
+    """ISO 639-1 codes among which a language is detected; empty: all that the model knows."""
+    temperature: float = 0.0
+    """At which texts are sampled from the start, from a seed made of the clip; 0: the likeliest text."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -188,10 +199,20 @@ class Decoding:
         known = values.get("vocabulary")
         terms = {"terms": tuple(Term(**term) for term in known["terms"])} if known else {}
         vocabulary = PersonalVocabulary(**known | terms) if known else None
-        return cls(**{**values, "guards": made, "vocabulary": vocabulary})
+        languages = tuple(values.get("languages", ()))
+        return cls(**{**values, "guards": made, "vocabulary": vocabulary, "languages": languages})
 
 
 NO_TEXT = ("batch_seconds",)  # fields of `Decoding` that say how fast, not what
+
+
+class Token(NamedTuple):
+    """A token of a text as a model wrote it."""
+
+    id: int
+    text: bytes
+    """UTF-8; a character may be spread over several tokens."""
+    logprob: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -207,6 +228,7 @@ class Hypothesis:
     no_speech: float | None = None  # the model's own probability; None where it has no token for it
     guards: tuple[Guard, ...] = ()  # what fired, whether or not another temperature helped
     temperature: float = 0.0  # at which the text was sampled; 0: the likeliest
+    tokens: tuple[Token, ...] = ()  # of the text alone, where the family tells them
 
 
 class Recogniser(Protocol):
@@ -527,6 +549,8 @@ def check(family: Family, decoding: Decoding, *, word_times: bool = False) -> No
         "word times": word_times,
         "guards": decoding.guards is not None,
         "short context": decoding.audio_context == "trimmed",
+        "translation": decoding.task == "translate",
+        "sampling": decoding.temperature > 0,
         "prompt": bool(decoding.prompt or (decoding.vocabulary and decoding.vocabulary.prompt)),
         "biased decoding": bool(decoding.vocabulary and decoding.vocabulary.bonus),
     }

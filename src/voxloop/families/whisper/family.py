@@ -89,7 +89,8 @@ class Whisper:
     name = "whisper"
     capabilities: frozenset[Capability] = frozenset(
         (
-            *("word times", "no-speech", "language detection", "guards", "prompt", "biased decoding"),
+            *("word times", "no-speech", "language detection", "guards", "prompt", "translation"),
+            *("sampling", "biased decoding"),
             *("short context", "ctranslate2", "embeddings", "encoder states", "cost estimate"),
             "other programs",
         )
