@@ -29,7 +29,7 @@ from voxloop.speech.spooled import Sound, write
 
 CHILDREN = 3
 SHORT_BYTES = 1 << 20  # a longer file never takes the last child
-MEMORY_BYTES = 2 << 30  # address space of a child, most of it libraries that are never touched
+MEMORY_BYTES = 1 << 30  # address space of a child, most of it libraries that are never touched
 LEAST_S, S_PER_MIB, MOST_S = 20.0, 4.0, 600.0  # how long a file may take: at least, for each MiB, at most
 ENVIRONMENT = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR")
 """What children know of the environment: no secret is among it."""
