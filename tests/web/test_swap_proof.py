@@ -133,22 +133,22 @@ def ws(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Workspace]:
 
 def test_swaps_under_load(ws: Workspace, demo_speech: Path, tmp_path: Path) -> None:
     clips = sorted(demo_speech.glob("*.ogg"))[:4]
-    pair = [disturbed(ws, tmp_path / f"model {seed}", seed=seed) for seed in (1, 2)]
-    broken = disturbed(ws, tmp_path / "broken", seed=3)
+    three = [disturbed(ws, tmp_path / f"model {seed}", seed=seed) for seed in (1, 2, 3)]
+    broken = disturbed(ws, tmp_path / "broken", seed=4)
     first = models.base_model(ws, models.STARTER)
     known = {
-        (model.id, clip): transcribe_file(ws, clip, model=model.id).text for model in (first, *pair) for clip in clips
+        (model.id, clip): transcribe_file(ws, clip, model=model.id).text for model in (first, *three) for clip in clips
     }
-    assert len({known[model.id, clips[0]] for model in pair}) == 2
+    assert len({known[model.id, clips[0]] for model in three}) == 3
     weights = Path(broken.where) / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    periods: list[tuple[float, float, str]] = []  # in which all requests that begin are answered by a model
+    periods: list[tuple[float, float, str]] = []  # of each swap: when it was seen, when the next began, the model
     memory: list[int] = []
     with serving(ws) as server:
         load = Load(server.url, clips)
         with load.running():
             for number in range(SWAPS):
-                model = pair[number % 2]
+                model = three[number % 3]
                 promotion.promote(ws, model.id, force=True, by="test")
                 promoted = time.monotonic()
                 wait_for(lambda model=model: server.model == model.id, 60)
@@ -164,9 +164,11 @@ def test_swaps_under_load(ws: Workspace, demo_speech: Path, tmp_path: Path) -> N
         assert load.failures == []
     wrong = [one for one in load.answers if one.text != known[one.model, one.clip]]
     assert wrong == []
-    for since, until, model_id in periods:
-        assert {one.model for one in load.answers if since < one.begun < until} <= {model_id}
-    assert {one.model for one in load.answers} >= {model.id for model in pair}
+    for number, (since, until, id) in enumerate(periods):
+        # What begins before the next promotion may be answered by the next model, but by none that went.
+        those = {one.model for one in load.answers if since < one.begun < until}
+        assert those <= {id, three[(number + 1) % 3].id}
+    assert {one.model for one in load.answers} >= {model.id for model in three}
     shown = [f"{one >> 20} MB" for one in memory]
     assert memory[-1] <= MOST_GROWTH * memory[max(1, SWAPS // 4) - 1], shown
     print(f"{len(load.answers)} answers; after each swap: {', '.join(shown)}")

@@ -46,6 +46,7 @@ Capability = Literal[
     "cancelling",
     "short context",
     "ctranslate2",
+    "adapters",
     "embeddings",
     "encoder states",
     "cost estimate",
@@ -65,6 +66,7 @@ REMEDIES: Mapping[Capability, str] = {
     "cancelling": "wait for the batch to end",
     "short context": "set audio_context=full",
     "ctranslate2": "set `engine` to torch",
+    "adapters": "load the model itself, which its adapter is merged into",
     "embeddings": "name another embedding model, such as `starter`",
     "encoder states": "set ctc_weight=0 and encoder_copies=0",
     "cost estimate": "try it on a few clips",
@@ -433,6 +435,32 @@ class Conversion(Family, Protocol):
         ...
 
 
+class AdaptedRecogniser(Protocol):
+    """A base with several LoRA adapters by name, whose clips are decoded in one batch. Not safe for threads."""
+
+    def add(self, name: str, folder: Path) -> None:
+        """Load an adapter from a PEFT folder. Raises ModelError for one that does not fit the base."""
+        ...
+
+    def remove(self, name: str) -> None:
+        """Forget an adapter."""
+        ...
+
+    def transcribe_with(
+        self, adapters: Sequence[str], waveforms: Sequence[Waveform], decoding: Decoding, *, word_times: bool = False
+    ) -> list[Hypothesis]:
+        """As `Recogniser.transcribe`, each waveform with its own adapter."""
+        ...
+
+
+class Adapted(Family, Protocol):
+    """The capability `adapters`: one base in memory for many models that were trained from it with LoRA."""
+
+    def load_adapted(self, folder: str | Path, *, device: str = "cpu") -> AdaptedRecogniser:
+        """Open a base, with no adapters yet. Raises ModelError with the remedy."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cost:
     """What one model needs; a multiplication with its addition counts as two operations."""
@@ -528,6 +556,8 @@ class EncoderStates(Family, Protocol):
 
 @overload
 def require(family: Family, capability: Literal["ctranslate2"]) -> Conversion: ...
+@overload
+def require(family: Family, capability: Literal["adapters"]) -> Adapted: ...
 @overload
 def require(family: Family, capability: Literal["encoder states"]) -> EncoderStates: ...
 @overload

@@ -50,7 +50,7 @@ def application(ws: Workspace, admission: Admission) -> FastAPI:
     @asynccontextmanager
     async def running(app: FastAPI) -> AsyncIterator[None]:
         models = await to_thread.run_sync(ServedModels, ws)
-        batches = Batches(models.using, max_wait_s=settings.serve_max_wait_s)
+        batches = Batches(models.using, mixing=models.mixing, max_wait_s=settings.serve_max_wait_s)
         decoders = Decoders()
         limit = AudioLimit(settings.serve_audio_per_minute)
         app.state.served = Served(ws, models, batches, limit, admission, decoders)
