@@ -46,8 +46,10 @@ def ws(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Workspace]:
 
 @pytest.fixture
 def base(ws: Workspace, tmp_path: Path) -> Model:
-    """A folder of its own, which may be changed."""
+    """The starter in a folder of its own, which may be changed."""
     shutil.copytree(STARTER_DIR, tmp_path / "base")
+    config = tmp_path / "base" / "config.json"
+    config.write_text(config.read_text() + "\n")  # which makes it another model than the starter
     return models.base_model(ws, str(tmp_path / "base"))
 
 
@@ -162,7 +164,7 @@ def test_an_adapter_of_a_base_that_has_changed_is_refused(
     ws: Workspace, people: dict[str, Model], base: Model, demo_speech: Path
 ) -> None:
     config = Path(base.where) / "config.json"
-    config.write_text(config.read_text() + "\n")
+    config.write_text(config.read_text() + " \n")
     served_models = ServedModels(ws)
     try:
         with pytest.raises(ModelError, match="have changed"), served_models.using(people["ann"]):
