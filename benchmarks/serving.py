@@ -200,9 +200,20 @@ def _started(command: Sequence[str]) -> Iterator[Server]:
             while not (found := re.search(r"(http://[\d.:]+)/v1", _said(log))):
                 assert process.poll() is None, _said(log)
                 time.sleep(0.1)
+            while not _answers(found[1]):
+                assert process.poll() is None, _said(log)
+                time.sleep(0.1)
             yield Server(url=found[1], process=psutil.Process(process.pid))
         finally:
             process.terminate()
+
+
+def _answers(url: str) -> bool:
+    try:
+        httpx.get(f"{url}/health", trust_env=False, timeout=60)  # whatever the status is
+    except httpx.TransportError:
+        return False
+    return True
 
 
 def _said(log: Any) -> str:
@@ -235,6 +246,12 @@ def client(server: Server) -> httpx.AsyncClient:
     return httpx.AsyncClient(base_url=server.url, trust_env=False, timeout=None)
 
 
+async def settle(server: Server, clip: Clip) -> None:
+    """Wait until a server has nothing left to do: the peer goes on with requests whose clients are gone."""
+    async with client(server) as http:
+        await ask(http, clip, Measured(part="", side="", clients=1))
+
+
 @asynccontextmanager
 async def asking(server: Server, clips: Sequence[Clip], seen: Measured, count: int) -> AsyncIterator[None]:
     """So many clients that ask without pause while the block lasts."""
@@ -244,6 +261,7 @@ async def asking(server: Server, clips: Sequence[Clip], seen: Measured, count: i
             for place in range(number, 1 << 30):
                 await ask(http, clips[place % len(clips)], seen)
 
+    await settle(server, clips[0])
     tasks = [asyncio.create_task(without_pause(7 * number)) for number in range(count)]
     began = time.perf_counter()
     try:
@@ -257,9 +275,6 @@ async def asking(server: Server, clips: Sequence[Clip], seen: Measured, count: i
 
 async def load(servers: dict[str, Server], clips: list[Clip], rounds: int, seconds: float) -> list[Measured]:
     found = []
-    for server in servers.values():  # the first requests, which load what is loaded late
-        async with client(server) as http:
-            await ask(http, clips[0], Measured(part="load", side="", clients=1))
     for count in CLIENTS:
         for _ in range(rounds):
             for side, server in servers.items():
@@ -278,6 +293,7 @@ async def beside(servers: dict[str, Server], clips: list[Clip], rounds: int, sec
             for part in ("alone", "beside ten minutes"):
                 seen = Measured(part=part, side=side, clients=1)
                 other = Measured(part=part, side=side, clients=1)
+                await settle(server, short)
                 async with client(server) as http, client(server) as its_own:
                     heard = asyncio.create_task(ask(its_own, long, other)) if part != "alone" else None
                     await asyncio.sleep(2.0 if heard else 0.0)  # by then it is decoded and cut
