@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 import numpy as np
 
 from voxloop.errors import ModelError, UsageError, nearest
-from voxloop.families.contract import REMEDIES, Decoding, Guards, Hypothesis, Token
+from voxloop.families.contract import REMEDIES, Decoding, Guards, Hypothesis
 from voxloop.families.whisper.bias import Logprobs, Preference, Reading, trie
 from voxloop.families.whisper.features import CONTEXT_KEY, FULL_FRAMES, HOP, AudioContext, frames_in
-from voxloop.families.whisper.words import spelled, without_silence, words_of
+from voxloop.families.whisper.words import spelled, tokens_of, without_silence, words_of
 from voxloop.records import MAX_UTTERANCE_SAMPLES, SAMPLE_RATE, Guard, Word, seconds
 from voxloop.speech.text import CHARACTER_LANGUAGES
 
@@ -353,8 +353,7 @@ class Reader(ABC):
         limits = [self._limit(len(clip), decoding.max_new_tokens, len(prompts[0])) for clip in clips]
         if decoding.temperature:
             draws = [_draws(clip, decoding.temperature, max(limits)) for clip in clips]
-            rows = range(len(clips))
-            drafts = self._drawn(states, mask, rows, prompts, limits, decoding.temperature, draws)
+            drafts = self._drawn(states, mask, range(len(clips)), prompts, limits, decoding.temperature, draws)
         else:
             drafts = self._likeliest(states, mask, prompts, limits, decoding.beams, preference is not None)
         if preference and not decoding.temperature:
@@ -385,7 +384,7 @@ class Reader(ABC):
                 no_speech=draft.no_speech,
                 guards=draft.history,
                 temperature=draft.temperature,
-                tokens=self._tokens_of(draft),
+                tokens=tokens_of(self.tokenizer, *self._written(draft)) if draft.text else (),
             )
             for index, (draft, (code, chance)) in enumerate(zip(drafts, languages, strict=True))
         ]
@@ -546,15 +545,6 @@ class Reader(ABC):
         """The tokens of the text alone, with their probabilities."""
         count = len(draft.tokens) - (draft.tokens[-1:] == [self.vocabulary.end])
         return draft.tokens[:count], draft.chances[:count]
-
-    def _tokens_of(self, draft: Draft) -> tuple[Token, ...]:
-        """The text's tokens with their log-probabilities; none where the text was dropped."""
-        if not draft.text:
-            return ()
-        return tuple(
-            Token(id, spelled(self.tokenizer, id), round(math.log(max(chance, 1e-30)), 6))
-            for id, chance in zip(*self._written(draft), strict=False)
-        )
 
     def _times(
         self,
