@@ -1,7 +1,7 @@
 """Run the benchmarks named, or all that compare speeds: tables, build/bench/NAME.json, and sections of RESULTS.md.
 
-Each has options of its own: `python -m benchmarks training --help`. `hearing`, `learning`, `voices` and `vocabulary`
-need recorded speech, and are not among all.
+Each has options of its own: `python -m benchmarks training --help`. `serving` needs real checkpoints, `hearing`,
+`learning`, `voices` and `vocabulary` recorded speech: these are not among all.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from benchmarks import (
     hearing,
     ingest,
     learning,
+    serving,
     starter_voices,
     training,
     transcription,
@@ -34,6 +35,7 @@ COMPARED: dict[str, Callable[[Sequence[str]], None]] = {
 
 def main() -> None:
     recorded = {
+        "serving": serving.main,
         "hearing": hearing.main,
         "learning": learning.main,
         "voices": starter_voices.main,

@@ -164,6 +164,8 @@ class Settings:
     """Largest request to the server, in MiB."""
     serve_max_audio_hours: float = 4.0
     """Longest file sent to the server, in hours."""
+    serve_models: int = 4
+    """Models that the server keeps in memory: the one in use, and those that requests named last."""
     serve_max_wait_s: float = 30.0
     """Longest expected wait of a request, in seconds; beyond it the client is told to retry later."""
     serve_audio_per_minute: float = 0.0

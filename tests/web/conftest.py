@@ -5,17 +5,21 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import uvicorn
+from benchmarks import checkpoints
 
+from tests.web import node_client
 from voxloop.pipeline import open_loop
 from voxloop.web.access import Admission
 from voxloop.web.app import application
 from voxloop.workspace import Workspace
 
+CACHE = checkpoints.cache()  # before a fixture takes the variable that names it out of the environment
 TOKEN = "a token for tests"
 
 
@@ -28,10 +32,10 @@ class Running:
     ws: Workspace
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Running]:
-    """The application as `voxloop serve` runs it, with the starter, in a thread of this process."""
-    with open_loop(tmp_path / "served", create=True) as ws, socket.socket() as listening:
+@contextmanager
+def served(ws: Workspace) -> Iterator[Running]:
+    """The application as `voxloop serve` runs it, in a thread of this process."""
+    with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
         running = uvicorn.Server(
@@ -49,3 +53,16 @@ def server(tmp_path: Path) -> Iterator[Running]:
         running.should_exit = True
         thread.join(30)
         assert not thread.is_alive()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Running]:
+    """A server with the starter."""
+    with open_loop(tmp_path / "served", create=True) as ws, served(ws) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def openai_for_node() -> Path:
+    """A folder in which Node finds the `openai` package."""
+    return node_client.installed(CACHE)

@@ -3,5 +3,6 @@
 app.py            the application: what it holds while it runs, and its routes
 access.py         who may ask: tokens, hosts and origins
 openai_audio.py   /v1/audio/…, /v1/models: what OpenAI's clients speak
+openai_shapes.py  parts of their answers
 problems.py       errors in OpenAI's shape
 """

@@ -15,6 +15,7 @@ from voxloop import __version__
 from voxloop.records import plain
 from voxloop.serving import tokens
 from voxloop.serving.batches import Batches
+from voxloop.serving.decoding import Decoders
 from voxloop.serving.models import ServedModels
 from voxloop.web import metrics, openai_audio, problems
 from voxloop.web.access import COOKIE, Access, Admission, client_of
@@ -39,6 +40,7 @@ class Served:
     batches: Batches
     limit: AudioLimit
     admission: Admission
+    decoders: Decoders
 
 
 def application(ws: Workspace, admission: Admission) -> FastAPI:
@@ -48,11 +50,14 @@ def application(ws: Workspace, admission: Admission) -> FastAPI:
     @asynccontextmanager
     async def running(app: FastAPI) -> AsyncIterator[None]:
         models = await to_thread.run_sync(ServedModels, ws)
-        batches = Batches(models.using, max_wait_s=settings.serve_max_wait_s)
-        app.state.served = Served(ws, models, batches, AudioLimit(settings.serve_audio_per_minute), admission)
+        batches = Batches(models.using, mixing=models.mixing, max_wait_s=settings.serve_max_wait_s)
+        decoders = Decoders()
+        limit = AudioLimit(settings.serve_audio_per_minute)
+        app.state.served = Served(ws, models, batches, limit, admission, decoders)
         try:
             yield
         finally:
+            await decoders.close()
             await to_thread.run_sync(batches.close)
             await to_thread.run_sync(models.close)
 

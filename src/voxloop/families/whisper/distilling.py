@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from voxloop.families.contract import Guards, Lesson
+from voxloop.families.contract import Decoding, Guards, Lesson
 from voxloop.families.folders import evaluating, without_adapters
 from voxloop.families.whisper.features import POSITION_SAMPLES, frame_mask, frames_of_at_least, log_mel
 
@@ -31,7 +31,8 @@ def lessons(recogniser: WhisperRecogniser, clips: Sequence[Waveform], language: 
     """What a model makes of clips (S,) at 30 s; None where it is in doubt itself, or hears nothing."""
     with evaluating(recogniser.model):
         states, mask = recogniser._encode(clips, "full")
-        prompts, _ = recogniser._prompts(states, mask, len(clips), language)
+        task = recogniser.vocabulary.transcribe
+        prompts, _ = recogniser._prompts(states, mask, len(clips), Decoding(language=language), task)
         limits = [recogniser._limit(len(clip), TEXT_TOKENS, len(prompts[0])) for clip in clips]
         drafts = recogniser._worded(recogniser._likeliest(states, mask, prompts, limits, 1, True))
         kept = states.half().cpu()

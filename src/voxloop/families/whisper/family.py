@@ -50,7 +50,7 @@ from voxloop.families.whisper.features import (
     log_mel,
     mel_filters,
 )
-from voxloop.families.whisper.reading import Vocabulary, vocabulary
+from voxloop.families.whisper.special_tokens import Vocabulary, vocabulary
 from voxloop.records import SAMPLE_RATE
 from voxloop.speech.text import CHARACTER_LANGUAGES
 
@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     import torch
 
     from voxloop.families.contract import Cost, ExportFormat, Lesson, Reading, Waveform
+    from voxloop.families.whisper.adapters import AdaptedRecogniser
     from voxloop.families.whisper.ctranslate import CTranslateRecogniser
     from voxloop.families.whisper.recogniser import WhisperRecogniser
 
@@ -93,8 +94,9 @@ class Whisper:
     name = "whisper"
     capabilities: frozenset[Capability] = frozenset(
         (
-            *("word times", "no-speech", "language detection", "guards", "prompt", "biased decoding"),
-            *("short context", "ctranslate2", "embeddings", "encoder states", "cost estimate"),
+            *("word times", "no-speech", "language detection", "guards", "prompt", "translation"),
+            *("sampling", "biased decoding"),
+            *("short context", "ctranslate2", "adapters", "embeddings", "encoder states", "cost estimate"),
             *("distillation", "other programs"),
         )
     )
@@ -163,6 +165,12 @@ class Whisper:
 
         model, processor = load(folder, getattr(torch, dtype))
         return WhisperRecogniser(on_device(model, device).eval(), processor)
+
+    def load_adapted(self, folder: str | Path, *, device: str = "cpu") -> AdaptedRecogniser:
+        """Open a base to be heard with several adapters. Raises ModelError with the remedy."""
+        from voxloop.families.whisper.adapters import AdaptedRecogniser
+
+        return AdaptedRecogniser(self.load(folder, device=device))
 
     def open_for_training(self, folder: str | Path, *, audio_context: AudioContext) -> Trainable:
         """Open a folder or Hub id for training, float32 on the CPU; its config remembers the audio context."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from voxloop.families.contract import Guards, Hypothesis
-from voxloop.families.whisper.words import without_silence, word_tokens
+from voxloop.families.whisper.words import tokens_of, without_silence, word_tokens
 from voxloop.records import MAX_UTTERANCE_SAMPLES, SAMPLE_RATE, Word, seconds
 
 if TYPE_CHECKING:
@@ -52,11 +52,12 @@ def hear(
     """Fill `found` from windows that clips share; the clips that are to be heard alone.
 
     These are all of them where a text cannot be divided: in an unknown language, or with a vocabulary, whose terms
-    are looked for in each clip's text.
+    are looked for in each clip's text; and where anything else than a plain transcript is asked for.
     """
     holding = {index for index, clip in enumerate(clips) if len(clip)}
     known = decoding.language or not reader.vocabulary.languages
-    if not (reader._writes_time_stamps and known) or decoding.vocabulary or decoding.prompt:
+    asked_more = decoding.vocabulary or decoding.prompt or decoding.temperature or decoding.task != "transcribe"
+    if not (reader._writes_time_stamps and known) or asked_more:
         return holding
     shared = [window for window in windows(clips) if len(window.clips) > 1]
 
@@ -82,7 +83,7 @@ def _decode(
     """Texts of the clips in each window, by their indices; without those that should be heard alone."""
     waveforms = [window.waveform for window in given]
     states, mask = reader._encode(waveforms, "full")
-    tasks, languages = reader._prompts(states, mask, len(given), decoding.language)
+    tasks, languages = reader._prompts(states, mask, len(given), decoding, reader.vocabulary.transcribe)
     room = reader.config.max_target_positions - len(tasks[0])
     limits = [min(room, sum(reader._limit(len(clips[index]), 224, 4) for index in one.clips)) for one in given]
     drafts = reader._likeliest(states, mask, [task[:-1] for task in tasks], limits, decoding.beams, False)
@@ -133,6 +134,7 @@ def _decode(
                 language=code,
                 language_probability=chance,
                 mean_logprob=round(part.mean_logprob, 6),
+                tokens=tokens_of(reader.tokenizer, part.tokens, part.chances),
             )
     return found
 

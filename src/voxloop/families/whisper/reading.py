@@ -18,17 +18,17 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import numpy as np
 
-from voxloop.errors import ModelError, UsageError, nearest
+from voxloop.errors import UsageError
 from voxloop.families.contract import REMEDIES, Decoding, Guards, Hypothesis
 from voxloop.families.whisper import packed
 from voxloop.families.whisper.bias import Logprobs, Preference, Reading, trie
 from voxloop.families.whisper.features import CONTEXT_KEY, FULL_FRAMES, HOP, AudioContext, frames_in
-from voxloop.families.whisper.words import spelled, without_silence, words_of
+from voxloop.families.whisper.special_tokens import Vocabulary
+from voxloop.families.whisper.words import spelled, tokens_of, without_silence, words_of
 from voxloop.records import MAX_UTTERANCE_SAMPLES, SAMPLE_RATE, Guard, Word, seconds
 from voxloop.speech.text import CHARACTER_LANGUAGES
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig, WhisperConfig, WhisperProcessor
 
     from voxloop.families.contract import Waveform
 
@@ -42,61 +42,7 @@ FAR_TOO_UNLIKELY = 0.5  # below the least mean log-probability of a text that pa
 # -70 dBFS, ten steps of 16 bits: a clip that never gets louder holds nothing to hear, whatever the model makes of it.
 SILENT_PEAK = 10 ** (-70 / 20)
 PREVIOUS = "<|startofprev|>"  # begins what was said before: arXiv:2212.04356, section 2.3
-
-
-@dataclass(frozen=True, slots=True)
-class Vocabulary:
-    """The special tokens of one model: what it is told before the text."""
-
-    start: int
-    end: int
-    no_timestamps: int
-    transcribe: int
-    languages: dict[str, int]  # ISO 639-1 code -> token; empty for English-only models
-    no_speech: int | None  # None where the tokenizer has no such token
-
-    def prompt(self, language: str | None) -> list[int]:
-        """The tokens before the text. Raises ModelError for a language that the model does not know."""
-        if not self.languages:
-            return [self.start, self.no_timestamps]
-        return [self.start, self.language(language or "en"), self.transcribe, self.no_timestamps]
-
-    def language(self, code: str) -> int:
-        if code not in self.languages:
-            raise ModelError(f"the model has no language {code!r}{nearest(code, self.languages)}")
-        return self.languages[code]
-
-
-def vocabulary(config: WhisperConfig, generation: GenerationConfig, processor: WhisperProcessor) -> Vocabulary:
-    """The special tokens, from the generation config or, where that is bare, from the tokenizer."""
-    tokenizer = processor.tokenizer
-
-    def token(text: str) -> int:
-        found: int = tokenizer.convert_tokens_to_ids(text)
-        return found
-
-    # 51,865 tokens and more are multilingual vocabularies (openai/whisper, model.py: is_multilingual).
-    multilingual = getattr(generation, "is_multilingual", None)
-    if multilingual is None:
-        multilingual = config.vocab_size >= 51_865
-    languages: dict[str, int] = {}
-    if multilingual:
-        by_token = getattr(generation, "lang_to_id", None) or {
-            added: id for added, id in tokenizer.get_added_vocab().items() if 2 <= len(added.strip("<|>")) <= 3
-        }
-        languages = {added.strip("<|>"): id for added, id in by_token.items()}
-    no_timestamps = getattr(generation, "no_timestamps_token_id", None)
-    added = tokenizer.get_added_vocab()
-    # `<|nocaptions|>` is what the token is called in vocabularies before large-v3.
-    no_speech = next((added[name] for name in ("<|nospeech|>", "<|nocaptions|>") if name in added), None)
-    return Vocabulary(
-        start=config.decoder_start_token_id,
-        end=config.eos_token_id,
-        no_timestamps=token("<|notimestamps|>") if no_timestamps is None else no_timestamps,
-        transcribe=token("<|transcribe|>"),
-        languages=languages,
-        no_speech=no_speech,
-    )
+TRANSLATE = "<|translate|>"
 
 
 @dataclass(slots=True)
@@ -172,8 +118,8 @@ class Reader(ABC):
         """Means (B, D) of each clip's first positions."""
 
     @abstractmethod
-    def _detect(self, states: Any, mask: Any) -> list[tuple[str, float]]:
-        """The likeliest language of each clip and its probability among the model's languages."""
+    def _detect(self, states: Any, mask: Any, codes: Sequence[str]) -> list[tuple[str, float]]:
+        """The likeliest of some languages for each clip, and its probability among them."""
 
     @abstractmethod
     def _likeliest(
@@ -251,6 +197,7 @@ class Reader(ABC):
     ) -> list[Hypothesis]:
         """Texts in the order given. Raises UsageError for a waveform longer than 30 s."""
         context = self.context(decoding.audio_context, decoding.untuned)
+        task = self._task(decoding)
         found = [Hypothesis(text="", confidence=None)] * len(waveforms)
         clips = list(waveforms)
         if decoding.guards:
@@ -268,7 +215,7 @@ class Reader(ABC):
 
                 def decoded(batch: list[int]) -> list[Hypothesis | None]:
                     chosen = [clips[index] for index in batch]
-                    return self._decode(chosen, context, decoding, word_times, before, preference)
+                    return self._decode(chosen, context, decoding, word_times, task, before, preference)
 
                 doubtful = []
                 batches = list(self._batches(clips, context, budget_s))
@@ -354,16 +301,22 @@ class Reader(ABC):
         context: AudioContext,
         decoding: Decoding,
         timed: bool,
+        task: int,
         before: list[int],
         preference: Preference | None,
     ) -> list[Hypothesis | None]:
         """Texts of a batch; with the adaptive context None for a clip that should be heard at 30 s."""
         states, mask = self._encode(clips, context)
-        tasks, languages = self._prompts(states, mask, len(clips), decoding.language)
+        tasks, languages = self._prompts(states, mask, len(clips), decoding, task)
         prompts = [[*before, *task] for task in tasks]
         limits = [self._limit(len(clip), decoding.max_new_tokens, len(prompts[0])) for clip in clips]
-        drafts = self._likeliest(states, mask, prompts, limits, decoding.beams, preference is not None)
-        if preference:
+        if decoding.temperature:
+            draws = [_draws(clip, decoding.temperature, max(limits)) for clip in clips]
+            none = [-math.inf] * len(clips)
+            drafts = self._drawn(states, mask, range(len(clips)), prompts, limits, decoding.temperature, draws, none)
+        else:
+            drafts = self._likeliest(states, mask, prompts, limits, decoding.beams, preference is not None)
+        if preference and not decoding.temperature:
             drafts = self._preferred(drafts, states, mask, prompts, limits, preference)
         drafts = self._worded(drafts)
         again: set[int] = set()
@@ -375,6 +328,7 @@ class Reader(ABC):
             }
         if decoding.guards:
             drafts = self._guarded(drafts, clips, states, mask, prompts, limits, decoding.guards, but=again)
+        written = {code: "en" if decoding.task == "translate" else code for code, _ in languages}
         # Words are placed without what was said before, so that it has no part in where they are.
         times = self._times(drafts, clips, states, mask, tasks, but=again) if timed else {}
         return [
@@ -383,16 +337,34 @@ class Reader(ABC):
             else Hypothesis(
                 text=draft.text,
                 confidence=draft.confidence,
-                words=self._words(draft, times[index], clips[index], code) if index in times else (),
+                words=self._words(draft, times[index], clips[index], written[code]) if index in times else (),
                 language=code,
                 language_probability=chance,
                 mean_logprob=round(draft.mean_logprob, 6),
                 no_speech=draft.no_speech,
                 guards=draft.history,
                 temperature=draft.temperature,
+                tokens=tokens_of(self.tokenizer, *self._written(draft)) if draft.text else (),
             )
             for index, (draft, (code, chance)) in enumerate(zip(drafts, languages, strict=True))
         ]
+
+    def _task(self, decoding: Decoding) -> int:
+        """The token of what is asked for. Raises UsageError where the model cannot translate."""
+        if decoding.task == "transcribe":
+            return self.vocabulary.transcribe
+        token = self._special(TRANSLATE)
+        if token is None or not self.vocabulary.languages:
+            raise UsageError(
+                "this model knows English alone and cannot translate: name a multilingual model, such as Whisper's "
+                "`base`, or one that was tuned from it"
+            )
+        return token
+
+    def _special(self, name: str) -> int | None:
+        """The token of a name such as `<|startofprev|>`; None where the model has none."""
+        added = self.tokenizer.added_tokens_decoder
+        return next((id for id, token in added.items() if str(token) == name), None)
 
     def _before(self, decoding: Decoding) -> list[int]:
         """The tokens in front of the task: what the model is to take for the text so far. Raises UsageError.
@@ -411,7 +383,7 @@ class Reader(ABC):
             tokens = [*listed, *(self._tokens(".") if listed else []), *tokens]
         if not tokens:
             return []
-        start = next((id for id, added in self.tokenizer.added_tokens_decoder.items() if str(added) == PREVIOUS), None)
+        start = self._special(PREVIOUS)
         if start is None:
             raise UsageError(f"this model has no {PREVIOUS}: {REMEDIES['prompt']}")
         return [start, *tokens[-most:]]
@@ -430,7 +402,7 @@ class Reader(ABC):
         known = decoding.vocabulary
         if known is None or known.bonus <= 0:
             return None
-        spaced = decoding.language not in CHARACTER_LANGUAGES
+        spaced = decoding.task == "translate" or decoding.language not in CHARACTER_LANGUAGES
         terms = [self._tokens(term) for term in known.texts(decoding.language)]
         if not spaced:  # a word begins without a space there
             terms = [self.tokenizer.encode(term, add_special_tokens=False) for term in known.texts(decoding.language)]
@@ -499,7 +471,7 @@ class Reader(ABC):
         # Below these no text passes, were all of its further tokens certain.
         floors = [guards.min_logprob * limit for limit in limits]
         cold: set[int] = set(but)
-        for temperature in guards.temperatures:
+        for temperature in (higher for higher in guards.temperatures if higher > drafts[0].temperature):
             failing = [index for index, mine in enumerate(tried) if set(mine[-1].fired) - {"no speech"}]
             failing = [index for index in failing if index not in cold]
             if not failing:
@@ -569,10 +541,10 @@ class Reader(ABC):
         return dict(zip(spoken, found, strict=True))
 
     def _prompts(
-        self, states: Any, mask: Any, count: int, language: str | None
+        self, states: Any, mask: Any, count: int, decoding: Decoding, task: int
     ) -> tuple[list[list[int]], list[tuple[str, float | None]]]:
         """Prompt tokens (B, P) and the language of each clip, detected (with its probability) where none is given."""
-        known = self.vocabulary
+        known, language = self.vocabulary, decoding.language
         languages: list[tuple[str, float | None]]
         if not known.languages:
             # English-only models are tuned to other languages as well; what is told wins.
@@ -580,8 +552,9 @@ class Reader(ABC):
         elif language is not None:
             languages = [(language, None)] * count
         else:
-            languages = [(code, round(chance, 6)) for code, chance in self._detect(states, mask)]
-        return [known.prompt(code) for code, _ in languages], languages
+            codes = [code for code in decoding.languages if known.language(code)] or list(known.languages)
+            languages = [(code, round(chance, 6)) for code, chance in self._detect(states, mask, codes)]
+        return [known.prompt(code, task) for code, _ in languages], languages
 
 
 def _draws(clip: Waveform, temperature: float, count: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:

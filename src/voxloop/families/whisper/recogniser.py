@@ -19,7 +19,8 @@ from transformers.modeling_outputs import BaseModelOutput
 from voxloop.families.folders import evaluating
 from voxloop.families.whisper.bias import Reading
 from voxloop.families.whisper.features import AudioContext, features_of, frame_mask, mel_filters
-from voxloop.families.whisper.reading import Draft, Reader, vocabulary
+from voxloop.families.whisper.reading import Draft, Reader
+from voxloop.families.whisper.special_tokens import vocabulary
 from voxloop.families.whisper.timing import let_listen, word_times
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class WhisperRecogniser(Reader):
         inside = frame_mask(counts, states.shape[1])[..., None]
         return ((states.float() * inside).sum(dim=1) / counts[:, None]).cpu().numpy()
 
-    def _detect(self, states: torch.Tensor, mask: torch.Tensor | None) -> list[tuple[str, float]]:
+    def _detect(self, states: torch.Tensor, mask: torch.Tensor | None, codes: Sequence[str]) -> list[tuple[str, float]]:
         start = torch.full((len(states), 1), self.vocabulary.start, device=states.device)
         logits = self.model(
             encoder_outputs=BaseModelOutput(last_hidden_state=states),
@@ -59,7 +60,6 @@ class WhisperRecogniser(Reader):
             decoder_input_ids=start,
             use_cache=False,
         ).logits[:, -1]
-        codes = list(self.vocabulary.languages)
         among = logits[:, [self.vocabulary.languages[code] for code in codes]].float().softmax(dim=-1)
         chances, best = among.max(dim=-1)
         return [(codes[index], chance) for index, chance in zip(best.tolist(), chances.tolist(), strict=True)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from voxloop.families.contract import Token
 from voxloop.families.whisper.features import POSITION_SAMPLES
 from voxloop.records import SAMPLE_RATE, Word
 from voxloop.speech.text import CHARACTER_LANGUAGES
@@ -86,6 +88,12 @@ def _encoded(text: str) -> bytes:
 @cache
 def _symbols() -> dict[str, int]:
     return {symbol: byte for byte, symbol in enumerate(byte_symbols())}
+
+
+def tokens_of(tokenizer: Any, tokens: Sequence[int], chances: Sequence[float]) -> tuple[Token, ...]:
+    """Tokens of a text with what they spell and their log-probabilities."""
+    pairs = zip(tokens, chances, strict=False)
+    return tuple(Token(id, spelled(tokenizer, id), round(math.log(max(chance, 1e-30)), 6)) for id, chance in pairs)
 
 
 def spelled(tokenizer: Any, token: int) -> bytes:
