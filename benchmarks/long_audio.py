@@ -21,7 +21,7 @@ from benchmarks import peers
 from benchmarks.apart import apart
 from benchmarks.checkpoints import fetch
 from benchmarks.side_by_side import Row, compare
-from voxloop.families.contract import AudioContext
+from voxloop.families.decoding import AudioContext
 from voxloop.families.registry import family
 from voxloop.pipeline import open_loop
 from voxloop.speech import text

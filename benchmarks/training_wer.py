@@ -142,7 +142,7 @@ def _rates(
     model: Path, context: Literal["trimmed", "full"], heard: dict[str, tuple[Sounds, list[str]]]
 ) -> dict[str, float]:
     """Word error rates of each set in percent."""
-    from voxloop.families.contract import Decoding
+    from voxloop.families.decoding import Decoding
     from voxloop.families.registry import family
 
     recogniser = family("whisper").load(model)

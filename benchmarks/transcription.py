@@ -26,7 +26,7 @@ from benchmarks.apart import apart
 from benchmarks.checkpoints import CHECKPOINTS, fetch
 from benchmarks.peers import LONGEST, RATE, THREADS, UNHEARD, Sound, bounded_options, whisper_model
 from benchmarks.side_by_side import Row, compare, rows_table, write
-from voxloop.families.contract import AudioContext, Decoding
+from voxloop.families.decoding import AudioContext, Decoding
 from voxloop.families.registry import family
 from voxloop.pipeline import open_loop
 from voxloop.speech import text

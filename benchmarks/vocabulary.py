@@ -146,7 +146,7 @@ def _clips(folder: Path, name: str, others: int) -> list[dict[str, Any]]:
 def _hear(kept: Kept, wanted: Sequence[tuple[Any, ...]], clips: Sequence[dict[str, Any]], threads: int) -> None:
     import torch
 
-    from voxloop.families.contract import Decoding, Guards, PersonalVocabulary, Term
+    from voxloop.families.decoding import Decoding, Guards, PersonalVocabulary, Term
     from voxloop.families.whisper import WHISPER
     from voxloop.speech.audio import decode
     from voxloop.speech.text import normalise, word_errors_each

@@ -14,19 +14,8 @@ import torch
 
 from tests.unit import tiny_voxtral, tiny_whisper
 from voxloop.errors import ModelError, TrainingError, UsageError
-from voxloop.families.contract import (
-    REMEDIES,
-    Capability,
-    Decoding,
-    Family,
-    Guards,
-    Lesson,
-    PersonalVocabulary,
-    Recogniser,
-    Term,
-    Trainable,
-    require,
-)
+from voxloop.families.contract import REMEDIES, Capability, Family, Lesson, Recogniser, Trainable, require
+from voxloop.families.decoding import Decoding, Guards, PersonalVocabulary, Term
 from voxloop.families.registry import OURS, family, family_of
 
 RATE = 16_000

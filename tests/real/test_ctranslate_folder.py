@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from tests.real.conftest import THREADS
 from voxloop import bases, models
 from voxloop.cli import app
-from voxloop.families.contract import Decoding
+from voxloop.families.decoding import Decoding
 from voxloop.families.whisper import WHISPER, ctranslate_folder
 from voxloop.families.whisper.features import log_mel, mel_filters
 from voxloop.pipeline import open_loop

@@ -13,7 +13,8 @@ from peft import LoraConfig, get_peft_model
 
 from tests.conftest import ROOT, SHARED_DATA
 from tests.real.conftest import THREADS
-from voxloop.families.contract import Decoding, Heard
+from voxloop.families.contract import Heard
+from voxloop.families.decoding import Decoding
 from voxloop.families.whisper import WHISPER
 from voxloop.speech import text
 from voxloop.speech.audio import decode

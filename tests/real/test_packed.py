@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from voxloop.families.contract import Decoding, Guards
+from voxloop.families.decoding import Decoding, Guards
 from voxloop.families.registry import family
 from voxloop.speech import text
 

@@ -14,7 +14,7 @@ from faster_whisper import WhisperModel
 from tests.conftest import SHARED_DATA
 from tests.real.conftest import THREADS
 from tests.real.test_ctranslate_folder import GREEDY, PEER
-from voxloop.families.contract import PersonalVocabulary, Term
+from voxloop.families.decoding import PersonalVocabulary, Term
 from voxloop.families.whisper import WHISPER
 from voxloop.families.whisper.reading import Reader
 from voxloop.records import MAX_UTTERANCE_SAMPLES

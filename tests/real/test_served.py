@@ -8,7 +8,7 @@ import pytest
 
 from tests.real.conftest import THREADS
 from voxloop import models
-from voxloop.families.contract import Decoding
+from voxloop.families.decoding import Decoding
 from voxloop.pipeline import open_loop
 from voxloop.settings import Settings
 from voxloop.speech.audio import decode

@@ -17,7 +17,8 @@ from transformers import WhisperTokenizer
 from tests.unit import frozen_speech, tiny_whisper
 from voxloop import models
 from voxloop.errors import ModelError, SettingError
-from voxloop.families.contract import Decoding, Guards, Hypothesis
+from voxloop.families.contract import Hypothesis
+from voxloop.families.decoding import Decoding, Guards
 from voxloop.families.whisper import WHISPER, ctranslate, recogniser
 from voxloop.families.whisper.ctranslate import CTranslateRecogniser
 from voxloop.families.whisper.features import features_of, log_mel, log_mel_numpy

@@ -14,7 +14,7 @@ import pytest
 from tests.unit import frozen_speech, tiny_whisper
 from voxloop import models
 from voxloop.errors import UnknownRecord, UsageError
-from voxloop.families.contract import Decoding, Guards
+from voxloop.families.decoding import Decoding, Guards
 from voxloop.pipeline import open_loop
 from voxloop.records import Evaluation, Event, Recording, Transcript
 from voxloop.speech import text

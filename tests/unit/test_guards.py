@@ -11,7 +11,7 @@ import torch
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from tests.unit import tiny_whisper
-from voxloop.families.contract import Decoding, Guards, compression
+from voxloop.families.decoding import Decoding, Guards, compression
 from voxloop.families.whisper import WHISPER
 from voxloop.families.whisper.recogniser import WhisperRecogniser, pick
 

@@ -11,7 +11,8 @@ import pytest
 import soundfile
 
 from tests.unit import tiny_whisper
-from voxloop.families.contract import Decoding, Hypothesis
+from voxloop.families.contract import Hypothesis
+from voxloop.families.decoding import Decoding
 from voxloop.pipeline import open_loop
 from voxloop.records import Utterance, Word, utterance_id
 from voxloop.settings import Settings

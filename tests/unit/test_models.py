@@ -22,7 +22,7 @@ import pytest
 from tests.unit import hub_server, tiny_whisper
 from voxloop import models
 from voxloop.errors import ModelError, UnknownRecord
-from voxloop.families.contract import Decoding
+from voxloop.families.decoding import Decoding
 from voxloop.pipeline import open_loop
 from voxloop.records import Model
 from voxloop.stores.blobs import sha256_file

@@ -14,7 +14,7 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 from tests.conftest import ROOT
 from tests.unit import tiny_whisper
 from voxloop.errors import ModelError
-from voxloop.families.contract import Decoding
+from voxloop.families.decoding import Decoding
 from voxloop.families.whisper import WHISPER, elsewhere, ggml, portable
 from voxloop.speech.audio import decode
 from voxloop.starter import STARTER_DIR

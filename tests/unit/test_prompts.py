@@ -10,7 +10,7 @@ import torch
 
 from tests.unit import tiny_whisper
 from voxloop.errors import UsageError
-from voxloop.families.contract import Decoding, PersonalVocabulary, Term
+from voxloop.families.decoding import Decoding, PersonalVocabulary, Term
 from voxloop.families.whisper import WHISPER
 from voxloop.families.whisper.reading import Reader
 from voxloop.families.whisper.recogniser import WhisperRecogniser

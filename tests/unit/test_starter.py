@@ -9,7 +9,7 @@ import shutil
 import numpy as np
 import pytest
 
-from voxloop.families.contract import Decoding
+from voxloop.families.decoding import Decoding
 from voxloop.families.registry import family
 from voxloop.starter import STARTER_DIR
 

@@ -17,7 +17,8 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.generation_whisper import _dynamic_time_warping, _median_filter
 
 from tests.unit import tiny_whisper
-from voxloop.families.contract import Decoding, Hypothesis
+from voxloop.families.contract import Hypothesis
+from voxloop.families.decoding import Decoding
 from voxloop.families.whisper import WHISPER, timing, words
 from voxloop.families.whisper.recogniser import WhisperRecogniser
 from voxloop.records import Word

@@ -19,7 +19,7 @@ from transformers import TrainerState
 from tests.unit import tiny_whisper
 from voxloop import models
 from voxloop.errors import SettingError, TrainingError, UsageError
-from voxloop.families.contract import Decoding
+from voxloop.families.decoding import Decoding
 from voxloop.families.registry import family
 from voxloop.families.whisper import Whisper
 from voxloop.records import Dataset, Event, Model, Recording, Run

@@ -12,7 +12,8 @@ import pytest
 from tests.unit import tiny_whisper
 from tests.unit.test_hearing import RATE, pause, take
 from voxloop import models
-from voxloop.families.contract import Decoding, Guards, Hypothesis
+from voxloop.families.contract import Hypothesis
+from voxloop.families.decoding import Decoding, Guards
 from voxloop.pipeline import open_loop
 from voxloop.speech.audio import decode
 from voxloop.steps import datasets, review, training, transcripts

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from voxloop.cli import app
 from voxloop.errors import SettingError, UsageError
-from voxloop.families.contract import Decoding, PersonalVocabulary, Term
+from voxloop.families.decoding import Decoding, PersonalVocabulary, Term
 from voxloop.maintenance import backups
 from voxloop.pipeline import open_loop
 from voxloop.settings import resolve

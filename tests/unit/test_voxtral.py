@@ -13,7 +13,7 @@ from transformers import VoxtralForConditionalGeneration, VoxtralProcessor
 
 from tests.unit import tiny_voxtral
 from voxloop.errors import ModelError, UsageError
-from voxloop.families.contract import Decoding
+from voxloop.families.decoding import Decoding
 from voxloop.families.voxtral import VOXTRAL
 from voxloop.records import Dataset, Model
 from voxloop.speech.audio import to_pcm16, wav_bytes

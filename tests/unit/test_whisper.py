@@ -14,12 +14,14 @@ from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneratio
 
 from tests.unit import tiny_whisper
 from voxloop.errors import ModelError, TrainingError, UsageError
-from voxloop.families.contract import Decoding, Guards, Segment
+from voxloop.families.contract import Segment
+from voxloop.families.decoding import Decoding, Guards
 from voxloop.families.registry import family
 from voxloop.families.whisper import WHISPER
 from voxloop.families.whisper.features import MARGIN_S, features_of, frames_in, log_mel, padded_frames
 from voxloop.families.whisper.reading import SPARE_TOKENS, TOKENS_PER_S, Reader
 from voxloop.families.whisper.recogniser import WhisperRecogniser
+from voxloop.starter import STARTER_DIR
 
 RATE = 16_000
 
@@ -308,7 +310,7 @@ class TestTraining:
             assert given[: len(prompt) + 5] == ["<|startoftranscript|>", *prompt, *names[:-1]]
             assert WHISPER.label_length(trainable, "one", code) == len(prompt) + len(names)
 
-    def test_a_model_tuned_to_short_contexts_writes_no_space_before_its_texts(
+    def test_a_published_model_writes_a_space_before_its_texts_also_when_tuned_to_short_contexts(
         self, english: Path, tmp_path: Path
     ) -> None:
         trainable = WHISPER.open_for_training(english, audio_context="trimmed")
@@ -317,7 +319,10 @@ class TestTraining:
         assert WHISPER.tuned_context(tmp_path / "tuned") == "trimmed"
         again = WHISPER.open_for_training(tmp_path / "tuned", audio_context="trimmed")
         said = WHISPER.collate(again, noise(0.5), ["one"], [None])["labels"]
-        assert again.processor.tokenizer.decode(said[said != -100][:-1]) == "one"
+        assert again.processor.tokenizer.decode(said[said != -100][:-1]) == " one"
+        own = WHISPER.open_for_training(STARTER_DIR, audio_context="trimmed")  # learnt without
+        said = WHISPER.collate(own, noise(0.5), ["one"], [None])["labels"]
+        assert own.processor.tokenizer.decode(said[said != -100][:-1]) == "one"
 
     def test_segments_are_written_with_their_times_in_steps_of_20_ms(self, tmp_path: Path) -> None:
         folder = tiny_whisper.make(tmp_path / "timed", multilingual=True, vocabulary=256 + 11 + 1501)

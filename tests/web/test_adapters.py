@@ -18,7 +18,7 @@ from tests.unit import frozen_speech
 from tests.web.conftest import Running, served
 from voxloop import models
 from voxloop.errors import ModelError
-from voxloop.families.contract import Decoding
+from voxloop.families.decoding import Decoding
 from voxloop.families.whisper import WHISPER
 from voxloop.pipeline import open_loop
 from voxloop.records import Model, Run

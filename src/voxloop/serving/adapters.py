@@ -20,7 +20,8 @@ from voxloop.families.registry import family
 if TYPE_CHECKING:
     import numpy as np
 
-    from voxloop.families.contract import AudioContext, Context, Decoding, Hypothesis, Waveform
+    from voxloop.families.contract import Hypothesis, Waveform
+    from voxloop.families.decoding import AudioContext, Context, Decoding
     from voxloop.records import Model
     from voxloop.workspace import Workspace
 

@@ -24,7 +24,8 @@ from voxloop.records import SAMPLE_RATE
 from voxloop.serving.adapters import OneAdapter
 
 if TYPE_CHECKING:
-    from voxloop.families.contract import Decoding, Hypothesis, Recogniser, Waveform
+    from voxloop.families.contract import Hypothesis, Recogniser, Waveform
+    from voxloop.families.decoding import Decoding
     from voxloop.records import Model
 
 log = logging.getLogger(__name__)

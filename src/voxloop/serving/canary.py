@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from voxloop.errors import ModelError
-from voxloop.families.contract import Decoding
+from voxloop.families.decoding import Decoding
 from voxloop.records import SAMPLE_RATE, Evaluation, Utterance
 from voxloop.speech.text import normalise, word_errors_each
 from voxloop.steps import evaluation, hearing, transcripts

@@ -13,7 +13,7 @@ from voxloop.serving.batches import Clip, Heard, Urgency
 from voxloop.steps import transcripts, utterances
 
 if TYPE_CHECKING:
-    from voxloop.families.contract import Context, Decoding
+    from voxloop.families.decoding import Context, Decoding
     from voxloop.records import Model
     from voxloop.serving.batches import Batches
     from voxloop.speech.spooled import Sound

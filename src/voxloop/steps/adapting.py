@@ -42,7 +42,8 @@ from voxloop.steps.training.files import read_json, write_json
 from voxloop.steps.utterances import PHRASES, spans_in, with_margins
 
 if TYPE_CHECKING:
-    from voxloop.families.contract import Context, Distillable, Trainable, Waveform
+    from voxloop.families.contract import Distillable, Trainable, Waveform
+    from voxloop.families.decoding import Context
     from voxloop.settings import Settings
     from voxloop.steps.utterances import Span
     from voxloop.workspace import Workspace

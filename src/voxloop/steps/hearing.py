@@ -28,7 +28,8 @@ from voxloop.steps.utterances import (
 )
 
 if TYPE_CHECKING:
-    from voxloop.families.contract import Decoding, Recogniser
+    from voxloop.families.contract import Recogniser
+    from voxloop.families.decoding import Decoding
     from voxloop.settings import Settings
     from voxloop.speech.audio import Waveform
     from voxloop.workspace import Workspace

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, TypeVar, cast
 import sqlalchemy as sa
 
 from voxloop.errors import UsageError
-from voxloop.families.contract import AudioContext, Decoding, Guards, Hypothesis, PersonalVocabulary
+from voxloop.families.contract import Hypothesis
+from voxloop.families.decoding import AudioContext, Decoding, Guards, PersonalVocabulary
 from voxloop.models import base_model, engine, loaded
 from voxloop.records import SAMPLE_RATE, Guard, Model, Recording, Transcript, Utterance, Word, seconds
 from voxloop.speech import subtitles

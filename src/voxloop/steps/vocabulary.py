@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 
 from voxloop.errors import UsageError
-from voxloop.families.contract import Term
+from voxloop.families.decoding import Term
 from voxloop.speech.languages import language_code
 from voxloop.stores import tables
 from voxloop.stores.catalog import insert_new

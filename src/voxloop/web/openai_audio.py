@@ -25,7 +25,8 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response, Streami
 from starlette.datastructures import FormData, UploadFile
 
 from voxloop.errors import UnknownRecord, UsageError, VoxloopError
-from voxloop.families.contract import PersonalVocabulary, Term, require
+from voxloop.families.contract import require
+from voxloop.families.decoding import PersonalVocabulary, Term
 from voxloop.families.registry import family
 from voxloop.records import Model
 from voxloop.serving import files
@@ -40,7 +41,8 @@ from voxloop.web.metrics import AUDIO
 from voxloop.web.problems import Problem, problem_body, status_of
 
 if TYPE_CHECKING:
-    from voxloop.families.contract import Decoding, Recogniser, Task, Token
+    from voxloop.families.contract import Recogniser, Token
+    from voxloop.families.decoding import Decoding, Task
     from voxloop.serving.files import Part
     from voxloop.serving.tokens import Client
     from voxloop.speech.spooled import Sound

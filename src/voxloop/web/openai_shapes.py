@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from voxloop.families.contract import compression
+from voxloop.families.decoding import compression
 from voxloop.speech.languages import language_name
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ import torch
 from torch.nn import functional
 
 from voxloop.errors import ModelError, TrainingError, install_command
-from voxloop.families.contract import Capability, Context, Labels, Part, Segment, Trainable, require, words_alone
+from voxloop.families.contract import Capability, Labels, Part, Segment, Trainable, require, words_alone
+from voxloop.families.decoding import Context
 from voxloop.families.folders import hide_frames, on_device, open_folder, save_folder, without_adapters
 from voxloop.families.voxtral import prompts
 from voxloop.records import MAX_UTTERANCE_S

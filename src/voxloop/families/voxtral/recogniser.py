@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from voxloop.errors import UsageError
-from voxloop.families.contract import Context, Hypothesis, Token, check, require
+from voxloop.families.contract import Hypothesis, Token, check, require
+from voxloop.families.decoding import Context
 from voxloop.families.folders import evaluating
 from voxloop.families.voxtral import prompts
 from voxloop.records import MAX_UTTERANCE_S, MAX_UTTERANCE_SAMPLES, SAMPLE_RATE, seconds
 
 if TYPE_CHECKING:
-    from voxloop.families.contract import AudioContext, Decoding, Family, Waveform
+    from voxloop.families.contract import Family, Waveform
+    from voxloop.families.decoding import AudioContext, Decoding
 
 POSITION_SAMPLES = 320  # samples per position of the audio tower: 20 ms, as Whisper's
 # Nobody speaks faster than this, also where a token is one letter: what is longer is a loop.

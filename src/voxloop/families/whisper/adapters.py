@@ -18,7 +18,8 @@ from voxloop.errors import ModelError, first_line
 from voxloop.families.whisper.recogniser import WhisperRecogniser
 
 if TYPE_CHECKING:
-    from voxloop.families.contract import Context, Decoding, Hypothesis, Waveform
+    from voxloop.families.contract import Hypothesis, Waveform
+    from voxloop.families.decoding import Context, Decoding
 
 
 class AdaptedRecogniser(WhisperRecogniser):

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 import numpy as np
 
 from voxloop.errors import ModelError, first_line, install_command
-from voxloop.families.contract import Decoding
+from voxloop.families.decoding import Decoding
 from voxloop.families.whisper import ctranslate_folder
 from voxloop.families.whisper.bias import Reading, log_softmax
 from voxloop.families.whisper.features import (

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from voxloop.families.contract import Decoding, Guards, Lesson
+from voxloop.families.contract import Lesson
+from voxloop.families.decoding import Decoding, Guards
 from voxloop.families.folders import evaluating, without_adapters
 from voxloop.families.whisper.features import POSITION_SAMPLES, frame_mask, frames_of_at_least, log_mel
 

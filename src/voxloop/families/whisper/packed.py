@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from voxloop.families.contract import Guards, Hypothesis
+from voxloop.families.contract import Hypothesis
+from voxloop.families.decoding import Guards
 from voxloop.families.whisper.words import tokens_of, without_silence, word_tokens
 from voxloop.records import MAX_UTTERANCE_SAMPLES, SAMPLE_RATE, Word, seconds
 
 if TYPE_CHECKING:
-    from voxloop.families.contract import Decoding, Waveform
+    from voxloop.families.contract import Waveform
+    from voxloop.families.decoding import Decoding
     from voxloop.families.whisper.reading import Reader
 
 GAP = SAMPLE_RATE  # samples of silence between two clips

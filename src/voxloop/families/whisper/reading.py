@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 import numpy as np
 
 from voxloop.errors import UsageError
-from voxloop.families.contract import REMEDIES, Decoding, Guards, Hypothesis
+from voxloop.families.contract import REMEDIES, Hypothesis
+from voxloop.families.decoding import Decoding, Guards
 from voxloop.families.whisper import packed
 from voxloop.families.whisper.bias import Logprobs, Preference, Reading, trie
 from voxloop.families.whisper.features import CONTEXT_KEY, FULL_FRAMES, HOP, AudioContext, frames_in
@@ -29,7 +30,6 @@ from voxloop.records import MAX_UTTERANCE_SAMPLES, SAMPLE_RATE, Guard, Word, sec
 from voxloop.speech.text import CHARACTER_LANGUAGES
 
 if TYPE_CHECKING:
-
     from voxloop.families.contract import Waveform
 
 log = logging.getLogger(__name__)

@@ -29,7 +29,7 @@ from voxloop.steps.training.files import CONFIG, LOG, STATUS, read_json, write_j
 from voxloop.steps.training.recipes import Recipe
 
 if TYPE_CHECKING:
-    from voxloop.families.contract import Decoding
+    from voxloop.families.decoding import Decoding
     from voxloop.steps.datasets import DatasetRow
     from voxloop.workspace import Workspace
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from voxloop import models
 from voxloop.errors import UsageError
-from voxloop.families.contract import Decoding
+from voxloop.families.decoding import Decoding
 from voxloop.families.registry import family
 from voxloop.records import Evaluation, Progress, Recording, Split, Transcript, Utterance
 from voxloop.speech import text

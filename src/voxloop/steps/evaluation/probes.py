@@ -18,7 +18,8 @@ from voxloop.steps.evaluation.sounds import loud_sounds, quiet_sounds
 from voxloop.steps.utterances import read_span
 
 if TYPE_CHECKING:
-    from voxloop.families.contract import Decoding, Recogniser, Waveform
+    from voxloop.families.contract import Recogniser, Waveform
+    from voxloop.families.decoding import Decoding
     from voxloop.steps.datasets import DatasetRow
     from voxloop.steps.hearing import Heard
     from voxloop.workspace import Workspace

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import sqlalchemy as sa
 
-from voxloop.families.contract import Guards, compression
+from voxloop.families.decoding import Guards, compression
 from voxloop.records import Utterance
 from voxloop.steps import hearing
 from voxloop.stores import tables
 
 if TYPE_CHECKING:
-    from voxloop.families.contract import Decoding, Recogniser
+    from voxloop.families.contract import Recogniser
+    from voxloop.families.decoding import Decoding
     from voxloop.workspace import Workspace
 
 CLIPS = 40

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from voxloop import __version__, hub, models
 from voxloop.errors import VoxloopError
-from voxloop.families.contract import Decoding, ExportFormat
+from voxloop.families.contract import ExportFormat
+from voxloop.families.decoding import Decoding
 from voxloop.records import Dataset, Evaluation, Run
 from voxloop.steps import datasets
 from voxloop.stores import tables

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from voxloop.errors import ConflictError, UsageError
-from voxloop.families.contract import Decoding
+from voxloop.families.decoding import Decoding
 from voxloop.records import Dataset, Evaluation, Model, Split, Verdict
 from voxloop.steps.evaluation import Scored, parted, scored_rows, significance, texts_heard, wer
 from voxloop.steps.evaluation.heard_texts import HEARD, NEW

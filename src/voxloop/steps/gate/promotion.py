@@ -18,7 +18,7 @@ from voxloop.steps.gate.comparison import NO_BETTER, Comparison, Findings, find,
 from voxloop.stores import tables
 
 if TYPE_CHECKING:
-    from voxloop.families.contract import Decoding
+    from voxloop.families.decoding import Decoding
     from voxloop.records import Progress
     from voxloop.stores.catalog import Reader
     from voxloop.workspace import Transaction, Workspace

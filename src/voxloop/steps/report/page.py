@@ -17,7 +17,7 @@ import sqlalchemy as sa
 
 from voxloop import __version__, models
 from voxloop.errors import UsageError, VoxloopError
-from voxloop.families.contract import Decoding
+from voxloop.families.decoding import Decoding
 from voxloop.files import replaced
 from voxloop.records import Dataset, Evaluation, Model, Progress, Run
 from voxloop.steps import evaluation, training

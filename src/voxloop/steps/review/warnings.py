@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from voxloop.errors import counted
-from voxloop.families.contract import Guards, compression
+from voxloop.families.decoding import Guards, compression
 from voxloop.records import Transcript, Utterance
 from voxloop.speech.languages import contradiction, language_name
 from voxloop.speech.text import CHARACTER_LANGUAGES

@@ -26,7 +26,8 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast, send_to_device
 
 from voxloop.errors import SettingError
-from voxloop.families.contract import Context, Decoding, Family, Part, Trainable, require, words_alone
+from voxloop.families.contract import Family, Part, Trainable, require, words_alone
+from voxloop.families.decoding import Context, Decoding
 from voxloop.families.registry import family
 from voxloop.steps.training.batches import ClipRow, Collator, Plan, Speech, loader, read_noises, read_rows, spoken
 from voxloop.steps.training.ctc import Head

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from voxloop.families.contract import Decoding
+from voxloop.families.decoding import Decoding
 from voxloop.settings import Settings
 from voxloop.speech import text as _text
 from voxloop.steps import datasets, hearing
@@ -22,7 +22,8 @@ from voxloop.steps.training.batches import ClipRow, read_rows
 from voxloop.steps.utterances import heard_spans
 
 if TYPE_CHECKING:
-    from voxloop.families.contract import Context, Recogniser, Waveform
+    from voxloop.families.contract import Recogniser, Waveform
+    from voxloop.families.decoding import Context
     from voxloop.steps.utterances import Span
     from voxloop.workspace import Workspace
 
