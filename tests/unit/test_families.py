@@ -59,9 +59,10 @@ def test_the_search_finds_names(tmp_path: Path) -> None:
 
 
 def test_the_contract_imports_no_family() -> None:
-    tree = ast.parse((SOURCE / "families" / "contract.py").read_text())
-    imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert not [module for module in imported if module and module.startswith("voxloop.families")]
+    trees = [ast.parse((SOURCE / "families" / f"{name}.py").read_text()) for name in ("contract", "decoding")]
+    imported = {node.module for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    families = {module for module in imported if module and module.startswith("voxloop.families")}
+    assert families == {"voxloop.families.decoding"}
 
 
 @pytest.fixture

@@ -66,7 +66,7 @@ def register(app: typer.Typer) -> None:
 def model_adapt(
     ctx: typer.Context,
     base: Annotated[
-        str | None, typer.Argument(metavar="[BASE]", help="A published Whisper. [default: the base model]")
+        str | None, typer.Argument(metavar="[BASE]", help="A published model. [default: the base model]")
     ] = None,
     sources: Annotated[
         list[Path] | None,
