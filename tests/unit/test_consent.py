@@ -20,7 +20,7 @@ def test_the_newest_word_about_a_purpose_counts(each_workspace: Workspace) -> No
     ws = each_workspace
     with pytest.raises(UnknownRecord, match="there is no consent text"):
         consent.give(ws, "ann", by="bob")
-    with pytest.raises(UsageError, match="no purpose .trian."):
+    with pytest.raises(UsageError, match=r"no purpose .trian."):
         consent.add_text(ws, "I agree.", ["trian"], by="bob")
     assert consent.add_text(ws, "I agree.", ["publish", "train"], by="bob").purposes == ("train", "publish")
     assert consent.add_text(ws, "I agree to all.", consent.PURPOSES, by="bob").version == 2
