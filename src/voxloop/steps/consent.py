@@ -146,8 +146,11 @@ def _note(
     row = {"created": tx.now(), "speaker": speaker, "given": given, "purposes": list(purposes), "version": version}
     seq = tx.connection.execute(sa.insert(consent).values(**row, by=by).returning(consent.c.seq)).scalar_one()
     # The subject is no name: events outlive a speaker who is forgotten.
-    kind = "consent.given" if given else "consent.withdrawn"
-    tx.emit(kind, str(seq), payload={"purposes": list(purposes), "version": version, "speaker": speaker})
+    payload = {"purposes": list(purposes), "version": version, "speaker": speaker}
+    if given:
+        tx.emit("consent.given", str(seq), payload=payload)
+    else:
+        tx.emit("consent.withdrawn", str(seq), payload=payload)
 
 
 def of(reader: Reader, speaker: str) -> Standing:
