@@ -16,8 +16,10 @@ from typer.core import TyperArgument, TyperGroup, TyperOption
 from voxloop import __version__
 from voxloop.cli import (
     bases,
+    consent,
     datasets,
     evaluation,
+    importing,
     keep,
     models,
     recipes,
@@ -133,6 +135,9 @@ models.register(app)
 keep.register(app)
 serve.register(app)
 vocabulary.register(app)
+consent.register(app)
+importing.register(app)
+importing.register(app)
 
 
 def main() -> None:

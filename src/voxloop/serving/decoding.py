@@ -19,11 +19,12 @@ import tempfile
 import traceback
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from voxloop.errors import AudioError, VoxloopError, first_line
-from voxloop.records import SAMPLE_RATE
+from voxloop.records import SAMPLE_RATE, Encoding
 from voxloop.speech.audio import SAMPLE_BYTES, channel_count
 from voxloop.speech.spooled import Sound, write
 
@@ -62,7 +63,7 @@ class Decoders:
             raise
         finally:
             Path(kept).unlink()
-        return Sound.written(os.fdopen(handle, "rb"), answer["notes"])
+        return Sound.written(os.fdopen(handle, "rb"), answer["notes"], Encoding(**answer["encoding"]))
 
     async def channels(self, file: Path, name: str, *, max_bytes: int) -> int:
         """Channels by a file's header. Raises AudioError as `decode` does."""
@@ -181,7 +182,8 @@ def _answer(file: str, limit_s: float, kept: str | None = None, **bounds: Any) -
             return {"channels": channel_count(file, **bounds)}
         _limit(resource.RLIMIT_FSIZE, int(bounds["max_seconds"] + 60) * SAMPLE_RATE * SAMPLE_BYTES)
         with Path(kept).open("r+b") as pcm:
-            return {"notes": write(pcm, Path(file), **bounds)}
+            notes, encoding = write(pcm, Path(file), **bounds)
+            return {"notes": notes, "encoding": asdict(encoding)}
     except AudioError as error:
         return {"reason": error.reason, "error": str(error)}
     except MemoryError:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from voxloop.records import seconds
+from voxloop.records import Encoding, seconds
 from voxloop.speech import decoder_messages
 from voxloop.speech.audio import SAMPLE_BYTES, Source, Waveform, from_pcm16, stream, to_pcm16
 
@@ -23,23 +23,24 @@ class Sound:
         """Decode `file`; `bounds` are those of `audio.stream`: seconds and bytes at most, a channel, a track."""
         pcm = cast(BinaryIO, tempfile.TemporaryFile(prefix="voxloop-"))  # noqa: SIM115 - it lives as long as this
         try:
-            notes = write(pcm, file, **bounds)
+            notes, encoding = write(pcm, file, **bounds)
         except BaseException:
             pcm.close()
             raise
-        self._hold(pcm, notes)
+        self._hold(pcm, notes, encoding)
 
     @classmethod
-    def written(cls, pcm: BinaryIO, notes: Sequence[str]) -> Sound:
+    def written(cls, pcm: BinaryIO, notes: Sequence[str], encoding: Encoding) -> Sound:
         """The sound that another process wrote into a file, which is closed with it."""
         sound = cls.__new__(cls)
-        sound._hold(pcm, notes)
+        sound._hold(pcm, notes, encoding)
         return sound
 
-    def _hold(self, pcm: BinaryIO, notes: Sequence[str]) -> None:
+    def _hold(self, pcm: BinaryIO, notes: Sequence[str], encoding: Encoding) -> None:
         self._pcm = pcm
         self.samples: int = pcm.seek(0, os.SEEK_END) // SAMPLE_BYTES
         self.notes: tuple[str, ...] = tuple(notes)
+        self.encoding = encoding  # of the file
 
     @property
     def duration(self) -> float:
@@ -61,10 +62,11 @@ class Sound:
         self.close()
 
 
-def write(pcm: BinaryIO, file: Path, **bounds: Any) -> list[str]:
-    """Decode `file` into `pcm` as int16 at 16 kHz; what was not as it should be. Raises AudioError."""
+def write(pcm: BinaryIO, file: Path, **bounds: Any) -> tuple[list[str], Encoding]:
+    """Decode `file` into `pcm` as int16 at 16 kHz. Return its faults and its encoding. Raises AudioError."""
     source = Source()
     with decoder_messages.caught() as messages:
         for block in stream(file, source=source, **bounds):
             pcm.write(to_pcm16(block))
-    return [*source.notes, *decoder_messages.as_notes(messages)]
+    encoding = Encoding(codec=source.codec, rate=source.rate, channels=source.channels)
+    return [*source.notes, *decoder_messages.as_notes(messages)], encoding

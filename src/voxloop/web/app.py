@@ -15,9 +15,10 @@ from voxloop import __version__
 from voxloop.records import plain
 from voxloop.serving import tokens
 from voxloop.serving.batches import Batches
+from voxloop.serving.capture import Capture
 from voxloop.serving.decoding import Decoders
 from voxloop.serving.models import ServedModels
-from voxloop.web import metrics, openai_audio, problems
+from voxloop.web import metrics, openai_audio, problems, pushed_entries
 from voxloop.web.access import COOKIE, Access, Admission, client_of
 from voxloop.web.limits import AudioLimit
 
@@ -41,6 +42,7 @@ class Served:
     limit: AudioLimit
     admission: Admission
     decoders: Decoders
+    capture: Capture | None = None  # None: the setting `capture` is off
 
 
 def application(ws: Workspace, admission: Admission) -> FastAPI:
@@ -53,11 +55,18 @@ def application(ws: Workspace, admission: Admission) -> FastAPI:
         batches = Batches(models.using, mixing=models.mixing, max_wait_s=settings.serve_max_wait_s)
         decoders = Decoders()
         limit = AudioLimit(settings.serve_audio_per_minute)
-        app.state.served = Served(ws, models, batches, limit, admission, decoders)
+        capture = None
+        if settings.capture != "off":
+            capture = Capture(
+                ws, kept=metrics.CAPTURED.inc, dropped=lambda reason: metrics.DROPPED.labels(reason).inc()
+            )
+        app.state.served = Served(ws, models, batches, limit, admission, decoders, capture)
         try:
             yield
         finally:
             await decoders.close()
+            if capture is not None:
+                await to_thread.run_sync(capture.close)
             await to_thread.run_sync(batches.close)
             await to_thread.run_sync(models.close)
 
@@ -68,6 +77,7 @@ def application(ws: Workspace, admission: Admission) -> FastAPI:
     problems.register(app)
     app.include_router(openai_audio.router)
     app.include_router(metrics.router)
+    app.include_router(pushed_entries.router)
 
     @app.get("/login", response_class=HTMLResponse)
     def login(request: Request, code: str = "") -> Response:

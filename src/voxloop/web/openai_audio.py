@@ -31,6 +31,7 @@ from voxloop.families.registry import family
 from voxloop.records import Model
 from voxloop.serving import files
 from voxloop.serving.batches import Urgency
+from voxloop.serving.capture import Captured
 from voxloop.serving.files import Chunking
 from voxloop.speech.languages import UnknownLanguage, language_code
 from voxloop.steps import transcripts
@@ -43,6 +44,7 @@ from voxloop.web.problems import Problem, problem_body, status_of
 if TYPE_CHECKING:
     from voxloop.families.contract import Recogniser, Token
     from voxloop.families.decoding import Decoding, Task
+    from voxloop.serving.capture import Offered, Wish
     from voxloop.serving.files import Part
     from voxloop.serving.tokens import Client
     from voxloop.speech.spooled import Sound
@@ -245,6 +247,8 @@ class Job:
     decoding: Decoding
     parts: list[tuple[str | None, Part]]  # with the speaker, in the order of time
     duration: float  # seconds
+    sound: Sound | None = None  # of a file whose channels were mixed
+    wish: Wish | None = None  # how to keep it, where that is wanted
 
     async def segments(self) -> AsyncIterator[Said]:
         """What is said, in the order of time."""
@@ -329,6 +333,7 @@ async def _begin(
         decoding=decoding,
         parts=parts,
         duration=duration,
+        sound=sounds[0][1] if channels == [None] else None,
     )
 
 
@@ -389,6 +394,8 @@ async def _answered(request: Request, client: Client, task: Task) -> Response:
         model = await to_thread.run_sync(_model, served, asked, using)
         job = await _while_there(request, asyncio.ensure_future(_begin(served, asked, client, model, using)))
         headers = {"x-voxloop-model": job.model.id}
+        if served.capture is not None and task == "transcribe":
+            job.wish = await to_thread.run_sync(served.capture.wish, asked.fields, client)
         if asked.stream and asked.format in ("json", "text", "diarized_json"):
             return StreamingResponse(
                 _events(job, using.pop_all()),
@@ -399,7 +406,7 @@ async def _answered(request: Request, client: Client, task: Task) -> Response:
         patience_s = None if asked.format in ("text", "srt", "vtt") else PATIENCE_S
         try:
             found = await _while_there(request, work, patience_s)
-            return _body(job, found, headers)
+            return _body(job, found, headers, await _kept(job, found))
         except TimeoutError:
             late = _late(job, work, using.pop_all())
             return StreamingResponse(late, media_type="application/json", headers=headers)
@@ -443,7 +450,7 @@ async def _late(job: Job, work: asyncio.Future[list[Said]], using: ExitStack) ->
             while not work.done():
                 yield b" "
                 await asyncio.wait({work}, timeout=BREATH_S)
-            yield bytes(_body(job, work.result(), {}).body)
+            yield bytes(_body(job, work.result(), {}, await _kept(job, work.result())).body)
         finally:
             work.cancel()
 
@@ -475,6 +482,8 @@ async def _events(job: Job, using: ExitStack) -> AsyncIterator[str]:
                 "usage": shapes.token_usage(job.duration, said),
                 "languages": shapes.languages(said),
             }
+            if offered := await _kept(job, said):
+                done["capture"] = offered.as_dict()
             yield _event(done | ({"logprobs": shapes.logprobs(said)} if job.asked.logprobs else {}))
             yield "data: [DONE]\n\n"
         except VoxloopError as error:
@@ -485,14 +494,37 @@ def _event(body: dict[str, Any]) -> str:
     return f"event: {body['type']}\ndata: {json.dumps(body, ensure_ascii=False)}\n\n"
 
 
-def _body(job: Job, found: Sequence[Said], headers: dict[str, str]) -> Response:
+async def _kept(job: Job, said: Sequence[Said]) -> Offered | None:
+    """Offer to the capture what was heard, where that is wanted. It is written later; this waits for no disk."""
+    capture, wish, sound = job.served.capture, job.wish, job.sound
+    if capture is None or wish is None or sound is None:
+        return None
+    if not capture.fits(sound.samples):
+        return capture.drop("too long")
+    captured = Captured(
+        waveform=sound.read(0, sound.samples),
+        name=job.asked.name,
+        wish=wish,
+        model=job.model.id,
+        segments=tuple(one.segment for one in said),
+        encoding=sound.encoding,
+        language=job.asked.language,
+    )
+    return await to_thread.run_sync(capture.offer, captured)
+
+
+def _body(job: Job, found: Sequence[Said], headers: dict[str, str], offered: Offered | None = None) -> Response:
     format, asked = job.asked.format, job.asked
+    if offered:
+        headers = headers | offered.headers
     segments = tuple(one.segment for one in found)
     whole = FileTranscript(file=asked.name, model=job.model.id, duration=job.duration, segments=segments)
     if format in ("text", "srt", "vtt"):
         return PlainTextResponse(transcripts.formatted(whole, format).rstrip("\n") + "\n", headers=headers)
     duration = round(job.duration, 3)
     body: dict[str, Any] = {"text": whole.text, "usage": {"type": "duration", "seconds": duration}}
+    if offered:
+        body["capture"] = offered.as_dict()
     if format == "json":
         if asked.task == "transcribe":
             body["languages"] = shapes.languages(found)
