@@ -137,7 +137,6 @@ serve.register(app)
 vocabulary.register(app)
 consent.register(app)
 importing.register(app)
-importing.register(app)
 
 
 def main() -> None:
