@@ -167,6 +167,10 @@ class Settings:
     """Longest expected wait of a request, in seconds; beyond it the client is told to retry later."""
     serve_audio_per_minute: float = 0.0
     """Minutes of audio per minute that one token may send. 0: no limit."""
+    serve_sessions: int = 16
+    """Live sessions that one token may have open at a time."""
+    serve_idle_s: float = 600.0
+    """Seconds without a message after which a live session ends."""
     poll_s: float = 0.5
     """Seconds between an idle worker's looks for new jobs."""
     normaliser: Mapping[str, Mapping[str, str]] = field(default_factory=dict)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import uvicorn
+from fastapi import FastAPI
 
 from voxloop.pipeline import open_loop
 from voxloop.web.access import Admission
@@ -26,26 +28,29 @@ class Running:
     url: str
     token: str
     ws: Workspace
+    app: FastAPI
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Running]:
     """The application as `voxloop serve` runs it, with the starter, in a thread of this process."""
-    with open_loop(tmp_path / "served", create=True) as ws, socket.socket() as listening:
+    with running(tmp_path / "served") as server:
+        yield server
+
+
+@contextmanager
+def running(folder: Path, wyoming: socket.socket | None = None) -> Iterator[Running]:
+    with open_loop(folder, create=True) as ws, socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        running = uvicorn.Server(
-            uvicorn.Config(
-                application(ws, Admission(token=TOKEN, origins=("app://obsidian.md",), max_body=1 << 20)),
-                log_level="warning",
-            )
-        )
-        thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]}, daemon=True)
+        app = application(ws, Admission(token=TOKEN, origins=("app://obsidian.md",), max_body=1 << 20), wyoming)
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()
-        while not running.started:
+        while not server.started:
             assert thread.is_alive()
             thread.join(0.01)
-        yield Running(url, TOKEN, ws)
-        running.should_exit = True
+        yield Running(url, TOKEN, ws, app)
+        server.should_exit = True
         thread.join(30)
         assert not thread.is_alive()

@@ -19,6 +19,7 @@ from voxloop.cli import (
     datasets,
     evaluation,
     keep,
+    listen,
     models,
     recipes,
     recordings,
@@ -132,6 +133,7 @@ evaluation.register(app)
 models.register(app)
 keep.register(app)
 serve.register(app)
+listen.register(app)
 vocabulary.register(app)
 
 

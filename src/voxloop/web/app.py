@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -16,9 +17,10 @@ from voxloop.records import plain
 from voxloop.serving import tokens
 from voxloop.serving.batches import Batches
 from voxloop.serving.models import ServedModels
-from voxloop.web import metrics, openai_audio, problems
+from voxloop.web import metrics, openai_audio, problems, realtime
 from voxloop.web.access import COOKIE, Access, Admission, client_of
-from voxloop.web.limits import AudioLimit
+from voxloop.web.client_secrets import ClientSecrets
+from voxloop.web.limits import AudioLimit, Sessions
 
 if TYPE_CHECKING:
     from voxloop.workspace import Workspace
@@ -39,29 +41,53 @@ class Served:
     batches: Batches
     limit: AudioLimit
     admission: Admission
+    sessions: Sessions
+    client_secrets: ClientSecrets
+    capture: Any = None  # keeps what is heard, where it is on: `offer`
 
 
-def application(ws: Workspace, admission: Admission) -> FastAPI:
-    """The application over an open workspace. It loads its model when it starts, and ends when all is answered."""
+def application(ws: Workspace, admission: Admission, wyoming: socket.socket | None = None) -> FastAPI:
+    """The application over an open workspace. It loads its model when it starts, and ends when all is answered.
+
+    `wyoming` is a bound socket on which Wyoming's protocol is spoken as well.
+    """
     settings = ws.settings
+    client_secrets = ClientSecrets()
 
     @asynccontextmanager
     async def running(app: FastAPI) -> AsyncIterator[None]:
         models = await to_thread.run_sync(ServedModels, ws)
         batches = Batches(models.using, max_wait_s=settings.serve_max_wait_s)
-        app.state.served = Served(ws, models, batches, AudioLimit(settings.serve_audio_per_minute), admission)
+        app.state.served = Served(
+            ws=ws,
+            models=models,
+            batches=batches,
+            limit=AudioLimit(settings.serve_audio_per_minute),
+            admission=admission,
+            sessions=Sessions(settings.serve_sessions),
+            client_secrets=client_secrets,
+        )
+        other = None
         try:
+            if wyoming is not None:
+                from voxloop.web.wyoming import WyomingServer
+
+                other = WyomingServer(app.state.served)
+                await other.start(wyoming)
             yield
         finally:
+            if other is not None:
+                await other.close()
             await to_thread.run_sync(batches.close)
             await to_thread.run_sync(models.close)
 
     app = FastAPI(title="Voxloop", version=__version__, lifespan=running, docs_url=None, redoc_url=None)
     # The outermost last: what is refused is counted and logged as well.
-    app.add_middleware(Access, ws=ws, admission=admission)
+    app.add_middleware(Access, ws=ws, admission=admission, client_secrets=client_secrets)
     app.add_middleware(metrics.Observed)
     problems.register(app)
     app.include_router(openai_audio.router)
+    app.include_router(realtime.router)
     app.include_router(metrics.router)
 
     @app.get("/login", response_class=HTMLResponse)

@@ -35,6 +35,13 @@ DURATION = Histogram(
 )
 AUDIO = Counter("voxloop_audio_seconds_total", "Audio transcribed for clients.", ["model"], registry=registry)
 WAITING = Gauge("voxloop_waiting_audio_seconds", "Audio that waits to be transcribed.", ["urgency"], registry=registry)
+LIVE = Gauge("voxloop_live_sessions", "Live sessions that are open.", registry=registry)
+UTTERANCES = Counter(
+    "voxloop_live_utterances_total",
+    "Utterances of live sessions, by whether their text says otherwise than the words told before it.",
+    ["contradicted"],
+    registry=registry,
+)
 MODEL = Gauge("voxloop_model_info", "1 for the model in use.", ["model"], registry=registry)
 
 
@@ -64,7 +71,7 @@ class Observed:
 
         async def sending(message: Message) -> None:
             nonlocal status
-            if message["type"] == "http.response.start":
+            if message["type"] in ("http.response.start", "websocket.http.response.start"):
                 status = message["status"]
                 MutableHeaders(scope=message)["x-request-id"] = id
             elif message["type"] == "websocket.accept":

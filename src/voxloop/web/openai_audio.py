@@ -41,6 +41,7 @@ from voxloop.web.problems import Problem, problem_body, status_of
 
 if TYPE_CHECKING:
     from voxloop.families.contract import Decoding
+    from voxloop.records import Word
     from voxloop.serving.files import Part
     from voxloop.serving.tokens import Client
     from voxloop.web.app import Served
@@ -403,6 +404,10 @@ def _diarized(number: int, speaker: str | None, one: Segment) -> dict[str, Any]:
 
 
 def _logprobs(segments: Sequence[Segment]) -> list[dict[str, Any]]:
+    return word_logprobs([word for one in segments for word in one.words])
+
+
+def word_logprobs(words: Sequence[Word]) -> list[dict[str, Any]]:
     """Log-probabilities by word: the mean of its tokens' probabilities, as kept with every text here."""
     return [
         {
@@ -410,8 +415,7 @@ def _logprobs(segments: Sequence[Segment]) -> list[dict[str, Any]]:
             "bytes": list(word.text.encode()),
             "logprob": round(math.log(max(word.probability, 1e-9)), 6),
         }
-        for one in segments
-        for word in one.words
+        for word in words
     ]
 
 
