@@ -1,7 +1,7 @@
 """Run the benchmarks named, or all that compare speeds: tables, build/bench/NAME.json, and sections of RESULTS.md.
 
-Each has options of its own: `python -m benchmarks training --help`. `hearing`, `learning`, `voices` and `vocabulary`
-need recorded speech, and are not among all.
+Each has options of its own: `python -m benchmarks training --help`. `hearing`, `learning`, `streaming`, `voices`
+and `vocabulary` need recorded speech, and are not among all.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from benchmarks import (
     ingest,
     learning,
     starter_voices,
+    streaming,
     training,
     transcription,
     vocabulary,
@@ -36,6 +37,7 @@ def main() -> None:
     recorded = {
         "hearing": hearing.main,
         "learning": learning.main,
+        "streaming": streaming.main,
         "voices": starter_voices.main,
         "vocabulary": vocabulary.main,
     }

@@ -8,6 +8,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import httpx2 as httpx
 import numpy as np
@@ -34,7 +35,8 @@ def status(server: Running, **given: Any) -> int:
 def test_a_socket_wants_a_token_on_loopback_too(server: Running) -> None:
     for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": f"Bearer {TOKEN}x"}):
         assert status(server, headers=headers) == 401
-    assert status(server, headers={}, query=f"?token={TOKEN}&api_key={TOKEN}") == 401
+    in_address = urlencode({"token": TOKEN, "api_key": TOKEN})
+    assert status(server, headers={}, query=f"?{in_address}") == 401
     assert status(server) == 101
     reviewer = tokens.add(server.ws, "rita", ["review"])
     assert status(server, headers={"authorization": f"Bearer {reviewer.secret}"}) == 403
@@ -60,7 +62,8 @@ def test_a_cookie_opens_a_socket_from_the_servers_own_pages_alone(server: Runnin
 
 
 def test_a_browser_sends_its_key_as_a_subprotocol(server: Running) -> None:
-    with live(server, headers={}, subprotocols=["realtime", f"openai-insecure-api-key.{TOKEN}"]) as session:
+    ann = tokens.add(server.ws, "ann")
+    with live(server, headers={}, subprotocols=["realtime", f"openai-insecure-api-key.{ann.secret}"]) as session:
         assert session.socket.subprotocol == "realtime"  # the key is not echoed
         session.next("session.created")
     assert status(server, headers={}, subprotocols=["realtime", "openai-insecure-api-key.wrong"]) == 401

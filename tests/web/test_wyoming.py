@@ -82,7 +82,6 @@ def test_home_assistants_way_of_asking(port: int, real_speech: Path) -> None:
         b'{"type": "audio-start", "data": {"rate": 16000, "width": 4, "channels": 1}}\n',
         b'{"type": "audio-start", "data": {"rate": 16000, "width": 2, "channels": 500}}\n',
         b'{"type": "audio-start", "data": {}}\n',
-        b"x" * (1 << 20),
     ],
 )
 def test_what_cannot_be_read_is_refused(port: int, sent: bytes) -> None:
@@ -91,3 +90,9 @@ def test_what_cannot_be_read_is_refused(port: int, sent: bytes) -> None:
             client.sendall(sent)
             answered = client.makefile("rb").read()
             assert json.loads(answered.splitlines()[0])["type"] == Error(text="").event().type
+
+
+def test_a_line_without_end_is_not_kept(port: int) -> None:
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as client, pytest.raises(ConnectionError):
+        for _ in range(1000):
+            client.sendall(b"x" * (1 << 16))

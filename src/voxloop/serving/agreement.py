@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import regex
+from rapidfuzz.distance import Levenshtein
 
 from voxloop.families.contract import Hypothesis
 
 SETTLED_S = 0.6  # before the end of the audio: later sound changes no word that ends earlier
 SURE = 0.9  # probability of such a word
+MOVED = 8  # words by which a later hypothesis may have more or fewer of what is decided
 
 # Scripts without spaces between words are decided character by character: Chinese, Japanese, Thai, Lao, Khmer, Burmese.
 _UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
@@ -65,14 +67,15 @@ class Agreement:
         return rest, contradicted
 
     def _after_decided(self, words: Sequence[str]) -> int:
-        """Where the decided words end in a hypothesis: where what is before it differs least from them."""
-        row = list(range(len(words) + 1))
-        bare = [_bare(word) for word in words]
-        for count, word in enumerate(map(_bare, self.decided), 1):
-            before, row = row, [count]
-            for place, other in enumerate(bare):
-                row.append(min(before[place] + (word != other), before[place + 1] + 1, row[place] + 1))
-        return min(range(len(row)), key=lambda place: (row[place], abs(place - len(self.decided))))
+        """Where the decided words end in a hypothesis: where the letters before it differ least from theirs."""
+        decided, count = "".join(map(_bare, self.decided)), len(self.decided)
+        places = range(max(0, count - MOVED), min(len(words), count + MOVED) + 1)
+        before = {place: "".join(map(_bare, words[:place])) for place in places}
+        return min(
+            before,
+            key=lambda place: (Levenshtein.distance(decided, before[place]), abs(place - count)),
+            default=len(words),
+        )
 
 
 def _bare(word: str) -> str:

@@ -85,7 +85,7 @@ class Microphone(Source):
             )
         except (ValueError, sounddevice.PortAudioError) as error:
             raise UsageError(
-                f"no microphone can be opened ({first_line(error)}): choose one with --device, or play a file with --file"
+                f"no microphone can be opened ({first_line(error)}): choose another --device, or play a --file"
             ) from error
 
     def pieces(self) -> Iterator[bytes]:
