@@ -24,11 +24,13 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import soundfile
@@ -185,7 +187,7 @@ def _word_times(recogniser: Any, clip: Sound, text: str) -> list[tuple[float, fl
     flat = [token for word in tokens for token in word]
     (times,) = recogniser._token_times(states, mask, [0], [prompt], [flat], [len(clip)])
     places = np.cumsum([0, *map(len, tokens)])
-    return [(times[first], times[last]) for first, last in zip(places[:-1], places[1:], strict=True)]
+    return [(times[first], times[last]) for first, last in pairwise(places)]
 
 
 def _offline(ws: Workspace, spoken: Spoken, file: Path) -> str:
@@ -203,20 +205,25 @@ def _server(workspace: Path) -> Iterator[str]:
         port = free.getsockname()[1]
     command = [sys.executable, "-c", "from voxloop.cli import main; main()"]
     command += ["-C", str(workspace), "serve", "--port", str(port)]
-    log = tempfile.TemporaryFile()
-    process = subprocess.Popen(command, env=os.environ | {"VOXLOOP_TOKEN": TOKEN}, stderr=log)
-    try:
+    with tempfile.TemporaryFile() as log, _started(command, log) as process:
         for _ in range(1200):
             try:
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                # The socket listens before the model is loaded, and answers when it is.
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=60).close()
                 break
             except OSError:
                 if process.poll() is not None:
                     log.seek(0)
                     raise SystemExit(log.read().decode()) from None
                 time.sleep(0.1)
-        time.sleep(5.0)  # the socket listens before the model is loaded
         yield f"ws://127.0.0.1:{port}/v1/realtime?intent=transcription"
+
+
+@contextmanager
+def _started(command: Sequence[str], log: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(command, env=os.environ | {"VOXLOOP_TOKEN": TOKEN}, stderr=log)
+    try:
+        yield process
     finally:
         process.terminate()
         process.wait()

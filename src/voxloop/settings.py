@@ -23,6 +23,7 @@ from voxloop.speech.languages import UnknownLanguage, language_code
 
 CONFIG_NAME = "voxloop.toml"
 WORKSPACE_VARIABLE = "VOXLOOP_WORKSPACE"
+TOKEN_VARIABLE = "VOXLOOP_TOKEN"  # a secret, and so no setting
 DEFAULT_WORKSPACE = "voxloop-workspace"
 PREFIX = "VOXLOOP_"
 MOST_BONUS = 5.0  # added to a token's log-probability; with more, vocabulary terms appear everywhere
@@ -347,7 +348,7 @@ def resolve(
     environ = os.environ if environ is None else environ
     for variable, text in environ.items():
         name = variable.removeprefix(PREFIX).lower()
-        if not variable.startswith(PREFIX) or variable == WORKSPACE_VARIABLE:
+        if not variable.startswith(PREFIX) or variable in (WORKSPACE_VARIABLE, TOKEN_VARIABLE):
             continue
         if name not in known:
             raise SettingError(f"environment: unknown setting {variable}{nearest(name, known)}")
