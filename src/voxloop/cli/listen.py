@@ -35,12 +35,12 @@ def listen(
     token_file: Annotated[
         Path | None,
         typer.Option(
-            help="File with a token; else VOXLOOP_TOKEN, or the workspace's own.", exists=True, dir_okay=False
+            help="File with a token; VOXLOOP_TOKEN or the workspace's own if left out.", exists=True, dir_okay=False
         ),
     ] = None,
     model: Annotated[
-        str, typer.Option(metavar="MODEL", help="Model or alias to ask for; the champion if left out.")
-    ] = "",
+        str | None, typer.Option(metavar="MODEL", help="Model or alias to ask for; the champion if left out.")
+    ] = None,
     language: Annotated[
         str | None, typer.Option(metavar="LANGUAGE", help="Language spoken, such as en; detected if left out.")
     ] = None,

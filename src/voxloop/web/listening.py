@@ -98,7 +98,7 @@ class Microphone(Source):
 
 
 def listen(
-    source: Source, *, url: str, token: str | None, model: str = "", language: str | None = None
+    source: Source, *, url: str, token: str | None, model: str | None = None, language: str | None = None
 ) -> Iterator[dict[str, Any]]:
     """Send a source to a server, and yield its events until the source ends and all that was said has its text.
 

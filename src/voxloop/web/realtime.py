@@ -264,7 +264,7 @@ class Conversation:
         if self.asked.logprobs:
             told["logprobs"] = word_logprobs([word for one in event.hypotheses for word in one.words])
         self._say(told)
-        if self.served.capture is not None:
+        if self.served.capture is not None and self.asked.capture and event.text:
             self.served.capture.offer(event, client=self.client, source=self.asked.format.name)
         if event.model is not None:
             AUDIO.labels(event.model).inc(event.seconds)
