@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile
-from typer.testing import CliRunner
 
 from tests.web.conftest import Running
 from tests.web.live import said, silence
-from voxloop.cli.app import app
 from voxloop.errors import UsageError
 from voxloop.web import listening
 
@@ -19,8 +20,6 @@ from voxloop.web import listening
 @pytest.fixture
 def spoken(real_speech: Path, tmp_path: Path) -> Path:
     file = tmp_path / "spoken.wav"
-    import numpy as np
-
     soundfile.write(file, np.concatenate([said(real_speech, 3), silence(0.8), said(real_speech, 4, seed=2)]), 16_000)
     return file
 
@@ -28,14 +27,20 @@ def spoken(real_speech: Path, tmp_path: Path) -> Path:
 def test_a_file_is_heard_as_if_it_were_spoken(server: Running, spoken: Path, tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text(server.token + "\n")
-    command = ["-C", str(tmp_path / "other"), "listen", "--file", str(spoken), "--url", server.url]
-    done = CliRunner().invoke(app, [*command, "--token-file", str(token)])
-    assert done.exit_code == 0, done.output
-    lines = done.stdout.splitlines()
+
+    def listened(*options: str) -> list[str]:
+        program = "from voxloop.cli import main; main()"
+        command = ["-C", str(tmp_path / "other"), "listen", "--file", str(spoken), "--url", server.url, *options]
+        done = subprocess.run(
+            [sys.executable, "-c", program, *command, "--token-file", str(token)], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()
+
+    lines = listened()
     assert len(lines) == 2  # two utterances, with a pause between them
     assert all(len(line.split()) >= 2 for line in lines)
-    done = CliRunner().invoke(app, [*command, "--token-file", str(token), "--language", "en", "--json"])
-    kinds = [json.loads(line)["type"] for line in done.stdout.splitlines()]
+    kinds = [json.loads(line)["type"] for line in listened("--language", "en", "--json")]
     assert kinds.count(listening.COMPLETED) == 2
     assert "voxloop.input_audio_transcription.unstable" in kinds
 

@@ -19,8 +19,9 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from tests.web.conftest import TOKEN, Running
 from tests.web.live import COMPLETED, PCM_16K, live, said, silence
 from tests.web.test_hot_swap import crowned, disturbed, promoted, serving, wait_for
-from voxloop.serving import tokens
+from voxloop.serving import streams, tokens
 from voxloop.speech.audio import to_pcm16
+from voxloop.web.limits import AudioLimit
 
 
 def status(server: Running, **given: Any) -> int:
@@ -225,3 +226,41 @@ def test_sockets_go_on_across_hot_swaps(server: Running, real_speech: Path, tmp_
                 session.send(type="input_audio_buffer.commit")
             assert [session.next(COMPLETED)["model"] for session in (first, second)] == [old.id] * 2
         assert not first.of("error") + second.of("error")
+
+
+def test_more_audio_than_a_token_may_send_ends_the_session(server: Running, real_speech: Path) -> None:
+    server.app.state.served.limit = AudioLimit(0.05)  # 3 s in a minute
+    with live(server) as session:
+        session.update(**PCM_16K)
+        with pytest.raises(ConnectionClosed) as closed:
+            session.speak(said(real_speech, 3), silence(4.0))
+            session.next("nothing")
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1013
+        with pytest.raises(ConnectionClosed):
+            session.next("nothing")
+        assert session.of("error")[-1]["error"]["code"] == "rate_limit_exceeded"
+
+
+def test_a_full_queue_refuses_new_sessions(server: Running) -> None:
+    server.app.state.served.batches._max_wait_s = -1.0
+    with live(server) as session:
+        assert session.next("error")["error"]["code"] == "queue_full"
+        with pytest.raises(ConnectionClosed) as closed:
+            session.next("nothing")
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1013
+
+
+def test_a_client_that_sends_faster_than_it_is_heard_waits(server: Running, real_speech: Path) -> None:
+    """Utterances pile up to a bound, and each has its text at last, in order."""
+    spoken, most = said(real_speech, 2), 0
+    with live(server) as session:
+        session.update(**PCM_16K, turn_detection=None)
+        for _ in range(24):
+            session.speak(spoken)
+            session.send(type="input_audio_buffer.commit")
+            most = max(most, int(sum(server.app.state.served.batches.waiting_s().values()) * 16_000) // len(spoken))
+        done = [session.next(COMPLETED)["item_id"] for _ in range(24)]
+        assert done == [event["item_id"] for event in session.of("input_audio_buffer.committed")]
+    assert most <= streams.MOST_OPEN

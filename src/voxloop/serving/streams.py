@@ -31,6 +31,7 @@ from voxloop.records import SAMPLE_RATE
 from voxloop.serving.agreement import Agreement, joined
 from voxloop.serving.batches import Clip, Heard, Urgency
 from voxloop.serving.incoming import Format, Incoming
+from voxloop.serving.live import Committed, Completed, Delta, Detection, Event, Failed, Started, Stopped, Tail, Wanted
 from voxloop.speech import voice
 from voxloop.steps import transcripts
 from voxloop.steps.utterances import LEVEL, MARGIN, MOST_GAIN
@@ -51,112 +52,6 @@ PART = 20 * SAMPLE_RATE  # samples: a longer part is cut at its quietest place
 CUT_FROM, CUT_TO = 10 * SAMPLE_RATE, SAMPLE_RATE // 2  # samples from its beginning and its end where it may be cut
 SHORTEST = SAMPLE_RATE // 10  # samples: less than that is nothing to commit
 MOST_OPEN = 8  # utterances whose text is still to come: a client that sends faster than this is heard waits
-
-
-# What is asked for, and what is told ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Detection:
-    """How pauses end utterances."""
-
-    threshold: float = 0.5
-    """A frame with a higher speech probability counts as speech."""
-    prefix_ms: int = 300
-    """Audio before speech that belongs to an utterance; a model is given 400 ms and more."""
-    silence_ms: int = 500
-    """Shortest pause that ends an utterance."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Wanted:
-    """How speech is to be heard, from the next utterance on."""
-
-    model: Model | None = None
-    """None: whichever serves when an utterance begins."""
-    language: str | None = None
-    prompt: str = ""
-    keywords: tuple[str, ...] = ()
-    detection: Detection | None = Detection()
-    """None: the client says when an utterance ends (`Stream.commit`)."""
-    words: bool = False
-    """Whether finals have the times and probabilities of words."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Started:
-    """Somebody began to speak."""
-
-    item: str
-    at_ms: int  # of all audio that was sent, the margin before the speech included
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Stopped:
-    """An utterance ended by a pause."""
-
-    item: str
-    at_ms: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Committed:
-    """An utterance is whole; its text follows."""
-
-    item: str
-    previous: str | None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Delta:
-    """Decided words, with the space before them. Never taken back."""
-
-    item: str
-    text: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Tail:
-    """What was heard after the decided words; the next tail replaces it."""
-
-    item: str
-    text: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Completed:
-    """The text of an utterance."""
-
-    item: str
-    text: str
-    model: str | None  # id; None: no speech was in it, and no model was asked
-    hypotheses: tuple[Hypothesis, ...]  # by part
-    waveform: Waveform  # (S,): all its parts
-    contradicted: bool  # whether the text says otherwise than deltas did
-
-    @property
-    def seconds(self) -> float:
-        return len(self.waveform) / SAMPLE_RATE
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Failed:
-    """An utterance has no text."""
-
-    item: str
-    error: BaseException
-
-
-Event = Started | Stopped | Committed | Delta | Tail | Completed | Failed
-
-
-def decoding(ws: Workspace, model: Model, wanted: Wanted) -> Decoding:
-    """How the workspace reads text off a model, with the prompt and the words that a client brings along."""
-    found = transcripts.decoding(ws, wanted.language, model=model)
-    words = tuple(Term(word) for word in wanted.keywords if word.strip())
-    known = found.vocabulary or PersonalVocabulary(terms=(), bonus=ws.settings.vocabulary_bonus)
-    vocabulary = replace(known, terms=(*known.terms, *words)) if words else found.vocabulary
-    return replace(found, prompt=wanted.prompt or found.prompt, vocabulary=vocabulary)
 
 
 # An utterance --------------------------------------------------------------------------------------------------------
@@ -614,3 +509,12 @@ class Stream:
 
 def _ms(sample: int) -> int:
     return sample * 1000 // SAMPLE_RATE
+
+
+def decoding(ws: Workspace, model: Model, wanted: Wanted) -> Decoding:
+    """How the workspace reads text off a model, with the prompt and the words that a client brings along."""
+    found = transcripts.decoding(ws, wanted.language, model=model)
+    words = tuple(Term(word) for word in wanted.keywords if word.strip())
+    known = found.vocabulary or PersonalVocabulary(terms=(), bonus=ws.settings.vocabulary_bonus)
+    vocabulary = replace(known, terms=(*known.terms, *words)) if words else found.vocabulary
+    return replace(found, prompt=wanted.prompt or found.prompt, vocabulary=vocabulary)

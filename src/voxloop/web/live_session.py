@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from voxloop.errors import UnknownRecord, UsageError
 from voxloop.serving.incoming import Codec, Format
-from voxloop.serving.streams import Detection, Wanted
+from voxloop.serving.live import Detection, Wanted
 from voxloop.speech.languages import UnknownLanguage, language_code
 from voxloop.web.openai_audio import ALIASES
 from voxloop.web.problems import Problem

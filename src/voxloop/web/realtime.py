@@ -24,7 +24,8 @@ from ulid import ULID
 from voxloop.errors import UsageError, VoxloopError, first_line
 from voxloop.serving import tokens
 from voxloop.serving.batches import QueueFull, Urgency
-from voxloop.serving.streams import Committed, Completed, Delta, Event, Failed, Started, Stopped, Stream, Tail
+from voxloop.serving.live import Committed, Completed, Delta, Event, Failed, Started, Stopped, Tail
+from voxloop.serving.streams import Stream
 from voxloop.web.access import Listener, client_of
 from voxloop.web.client_secrets import USUAL_S
 from voxloop.web.live_session import LIVE_ALIASES, LiveSession

@@ -22,10 +22,11 @@ from wyoming.ping import Ping, Pong
 
 from voxloop import __version__
 from voxloop.errors import UnknownRecord, UsageError, VoxloopError
-from voxloop.serving import streams
+from voxloop.serving import live
 from voxloop.serving.batches import Urgency
 from voxloop.serving.incoming import Format
-from voxloop.serving.streams import Completed, Delta, Failed, Stream, Wanted
+from voxloop.serving.live import Completed, Delta, Failed, Wanted
+from voxloop.serving.streams import Stream
 from voxloop.serving.tokens import Client
 from voxloop.speech.languages import LANGUAGES, UnknownLanguage, language_code
 from voxloop.web.live_session import LIVE_ALIASES
@@ -110,7 +111,7 @@ class _Talk:
         self._served, self._writer = served, writer
         self._asked = Transcribe()
         self._stream: Stream | None = None
-        self._told: asyncio.Queue[streams.Event] = asyncio.Queue()
+        self._told: asyncio.Queue[live.Event] = asyncio.Queue()
         self._seconds = 0.0
 
     async def say(self, event: Event) -> None:
