@@ -63,6 +63,7 @@ class _Opened:
 
     model: Model
     decoding: Decoding
+    glance: Decoding  # of what is said so far: a doubtful text is not decoded again, for the next look comes soon
     context: Context
     tick: int  # samples
     word_times: bool  # whether the family tells them
@@ -327,6 +328,7 @@ class Stream:
             return _Opened(
                 model=model,
                 decoding=asked,
+                glance=replace(asked, guards=replace(asked.guards, temperatures=()) if asked.guards else None),
                 context=recogniser.context(asked.audio_context, asked.untuned),
                 tick=int((TICK_GPU_S if gpu else TICK_S) * SAMPLE_RATE),
                 word_times="word times" in family(model.family).capabilities,
@@ -401,7 +403,7 @@ class Stream:
             look.clip = Clip(
                 waveform=waveform,
                 model=opened.model,
-                decoding=opened.decoding,
+                decoding=opened.decoding if final else opened.glance,
                 word_times=opened.word_times and (item.wanted.words or not final),
                 client=self._client,
                 urgency=urgency,
@@ -427,6 +429,8 @@ class Stream:
     def _partial(self, item: _Item, part: _Part, look: _Look, hypothesis: Hypothesis) -> None:
         if len(look.waveform) < part.seen:
             return  # a later look was quicker
+        if hypothesis.guards and not look.pause:
+            return  # two looks may agree on a repetition that nobody said
         part.seen = len(look.waveform)
         new, tail = part.agreement.take(hypothesis, look.seconds, pause=look.pause)
         self._tell_words(item, part, new)
