@@ -1,7 +1,7 @@
 """Run the benchmarks named, or all that compare speeds: tables, build/bench/NAME.json, and sections of RESULTS.md.
 
-Each has options of its own: `python -m benchmarks training --help`. `hearing`, `learning`, `streaming`, `voices`
-and `vocabulary` need recorded speech, and are not among all.
+Each has options of its own: `python -m benchmarks training --help`. `serving` needs real checkpoints, `hearing`,
+`learning`, `streaming`, `voices` and `vocabulary` recorded speech: these are not among all.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from benchmarks import (
     hearing,
     ingest,
     learning,
+    serving,
     starter_voices,
     streaming,
     training,
@@ -35,6 +36,7 @@ COMPARED: dict[str, Callable[[Sequence[str]], None]] = {
 
 def main() -> None:
     recorded = {
+        "serving": serving.main,
         "hearing": hearing.main,
         "learning": learning.main,
         "streaming": streaming.main,

@@ -391,10 +391,10 @@ _LOADING = threading.Lock()  # one at a time: transformers replaces functions of
 
 
 @contextmanager
-def loaded(ws: Workspace, model: Model, engine_name: str | None = None) -> Iterator[Recogniser]:
+def loaded(ws: Workspace, model: Model, engine_name: str | None = None, *, kept: int = KEPT) -> Iterator[Recogniser]:
     """The model on an engine (None: the setting), loaded and kept in memory at least until the block ends.
 
-    Threads share a loaded model. The `KEPT` most recently used models stay loaded,
+    Threads share a loaded model. The `kept` most recently used models stay loaded,
     counting those in use, which are never freed. This makes loading thread-safe, not
     the recogniser: its family says whether two threads may transcribe with it at once.
     """
@@ -403,7 +403,7 @@ def loaded(ws: Workspace, model: Model, engine_name: str | None = None) -> Itera
     with _COUNTING:
         held = _LOADED[key] = _LOADED.pop(key) if key in _LOADED else LoadedModel()
         held.users += 1
-        _free(KEPT)  # before loading, so that memory never holds an extra model
+        _free(kept)  # before loading, so that memory never holds an extra model
     try:
         if held.recogniser is None:
             with _LOADING:
@@ -414,7 +414,7 @@ def loaded(ws: Workspace, model: Model, engine_name: str | None = None) -> Itera
             held.users -= 1
             if held.recogniser is None and not held.users:  # it could not be loaded
                 del _LOADED[key]
-            _free(KEPT)
+            _free(kept)
 
 
 def free() -> None:

@@ -164,6 +164,8 @@ class Settings:
     """Largest request to the server, in MiB."""
     serve_max_audio_hours: float = 4.0
     """Longest file sent to the server, in hours."""
+    serve_models: int = 4
+    """Models that the server keeps in memory: the one in use, and those that requests named last."""
     serve_max_wait_s: float = 30.0
     """Longest expected wait of a request, in seconds; beyond it the client is told to retry later."""
     serve_audio_per_minute: float = 0.0
@@ -172,6 +174,13 @@ class Settings:
     """Live sessions that one token may have open at a time."""
     serve_idle_s: float = 600.0
     """Seconds without a message after which a live session ends."""
+    capture: str = "off"
+    """Keep what the server hears as recordings to review: `off`, `asked` (where a request or session says `capture`),
+    or `all` (unless it says `store` or `capture` false)."""
+    capture_keep_days: float = 30.0
+    """Days after which captured recordings that nobody reviewed are removed. 0: they stay."""
+    capture_queue_minutes: float = 10.0
+    """Minutes of captured audio that may wait to be written, in memory; what is beyond is answered, but not kept."""
     poll_s: float = 0.5
     """Seconds between an idle worker's looks for new jobs."""
     normaliser: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
@@ -230,6 +239,13 @@ class Settings:
         if self.audio_context not in AUDIO_CONTEXTS:
             raise SettingError(
                 f"audio_context is {self.audio_context!r}. It must be one of {', '.join(AUDIO_CONTEXTS)}."
+            )
+        if self.capture not in ("off", "asked", "all"):
+            raise SettingError(f"capture is {self.capture!r}. It must be off, asked or all.")
+        if self.capture_keep_days < 0 or self.capture_queue_minutes <= 0:
+            raise SettingError(
+                f"capture_keep_days and capture_queue_minutes are {self.capture_keep_days} and "
+                f"{self.capture_queue_minutes}. The first must be 0 or more, the second above 0."
             )
         if self.channels not in ("mix", "split"):
             raise SettingError(f"channels is {self.channels!r}. It must be mix or split.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from string import ascii_lowercase
 from typing import Any
@@ -21,6 +21,7 @@ from voxloop.families.contract import (
     Family,
     Guards,
     PersonalVocabulary,
+    Recogniser,
     Term,
     Trainable,
     require,
@@ -418,15 +419,72 @@ def has_biased_decoding(case: Case, made: Path) -> None:
     assert [one.text for one in heard] != [one.text for one in plain]
 
 
+def has_translation(case: Case, made: Path) -> None:
+    recogniser, clips = case.family.load(case.folder), sounds(0.5, 1.0)
+    asked = [Decoding(language="de", max_new_tokens=8, task=task) for task in ("transcribe", "translate")]
+    heard, translated = (recogniser.transcribe(clips, one) for one in asked)
+    assert [one.mean_logprob for one in heard] != [one.mean_logprob for one in translated]
+    assert {one.language for one in translated} == {"de"}
+
+
+def has_sampling(case: Case, made: Path) -> None:
+    recogniser, clips = case.family.load(case.folder), sounds(0.5, 1.0)
+    likeliest, sampled, again = (
+        recogniser.transcribe(clips, Decoding(max_new_tokens=8, temperature=temperature))
+        for temperature in (0.0, 1.0, 1.0)
+    )
+    assert sampled == again
+    assert [one.text for one in sampled] != [one.text for one in likeliest]
+    assert {one.temperature for one in sampled} == {1.0}
+
+
+def has_adapters(case: Case, made: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    merged: list[Recogniser] = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        trainable = case.trainable
+        config = LoraConfig(r=2, target_modules=list(case.family.lora_targets), init_lora_weights=False)
+        case.family.save(trainable, get_peft_model(trainable.model, config), made / str(seed))
+        merged.append(case.family.load(made / str(seed)))
+    mixed = require(case.family, "adapters").load_adapted(case.folder)
+    for seed in (0, 1):
+        mixed.add(str(seed), made / str(seed) / "adapter")
+    clips = sounds(0.6, 1.4, 0.6)
+    # Two adapters hear the same clip; a guard has some rows of a batch decoded again, and a beam has several for each.
+    order, given = ["0", "1", "1", "0"], [clips[0], clips[1], clips[0], clips[2]]
+    doubted = Guards(min_logprob=-1e-9, max_compression=1.2, max_no_speech=1.0, temperatures=(0.5,))
+    plain = Decoding(language="en", max_new_tokens=12)
+    for asked in (plain, replace(plain, beams=2), replace(plain, language=None), replace(plain, guards=doubted)):
+        found = mixed.transcribe_with(order, given, asked, word_times=True)
+        alone = [
+            merged[int(name)].transcribe([clip], asked, word_times=True)[0]
+            for name, clip in zip(order, given, strict=True)
+        ]
+        assert [one.text for one in found] == [one.text for one in alone]
+        assert [one.mean_logprob for one in found] == pytest.approx([one.mean_logprob for one in alone], abs=1e-3)
+    assert found[0].text != found[2].text
+    mixed.remove("0")
+    (left,) = mixed.transcribe_with(["1"], [clips[1]], plain)
+    assert left.text == merged[1].transcribe([clips[1]], plain)[0].text
+    (made / "0" / "adapter" / "adapter_model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(ModelError, match="does not fit its base"):
+        mixed.add("0", made / "0" / "adapter")
+
+
 WORKS: dict[Capability, Callable[[Case, Path], None]] = {
     "word times": has_word_times,
     "no-speech": has_no_speech,
     "language detection": has_language_detection,
     "guards": has_guards,
     "prompt": has_prompt,
+    "translation": has_translation,
+    "sampling": has_sampling,
     "biased decoding": has_biased_decoding,
     "short context": has_short_context,
     "ctranslate2": has_ctranslate2,
+    "adapters": has_adapters,
     "cost estimate": has_cost_estimate,
     "embeddings": has_embeddings,
     "encoder states": has_encoder_states,
@@ -443,6 +501,10 @@ def asked_anyway(case: Case, capability: Capability) -> None:
         recogniser.transcribe(clips, Decoding(max_new_tokens=2, guards=Guards()))
     elif capability == "prompt":
         recogniser.transcribe(clips, Decoding(max_new_tokens=2, prompt="so far"))
+    elif capability == "translation":
+        recogniser.transcribe(clips, Decoding(max_new_tokens=2, task="translate"))
+    elif capability == "sampling":
+        recogniser.transcribe(clips, Decoding(max_new_tokens=2, temperature=0.5))
     elif capability == "biased decoding":
         known = PersonalVocabulary(terms=(Term("Zoë"),), bonus=1.0)
         recogniser.transcribe(clips, Decoding(max_new_tokens=2, vocabulary=known))

@@ -138,6 +138,23 @@ def test_an_adapter_is_of_the_model_that_the_hub_has() -> None:
     assert hub.original("openai/whisper-small") == "openai/whisper-small"
 
 
+def test_an_adapter_has_the_form_that_vllm_takes(workspace: Workspace, tuned: Model, tmp_path: Path) -> None:
+    """vLLM's `PEFTHelper` refuses biases, DoRA and whole modules; its loader takes A and B of linear layers alone."""
+    made = exporting.export_model(workspace, tuned.id, tmp_path / "ann", format="peft", clips=0)
+    config = json.loads((made.folder / "adapter_config.json").read_text())
+    assert (config["peft_type"], config["bias"]) == ("LORA", "none")
+    assert not config["use_dora"]
+    assert not config["modules_to_save"]
+    assert isinstance(config["r"], int)
+    with safe_open(made.folder / "adapter_model.safetensors", "pt") as weights:
+        names = list(weights.keys())
+    layer = (
+        r"base_model\.model\.model\.(encoder|decoder)\.layers\.\d+\.(self_attn|encoder_attn)\.q_proj\.lora_[AB]\.weight"
+    )
+    assert names
+    assert all(re.fullmatch(layer, name) for name in names), names[:3]
+
+
 def test_what_a_model_lacks_is_refused(workspace: Workspace, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no adapter"):
         exporting.export_model(workspace, "starter", tmp_path / "out", format="peft")

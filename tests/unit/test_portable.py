@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from tests.conftest import ROOT
 from tests.unit import tiny_whisper
 from voxloop.errors import ModelError
 from voxloop.families.contract import Decoding
-from voxloop.families.whisper import WHISPER, ggml, portable
+from voxloop.families.whisper import WHISPER, elsewhere, ggml, portable
 from voxloop.speech.audio import decode
 from voxloop.starter import STARTER_DIR
 
@@ -186,3 +187,25 @@ def test_a_vocabulary_that_whisper_cpp_has_no_place_for_is_refused() -> None:
 
     with pytest.raises(ModelError, match="60,000 text tokens"):
         ggml._places(Tokenizer(), 61_600)
+
+
+def test_a_text_without_end_is_cut_and_a_program_without_end_is_killed(
+    completed: Path, clips: list[np.ndarray], tmp_path: Path
+) -> None:
+    endless = tiny_whisper.make(tmp_path / "endless")
+    told = json.loads((endless / "generation_config.json").read_text())
+    del told["max_length"]
+    told["suppress_tokens"] = [256]  # the end
+    (endless / "generation_config.json").write_text(json.dumps(told))
+    (reading,) = elsewhere.read("transformers", endless, clips[:1], None, None)
+    assert reading.heard is not None, reading.missing
+    assert 0 < len(reading.heard[0].text) <= 48  # half of its context, a letter or nothing for each token
+    (reading,) = elsewhere.read("transformers", completed, clips, None, None, limit_s=1.0)
+    assert (reading.heard, reading.missing) == (None, "it had not ended after 1 s")
+
+
+def test_a_program_that_ends_its_process_is_reported(clips: list[np.ndarray], tmp_path: Path) -> None:
+    (tmp_path / ggml.FILE).write_bytes(b"no model")
+    (reading,) = elsewhere.read("ggml", tmp_path, clips[:1], None, None)
+    assert reading.heard is None
+    assert "it failed" in str(reading.missing)

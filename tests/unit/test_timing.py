@@ -75,11 +75,12 @@ def test_attention_is_that_of_the_slow_form(multilingual: WhisperRecogniser, hea
     model = multilingual.model
     texts = [list(b"one two"), list(b"a b c d e")]
     positions = [65, 100]
+    asked, task = Decoding(language="de"), multilingual.vocabulary.transcribe
     model.generation_config.alignment_heads = heads
     try:
         with torch.inference_mode():
             states, mask = multilingual._encode(clips, context)  # type: ignore[arg-type]
-            prompts = torch.tensor(multilingual._prompts(states, mask, len(clips), "de")[0])
+            prompts = torch.tensor(multilingual._prompts(states, mask, len(clips), asked, task)[0])
             found = timing._attention(model, states, mask, prompts, texts, positions)
             model.set_attn_implementation("eager")
             for index, text in enumerate(texts):

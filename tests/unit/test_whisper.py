@@ -168,6 +168,45 @@ class TestTranscribe:
         ids = stock.detect_language(features).tolist()
         assert [f"<|{h.language}|>" for h in detected] == processor.tokenizer.convert_ids_to_tokens(ids)
 
+    def test_translations_equal_those_of_stock(self, multilingual: Path, english: Path, tmp_path: Path) -> None:
+        clips = noise(0.7, 2.5)
+        processor = WhisperProcessor.from_pretrained(multilingual)
+        stock = WhisperForConditionalGeneration.from_pretrained(multilingual).eval()
+        features = processor(clips, sampling_rate=RATE, return_tensors="pt").input_features
+        made = stock.generate(features, language="vi", task="translate", max_new_tokens=20)
+        expected = [text.strip() for text in processor.batch_decode(made, skip_special_tokens=True)]
+        heard = stock.generate(features, language="vi", task="transcribe", max_new_tokens=20)
+        assert not torch.equal(made, heard)
+        asked = Decoding(language="vi", task="translate", max_new_tokens=20)
+        WHISPER.convert(multilingual, tmp_path / "converted", "float32")
+        for reader in (WHISPER.load(multilingual), WHISPER.load_converted(tmp_path / "converted")):
+            found = reader.transcribe(clips, asked, word_times=True)
+            assert [one.text for one in found] == expected
+        with pytest.raises(UsageError, match="knows English alone and cannot translate"):
+            WHISPER.load(english).transcribe([], asked)
+
+    def test_a_language_is_detected_among_those_that_may_be_spoken(self, multilingual: Path, tmp_path: Path) -> None:
+        WHISPER.convert(multilingual, tmp_path / "converted", "float32")
+        for reader in (WHISPER.load(multilingual), WHISPER.load_converted(tmp_path / "converted")):
+            (free,) = reader.transcribe(noise(0.7), Decoding(max_new_tokens=2))
+            others = tuple(code for code in tiny_whisper.LANGUAGES if code != free.language)
+            (found,) = reader.transcribe(noise(0.7), Decoding(max_new_tokens=2, languages=others))
+            assert found.language in others
+            (only,) = reader.transcribe(noise(0.7), Decoding(max_new_tokens=2, languages=others[:1]))
+            assert (only.language, only.language_probability) == (others[0], 1.0)
+
+    def test_tokens_are_those_of_the_text(self, english: Path, tmp_path: Path) -> None:
+        WHISPER.convert(english, tmp_path / "converted", "float32")
+        for reader in (WHISPER.load(english), WHISPER.load_converted(tmp_path / "converted")):
+            for temperature in (0.0, 0.7):
+                (found,) = reader.transcribe(noise(1.0), Decoding(max_new_tokens=12, temperature=temperature))
+                assert b"".join(token.text for token in found.tokens).decode("utf-8", "replace").strip() == found.text
+                assert found.text
+                assert all(token.logprob <= 0 for token in found.tokens)
+                assert found.mean_logprob is not None
+                total = found.mean_logprob * (len(found.tokens) + (len(found.tokens) < 12))
+                assert sum(token.logprob for token in found.tokens) >= total - 1e-3
+
     def test_unknown_language_is_refused(self, multilingual: Path) -> None:
         with pytest.raises(ModelError, match="no language 'xx'"):
             WHISPER.load(multilingual).transcribe(noise(0.5), Decoding(language="xx"))

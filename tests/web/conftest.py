@@ -11,13 +11,16 @@ from pathlib import Path
 
 import pytest
 import uvicorn
+from benchmarks import checkpoints
 from fastapi import FastAPI
 
+from tests.web import node_client
 from voxloop.pipeline import open_loop
 from voxloop.web.access import Admission
 from voxloop.web.app import application
 from voxloop.workspace import Workspace
 
+CACHE = checkpoints.cache()  # before a fixture takes the variable that names it out of the environment
 TOKEN = "a token for tests"
 
 
@@ -31,16 +34,10 @@ class Running:
     app: FastAPI
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Running]:
-    """The application as `voxloop serve` runs it, with the starter, in a thread of this process."""
-    with running(tmp_path / "served") as server:
-        yield server
-
-
 @contextmanager
-def running(folder: Path, wyoming: socket.socket | None = None) -> Iterator[Running]:
-    with open_loop(folder, create=True) as ws, socket.socket() as listening:
+def served(ws: Workspace, wyoming: socket.socket | None = None) -> Iterator[Running]:
+    """The application as `voxloop serve` runs it, in a thread of this process."""
+    with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
         app = application(ws, Admission(token=TOKEN, origins=("app://obsidian.md",), max_body=1 << 20), wyoming)
@@ -54,3 +51,16 @@ def running(folder: Path, wyoming: socket.socket | None = None) -> Iterator[Runn
         server.should_exit = True
         thread.join(30)
         assert not thread.is_alive()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Running]:
+    """A server with the starter."""
+    with open_loop(tmp_path / "served", create=True) as ws, served(ws) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def openai_for_node() -> Path:
+    """A folder in which Node finds the `openai` package."""
+    return node_client.installed(CACHE)

@@ -16,9 +16,11 @@ import openai
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from tests.web.conftest import TOKEN, Running
+from tests.web.conftest import TOKEN, Running, served
 from tests.web.live import COMPLETED, PCM_16K, live, said, silence
 from tests.web.test_hot_swap import crowned, disturbed, promoted, serving, wait_for
+from voxloop.pipeline import open_loop
+from voxloop.records import Recording, Transcript
 from voxloop.serving import streams, tokens
 from voxloop.speech.audio import to_pcm16
 from voxloop.web.limits import AudioLimit
@@ -264,3 +266,23 @@ def test_a_client_that_sends_faster_than_it_is_heard_waits(server: Running, real
         done = [session.next(COMPLETED)["item_id"] for _ in range(24)]
         assert done == [event["item_id"] for event in session.of("input_audio_buffer.committed")]
     assert most <= streams.MOST_OPEN
+
+
+def test_what_is_said_is_kept_where_the_session_asks_for_it(tmp_path: Path, real_speech: Path) -> None:
+    with open_loop(tmp_path / "served", create=True, capture="asked") as ws, served(ws) as server:
+        for capture in (None, True, False):
+            with live(server) as session:
+                audio = {"input": PCM_16K | {"turn_detection": None}}
+                session.send(type="session.update", session={"audio": audio, "capture": capture})
+                session.speak(said(real_speech, 4))
+                session.send(type="input_audio_buffer.commit")
+                done = session.next(COMPLETED)
+                if capture:
+                    told = session.next("voxloop.input_audio.captured")
+                    assert told["item_id"] == done["item_id"]
+        assert server.app.state.served.capture.flush()
+        with ws.read() as reader:
+            (kept,) = reader.all(Recording)
+            texts = [one.text for one in reader.all(Transcript)]
+        assert kept.id == told["capture"]["recording"]
+        assert " ".join(texts) == done["transcript"]  # the same words were said three times

@@ -12,9 +12,12 @@ import openai
 import pytest
 import soundfile
 
-from tests.web.conftest import Running
+from tests.unit import tiny_whisper
+from tests.web.conftest import Running, served
+from voxloop.pipeline import open_loop
 from voxloop.speech.audio import decode
 from voxloop.steps.transcripts import formatted, transcribe_file
+from voxloop.web import openai_audio
 
 
 @pytest.fixture
@@ -55,8 +58,10 @@ def test_every_format_is_what_the_client_expects(server: Running, client: openai
     assert bare.words is None
     scored = asked.create(model="gpt-4o-transcribe", file=clip, include=["logprobs"])
     assert scored.logprobs is not None
-    assert len(scored.logprobs) == len(verbose.words)
+    assert "".join(str(one.token) for one in scored.logprobs).strip() == expected.text
     assert all(one.logprob is not None and one.logprob <= 0 for one in scored.logprobs)
+    assert all(bytes(map(int, one.bytes or [])).decode() == one.token for one in scored.logprobs)
+    assert len(scored.logprobs) == len(verbose.segments[0].tokens)
 
 
 def test_a_stream_tells_of_parts_as_they_are_heard(client: openai.OpenAI, clip: Path) -> None:
@@ -67,15 +72,119 @@ def test_a_stream_tells_of_parts_as_they_are_heard(client: openai.OpenAI, clip: 
     assert "".join(one.delta for one in events if one.type == "transcript.text.delta") == whole
 
 
-def test_each_channel_is_a_speaker(client: openai.OpenAI, demo_speech: Path, tmp_path: Path) -> None:
+def test_a_stream_carries_what_the_whole_answer_does(client: openai.OpenAI, two_speakers: Path) -> None:
+    asked = client.audio.transcriptions
+    whole = asked.create(model="gpt-4o-transcribe-diarize", file=two_speakers, response_format="diarized_json")
+    events = list(
+        asked.create(
+            model="gpt-4o-transcribe-diarize",
+            file=two_speakers,
+            response_format="diarized_json",
+            include=["logprobs"],
+            stream=True,
+        )
+    )
+    assert [one.type for one in events] == ["transcript.text.segment", "transcript.text.delta"] * 2 + [
+        "transcript.text.done"
+    ]
+    segments = [one for one in events if one.type == "transcript.text.segment"]
+    assert [one.to_dict() for one in segments] == [one.to_dict() for one in whole.segments]
+    deltas = [one for one in events if one.type == "transcript.text.delta"]
+    assert [one.segment_id for one in deltas] == [one.id for one in segments]
+    done = events[-1]
+    assert done.type == "transcript.text.done"
+    assert done.languages is not None
+    assert [one.code for one in done.languages] == ["en"]
+    assert done.logprobs is not None
+    assert done.usage is not None
+    assert done.usage.output_tokens == len(done.logprobs) == sum(len(one.logprobs or []) for one in deltas)
+
+
+def test_each_field_does_what_it_says(
+    server: Running, client: openai.OpenAI, demo_speech: Path, tmp_path: Path
+) -> None:
+    asked = client.audio.transcriptions
+    clips = sorted(demo_speech.glob("*.ogg"))[:6]
+    likeliest = [asked.create(model="whisper-1", file=clip).text for clip in clips]
+    sampled = [asked.create(model="whisper-1", file=clip, temperature=1.0).text for clip in clips]
+    assert sampled != likeliest
+    assert sampled == [asked.create(model="whisper-1", file=clip, temperature=1.0).text for clip in clips]
+    assert [asked.create(model="whisper-1", file=clip, temperature=0.0).text for clip in clips] == likeliest
+    # Clips half a second apart are one part to the detector by default, and several where it is told so.
+    pause = np.zeros(8_000, dtype=np.float32)
+    joined = np.concatenate([part for clip in clips for part in (decode(clip), pause)])
+    soundfile.write(tmp_path / "joined.wav", joined, 16_000)
+    detector = {"type": "server_vad", "silence_duration_ms": 250, "threshold": 0.4, "prefix_padding_ms": 50}
+
+    def parts(strategy: object) -> int:
+        found = asked.create(
+            model="whisper-1", file=tmp_path / "joined.wav", response_format="verbose_json", chunking_strategy=strategy
+        )  # type: ignore[call-overload]
+        return len(found.segments)
+
+    assert parts("auto") < parts(detector)
+    assert asked.create(model="whisper-1", file=clips[0], extra_body={"languages": ["en"]}).text == likeliest[0]
+    for wrong, param in (
+        ({"temperature": 1.5}, "temperature"),
+        ({"include": ["everything"]}, "include"),
+        ({"timestamp_granularities": ["letter"]}, "timestamp_granularities"),
+        ({"language": "klingon"}, "language"),
+        ({"chunking_strategy": {"type": "by hand"}}, "chunking_strategy"),
+        ({"chunking_strategy": {"type": "server_vad", "threshold": 2}}, "chunking_strategy.threshold"),
+    ):
+        with pytest.raises(openai.BadRequestError) as refused:
+            asked.create(model="whisper-1", file=clips[0], extra_body=wrong)
+        assert refused.value.param == param
+
+
+def test_a_model_of_english_alone_translates_nothing(client: openai.OpenAI, clip: Path) -> None:
+    with pytest.raises(openai.BadRequestError, match="knows English alone and cannot translate") as refused:
+        client.audio.translations.create(model="whisper-1", file=clip)
+    assert refused.value.param == "model"
+
+
+def test_translations_are_what_a_multilingual_model_writes(tmp_path: Path, clip: Path) -> None:
+    folder = tiny_whisper.make(tmp_path / "multilingual", multilingual=True, seed=1)
+    with open_loop(tmp_path / "workspace", create=True, base_model=str(folder), engine="torch") as ws, served(ws) as it:
+        asked = openai.OpenAI(base_url=f"{it.url}/v1", api_key=it.token, max_retries=0).audio
+        translated = asked.translations.create(model="whisper-1", file=clip)
+        verbose = asked.translations.create(model="whisper-1", file=clip, response_format="verbose_json")
+        heard = asked.transcriptions.create(model="whisper-1", file=clip, language="de")
+        with pytest.raises(openai.BadRequestError, match="response_format"):
+            asked.translations.create(model="whisper-1", file=clip, response_format="diarized_json")  # type: ignore[call-overload]
+    assert type(verbose).model_validate(verbose.model_dump()) == verbose
+    assert (verbose.language, verbose.text) == ("english", translated.text)
+    assert translated.text != heard.text
+
+
+def test_a_long_answer_is_begun_before_it_is_there(
+    server: Running, client: openai.OpenAI, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = client.audio.transcriptions.create(model="whisper-1", file=clip).text
+    monkeypatch.setattr(openai_audio, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(openai_audio, "BREATH_S", 0.005)
+    raw = client.audio.transcriptions.with_raw_response.create(model="whisper-1", file=clip)
+    assert raw.parse().text == expected
+    assert raw.text.startswith(" ")
+    assert raw.headers["x-voxloop-model"]
+
+
+@pytest.fixture
+def two_speakers(demo_speech: Path, tmp_path: Path) -> Path:
+    """A call, in which each speaker has a channel."""
     first, second = (decode(file) for file in sorted(demo_speech.glob("*.ogg"))[:2])
     both = np.zeros((len(first) + len(second) + 16_000, 2), dtype=np.float32)
     both[: len(first), 0] = first
     both[len(first) + 16_000 :, 1] = second
     soundfile.write(tmp_path / "call.wav", both, 16_000)
+    return tmp_path / "call.wav"
+
+
+def test_each_channel_is_a_speaker(client: openai.OpenAI, demo_speech: Path, two_speakers: Path) -> None:
+    first = decode(sorted(demo_speech.glob("*.ogg"))[0])
     heard = client.audio.transcriptions.create(
         model="gpt-4o-transcribe-diarize",
-        file=tmp_path / "call.wav",
+        file=two_speakers,
         response_format="diarized_json",
         extra_body={"known_speaker_names": ["ann"]},
     )

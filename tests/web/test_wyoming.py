@@ -16,16 +16,17 @@ from wyoming.error import Error
 from wyoming.info import Describe, Info
 from wyoming.ping import Ping, Pong
 
-from tests.web.conftest import running
+from tests.web.conftest import served
 from tests.web.live import said, silence
+from voxloop.pipeline import open_loop
 from voxloop.speech.audio import to_pcm16
 
 
 @pytest.fixture
 def port(tmp_path: Path) -> Iterator[int]:
-    with socket.socket() as listening:
+    with open_loop(tmp_path / "served", create=True) as ws, socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
-        with running(tmp_path / "served", wyoming=listening):
+        with served(ws, listening):
             yield listening.getsockname()[1]
 
 

@@ -16,8 +16,10 @@ from typer.core import TyperArgument, TyperGroup, TyperOption
 from voxloop import __version__
 from voxloop.cli import (
     bases,
+    consent,
     datasets,
     evaluation,
+    importing,
     keep,
     listen,
     models,
@@ -135,6 +137,8 @@ keep.register(app)
 serve.register(app)
 listen.register(app)
 vocabulary.register(app)
+consent.register(app)
+importing.register(app)
 
 
 def main() -> None:

@@ -420,6 +420,10 @@ def dataset_export(
         typer.Option("--file-names/--no-file-names", help="Include the source file name of each clip."),
     ] = True,
     items: Annotated[int, typer.Option(help="Number of clips per Parquet file or shard.", min=1)] = 1000,
+    publish: Annotated[
+        bool,
+        typer.Option("--publish", help="Refuse unless every speaker has consented to the publication of audio."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Export a dataset for other programs; an interrupted export continues when run again."""
@@ -427,7 +431,14 @@ def dataset_export(
 
     with opened(ctx) as ws, progress("export", "clips") as tell:
         made = export_dataset(
-            ws, find(ws, name).id, to, format=format, items=items, file_names=file_names, progress=tell
+            ws,
+            find(ws, name).id,
+            to,
+            format=format,
+            items=items,
+            file_names=file_names,
+            publish=publish,
+            progress=tell,
         )
     if as_json:
         print_json(made)

@@ -72,12 +72,16 @@ def recordings_list(
 @recordings.command("show")
 def recordings_show(ctx: typer.Context, recording: Named, as_json: Json = False) -> None:
     """Show a recording's source, metadata, audio quality and problems."""
+    from voxloop.records import plain
+    from voxloop.steps import consent
     from voxloop.steps.recordings.listing import encoding_name, show
 
     with opened(ctx) as ws:
         found = show(ws, recording)
+        with ws.read() as reader:
+            standing = consent.of(reader, found.recording.speaker) if found.recording.speaker else None
     if as_json:
-        print_json(found)
+        print_json({**plain(found), "speaker_consent": standing})
         return
     one = found.recording
     quality = one.quality
@@ -93,6 +97,7 @@ def recordings_show(ctx: typer.Context, recording: Named, as_json: Json = False)
         ("language", one.language),
         ("session", one.session),
         ("consent", one.consent),
+        ("permits", (", ".join(standing.permits) or "nothing") if standing and standing.history else None),
         ("status", found.status),
         ("text", one.text),
         ("segments", str(len(one.segments)) if one.segments else None),

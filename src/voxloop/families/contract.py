@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, overload
 
 from voxloop.errors import UsageError
 from voxloop.records import Guard, Word
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 AudioContext = Literal["auto", "adaptive", "trimmed", "full"]
 Context = Literal["adaptive", "trimmed", "full"]
+Task = Literal["transcribe", "translate"]
 Part = Literal["encoder", "embeddings"]
 """A part of a model that training can freeze: the encoder or the token embedding."""
 
@@ -37,12 +38,15 @@ Capability = Literal[
     "language detection",
     "guards",
     "prompt",
+    "translation",
+    "sampling",
     "biased decoding",
     "n-best",
     "prefix",
     "cancelling",
     "short context",
     "ctranslate2",
+    "adapters",
     "embeddings",
     "encoder states",
     "cost estimate",
@@ -54,12 +58,15 @@ REMEDIES: Mapping[Capability, str] = {
     "language detection": "name the language",
     "guards": "set `guards` to false",
     "prompt": "leave `prompt` empty and set `vocabulary_prompt` to false",
+    "translation": "name a multilingual Whisper model",
+    "sampling": "leave the temperature at 0",
     "biased decoding": "set `vocabulary_bonus` to 0",
     "n-best": "ask for one text",
     "prefix": "transcribe from the beginning of the clip",
     "cancelling": "wait for the batch to end",
     "short context": "set audio_context=full",
     "ctranslate2": "set `engine` to torch",
+    "adapters": "load the model itself, which its adapter is merged into",
     "embeddings": "name another embedding model, such as `starter`",
     "encoder states": "set ctc_weight=0 and encoder_copies=0",
     "cost estimate": "try it on a few clips",
@@ -159,6 +166,12 @@ class Decoding:
     prompt: str = ""
     """Text that the model takes for what was said just before: its spelling and style carry over."""
     vocabulary: PersonalVocabulary | None = None
+    task: Task = "transcribe"
+    """translate: write in English what is said in any other language; `language` is the language spoken."""
+    languages: tuple[str, ...] = ()
+    """ISO 639-1 codes among which a language is detected; empty: all that the model knows."""
+    temperature: float = 0.0
+    """At which texts are sampled from the start, from a seed made of the clip; 0: the likeliest text."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -188,10 +201,20 @@ class Decoding:
         known = values.get("vocabulary")
         terms = {"terms": tuple(Term(**term) for term in known["terms"])} if known else {}
         vocabulary = PersonalVocabulary(**known | terms) if known else None
-        return cls(**{**values, "guards": made, "vocabulary": vocabulary})
+        languages = tuple(values.get("languages", ()))
+        return cls(**{**values, "guards": made, "vocabulary": vocabulary, "languages": languages})
 
 
 NO_TEXT = ("batch_seconds",)  # fields of `Decoding` that say how fast, not what
+
+
+class Token(NamedTuple):
+    """A token of a text as a model wrote it."""
+
+    id: int
+    text: bytes
+    """UTF-8; a character may be spread over several tokens."""
+    logprob: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -207,6 +230,7 @@ class Hypothesis:
     no_speech: float | None = None  # the model's own probability; None where it has no token for it
     guards: tuple[Guard, ...] = ()  # what fired, whether or not another temperature helped
     temperature: float = 0.0  # at which the text was sampled; 0: the likeliest
+    tokens: tuple[Token, ...] = ()  # of the text alone, where the family tells them
 
 
 class Recogniser(Protocol):
@@ -411,6 +435,32 @@ class Conversion(Family, Protocol):
         ...
 
 
+class AdaptedRecogniser(Protocol):
+    """A base with several LoRA adapters by name, whose clips are decoded in one batch. Not safe for threads."""
+
+    def add(self, name: str, folder: Path) -> None:
+        """Load an adapter from a PEFT folder. Raises ModelError for one that does not fit the base."""
+        ...
+
+    def remove(self, name: str) -> None:
+        """Forget an adapter."""
+        ...
+
+    def transcribe_with(
+        self, adapters: Sequence[str], waveforms: Sequence[Waveform], decoding: Decoding, *, word_times: bool = False
+    ) -> list[Hypothesis]:
+        """As `Recogniser.transcribe`, each waveform with its own adapter."""
+        ...
+
+
+class Adapted(Family, Protocol):
+    """The capability `adapters`: one base in memory for many models that were trained from it with LoRA."""
+
+    def load_adapted(self, folder: str | Path, *, device: str = "cpu") -> AdaptedRecogniser:
+        """Open a base, with no adapters yet. Raises ModelError with the remedy."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cost:
     """What one model needs; a multiplication with its addition counts as two operations."""
@@ -507,6 +557,8 @@ class EncoderStates(Family, Protocol):
 @overload
 def require(family: Family, capability: Literal["ctranslate2"]) -> Conversion: ...
 @overload
+def require(family: Family, capability: Literal["adapters"]) -> Adapted: ...
+@overload
 def require(family: Family, capability: Literal["encoder states"]) -> EncoderStates: ...
 @overload
 def require(family: Family, capability: Literal["cost estimate"]) -> Costed: ...
@@ -527,6 +579,8 @@ def check(family: Family, decoding: Decoding, *, word_times: bool = False) -> No
         "word times": word_times,
         "guards": decoding.guards is not None,
         "short context": decoding.audio_context == "trimmed",
+        "translation": decoding.task == "translate",
+        "sampling": decoding.temperature > 0,
         "prompt": bool(decoding.prompt or (decoding.vocabulary and decoding.vocabulary.prompt)),
         "biased decoding": bool(decoding.vocabulary and decoding.vocabulary.bonus),
     }

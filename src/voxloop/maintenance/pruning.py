@@ -6,11 +6,13 @@ Removed are:
 - the `training.progress` events of a finished run, except the newest;
 - converted models, unless an alias points to the model, it is the newest trained model, or the conversion is among the
   `FORMS_KEPT` most recently used. Conversions are made again when needed;
+- captured recordings that nobody reviewed within `capture_keep_days`, as `forget` removes them;
 - the copy of the data in the folder of a completed or stopped run, which will not continue; a retry makes its own.
 """
 
 from __future__ import annotations
 
+import logging
 import shutil
 import time
 from dataclasses import dataclass
@@ -18,14 +20,18 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
+from voxloop.errors import ConflictError
 from voxloop.maintenance import removal
 from voxloop.models import conversions
 from voxloop.records import Model, Run
+from voxloop.steps import captures
 from voxloop.stores import tables
 from voxloop.stores.catalog import insert_new
 
 if TYPE_CHECKING:
     from voxloop.workspace import Workspace
+
+log = logging.getLogger(__name__)
 
 EVERY_S = 3600.0  # between two prunings of a workspace, by whichever process
 AT_ONCE = 5_000  # jobs removed per transaction, so that others do not wait long
@@ -43,6 +49,7 @@ class Pruned:
     events: int
     conversions: int
     run_folders: int  # whose copied data was removed
+    captures: int = 0
 
 
 def prune_in_turn(ws: Workspace) -> Pruned | None:
@@ -63,7 +70,21 @@ def prune_in_turn(ws: Workspace) -> Pruned | None:
 
 def prune(ws: Workspace) -> Pruned:
     """Remove what is no longer needed. Can be interrupted and repeated."""
-    return Pruned(jobs=_jobs(ws), events=_progress(ws), conversions=_conversions(ws), run_folders=_copied_data(ws))
+    return Pruned(
+        jobs=_jobs(ws),
+        events=_progress(ws),
+        conversions=_conversions(ws),
+        run_folders=_copied_data(ws),
+        captures=_captures(ws),
+    )
+
+
+def _captures(ws: Workspace) -> int:
+    try:
+        return captures.expired(ws, lambda ids: removal.forget(ws, recording=ids, by="expiry"))
+    except ConflictError as error:  # a run is training on one of them: the next turn tries again
+        log.warning("captured recordings stay for now: %s", error, extra={"action": "expiry_put_off"})
+        return 0
 
 
 def _jobs(ws: Workspace) -> int:

@@ -6,5 +6,7 @@ streams.py   live speech: utterances found, heard again and again while they are
 live.py      what a live stream is asked for, and what it tells
 agreement.py which words of a growing hypothesis are decided
 incoming.py  audio as live clients send it, turned into 16 kHz mono
-files.py     a whole file: decoded, cut at pauses, heard part by part
+adapters.py  models of one base, each as its adapter alone
+decoding.py  clients' files are decoded in children, which can be killed
+files.py     a whole file: cut at pauses, heard part by part
 """

@@ -14,13 +14,14 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from voxloop.errors import VoxloopError
 from voxloop.records import SAMPLE_RATE
+from voxloop.serving.adapters import OneAdapter
 
 if TYPE_CHECKING:
     from voxloop.families.contract import Decoding, Hypothesis, Recogniser, Waveform
@@ -84,19 +85,24 @@ class Clip:
 
     @property
     def kind(self) -> tuple[object, ...]:
-        """Clips that differ in this are never decoded together."""
+        """Clips that differ in this are not decoded together, unless their models are adapters of one base."""
         return (self.model.id, self.decoding, self.word_times)
 
 
 Using = Callable[["Model"], AbstractContextManager[tuple["Model", "Recogniser"]]]
 """Holds a model in memory for as long as a batch needs it."""
+Mixing = Callable[["Model"], "tuple[str, ...] | None"]
+"""What adapters of one base that may share a batch have in common; None for a model that is heard by itself."""
 
 
 class Batches:
     """One thread that decodes what clients submit, until it is closed. Safe to be used from many threads."""
 
-    def __init__(self, using: Using, *, max_wait_s: float = 30.0, quantum_s: float = QUANTUM_S) -> None:
+    def __init__(
+        self, using: Using, *, mixing: Mixing | None = None, max_wait_s: float = 30.0, quantum_s: float = QUANTUM_S
+    ) -> None:
         self._using = using
+        self._mixing = mixing
         self._max_wait_s = max_wait_s
         self._quantum_s = quantum_s
         self._waiting: dict[Urgency, dict[str, deque[Clip]]] = {urgency: {} for urgency in Urgency}
@@ -173,16 +179,20 @@ class Batches:
         first = batch[0]
         began = time.perf_counter()
         try:
-            with self._using(first.model) as (_, recogniser):
-                heard = recogniser.transcribe(
-                    [clip.waveform for clip in batch], first.decoding, word_times=first.word_times
-                )
+            with ExitStack() as held:
+                speakers = {id: held.enter_context(self._using(model))[1] for id, model in _models(batch).items()}
+                recogniser, waveforms = speakers[first.model.id], [clip.waveform for clip in batch]
+                if isinstance(recogniser, OneAdapter):
+                    own = [cast("OneAdapter", speakers[clip.model.id]) for clip in batch]
+                    heard = recogniser.transcribe_with(own, waveforms, first.decoding, word_times=first.word_times)
+                else:
+                    heard = recogniser.transcribe(waveforms, first.decoding, word_times=first.word_times)
         except Exception as error:  # noqa: BLE001 - it belongs to the clients whose clips these are
             for clip in batch:
                 clip.future.set_exception(error)
             return
         for clip, hypothesis in zip(batch, heard, strict=True):
-            clip.future.set_result(Heard(hypothesis=hypothesis, model=first.model.id))
+            clip.future.set_result(Heard(hypothesis=hypothesis, model=clip.model.id))
         took_s, audio_s = time.perf_counter() - began, sum(clip.seconds for clip in batch)
         with self._changed:
             self._spent_s[first.urgency] += took_s
@@ -211,6 +221,10 @@ class Batches:
             return Urgency.FILE
         return waiting[0]
 
+    def _kind(self, clip: Clip) -> tuple[object, ...]:
+        shared = self._mixing(clip.model) if self._mixing else None
+        return (shared, clip.decoding, clip.word_times) if shared else clip.kind
+
     def _drop_cancelled(self, urgency: Urgency) -> bool:
         """Forget clips that nobody waits for any more; whether any are left."""
         clients = self._waiting[urgency]
@@ -226,7 +240,7 @@ class Batches:
         clients = self._waiting[urgency]
         for client in sorted(clients, key=lambda client: self._given_s[client]):
             clip = clients[client][0]
-            if like is not None and (clip.kind != like.kind or clip.seconds > room_s):
+            if like is not None and (self._kind(clip) != self._kind(like) or clip.seconds > room_s):
                 continue
             clients[client].popleft()
             if not clients[client]:
@@ -236,3 +250,7 @@ class Batches:
                 return clip
             return self._turn(urgency, like=like, room_s=room_s)
         return None
+
+
+def _models(batch: Sequence[Clip]) -> dict[str, Model]:
+    return {clip.model.id: clip.model for clip in batch}

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from voxloop.records import MAX_UTTERANCE_SAMPLES
+from voxloop.records import MAX_UTTERANCE_SAMPLES, SAMPLE_RATE
 from voxloop.serving.batches import Clip, Heard, Urgency
 from voxloop.steps import transcripts, utterances
 
@@ -37,12 +37,36 @@ class Part:
         return transcripts.segment_of(self.span, self.given[0], heard.hypothesis)
 
 
-def parts(ws: Workspace, sound: Sound, context: Context) -> list[Part]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chunking:
+    """How a client wants a file to be cut; None: as the workspace's settings say."""
+
+    threshold: float | None = None
+    """Probability, 0 to 1, above which a sound is taken for speech."""
+    silence_ms: int | None = None
+    """A pause of this length ends a part."""
+    padding_ms: int | None = None
+    """Sound kept before and after speech."""
+
+
+def parts(ws: Workspace, sound: Sound, context: Context, chunking: Chunking | None = None) -> list[Part]:
     """The speech of a file in parts of at most 30 s, as `transcribe_file` finds them.
 
-    `context` is how the model feeds clips: it decides how pieces of speech are joined.
+    `context` is how the model feeds clips: it decides how pieces of speech are joined, unless `chunking` does.
     """
-    spans = utterances.spans_in(sound.read, sound.samples, ws.settings, utterances.joining(context))
+    settings, joining = ws.settings, utterances.joining(context)
+    if chunking:
+        kept = settings
+        threshold, silence_ms, padding_ms = chunking.threshold, chunking.silence_ms, chunking.padding_ms
+        settings = replace(
+            kept,
+            vad_threshold=kept.vad_threshold if threshold is None else threshold,
+            vad_min_silence_ms=kept.vad_min_silence_ms if silence_ms is None else silence_ms,
+            vad_pad_ms=kept.vad_pad_ms if padding_ms is None else padding_ms,
+        )
+        if chunking.silence_ms is not None:
+            joining = replace(joining, gap=chunking.silence_ms * SAMPLE_RATE // 1000)
+    spans = utterances.spans_in(sound.read, sound.samples, settings, joining)
     given = utterances.with_margins(spans, sound.samples)
     return [Part(sound=sound, span=span, given=wider) for span, wider in zip(spans, given, strict=True)]
 

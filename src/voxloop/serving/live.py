@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from voxloop.records import SAMPLE_RATE
+from voxloop.steps.transcripts import segment_of
 
 if TYPE_CHECKING:
     from voxloop.families.contract import Hypothesis, Waveform
     from voxloop.records import Model
+    from voxloop.steps.transcripts import Segment
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,8 +90,16 @@ class Completed:
     text: str
     model: str | None  # id; None: no speech was in it, and no model was asked
     hypotheses: tuple[Hypothesis, ...]  # by part
+    samples: tuple[int, ...]  # of each part
     waveform: Waveform  # (S,): all its parts
     contradicted: bool  # whether the text says otherwise than deltas did
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """Its parts with their texts, in seconds from the beginning of the waveform."""
+        starts = itertools.accumulate(self.samples, initial=0)
+        parts = zip(starts, self.samples, self.hypotheses, strict=False)
+        return tuple(segment_of((start, start + count), start, heard) for start, count, heard in parts)
 
     @property
     def seconds(self) -> float:

@@ -11,7 +11,7 @@ import logging
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,7 @@ from voxloop import models
 from voxloop.errors import ModelError, VoxloopError, first_line
 from voxloop.records import Model
 from voxloop.serving import canary
+from voxloop.serving.adapters import Adapters
 from voxloop.stores import tables
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class ServedModels:
         self.ws = ws
         self.refused: Refused | None = None
         self._lock = threading.Lock()
+        self._adapters = Adapters(ws, ws.settings.serve_models)
         # What is champion now was served before, so that it is not tried again.
         self._in_use = self._load(models.base_model(ws))
         self._ended = threading.Event()
@@ -70,7 +72,7 @@ class ServedModels:
             return self._in_use.model
 
     def find(self, name: str) -> Model:
-        """The model that a client names: an alias, a model's id or its beginning, `starter`, or a base by its name.
+        """The model that a client names: by an alias, a name, an id or its beginning, or as a base by where it is from.
 
         Only what the workspace knows already: a request never makes it read a folder or fetch from the Hub.
         Raises UnknownRecord.
@@ -81,12 +83,13 @@ class ServedModels:
             alias = tables.alias.c
             aliased = reader.connection.execute(sa.select(alias.model).where(alias.name == name)).scalar()
             named = reader.all(Model, tables.model.c.base == name, tables.model.c.run.is_(None))
+            named += reader.all(Model, tables.model.c.name == name)
             if aliased or not named:
                 return reader.get(Model, aliased or name)
             return named[-1]
 
     def named(self) -> list[tuple[str, Model]]:
-        """Every name that a request may give: aliases first, then models by their ids."""
+        """Every name that a request may give: aliases first, then names, then ids."""
         with self.ws.read() as reader:
             alias = tables.alias.c
             rows = reader.connection.execute(sa.select(alias.name, alias.model).order_by(alias.name))
@@ -94,14 +97,19 @@ class ServedModels:
             found = {model.id: model for model in reader.all(Model)}
         current = self.current
         found.setdefault(current.id, current)
-        return [*((name, found[id]) for name, id in aliases.items() if id in found), *found.items()]
+        given = [(model.name, model) for model in found.values() if model.name]
+        return [*((name, found[id]) for name, id in aliases.items() if id in found), *given, *found.items()]
 
     @contextmanager
     def using(self, model: Model | None = None) -> Iterator[tuple[Model, Recogniser]]:
         """Hold a model in memory, that in use where none is named, until the block ends; whatever is promoted then."""
         wanted = model or self.current
-        with models.loaded(self.ws, wanted) as recogniser:
+        with self._held(wanted) as recogniser:
             yield wanted, recogniser
+
+    def mixing(self, model: Model) -> tuple[str, ...] | None:
+        """What models have in common whose clips may share a batch; None for one that is heard by itself."""
+        return self._adapters.mixing(model)
 
     def close(self) -> None:
         """Stop following, and let the model go."""
@@ -109,12 +117,18 @@ class ServedModels:
         self._follower.join()
         with self._lock:
             self._in_use.holding.close()
+        self._adapters.close()
 
     # Following the alias ---------------------------------------------------------------------------------------------
 
     def _load(self, model: Model) -> InUse:
         holding = ExitStack()
-        return InUse(model, holding.enter_context(models.loaded(self.ws, model)), holding)
+        return InUse(model, holding.enter_context(self._held(model)), holding)
+
+    def _held(self, model: Model) -> AbstractContextManager[Recogniser]:
+        if self.mixing(model):
+            return self._adapters.using(model)
+        return models.loaded(self.ws, model, kept=self.ws.settings.serve_models)
 
     def _follow(self) -> None:
         while not self._ended.wait(FOLLOWED_S):

@@ -475,6 +475,7 @@ class Stream:
             text=item.text,
             model=results[0].model if results else None,
             hypotheses=tuple(one.hypothesis for one in results),
+            samples=tuple(map(len, sounds)),
             waveform=np.concatenate(sounds) if sounds else np.zeros(0, np.float32),
             contradicted=item.contradicted,
         )

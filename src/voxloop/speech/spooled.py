@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
-from voxloop.records import seconds
+from voxloop.records import Encoding, seconds
 from voxloop.speech import decoder_messages
 from voxloop.speech.audio import SAMPLE_BYTES, Source, Waveform, from_pcm16, stream, to_pcm16
 
@@ -19,17 +21,26 @@ class Sound:
 
     def __init__(self, file: Path, **bounds: Any) -> None:
         """Decode `file`; `bounds` are those of `audio.stream`: seconds and bytes at most, a channel, a track."""
-        source = Source()
-        self._pcm = tempfile.TemporaryFile(prefix="voxloop-")  # noqa: SIM115 - it lives as long as this
+        pcm = cast(BinaryIO, tempfile.TemporaryFile(prefix="voxloop-"))  # noqa: SIM115 - it lives as long as this
         try:
-            with decoder_messages.caught() as messages:
-                for block in stream(file, source=source, **bounds):
-                    self._pcm.write(to_pcm16(block))
+            notes, encoding = write(pcm, file, **bounds)
         except BaseException:
-            self._pcm.close()
+            pcm.close()
             raise
-        self.samples: int = self._pcm.tell() // SAMPLE_BYTES
-        self.notes: tuple[str, ...] = (*source.notes, *decoder_messages.as_notes(messages))
+        self._hold(pcm, notes, encoding)
+
+    @classmethod
+    def written(cls, pcm: BinaryIO, notes: Sequence[str], encoding: Encoding) -> Sound:
+        """The sound that another process wrote into a file, which is closed with it."""
+        sound = cls.__new__(cls)
+        sound._hold(pcm, notes, encoding)
+        return sound
+
+    def _hold(self, pcm: BinaryIO, notes: Sequence[str], encoding: Encoding) -> None:
+        self._pcm = pcm
+        self.samples: int = pcm.seek(0, os.SEEK_END) // SAMPLE_BYTES
+        self.notes: tuple[str, ...] = tuple(notes)
+        self.encoding = encoding  # of the file
 
     @property
     def duration(self) -> float:
@@ -49,3 +60,13 @@ class Sound:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def write(pcm: BinaryIO, file: Path, **bounds: Any) -> tuple[list[str], Encoding]:
+    """Decode `file` into `pcm` as int16 at 16 kHz. Return its faults and its encoding. Raises AudioError."""
+    source = Source()
+    with decoder_messages.caught() as messages:
+        for block in stream(file, source=source, **bounds):
+            pcm.write(to_pcm16(block))
+    encoding = Encoding(codec=source.codec, rate=source.rate, channels=source.channels)
+    return [*source.notes, *decoder_messages.as_notes(messages)], encoding

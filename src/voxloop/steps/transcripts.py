@@ -83,7 +83,7 @@ def transcribe(ws: Workspace, recordings: str | Sequence[str]) -> list[Transcrip
 
     def complete(ended: Sequence[str], found: Sequence[Transcript]) -> None:
         with ws.completion(*ended) as tx:
-            _write(tx, found)
+            heard_in(tx, found)
             news = [News(id, f"{id}:{model.id}", {"model": model.id}, spoken[id]) for id in ended]
             tx.emit_all("transcription.completed", news)
 
@@ -104,7 +104,7 @@ def transcribe(ws: Workspace, recordings: str | Sequence[str]) -> list[Transcrip
                 made += transcripts
             if more := [one for id, transcripts in found.items() if left[id] for one in transcripts]:
                 with ws.transaction() as tx:
-                    _write(tx, more)
+                    heard_in(tx, more)
             if ended := [id for id in found if not left[id]]:
                 complete(ended, [one for id in ended for one in found[id]])
     return made
@@ -117,7 +117,8 @@ def _parts(utterances: Sequence[Utterance], batch_s: float) -> Iterator[list[Utt
         yield from blocks(by_length, [utterance.samples for utterance in by_length], COMMITTED * batch_s)
 
 
-def _write(tx: Transaction, transcripts: Sequence[Transcript]) -> None:
+def heard_in(tx: Transaction, transcripts: Sequence[Transcript]) -> None:
+    """Write hypotheses, and move their utterances on in the review."""
     _heard(tx, transcripts)
     tx.add(*transcripts)
 
@@ -154,7 +155,7 @@ def _unheard(reader: Reader, recordings: Sequence[str], model: Model) -> list[Ut
 
 def _hypothesis(utterance: Utterance, model: Model, heard: Hypothesis) -> Transcript:
     return Transcript(
-        id=_hypothesis_id(utterance.id, model.id),
+        id=hypothesis_id(utterance.id, model.id),
         utterance=utterance.id,
         kind="hypothesis",
         text=heard.text,
@@ -289,7 +290,7 @@ def latest(transcripts: Sequence[Transcript], kind: str) -> Transcript | None:
     return max(of_kind, key=lambda t: (t.created, t.id))
 
 
-def _hypothesis_id(utterance: str, model: str) -> str:
+def hypothesis_id(utterance: str, model: str) -> str:
     """Return the id of an utterance's hypothesis by a model, so that repeating it creates no second one."""
     return f"hypothesis-{hashlib.sha256(f'{utterance} {model}'.encode()).hexdigest()[:26]}"
 

@@ -456,3 +456,39 @@ access_session = sa.Table(
     sa.Column("kind", sa.String, nullable=False),
     sa.Column("expires", sa.Double, nullable=False),
 )
+
+# What speakers are asked to agree to. A text never changes: a new one is the next version.
+consent_text = sa.Table(
+    "consent_text",
+    metadata,
+    sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
+    _created(),
+    sa.Column("text", sa.Text, nullable=False),
+    sa.Column("purposes", sa.JSON, nullable=False),
+    sa.Column("by", sa.String, nullable=False),
+)
+
+# What speakers gave and withdrew, oldest first. Rows are only added; the newest one about a purpose counts.
+consent = sa.Table(
+    "consent",
+    metadata,
+    sa.Column("seq", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
+    _created(),
+    sa.Column("speaker", sa.String, nullable=False, index=True),
+    sa.Column("given", sa.Boolean, nullable=False),  # false: withdrawn
+    sa.Column("purposes", sa.JSON, nullable=False),
+    sa.Column("version", sa.ForeignKey("consent_text.version")),  # null: withdrawn without naming a text
+    sa.Column("by", sa.String, nullable=False),
+)
+
+# Recordings that the server kept of what it heard; they expire unless a person reviews them.
+capture = sa.Table(
+    "capture",
+    metadata,
+    sa.Column("recording", sa.ForeignKey("recording.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("created", sa.Double, nullable=False, index=True),
+    sa.Column("client", sa.String, nullable=False),  # the name of the token
+    sa.Column("token", sa.String),  # its id; null: the administrator's
+    sa.Column("version", sa.Integer),  # of the consent text that the speaker had agreed to
+    sa.Column("purposes", sa.JSON, nullable=False),  # that the speaker permitted then
+)

@@ -7,5 +7,6 @@ realtime.py       /v1/realtime: live sessions over WebSockets, configured as liv
 client_secrets.py keys that open live sessions for a while
 wyoming.py        Wyoming's protocol, which Home Assistant speaks, on a port of its own
 listening.py      the client of `voxloop listen`
+openai_shapes.py  parts of their answers
 problems.py       errors in OpenAI's shape
 """

@@ -53,7 +53,7 @@ SECURITY_HEADERS = {
     "cross-origin-opener-policy": "same-origin",
 }
 ALLOWED_HEADERS = "authorization, content-type, x-requested-with"
-EXPOSED_HEADERS = "x-request-id, x-voxloop-model, x-voxloop-recording, retry-after"
+EXPOSED_HEADERS = "x-request-id, x-voxloop-model, x-voxloop-recording, x-voxloop-warnings, retry-after"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,8 +16,10 @@ from voxloop import __version__
 from voxloop.records import plain
 from voxloop.serving import tokens
 from voxloop.serving.batches import Batches
+from voxloop.serving.capture import Capture
+from voxloop.serving.decoding import Decoders
 from voxloop.serving.models import ServedModels
-from voxloop.web import metrics, openai_audio, problems, realtime
+from voxloop.web import metrics, openai_audio, problems, pushed_entries, realtime
 from voxloop.web.access import COOKIE, Access, Admission, client_of
 from voxloop.web.client_secrets import ClientSecrets
 from voxloop.web.limits import AudioLimit, Sessions
@@ -41,9 +43,10 @@ class Served:
     batches: Batches
     limit: AudioLimit
     admission: Admission
+    decoders: Decoders
     sessions: Sessions
     client_secrets: ClientSecrets
-    capture: Any = None  # keeps what is heard, where it is on: `offer`
+    capture: Capture | None = None  # None: the setting `capture` is off
 
 
 def application(ws: Workspace, admission: Admission, wyoming: socket.socket | None = None) -> FastAPI:
@@ -57,15 +60,23 @@ def application(ws: Workspace, admission: Admission, wyoming: socket.socket | No
     @asynccontextmanager
     async def running(app: FastAPI) -> AsyncIterator[None]:
         models = await to_thread.run_sync(ServedModels, ws)
-        batches = Batches(models.using, max_wait_s=settings.serve_max_wait_s)
+        batches = Batches(models.using, mixing=models.mixing, max_wait_s=settings.serve_max_wait_s)
+        decoders = Decoders()
+        capture = None
+        if settings.capture != "off":
+            capture = Capture(
+                ws, kept=metrics.CAPTURED.inc, dropped=lambda reason: metrics.DROPPED.labels(reason).inc()
+            )
         app.state.served = Served(
             ws=ws,
             models=models,
             batches=batches,
             limit=AudioLimit(settings.serve_audio_per_minute),
             admission=admission,
+            decoders=decoders,
             sessions=Sessions(settings.serve_sessions),
             client_secrets=client_secrets,
+            capture=capture,
         )
         other = None
         try:
@@ -78,6 +89,9 @@ def application(ws: Workspace, admission: Admission, wyoming: socket.socket | No
         finally:
             if other is not None:
                 await other.close()
+            await decoders.close()
+            if capture is not None:
+                await to_thread.run_sync(capture.close)
             await to_thread.run_sync(batches.close)
             await to_thread.run_sync(models.close)
 
@@ -89,6 +103,7 @@ def application(ws: Workspace, admission: Admission, wyoming: socket.socket | No
     app.include_router(openai_audio.router)
     app.include_router(realtime.router)
     app.include_router(metrics.router)
+    app.include_router(pushed_entries.router)
 
     @app.get("/login", response_class=HTMLResponse)
     def login(request: Request, code: str = "") -> Response:

@@ -43,8 +43,6 @@ class Asked:
     format: Format
     unstable: bool
     logprobs: bool
-    capture: bool
-    """Whether what is said may be kept for review, where the server's settings and the consent allow it."""
 
 
 class LiveSession:
@@ -96,7 +94,6 @@ class LiveSession:
             format=_format(given),
             unstable=UNSTABLE in include,
             logprobs=LOGPROBS in include,
-            capture=self.config.get("capture") is True,
         )
 
     def shown(self, id: str, asked: Asked) -> dict[str, Any]:

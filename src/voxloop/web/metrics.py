@@ -34,6 +34,10 @@ DURATION = Histogram(
     registry=registry,
 )
 AUDIO = Counter("voxloop_audio_seconds_total", "Audio transcribed for clients.", ["model"], registry=registry)
+CAPTURED = Counter("voxloop_captured_total", "Requests and utterances kept for review.", registry=registry)
+DROPPED = Counter(
+    "voxloop_captures_dropped_total", "What was to be kept, but was not, by reason.", ["reason"], registry=registry
+)
 WAITING = Gauge("voxloop_waiting_audio_seconds", "Audio that waits to be transcribed.", ["urgency"], registry=registry)
 LIVE = Gauge("voxloop_live_sessions", "Live sessions that are open.", registry=registry)
 UTTERANCES = Counter(

@@ -17,36 +17,40 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, get_args
 
 from anyio import to_thread
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.datastructures import FormData, UploadFile
 
-from voxloop.errors import UnknownRecord, VoxloopError
-from voxloop.families.contract import PersonalVocabulary, Term, compression
+from voxloop.errors import UnknownRecord, UsageError, VoxloopError
+from voxloop.families.contract import PersonalVocabulary, Term, require
 from voxloop.families.registry import family
 from voxloop.records import Model
 from voxloop.serving import files
 from voxloop.serving.batches import Urgency
-from voxloop.speech.audio import channel_count
-from voxloop.speech.languages import UnknownLanguage, language_code, language_name
-from voxloop.speech.spooled import Sound
+from voxloop.serving.capture import Captured
+from voxloop.serving.files import Chunking
+from voxloop.speech.languages import UnknownLanguage, language_code
 from voxloop.steps import transcripts
-from voxloop.steps.transcripts import FileTranscript, Segment
+from voxloop.steps.transcripts import FileTranscript
+from voxloop.web import openai_shapes as shapes
 from voxloop.web.access import Listener, needs
 from voxloop.web.metrics import AUDIO
 from voxloop.web.problems import Problem, problem_body, status_of
 
 if TYPE_CHECKING:
-    from voxloop.families.contract import Decoding
-    from voxloop.records import Word
+    from voxloop.families.contract import Decoding, Recogniser, Task, Token
+    from voxloop.serving.capture import Offered, Wish
     from voxloop.serving.files import Part
     from voxloop.serving.tokens import Client
+    from voxloop.speech.spooled import Sound
+    from voxloop.steps.transcripts import Segment
     from voxloop.web.app import Served
 
 router = APIRouter(prefix="/v1")
+T = TypeVar("T")
 
 # What OpenAI's own models are called: clients that can name no other are served by the champion.
 ALIASES = (
@@ -54,13 +58,17 @@ ALIASES = (
     "whisper-1",
     "gpt-4o-transcribe",
     "gpt-4o-mini-transcribe",
+    "gpt-4o-mini-transcribe-2025-12-15",
     "gpt-4o-transcribe-diarize",
     "gpt-transcribe",
     "gpt-live-transcribe",
 )
 Format = Literal["json", "text", "srt", "verbose_json", "vtt", "diarized_json"]
 FORMATS: tuple[Format, ...] = get_args(Format)
+TRANSLATED: tuple[Format, ...] = ("json", "text", "srt", "verbose_json", "vtt")
 SPEAKERS = "ABCDEFGH"  # what channels are called, as OpenAI calls speakers that it does not know
+PATIENCE_S = 120.0  # then a long JSON answer is begun: Node gives up where no header came within 300 s
+BREATH_S = 15.0  # between the spaces that keep such an answer open
 
 
 # What is asked -------------------------------------------------------------------------------------------------------
@@ -73,7 +81,11 @@ class Asked:
     file: Path
     name: str  # of the file, as the client calls it
     model: str = ""
+    task: Task = "transcribe"
     language: str | None = None
+    languages: tuple[str, ...] = ()  # that may be spoken
+    temperature: float = 0.0
+    chunking: Chunking | None = None
     format: Format = "json"
     words: bool = False
     logprobs: bool = False
@@ -82,7 +94,7 @@ class Asked:
     fields: dict[str, Any] = field(default_factory=dict)  # all that were sent, by name
 
 
-async def _asked(request: Request, folder: Path) -> Asked:
+async def _asked(request: Request, folder: Path, task: Task) -> Asked:
     """The request, its file written into `folder`. Raises Problem for what is missing or cannot be."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     path = folder / "upload"
@@ -104,7 +116,7 @@ async def _asked(request: Request, folder: Path) -> Asked:
         except (binascii.Error, ValueError) as error:
             raise Problem(400, f"input_audio.data is not base64: {error}", param="input_audio") from error
         await to_thread.run_sync(path.write_bytes, content)
-        return _fields(path, f"audio.{audio.get('format', 'bin')}", values)
+        return _fields(path, f"audio.{audio.get('format', 'bin')}", values, task)
     if kind != "multipart/form-data":
         raise Problem(415, f"the body is {kind or 'of no type'}: send multipart/form-data with a file, or JSON")
     form = await request.form(max_part_size=1 << 24)  # references to known speakers are sound in text fields
@@ -118,7 +130,7 @@ async def _asked(request: Request, folder: Path) -> Asked:
     name = upload.filename or "audio"
     values = _lists(form)
     await form.close()
-    return _fields(path, name, values)
+    return _fields(path, name, values, task)
 
 
 def _lists(form: FormData) -> dict[str, Any]:
@@ -131,23 +143,25 @@ def _lists(form: FormData) -> dict[str, Any]:
     return values
 
 
-def _fields(file: Path, name: str, values: dict[str, Any]) -> Asked:
+def _fields(file: Path, name: str, values: dict[str, Any], task: Task) -> Asked:
+    possible = FORMATS if task == "transcribe" else TRANSLATED
     format = str(values.get("response_format") or "json")
-    if format not in FORMATS:
-        raise Problem(
-            400,
-            f"response_format is {format!r}: it must be one of {', '.join(FORMATS)}",
-            code="invalid_value",
-            param="response_format",
-        )
+    if format not in possible:
+        raise _invalid("response_format", format, f"one of {', '.join(possible)}")
+    granularities = _among(values, "timestamp_granularities", ("word", "segment"))
+    languages = [_code(one, "languages") for one in _many(values, "languages")]
     return Asked(
         file=file,
         name=name,
         model=str(values.get("model") or ""),
-        language=_language(values),
+        task=task,
+        language=_code(str(values.get("language") or ""), "language"),
+        languages=tuple(code for code in languages if code),
+        temperature=_number(values, "temperature", 0.0, 1.0) or 0.0,
+        chunking=_chunking(values),
         format=format,
-        words="word" in _many(values, "timestamp_granularities"),
-        logprobs="logprobs" in _many(values, "include"),
+        words="word" in granularities,
+        logprobs="logprobs" in _among(values, "include", ("logprobs",)),
         stream=str(values.get("stream", "")).lower() in ("true", "1"),
         speakers=tuple(_many(values, "known_speaker_names")),
         fields=values,
@@ -159,14 +173,62 @@ def _many(values: dict[str, Any], name: str) -> list[str]:
     return [str(one) for one in found] if isinstance(found, list) else [str(found)]
 
 
-def _language(values: dict[str, Any]) -> str | None:
-    """The language asked for; of several that may be spoken, none: the model finds out which."""
-    several = _many(values, "languages")
-    given = str(values.get("language") or "") or (several[0] if len(several) == 1 else "")
+def _among(values: dict[str, Any], name: str, possible: Sequence[str]) -> list[str]:
+    """A field's values. Raises Problem for one that is not possible."""
+    given = _many(values, name)
+    for one in given:
+        if one not in possible:
+            raise _invalid(name, one, f"one of {', '.join(possible)}")
+    return given
+
+
+def _number(values: dict[str, Any], name: str, least: float, most: float, param: str | None = None) -> float | None:
+    """A number within bounds; None where none was sent. Raises Problem."""
+    given = values.get(name)
+    if given in (None, ""):
+        return None
+    try:
+        number = float(given)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not least <= number <= most:
+        raise _invalid(param or name, given, f"a number from {least:g} to {most:g}")
+    return number
+
+
+def _chunking(values: dict[str, Any]) -> Chunking | None:
+    """How the client wants its file cut: `auto`, or a detector with its settings. Raises Problem."""
+    given = values.get("chunking_strategy")
+    if given in (None, "") and "chunking_strategy[type]" in values:
+        given = {
+            name.removeprefix("chunking_strategy[").removesuffix("]"): value
+            for name, value in values.items()
+            if name.startswith("chunking_strategy[")
+        }
+    if given in (None, "", "auto"):
+        return None
+    if not isinstance(given, dict) or given.get("type") != "server_vad":
+        raise _invalid("chunking_strategy", given, "auto, or an object of type server_vad")
+    silence, padding = (
+        _number(given, name, 0, 10_000, f"chunking_strategy.{name}")
+        for name in ("silence_duration_ms", "prefix_padding_ms")
+    )
+    return Chunking(
+        threshold=_number(given, "threshold", 0, 1, "chunking_strategy.threshold"),
+        silence_ms=None if silence is None else int(silence),
+        padding_ms=None if padding is None else int(padding),
+    )
+
+
+def _code(given: str, param: str) -> str | None:
     try:
         return language_code(given)
     except UnknownLanguage as error:
-        raise Problem(400, str(error), code="invalid_value", param="language") from error
+        raise Problem(400, str(error), code="invalid_value", param=param) from error
+
+
+def _invalid(name: str, given: object, needed: str) -> Problem:
+    return Problem(400, f"{name} is {given!r}: it must be {needed}", code="invalid_value", param=name)
 
 
 # Its answer ----------------------------------------------------------------------------------------------------------
@@ -183,11 +245,12 @@ class Job:
     decoding: Decoding
     parts: list[tuple[str | None, Part]]  # with the speaker, in the order of time
     duration: float  # seconds
+    sound: Sound | None = None  # of a file whose channels were mixed
+    wish: Wish | None = None  # how to keep it, where that is wanted
 
-    async def segments(self) -> AsyncIterator[tuple[str | None, Segment]]:
-        """What is heard, in the order of time, with the speaker where that is known."""
+    async def segments(self) -> AsyncIterator[Said]:
+        """What is said, in the order of time."""
         speakers = [speaker for speaker, _ in self.parts]
-        wanted = self.asked.words or self.asked.logprobs or self.asked.format in ("srt", "vtt")
         hearing = files.hear(
             self.served.batches,
             [part for _, part in self.parts],
@@ -195,19 +258,26 @@ class Job:
             model=self.model,
             client=self.client.name,
             urgency=files.urgency_of(self.parts[0][1].sound) if self.parts else Urgency.REQUEST,
-            word_times=wanted,
+            word_times=self.asked.words or self.asked.format in ("srt", "vtt"),
         )
         async with aclosing(hearing):
             place = 0
             async for part, heard in hearing:
                 AUDIO.labels(heard.model).inc((part.given[1] - part.given[0]) / 16_000)
-                yield speakers[place], part.segment(heard)
+                yield Said(speakers[place], part.segment(heard), heard.hypothesis.tokens)
                 place += 1
 
 
-def _begin(served: Served, asked: Asked, client: Client, using: ExitStack) -> Job:
-    """Decode a request's file and find its speech. Raises Problem, AudioError, QueueFull."""
-    settings = served.ws.settings
+class Said(NamedTuple):
+    """What was heard in a part of a file, and from whom where that is known."""
+
+    speaker: str | None
+    segment: Segment
+    tokens: tuple[Token, ...]
+
+
+def _model(served: Served, asked: Asked, using: ExitStack) -> tuple[Model, Recogniser, Decoding]:
+    """The model that is to answer, held until `using` ends. Raises Problem for what is unknown, or beyond it."""
     try:
         named = None if asked.model in ALIASES else served.models.find(asked.model)
     except UnknownRecord as error:
@@ -217,45 +287,75 @@ def _begin(served: Served, asked: Asked, client: Client, using: ExitStack) -> Jo
     # Held until the request is answered: whatever is promoted meanwhile, one request is heard by one model.
     model, recogniser = using.enter_context(served.models.using(named))
     decoding = _decoding(served, asked, model)
-    max_seconds, max_bytes = settings.serve_max_audio_hours * 3600, settings.serve_max_upload_mb << 20
+    try:
+        if asked.task == "translate":
+            require(family(model.family), "translation")
+        recogniser.transcribe([], decoding)  # says what it cannot do before a file is decoded
+    except UsageError as error:
+        raise Problem(400, str(error), code="unsupported_value", param="model") from error
+    return model, recogniser, decoding
+
+
+async def _begin(
+    served: Served, asked: Asked, client: Client, model: tuple[Model, Recogniser, Decoding], using: ExitStack
+) -> Job:
+    """Decode a request's file and find its speech. Raises Problem, AudioError, QueueFull."""
+    settings = served.ws.settings
+    record, recogniser, decoding = model
     context = recogniser.context(decoding.audio_context, decoding.untuned)
+    max_seconds, max_bytes = settings.serve_max_audio_hours * 3600, settings.serve_max_upload_mb << 20
     channels: list[int | None] = [None]
     if asked.format == "diarized_json":
-        channels = list(range(_channels(asked, max_bytes)))
-    parts: list[tuple[str | None, Part]] = []
-    duration = 0.0
+        count = await served.decoders.channels(asked.file, asked.name, max_bytes=max_bytes)
+        channels = list(range(_channels(count)))
+    sounds: list[tuple[str | None, Sound]] = []
     for channel in channels:
-        sound = Sound(asked.file, max_seconds=max_seconds, max_bytes=max_bytes, channel=channel)
+        sound = await served.decoders.decode(
+            asked.file, asked.name, max_seconds=max_seconds, max_bytes=max_bytes, channel=channel
+        )
         using.callback(sound.close)
-        duration = sound.duration
+        sounds.append((None if channel is None else _speaker(asked, channel), sound))
         served.batches.admit(files.urgency_of(sound))
-        speaker = None if channel is None else _speaker(asked, channel)
-        parts += [(speaker, part) for part in files.parts(served.ws, sound, context)]
+    duration = sounds[0][1].duration
+    await served.limit.charge(client, duration)
+    parts: list[tuple[str | None, Part]] = []
+    for speaker, sound in sounds:
+        found = await to_thread.run_sync(files.parts, served.ws, sound, context, asked.chunking)
+        parts += [(speaker, part) for part in found]
     parts.sort(key=lambda pair: pair[1].span)
     return Job(
         served=served,
         asked=asked,
         client=client,
-        model=model,
+        model=record,
         decoding=decoding,
         parts=parts,
         duration=duration,
+        sound=sounds[0][1] if channels == [None] else None,
     )
 
 
 def _decoding(served: Served, asked: Asked, model: Model) -> Decoding:
-    """How the workspace reads text off the model, with the prompt and the words that this request brings along."""
+    """How the workspace reads text off the model, with what this request asks for beyond that."""
     decoding = transcripts.decoding(served.ws, asked.language, model=model)
     prompt = str(asked.fields.get("prompt") or "")
     words = tuple(Term(word) for word in _many(asked.fields, "keywords") if word.strip())
     known = decoding.vocabulary or PersonalVocabulary(terms=(), bonus=served.ws.settings.vocabulary_bonus)
     vocabulary = replace(known, terms=(*known.terms, *words)) if words else decoding.vocabulary
-    return replace(decoding, prompt=prompt or decoding.prompt, vocabulary=vocabulary)
+    only = asked.languages[0] if len(asked.languages) == 1 else None
+    return replace(
+        decoding,
+        task=asked.task,
+        language=asked.language or only or (None if asked.languages else decoding.language),
+        languages=asked.languages if len(asked.languages) > 1 else (),
+        temperature=asked.temperature,
+        prompt=prompt or decoding.prompt,
+        vocabulary=vocabulary,
+    )
 
 
-def _channels(asked: Asked, max_bytes: int) -> int:
-    """Channels of a file in which each speaker has one."""
-    found = channel_count(asked.file, max_bytes=max_bytes)
+def _channels(found: int) -> int:
+    """Channels of a file in which each speaker has one. Raises Problem where it has one alone, or too many."""
     if not 2 <= found <= len(SPEAKERS):
         raise Problem(
             400,
@@ -273,46 +373,84 @@ def _speaker(asked: Asked, channel: int) -> str:
 @router.post("/audio/transcriptions")
 async def transcriptions(request: Request, client: Listener) -> Response:
     """Transcribe an audio file: multipart with `file`, or JSON with `input_audio`."""
-    return await _answered(request, client)
+    return await _answered(request, client, "transcribe")
 
 
-async def _answered(request: Request, client: Client) -> Response:
+@router.post("/audio/translations")
+async def translations(request: Request, client: Listener) -> Response:
+    """Write in English what is said in another language; the model in use, or the one named, has to be multilingual."""
+    return await _answered(request, client, "translate")
+
+
+async def _answered(request: Request, client: Client, task: Task) -> Response:
     served: Served = request.app.state.served
     using = ExitStack()
     try:
         folder = using.enter_context(tempfile.TemporaryDirectory(prefix="voxloop-"))
-        asked = await _asked(request, Path(folder))
-        job = await to_thread.run_sync(_begin, served, asked, client, using)
-        await served.limit.charge(client, job.duration)
+        asked = await _asked(request, Path(folder), task)
+        # Not ended when the client is gone: what a thread enters is to be left again.
+        model = await to_thread.run_sync(_model, served, asked, using)
+        job = await _while_there(request, asyncio.ensure_future(_begin(served, asked, client, model, using)))
         headers = {"x-voxloop-model": job.model.id}
+        if served.capture is not None and task == "transcribe":
+            job.wish = await to_thread.run_sync(served.capture.wish, asked.fields, client)
         if asked.stream and asked.format in ("json", "text", "diarized_json"):
             return StreamingResponse(
                 _events(job, using.pop_all()),
                 media_type="text/event-stream",
                 headers=headers | {"cache-control": "no-store", "x-accel-buffering": "no"},
             )
-        found = await _while_there(request, _all(job))
-        return _body(job, found, headers)
+        work = asyncio.ensure_future(_all(job))
+        patience_s = None if asked.format in ("text", "srt", "vtt") else PATIENCE_S
+        try:
+            found = await _while_there(request, work, patience_s)
+            return _body(job, found, headers, await _kept(job, found))
+        except TimeoutError:
+            late = _late(job, work, using.pop_all())
+            return StreamingResponse(late, media_type="application/json", headers=headers)
     finally:
         using.close()
 
 
-async def _all(job: Job) -> list[tuple[str | None, Segment]]:
+async def _all(job: Job) -> list[Said]:
     return [one async for one in job.segments()]
 
 
-async def _while_there(request: Request, work: Any) -> Any:
-    """The result of work, which ends when the client is gone: nobody would read it."""
-    job = asyncio.ensure_future(work)
+async def _while_there(request: Request, work: asyncio.Future[T], patience_s: float | None = None) -> T:
+    """The result of work, which is cancelled when the client is gone: nobody would read it.
+
+    Raises TimeoutError where it takes longer than `patience_s`; the work goes on then.
+    """
     gone = asyncio.ensure_future(_gone(request))
+    both: list[asyncio.Future[Any]] = [work, gone]
+    going_on = False
     try:
-        await asyncio.wait({job, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not job.done():
+        await asyncio.wait(both, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
+        if work.done():
+            return work.result()
+        if gone.done():
             raise Problem(499, "the client is gone")
-        return job.result()
+        going_on = True
+        raise TimeoutError
     finally:
-        for one in (job, gone):
-            one.cancel()
+        gone.cancel()
+        if not going_on:
+            work.cancel()
+
+
+async def _late(job: Job, work: asyncio.Future[list[Said]], using: ExitStack) -> AsyncIterator[bytes]:
+    """A JSON answer behind spaces, which keep the connection open until it is there.
+
+    Its status is sent by then, so a failure ends it half-way, which clients take for the error that it is.
+    """
+    with using:
+        try:
+            while not work.done():
+                yield b" "
+                await asyncio.wait({work}, timeout=BREATH_S)
+            yield bytes(_body(job, work.result(), {}, await _kept(job, work.result())).body)
+        finally:
+            work.cancel()
 
 
 async def _gone(request: Request) -> None:
@@ -322,24 +460,29 @@ async def _gone(request: Request) -> None:
 
 async def _events(job: Job, using: ExitStack) -> AsyncIterator[str]:
     """Server-sent events: a delta for each part as it is heard, then the whole text."""
-    texts: list[str] = []
-    scores: list[dict[str, Any]] = []
+    said: list[Said] = []
     with using:
         try:
-            number = 0
-            async for speaker, segment in job.segments():
-                if not segment.text:
+            async for one in job.segments():
+                if not one.segment.text:
                     continue
+                delta = one.segment.text if not said else f" {one.segment.text}"
+                body = {"type": "transcript.text.delta", "delta": delta}
                 if job.asked.format == "diarized_json":
-                    yield _event(_diarized(number, speaker, segment))
-                number += 1
-                delta = segment.text if not texts else f" {segment.text}"
-                texts.append(segment.text)
-                scores += (logprobs := _logprobs([segment])) if job.asked.logprobs else []
-                extra = {"logprobs": logprobs} if job.asked.logprobs else {}
-                yield _event({"type": "transcript.text.delta", "delta": delta} | extra)
-            done = {"type": "transcript.text.done", "text": " ".join(texts), "usage": _tokens(job, texts)}
-            yield _event(done | ({"logprobs": scores} if job.asked.logprobs else {}))
+                    segment = shapes.diarized(len(said), one)
+                    yield _event(segment)
+                    body |= {"segment_id": segment["id"]}
+                said.append(one)
+                yield _event(body | ({"logprobs": shapes.logprobs([one])} if job.asked.logprobs else {}))
+            done = {
+                "type": "transcript.text.done",
+                "text": " ".join(one.segment.text for one in said),
+                "usage": shapes.token_usage(job.duration, said),
+                "languages": shapes.languages(said),
+            }
+            if offered := await _kept(job, said):
+                done["capture"] = offered.as_dict()
+            yield _event(done | ({"logprobs": shapes.logprobs(said)} if job.asked.logprobs else {}))
             yield "data: [DONE]\n\n"
         except VoxloopError as error:
             yield f"data: {json.dumps(problem_body(status_of(error), str(error)))}\n\n"
@@ -349,87 +492,57 @@ def _event(body: dict[str, Any]) -> str:
     return f"event: {body['type']}\ndata: {json.dumps(body, ensure_ascii=False)}\n\n"
 
 
-def _body(job: Job, found: Sequence[tuple[str | None, Segment]], headers: dict[str, str]) -> Response:
-    segments = [segment for _, segment in found]
-    format = job.asked.format
-    whole = FileTranscript(file=job.asked.name, model=job.model.id, duration=job.duration, segments=tuple(segments))
+async def _kept(job: Job, said: Sequence[Said]) -> Offered | None:
+    """Offer to the capture what was heard, where that is wanted. It is written later; this waits for no disk."""
+    capture, wish, sound = job.served.capture, job.wish, job.sound
+    if capture is None or wish is None or sound is None:
+        return None
+    if not capture.fits(sound.samples):
+        return capture.drop("too long")
+    captured = Captured(
+        waveform=sound.read(0, sound.samples),
+        name=job.asked.name,
+        wish=wish,
+        model=job.model.id,
+        segments=tuple(one.segment for one in said),
+        encoding=sound.encoding,
+        language=job.asked.language,
+    )
+    return await to_thread.run_sync(capture.offer, captured)
+
+
+def _body(job: Job, found: Sequence[Said], headers: dict[str, str], offered: Offered | None = None) -> Response:
+    format, asked = job.asked.format, job.asked
+    if offered:
+        headers = headers | offered.headers
+    segments = tuple(one.segment for one in found)
+    whole = FileTranscript(file=asked.name, model=job.model.id, duration=job.duration, segments=segments)
     if format in ("text", "srt", "vtt"):
         return PlainTextResponse(transcripts.formatted(whole, format).rstrip("\n") + "\n", headers=headers)
-    usage = {"type": "duration", "seconds": round(job.duration, 3)}
-    body: dict[str, Any] = {"text": whole.text, "usage": usage}
-    languages = list(dict.fromkeys(one.language for one in segments if one.language))
+    duration = round(job.duration, 3)
+    body: dict[str, Any] = {"text": whole.text, "usage": {"type": "duration", "seconds": duration}}
+    if offered:
+        body["capture"] = offered.as_dict()
     if format == "json":
-        body["languages"] = [{"code": code} for code in languages]
-        if job.asked.logprobs:
-            body["logprobs"] = _logprobs(segments)
-    elif format == "diarized_json":
-        body |= {"task": "transcribe", "duration": round(job.duration, 3)}
-        body["segments"] = [_diarized(number, speaker, one) for number, (speaker, one) in enumerate(found) if one.text]
-    else:
-        body |= {"task": "transcribe", "language": _named(languages), "duration": round(job.duration, 3)}
-        body["segments"] = [_verbose(number, one) for number, one in enumerate(segments)]
-        if job.asked.words:
-            body["words"] = [
-                {"word": word.text.strip(), "start": word.start, "end": word.end}
-                for one in segments
-                for word in one.words
-            ]
+        if asked.task == "transcribe":
+            body["languages"] = shapes.languages(found)
+        if asked.logprobs:
+            body["logprobs"] = shapes.logprobs(found)
+        return JSONResponse(body, headers=headers)
+    body |= {"task": asked.task, "duration": duration}
+    if format == "diarized_json":
+        spoken = [one for one in found if one.segment.text]
+        body["segments"] = [shapes.diarized(number, one) for number, one in enumerate(spoken)]
+        return JSONResponse(body, headers=headers)
+    body["language"] = "english" if asked.task == "translate" else shapes.named_language(found)
+    body["segments"] = [shapes.verbose(number, one) for number, one in enumerate(found)]
+    if asked.words:
+        body["words"] = [
+            {"word": word.text.strip(), "start": word.start, "end": word.end}
+            for segment in segments
+            for word in segment.words
+        ]
     return JSONResponse(body, headers=headers)
-
-
-def _verbose(number: int, one: Segment) -> dict[str, Any]:
-    return {
-        "id": number,
-        "seek": int(one.start * 100),
-        "start": round(one.start, 3),
-        "end": round(one.end, 3),
-        "text": one.text,
-        "tokens": [],
-        "temperature": one.temperature,
-        "avg_logprob": one.mean_logprob if one.mean_logprob is not None else 0.0,
-        "compression_ratio": round(compression(one.text), 3),
-        "no_speech_prob": one.no_speech if one.no_speech is not None else 0.0,
-    }
-
-
-def _diarized(number: int, speaker: str | None, one: Segment) -> dict[str, Any]:
-    return {
-        "type": "transcript.text.segment",
-        "id": f"seg_{number:03}",
-        "speaker": speaker or "A",
-        "start": round(one.start, 3),
-        "end": round(one.end, 3),
-        "text": one.text,
-    }
-
-
-def _logprobs(segments: Sequence[Segment]) -> list[dict[str, Any]]:
-    return word_logprobs([word for one in segments for word in one.words])
-
-
-def word_logprobs(words: Sequence[Word]) -> list[dict[str, Any]]:
-    """Log-probabilities by word: the mean of its tokens' probabilities, as kept with every text here."""
-    return [
-        {
-            "token": word.text,
-            "bytes": list(word.text.encode()),
-            "logprob": round(math.log(max(word.probability, 1e-9)), 6),
-        }
-        for word in words
-    ]
-
-
-def _tokens(job: Job, texts: Sequence[str]) -> dict[str, Any]:
-    """What OpenAI's events count: encoder positions, 50 for a second of audio, and words for lack of tokens."""
-    heard, written = math.ceil(50 * job.duration), sum(len(text.split()) for text in texts)
-    details = {"audio_tokens": heard, "text_tokens": 0}
-    counted = {"input_tokens": heard, "output_tokens": written, "total_tokens": heard + written}
-    return {"type": "tokens", "input_token_details": details} | counted
-
-
-def _named(languages: Sequence[str]) -> str:
-    """The first language by its English name, as OpenAI's verbose answers have it."""
-    return language_name(languages[0]).lower() if languages else ""
 
 
 # Models --------------------------------------------------------------------------------------------------------------

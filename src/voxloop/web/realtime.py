@@ -22,18 +22,21 @@ from starlette.websockets import WebSocketDisconnect, WebSocketState
 from ulid import ULID
 
 from voxloop.errors import UsageError, VoxloopError, first_line
+from voxloop.records import Encoding
 from voxloop.serving import tokens
 from voxloop.serving.batches import QueueFull, Urgency
+from voxloop.serving.capture import Captured
 from voxloop.serving.live import Committed, Completed, Delta, Event, Failed, Started, Stopped, Tail
 from voxloop.serving.streams import Stream
 from voxloop.web.access import Listener, client_of
 from voxloop.web.client_secrets import USUAL_S
 from voxloop.web.live_session import LIVE_ALIASES, LiveSession
 from voxloop.web.metrics import AUDIO, UTTERANCES
-from voxloop.web.openai_audio import word_logprobs
+from voxloop.web.openai_shapes import word_logprobs
 from voxloop.web.problems import Problem, answer, problem_body, status_of
 
 if TYPE_CHECKING:
+    from voxloop.serving.capture import Wish
     from voxloop.serving.tokens import Client
     from voxloop.web.app import Served
 
@@ -98,6 +101,8 @@ class Conversation:
         self._mistakes = 0
         self._uncharged_s = 0.0
         self._overrun = asyncio.Event()
+        self.wish: Wish | None = None
+        self._keeping: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
         """Serve the session. Raises Problem or QueueFull for what ends it."""
@@ -106,6 +111,7 @@ class Conversation:
             transcription = {"audio": {"input": {"transcription": {"model": named}}}}
             self.session = LiveSession().updated(transcription).updated(self.session.config)
         self.asked = await to_thread.run_sync(self.session.asked, self.served.models)
+        self.wish = await self._wished(self.session)
         self._stream = Stream(
             self.served.ws,
             self.served.models,
@@ -123,7 +129,7 @@ class Conversation:
             self._stream.close()  # takes what waits out of the queue
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*tasks, *self._keeping, return_exceptions=True)
         for task in done:
             task.result()
 
@@ -172,6 +178,7 @@ class Conversation:
             case "session.update":
                 session = self.session.updated(event.get("session"))
                 asked = await to_thread.run_sync(session.asked, self.served.models)
+                self.wish = await self._wished(session)
                 self.session, self.asked = session, asked
                 self._stream.wanted, self._stream.format = asked.wanted, asked.format
                 self._say({"type": "session.updated", "session": session.shown(self.id, asked)})
@@ -182,6 +189,13 @@ class Conversation:
                     code="unknown_event",
                     param="type",
                 )
+
+    async def _wished(self, session: LiveSession) -> Wish | None:
+        """Whether and as whose this session's speech is to be kept for review."""
+        capture = self.served.capture
+        if capture is None:
+            return None
+        return await to_thread.run_sync(capture.wish, session.config, self.client)
 
     async def _append(self, data: bytes) -> None:
         if len(data) > MOST_APPENDED:
@@ -265,11 +279,30 @@ class Conversation:
         if self.asked.logprobs:
             told["logprobs"] = word_logprobs([word for one in event.hypotheses for word in one.words])
         self._say(told)
-        if self.served.capture is not None and self.asked.capture and event.text:
-            self.served.capture.offer(event, client=self.client, source=self.asked.format.name)
+        if self.wish is not None and event.text:
+            kept = asyncio.create_task(self._keep(event, self.wish))  # the answer waits for nothing
+            self._keeping.add(kept)
+            kept.add_done_callback(self._keeping.discard)
         if event.model is not None:
             AUDIO.labels(event.model).inc(event.seconds)
             UTTERANCES.labels("yes" if event.contradicted else "no").inc()
+
+    async def _keep(self, event: Completed, wish: Wish) -> None:
+        """Offer an utterance to the capture, and tell the client which recording it becomes."""
+        if self.served.capture is None:
+            return
+        format = self.asked.format
+        captured = Captured(
+            waveform=event.waveform,
+            name=f"{event.item}.wav",
+            wish=wish,
+            model=event.model,
+            segments=event.segments,
+            encoding=Encoding(codec=format.name, rate=format.rate, channels=format.channels),
+            language=self.asked.wanted.language,
+        )
+        offered = await to_thread.run_sync(self.served.capture.offer, captured)
+        self._say(_of_item("voxloop.input_audio.captured", event.item) | {"capture": offered.as_dict()})
 
 
 def _parsed(text: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from voxloop.errors import UsageError
-from voxloop.families.contract import Context, Hypothesis, check, require
+from voxloop.families.contract import Context, Hypothesis, Token, check, require
 from voxloop.families.folders import evaluating
 from voxloop.families.voxtral import prompts
 from voxloop.records import MAX_UTTERANCE_S, MAX_UTTERANCE_SAMPLES, SAMPLE_RATE, seconds
@@ -122,12 +122,19 @@ class VoxtralRecogniser:
         length = min(limit, tokens.index(end) + 1 if end in tokens else len(tokens))
         text = self.processor.tokenizer.decode(tokens[:length], skip_special_tokens=True).strip()
         kept = np.array(logprobs[:length])
+        said = [(token, chance) for token, chance in zip(tokens[:length], logprobs, strict=False) if token != end]
         return Hypothesis(
             text=text,
             confidence=round(float(np.exp(kept).mean()), 6),
             mean_logprob=round(float(kept.mean()), 6),
             language=language,
+            tokens=tuple(Token(token, self._spelled(token), round(chance, 6)) for token, chance in said),
         )
+
+    def _spelled(self, token: int) -> bytes:
+        """What a token spells; the tokenizer tells whole characters alone."""
+        text: str = self.processor.tokenizer.decode([token], skip_special_tokens=True)
+        return text.encode()
 
 
 def _check_clip(index: int, waveform: Waveform) -> None:

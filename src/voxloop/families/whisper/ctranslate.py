@@ -305,7 +305,7 @@ class CTranslateRecogniser(Reader):
         found = _array(self.model.encode(states) if states.shape[1] == self.config.num_mel_bins else states)
         return np.stack([one[:count].mean(axis=0) for one, count in zip(found, positions, strict=True)])
 
-    def _detect(self, states: Any, mask: None) -> list[tuple[str, float]]:
+    def _detect(self, states: Any, mask: None, codes: Sequence[str]) -> list[tuple[str, float]]:
         # CTranslate2's own detection refuses vocabularies that it does not take for Whisper's. Given a text right
         # behind the start token, it returns the logits of the text's first place: those that name the language.
         results = self.model.generate(
@@ -317,7 +317,6 @@ class CTranslateRecogniser(Reader):
             suppress_tokens=[],
             suppress_blank=False,
         )
-        codes = list(self.vocabulary.languages)
         logits = np.concatenate([_logits(result, 0, 1) for result in results])
         among = _softmax(logits[:, [self.vocabulary.languages[code] for code in codes]])
         return [(codes[best], float(row[best])) for row, best in zip(among, among.argmax(axis=-1), strict=True)]

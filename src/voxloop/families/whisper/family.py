@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     import torch
 
     from voxloop.families.contract import Cost, ExportFormat, Reading, Waveform
+    from voxloop.families.whisper.adapters import AdaptedRecogniser
     from voxloop.families.whisper.ctranslate import CTranslateRecogniser
     from voxloop.families.whisper.recogniser import WhisperRecogniser
 
@@ -89,8 +90,9 @@ class Whisper:
     name = "whisper"
     capabilities: frozenset[Capability] = frozenset(
         (
-            *("word times", "no-speech", "language detection", "guards", "prompt", "biased decoding"),
-            *("short context", "ctranslate2", "embeddings", "encoder states", "cost estimate"),
+            *("word times", "no-speech", "language detection", "guards", "prompt", "translation"),
+            *("sampling", "biased decoding"),
+            *("short context", "ctranslate2", "adapters", "embeddings", "encoder states", "cost estimate"),
             "other programs",
         )
     )
@@ -159,6 +161,12 @@ class Whisper:
 
         model, processor = load(folder, getattr(torch, dtype))
         return WhisperRecogniser(on_device(model, device).eval(), processor)
+
+    def load_adapted(self, folder: str | Path, *, device: str = "cpu") -> AdaptedRecogniser:
+        """Open a base to be heard with several adapters. Raises ModelError with the remedy."""
+        from voxloop.families.whisper.adapters import AdaptedRecogniser
+
+        return AdaptedRecogniser(self.load(folder, device=device))
 
     def open_for_training(self, folder: str | Path, *, audio_context: AudioContext) -> Trainable:
         """Open a folder or Hub id for training, float32 on the CPU; its config remembers the audio context."""

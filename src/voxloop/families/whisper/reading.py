@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 import numpy as np
 
 from voxloop.errors import ModelError, UsageError, nearest
-from voxloop.families.contract import REMEDIES, Decoding, Guards, Hypothesis
+from voxloop.families.contract import REMEDIES, Decoding, Guards, Hypothesis, Token
 from voxloop.families.whisper.bias import Logprobs, Preference, Reading, trie
 from voxloop.families.whisper.features import CONTEXT_KEY, FULL_FRAMES, HOP, AudioContext, frames_in
 from voxloop.families.whisper.words import spelled, without_silence, words_of
@@ -40,6 +40,7 @@ SPARE_TOKENS = 16
 # -70 dBFS, ten steps of 16 bits: a clip that never gets louder holds nothing to hear, whatever the model makes of it.
 SILENT_PEAK = 10 ** (-70 / 20)
 PREVIOUS = "<|startofprev|>"  # begins what was said before: arXiv:2212.04356, section 2.3
+TRANSLATE = "<|translate|>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +54,11 @@ class Vocabulary:
     languages: dict[str, int]  # ISO 639-1 code -> token; empty for English-only models
     no_speech: int | None  # None where the tokenizer has no such token
 
-    def prompt(self, language: str | None) -> list[int]:
-        """The tokens before the text. Raises ModelError for a language that the model does not know."""
+    def prompt(self, language: str | None, task: int | None = None) -> list[int]:
+        """The tokens before the text; None: transcribe. Raises ModelError for a language that the model lacks."""
         if not self.languages:
             return [self.start, self.no_timestamps]
-        return [self.start, self.language(language or "en"), self.transcribe, self.no_timestamps]
+        return [self.start, self.language(language or "en"), task or self.transcribe, self.no_timestamps]
 
     def language(self, code: str) -> int:
         if code not in self.languages:
@@ -166,8 +167,8 @@ class Reader(ABC):
         """Means (B, D) of each clip's first positions."""
 
     @abstractmethod
-    def _detect(self, states: Any, mask: Any) -> list[tuple[str, float]]:
-        """The likeliest language of each clip and its probability among the model's languages."""
+    def _detect(self, states: Any, mask: Any, codes: Sequence[str]) -> list[tuple[str, float]]:
+        """The likeliest of some languages for each clip, and its probability among them."""
 
     @abstractmethod
     def _likeliest(
@@ -240,6 +241,7 @@ class Reader(ABC):
     ) -> list[Hypothesis]:
         """Texts in the order given. Raises UsageError for a waveform longer than 30 s."""
         context = self.context(decoding.audio_context, decoding.untuned)
+        task = self._task(decoding)
         found = [Hypothesis(text="", confidence=None)] * len(waveforms)
         clips = list(waveforms)
         if decoding.guards:
@@ -257,7 +259,7 @@ class Reader(ABC):
 
                 def decoded(batch: list[int]) -> list[Hypothesis | None]:
                     chosen = [clips[index] for index in batch]
-                    return self._decode(chosen, context, decoding, word_times, before, preference)
+                    return self._decode(chosen, context, decoding, word_times, task, before, preference)
 
                 doubtful = []
                 batches = list(self._batches(clips, context, budget_s))
@@ -340,16 +342,22 @@ class Reader(ABC):
         context: AudioContext,
         decoding: Decoding,
         timed: bool,
+        task: int,
         before: list[int],
         preference: Preference | None,
     ) -> list[Hypothesis | None]:
         """Texts of a batch; with the adaptive context None for a clip that should be heard at 30 s."""
         states, mask = self._encode(clips, context)
-        tasks, languages = self._prompts(states, mask, len(clips), decoding.language)
+        tasks, languages = self._prompts(states, mask, len(clips), decoding, task)
         prompts = [[*before, *task] for task in tasks]
         limits = [self._limit(len(clip), decoding.max_new_tokens, len(prompts[0])) for clip in clips]
-        drafts = self._likeliest(states, mask, prompts, limits, decoding.beams, preference is not None)
-        if preference:
+        if decoding.temperature:
+            draws = [_draws(clip, decoding.temperature, max(limits)) for clip in clips]
+            rows = range(len(clips))
+            drafts = self._drawn(states, mask, rows, prompts, limits, decoding.temperature, draws)
+        else:
+            drafts = self._likeliest(states, mask, prompts, limits, decoding.beams, preference is not None)
+        if preference and not decoding.temperature:
             drafts = self._preferred(drafts, states, mask, prompts, limits, preference)
         drafts = self._worded(drafts)
         again: set[int] = set()
@@ -361,6 +369,7 @@ class Reader(ABC):
             }
         if decoding.guards:
             drafts = self._guarded(drafts, clips, states, mask, prompts, limits, decoding.guards, but=again)
+        written = {code: "en" if decoding.task == "translate" else code for code, _ in languages}
         # Words are placed without what was said before, so that it has no part in where they are.
         times = self._times(drafts, clips, states, mask, tasks, but=again) if timed else {}
         return [
@@ -369,16 +378,34 @@ class Reader(ABC):
             else Hypothesis(
                 text=draft.text,
                 confidence=draft.confidence,
-                words=self._words(draft, times[index], clips[index], code) if index in times else (),
+                words=self._words(draft, times[index], clips[index], written[code]) if index in times else (),
                 language=code,
                 language_probability=chance,
                 mean_logprob=round(draft.mean_logprob, 6),
                 no_speech=draft.no_speech,
                 guards=draft.history,
                 temperature=draft.temperature,
+                tokens=self._tokens_of(draft),
             )
             for index, (draft, (code, chance)) in enumerate(zip(drafts, languages, strict=True))
         ]
+
+    def _task(self, decoding: Decoding) -> int:
+        """The token of what is asked for. Raises UsageError where the model cannot translate."""
+        if decoding.task == "transcribe":
+            return self.vocabulary.transcribe
+        token = self._special(TRANSLATE)
+        if token is None or not self.vocabulary.languages:
+            raise UsageError(
+                "this model knows English alone and cannot translate: name a multilingual model, such as Whisper's "
+                "`base`, or one that was tuned from it"
+            )
+        return token
+
+    def _special(self, name: str) -> int | None:
+        """The token of a name such as `<|startofprev|>`; None where the model has none."""
+        added = self.tokenizer.added_tokens_decoder
+        return next((id for id, token in added.items() if str(token) == name), None)
 
     def _before(self, decoding: Decoding) -> list[int]:
         """The tokens in front of the task: what the model is to take for the text so far. Raises UsageError.
@@ -397,7 +424,7 @@ class Reader(ABC):
             tokens = [*listed, *(self._tokens(".") if listed else []), *tokens]
         if not tokens:
             return []
-        start = next((id for id, added in self.tokenizer.added_tokens_decoder.items() if str(added) == PREVIOUS), None)
+        start = self._special(PREVIOUS)
         if start is None:
             raise UsageError(f"this model has no {PREVIOUS}: {REMEDIES['prompt']}")
         return [start, *tokens[-most:]]
@@ -416,7 +443,7 @@ class Reader(ABC):
         known = decoding.vocabulary
         if known is None or known.bonus <= 0:
             return None
-        spaced = decoding.language not in CHARACTER_LANGUAGES
+        spaced = decoding.task == "translate" or decoding.language not in CHARACTER_LANGUAGES
         terms = [self._tokens(term) for term in known.texts(decoding.language)]
         if not spaced:  # a word begins without a space there
             terms = [self.tokenizer.encode(term, add_special_tokens=False) for term in known.texts(decoding.language)]
@@ -482,7 +509,7 @@ class Reader(ABC):
         before one that does (so does faster-whisper; Whisper itself takes the last).
         """
         tried = [[self._check(draft, guards)] for draft in drafts]
-        for temperature in guards.temperatures:
+        for temperature in (higher for higher in guards.temperatures if higher > drafts[0].temperature):
             failing = [index for index, mine in enumerate(tried) if set(mine[-1].fired) - {"no speech"}]
             failing = [index for index in failing if index not in but]
             if not failing:
@@ -520,6 +547,15 @@ class Reader(ABC):
         count = len(draft.tokens) - (draft.tokens[-1:] == [self.vocabulary.end])
         return draft.tokens[:count], draft.chances[:count]
 
+    def _tokens_of(self, draft: Draft) -> tuple[Token, ...]:
+        """The text's tokens with their log-probabilities; none where the text was dropped."""
+        if not draft.text:
+            return ()
+        return tuple(
+            Token(id, spelled(self.tokenizer, id), round(math.log(max(chance, 1e-30)), 6))
+            for id, chance in zip(*self._written(draft), strict=False)
+        )
+
     def _times(
         self,
         drafts: Sequence[Draft],
@@ -544,10 +580,10 @@ class Reader(ABC):
         return dict(zip(spoken, found, strict=True))
 
     def _prompts(
-        self, states: Any, mask: Any, count: int, language: str | None
+        self, states: Any, mask: Any, count: int, decoding: Decoding, task: int
     ) -> tuple[list[list[int]], list[tuple[str, float | None]]]:
         """Prompt tokens (B, P) and the language of each clip, detected (with its probability) where none is given."""
-        known = self.vocabulary
+        known, language = self.vocabulary, decoding.language
         languages: list[tuple[str, float | None]]
         if not known.languages:
             # English-only models are tuned to other languages as well; what is told wins.
@@ -555,8 +591,9 @@ class Reader(ABC):
         elif language is not None:
             languages = [(language, None)] * count
         else:
-            languages = [(code, round(chance, 6)) for code, chance in self._detect(states, mask)]
-        return [known.prompt(code) for code, _ in languages], languages
+            codes = [code for code in decoding.languages if known.language(code)] or list(known.languages)
+            languages = [(code, round(chance, 6)) for code, chance in self._detect(states, mask, codes)]
+        return [known.prompt(code, task) for code, _ in languages], languages
 
 
 def _draws(clip: Waveform, temperature: float, count: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:

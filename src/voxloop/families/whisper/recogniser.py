@@ -51,7 +51,7 @@ class WhisperRecogniser(Reader):
         inside = frame_mask(counts, states.shape[1])[..., None]
         return ((states.float() * inside).sum(dim=1) / counts[:, None]).cpu().numpy()
 
-    def _detect(self, states: torch.Tensor, mask: torch.Tensor | None) -> list[tuple[str, float]]:
+    def _detect(self, states: torch.Tensor, mask: torch.Tensor | None, codes: Sequence[str]) -> list[tuple[str, float]]:
         start = torch.full((len(states), 1), self.vocabulary.start, device=states.device)
         logits = self.model(
             encoder_outputs=BaseModelOutput(last_hidden_state=states),
@@ -59,7 +59,6 @@ class WhisperRecogniser(Reader):
             decoder_input_ids=start,
             use_cache=False,
         ).logits[:, -1]
-        codes = list(self.vocabulary.languages)
         among = logits[:, [self.vocabulary.languages[code] for code in codes]].float().softmax(dim=-1)
         chances, best = among.max(dim=-1)
         return [(codes[index], chance) for index, chance in zip(best.tolist(), chances.tolist(), strict=True)]

@@ -25,7 +25,7 @@ from ulid import ULID
 from voxloop.errors import BlobError, ConflictError, UnknownRecord, UsageError, counted, nearest
 from voxloop.maintenance.removal.finishing import finish, redacted, redaction, resume
 from voxloop.records import SAMPLE_RATE, Dataset, Evaluation, Model, Progress, Recording, Run, Transcript, Utterance
-from voxloop.steps import datasets, training
+from voxloop.steps import consent, datasets, training
 from voxloop.steps.evaluation import Scored, scores_of
 from voxloop.steps.recordings import audio_key
 from voxloop.steps.training import locks
@@ -109,12 +109,12 @@ def forget(
     ws: Workspace,
     *,
     speaker: str | None = None,
-    recording: str | None = None,
+    recording: str | Sequence[str] | None = None,
     by: str = "cli",
     dry_run: bool = False,
     progress: Progress | None = None,
 ) -> Removal:
-    """Remove a speaker's recordings, or one recording, with everything made from them.
+    """Remove a speaker's recordings and consent, or the recordings named, with everything made from them.
 
     A recording with several speakers is removed as a whole, since a piece cannot be cut out
     of audio that is named after its content. Audio ingested again later counts as new, since
@@ -156,7 +156,7 @@ def _finished(ws: Workspace, report: Removal, progress: Progress | None) -> Remo
 # What belongs to it --------------------------------------------------------------------------------------------------
 
 
-def _scope(ws: Workspace, reader: Reader, speaker: str | None, recording: str | None) -> _Scope:
+def _scope(ws: Workspace, reader: Reader, speaker: str | None, recording: str | Sequence[str] | None) -> _Scope:
     r, u = tables.recording.c, tables.utterance.c
     name = unicodedata.normalize("NFC", speaker).strip() if speaker is not None else None
     if name is not None:
@@ -173,7 +173,8 @@ def _scope(ws: Workspace, reader: Reader, speaker: str | None, recording: str | 
             hint = nearest(name, known) if known else "; no recording in this workspace names a speaker"
             raise UnknownRecord(f"no recording has a speaker {name!r}{hint}")
     else:
-        found = {reader.get(Recording, recording or "").id}
+        named = [recording] if isinstance(recording, str) else recording or ()
+        found = {reader.get(Recording, one).id for one in named}
     utterances: set[str] = set()
     for chunk in chunks(sorted(found)):
         utterances |= set(reader.connection.execute(sa.select(u.id).where(u.recording.in_(chunk))).scalars())
@@ -346,7 +347,14 @@ def alive(run_folder: Path) -> bool:
     return any(locks.held(run_folder / name) for name in (TRAINING, ATTENDED))
 
 
-def _commit(ws: Workspace, scope: _Scope, plan: _Plan, speaker: str | None, recording: str | None, by: str) -> Removal:
+def _commit(
+    ws: Workspace,
+    scope: _Scope,
+    plan: _Plan,
+    speaker: str | None,
+    recording: str | Sequence[str] | None,
+    by: str,
+) -> Removal:
     with ws.completion() as tx:
         # Nothing that refers to the data may be added meanwhile.
         tx.hold(Recording, Utterance, Transcript, Dataset, Evaluation)
@@ -474,6 +482,8 @@ def _delete_rows(tx: Writer, scope: _Scope) -> None:
                     tx.connection.execute(sa.delete(table).where(table.c[column].in_(chunk)))
     for chunk in chunks(sorted(scope.recordings)):
         tx.connection.execute(sa.delete(tables.recording).where(tables.recording.c.id.in_(chunk)))
+    if scope.speaker is not None:
+        tx.connection.execute(sa.delete(tables.consent).where(tables.consent.c.speaker == scope.speaker))
 
 
 # What was found ------------------------------------------------------------------------------------------------------
@@ -535,6 +545,10 @@ def _notes(reader: Reader, scope: _Scope, plan: _Plan) -> Iterator[str]:
                 f"{who!r} is also the author of {counted(judged, 'text')} of other people's speech; "
                 "reviewers' names are not removed"
             )
+        said = consent.of(reader, who)
+        if said.history:
+            permits = ", ".join(said.permits) or "nothing"
+            yield f"what the speaker consented to (now: {permits}) is removed as well, a withdrawal included"
         aliases = reader.connection.execute(sa.select(tables.alias.c.name)).scalars()
         if any(_bears(alias, who) for alias in aliases):
             yield "a model alias contains the name; it stays because it may be in use"

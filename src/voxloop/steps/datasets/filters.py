@@ -141,6 +141,8 @@ class Judge:
     choice: Choice
     labels: Labels | None
     """The base model's limits on text length; None if unknown."""
+    withdrawn: frozenset[str] = frozenset()
+    """Speakers who withdrew their consent to training."""
     restore_style: bool = False
     """Also compute each text with the hypothesis's case and punctuation."""
     rates: dict[tuple[str | None, str | None], array[float]] = field(default_factory=dict)
@@ -184,6 +186,8 @@ class Judge:
 
     def _text(self, utterance: Utterance, transcripts: Sequence[Transcript]) -> tuple[str, Transcript | None]:
         choice = self.choice
+        if utterance.speaker in self.withdrawn:
+            return "consent withdrawn", None
         if choice.speakers and utterance.speaker not in choice.speakers:
             return "another speaker", None
         if choice.languages and utterance.language not in choice.languages:

@@ -26,6 +26,7 @@ from voxloop.errors import ModelError, UnknownRecord, UsageError
 from voxloop.families.contract import Labels
 from voxloop.families.registry import family
 from voxloop.records import SPLITS, Dataset, Quality, Split, Transcript, Utterance
+from voxloop.steps import consent
 from voxloop.steps.datasets.filters import Candidate, Choice, Filters, Judge, may_enter
 from voxloop.steps.datasets.fresh import release, untrained
 from voxloop.steps.datasets.rows import DatasetRow, Exclusion, excluded_key, exclusion_line, row_line
@@ -76,7 +77,9 @@ def build(
     filters, labels = filters or Filters.of(ws.settings), _labels(ws)
     if filters.max_label_tokens is None and labels:
         filters = replace(filters, max_label_tokens=labels.limit)
-    judge = Judge(filters, choice, labels, restore_style=restore_style)
+    with ws.read() as reader:
+        withdrawn = consent.withdrawn(reader, "train")
+    judge = Judge(filters, choice, labels, withdrawn=withdrawn, restore_style=restore_style)
     with (
         tempfile.TemporaryDirectory(prefix="voxloop-build-") as folder,
         closing(LeftOut(Path(folder, "excluded"))) as left_out,

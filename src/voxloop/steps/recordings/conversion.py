@@ -215,6 +215,18 @@ def _converted(path: Path, spool: Path, bounds: Bounds, channel: int | None, sou
     )
 
 
+def of_waveform(waveform: audio.Waveform, encoding: Encoding | None = None) -> Converted:
+    """Make of (S,) at 16 kHz what a file with these samples would give; `encoding` is what they were sent in."""
+    pcm = audio.to_pcm16(waveform)
+    return Converted(
+        id=audio.pcm_id(pcm),
+        samples=len(waveform),
+        quality=quality.measure(audio.from_pcm16(pcm)),
+        wav=audio.wav_bytes(pcm),
+        encoding=encoding,
+    )
+
+
 def _convert_chunk(paths: Sequence[Path], spool: Path, bounds: Bounds) -> list[ConversionResult]:
     return [_convert(path, spool, bounds) for path in paths]
 

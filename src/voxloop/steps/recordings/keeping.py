@@ -151,8 +151,17 @@ class Tally:
         if self._told:
             self._told(self)
 
-    def commit(self, batch: Sequence[Read], *, last: bool = False, manifests: Sequence[Path] = ()) -> None:
+    def commit(
+        self,
+        batch: Sequence[Read],
+        *,
+        last: bool = False,
+        manifests: Sequence[Path] = (),
+        also: Callable[[Transaction, set[str]], None] | None = None,
+    ) -> None:
         """Write blobs first, then the rows and their events in one transaction.
+
+        `also` writes more in the same transaction; it is given the ids of the new recordings.
 
         `manifests` were read completely: their lines that were refused before, but not this time, are now closed.
         """
@@ -161,6 +170,8 @@ class Tally:
             writing = _Writing(tx, settled, split=self._split)
             writing.write()
             _close_lines(tx, manifests, {one.path for one in (*self.refused, *writing.refused)})
+            if also:
+                also(tx, set(writing.new))
         self.files += len(batch)
         self.taken += writing.new
         self.known += writing.known

@@ -7,7 +7,7 @@ interrupted, it is marked incomplete, and the same command continues it.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from voxloop.errors import BlobError, ConflictError, UsageError, nearest
+from voxloop.errors import BlobError, ConflictError, UsageError, counted, nearest
 from voxloop.records import Dataset, Progress, Quality, Recording, Split, Transcript, Utterance, utterance_id
 from voxloop.speech.audio import pcm_id
 from voxloop.speech.quality import measure
+from voxloop.steps import consent
 from voxloop.steps.datasets.formats import audiofolder, jsonl, parquet, places, shar
 from voxloop.steps.datasets.formats.entries import Entry, parts, row_of
 from voxloop.steps.datasets.freezing import freeze
@@ -58,11 +59,15 @@ def export_dataset(
     format: str = "jsonl",
     items: int = ITEMS,
     file_names: bool = True,
+    publish: bool = False,
     progress: Progress | None = None,
 ) -> Exported:
     """Write a dataset to a folder or a blob URL (file://, s3://, gs://, az://), with `items` clips per part.
 
     Each row names its source file unless `file_names=False`, since file names may identify speakers.
+
+    With `publish`, every speaker has to have consented to the publication of audio; in any case, none may have
+    withdrawn consent to training.
 
     Continues an interrupted export. Raises UsageError if the place has other
     contents, or the format is unknown.
@@ -75,6 +80,8 @@ def export_dataset(
         parquet.schema()  # reports a missing package before anything is written
     with ws.read() as reader:
         frozen = reader.get(Dataset, dataset)
+    listed = rows(ws, frozen.id)
+    _check_consent(ws, listed, publish=publish)
     # After forgetting, a dataset keeps its id but has another manifest.
     what = {"dataset": frozen.id, "manifest": manifest_key(ws, frozen.id), "format": format, "items": items}
     what |= {"file_names": file_names}
@@ -87,7 +94,6 @@ def export_dataset(
                 dataset=frozen.id, format=format, place=place.url, clips=clips, files=len(found["files"]), known=True
             )
         present = places.begin(place, what)
-        listed = rows(ws, frozen.id)
         files: list[str] = []
         done = 0
         with tempfile.TemporaryDirectory(prefix="voxloop-export-") as folder:
@@ -102,6 +108,29 @@ def export_dataset(
         return Exported(
             dataset=frozen.id, format=format, place=place.url, clips=len(listed), files=len(files), known=False
         )
+
+
+def _check_consent(ws: Workspace, listed: Sequence[DatasetRow], *, publish: bool) -> None:
+    """Refuse to give away what speakers do not permit. Raises UsageError."""
+    with ws.read() as reader:
+        speakers = [row.speaker for row in listed]
+        gone = consent.withdrawn(reader, "train") & {one for one in speakers if one}
+        lacking = consent.lacking(reader, speakers, "publish") if publish else []
+    if gone:
+        raise UsageError(
+            f"consent was withdrawn since this dataset was built: {_names(sorted(gone))}. "
+            "Build it again, and export that."
+        )
+    if lacking:
+        raise UsageError(
+            f"{counted(len(lacking), 'speaker has', 'speakers have')} not consented to the publication of audio: "
+            f"{_names(lacking)}. Note consent with `voxloop consent give SPEAKER`, or build a dataset without them."
+        )
+
+
+def _names(speakers: Sequence[str | None]) -> str:
+    named = ", ".join(one or "(unknown)" for one in speakers[:5])
+    return f"{named} and {len(speakers) - 5:,} more" if len(speakers) > 5 else named
 
 
 def import_dataset(
