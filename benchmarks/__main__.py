@@ -1,7 +1,7 @@
 """Run the benchmarks named, or all that compare speeds: tables, build/bench/NAME.json, and sections of RESULTS.md.
 
 Each has options of its own: `python -m benchmarks training --help`. `serving` needs real checkpoints, `hearing`,
-`learning`, `voices` and `vocabulary` recorded speech: these are not among all.
+`learning`, `streaming`, `voices` and `vocabulary` recorded speech: these are not among all.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from benchmarks import (
     learning,
     serving,
     starter_voices,
+    streaming,
     training,
     transcription,
     vocabulary,
@@ -38,6 +39,7 @@ def main() -> None:
         "serving": serving.main,
         "hearing": hearing.main,
         "learning": learning.main,
+        "streaming": streaming.main,
         "voices": starter_voices.main,
         "vocabulary": vocabulary.main,
     }

@@ -23,6 +23,7 @@ from voxloop.speech.languages import UnknownLanguage, language_code
 
 CONFIG_NAME = "voxloop.toml"
 WORKSPACE_VARIABLE = "VOXLOOP_WORKSPACE"
+TOKEN_VARIABLE = "VOXLOOP_TOKEN"  # a secret, and so no setting
 DEFAULT_WORKSPACE = "voxloop-workspace"
 PREFIX = "VOXLOOP_"
 MOST_BONUS = 5.0  # added to a token's log-probability; with more, vocabulary terms appear everywhere
@@ -170,6 +171,10 @@ class Settings:
     """Longest expected wait of a request, in seconds; beyond it the client is told to retry later."""
     serve_audio_per_minute: float = 0.0
     """Minutes of audio per minute that one token may send. 0: no limit."""
+    serve_sessions: int = 16
+    """Live sessions that one token may have open at a time."""
+    serve_idle_s: float = 600.0
+    """Seconds without a message after which a live session ends."""
     capture: str = "off"
     """Keep what the server hears as recordings to review: `off`, `asked` (where a request or session says `capture`),
     or `all` (unless it says `store` or `capture` false)."""
@@ -360,7 +365,7 @@ def resolve(
     environ = os.environ if environ is None else environ
     for variable, text in environ.items():
         name = variable.removeprefix(PREFIX).lower()
-        if not variable.startswith(PREFIX) or variable == WORKSPACE_VARIABLE:
+        if not variable.startswith(PREFIX) or variable in (WORKSPACE_VARIABLE, TOKEN_VARIABLE):
             continue
         if name not in known:
             raise SettingError(f"environment: unknown setting {variable}{nearest(name, known)}")

@@ -13,7 +13,11 @@ from voxloop.settings import Settings, parse_ratios, resolve
 
 def test_later_wins(tmp_path: Path) -> None:
     (tmp_path / "voxloop.toml").write_text('language = "vi"\nlease_s = 5\nratios = [0.8, 0.1, 0.1]\n')
-    found = resolve(tmp_path, environ={"VOXLOOP_LEASE_S": "7", "PATH": "x"}, overrides={"device": "cpu"})
+    found = resolve(
+        tmp_path,
+        environ={"VOXLOOP_LEASE_S": "7", "VOXLOOP_TOKEN": "a secret", "PATH": "x"},
+        overrides={"device": "cpu"},
+    )
     assert (found.language, found.lease_s, found.device, found.ratios) == ("vi", 7.0, "cpu", (0.8, 0.1, 0.1))
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import uvicorn
 from benchmarks import checkpoints
+from fastapi import FastAPI
 
 from tests.web import node_client
 from voxloop.pipeline import open_loop
@@ -30,27 +31,24 @@ class Running:
     url: str
     token: str
     ws: Workspace
+    app: FastAPI
 
 
 @contextmanager
-def served(ws: Workspace) -> Iterator[Running]:
+def served(ws: Workspace, wyoming: socket.socket | None = None) -> Iterator[Running]:
     """The application as `voxloop serve` runs it, in a thread of this process."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        running = uvicorn.Server(
-            uvicorn.Config(
-                application(ws, Admission(token=TOKEN, origins=("app://obsidian.md",), max_body=1 << 20)),
-                log_level="warning",
-            )
-        )
-        thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]}, daemon=True)
+        app = application(ws, Admission(token=TOKEN, origins=("app://obsidian.md",), max_body=1 << 20), wyoming)
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()
-        while not running.started:
+        while not server.started:
             assert thread.is_alive()
             thread.join(0.01)
-        yield Running(url, TOKEN, ws)
-        running.should_exit = True
+        yield Running(url, TOKEN, ws, app)
+        server.should_exit = True
         thread.join(30)
         assert not thread.is_alive()
 

@@ -21,6 +21,7 @@ from voxloop.cli import (
     evaluation,
     importing,
     keep,
+    listen,
     models,
     recipes,
     recordings,
@@ -134,6 +135,7 @@ evaluation.register(app)
 models.register(app)
 keep.register(app)
 serve.register(app)
+listen.register(app)
 vocabulary.register(app)
 consent.register(app)
 importing.register(app)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -41,6 +42,15 @@ def serve(
         Path | None, typer.Option(help="Certificate (PEM), to be reached by https and wss.", exists=True)
     ] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Private key of the certificate (PEM).", exists=True)] = None,
+    wyoming_port: Annotated[
+        int | None,
+        typer.Option(
+            help="Port for Wyoming's protocol as well, which Home Assistant speaks (usually 10300).", min=1, max=65535
+        ),
+    ] = None,
+    wyoming_host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Address of that port; the protocol asks for no token.")
+    ] = "127.0.0.1",
     no_auth: Annotated[
         bool, typer.Option("--no-auth", help="Ask for no token; only on an address of this machine alone.")
     ] = False,
@@ -53,6 +63,9 @@ def serve(
         from voxloop.web.access import is_loopback
         from voxloop.web.app import application
         from voxloop.web.logs import configure
+
+        if wyoming_port is not None:
+            import wyoming  # noqa: F401 - told of before anything is opened
     except ModuleNotFoundError as error:
         raise UsageError(
             f"the server needs {error.name}, which is not installed: install it with `{install_command('serve')}`"
@@ -63,15 +76,19 @@ def serve(
         )
     if (tls_cert is None) != (tls_key is None):
         raise UsageError("give both --tls-cert and --tls-key, or neither")
-    listening = _listening(host, port)
     scheme = "https" if tls_cert else "http"
-    with opened(ctx, create=True) as ws, listening:
+    with ExitStack() as stack:
+        listening = stack.enter_context(_listening(host, port))
+        second = None
+        if wyoming_port is not None:
+            second = stack.enter_context(_listening(wyoming_host, wyoming_port, option="--wyoming-port"))
+        ws = stack.enter_context(opened(ctx, create=True))
         configure()
         admission = _admission(ws.settings, host, None if no_auth else tokens.administrators(ws))
         shown = f"[{host}]" if ":" in host else host
         url = f"{scheme}://{shown}:{listening.getsockname()[1]}{ws.settings.serve_prefix}"
         config = uvicorn.Config(
-            application(ws, admission),
+            application(ws, admission, second),
             log_config=None,
             access_log=False,
             root_path=ws.settings.serve_prefix,
@@ -81,6 +98,13 @@ def serve(
             timeout_graceful_shutdown=30,
         )
         typer.echo(f"{url}/v1 (OpenAI's API); Ctrl-C ends", err=True)
+        if wyoming_port is not None:
+            typer.echo(f"tcp://{wyoming_host}:{wyoming_port} (Wyoming)", err=True)
+            if not is_loopback(wyoming_host):
+                typer.echo(
+                    f"warning: Wyoming has no passwords: everybody who reaches {wyoming_host}:{wyoming_port} is heard",
+                    err=True,
+                )
         if no_auth:
             typer.echo("warning: no token is asked for: every program on this machine can use the server", err=True)
         else:
@@ -100,7 +124,7 @@ def _from_environment() -> bool:
     return bool(os.environ.get(VARIABLE))
 
 
-def _listening(host: str, port: int) -> socket.socket:
+def _listening(host: str, port: int, option: str = "--port") -> socket.socket:
     """A socket that listens. Raises UsageError where the address is taken or none of this machine's."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family)
@@ -109,7 +133,7 @@ def _listening(host: str, port: int) -> socket.socket:
         listening.bind((host, port))
     except OSError as error:
         listening.close()
-        raise UsageError(f"{host}:{port} cannot be listened on ({error.strerror}): choose another --port") from error
+        raise UsageError(f"{host}:{port} cannot be listened on ({error.strerror}): choose another {option}") from error
     return listening
 
 

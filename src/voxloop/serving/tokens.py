@@ -19,13 +19,14 @@ import sqlalchemy as sa
 from ulid import ULID
 
 from voxloop.errors import UnknownRecord, UsageError, nearest
+from voxloop.settings import TOKEN_VARIABLE
 from voxloop.stores import tables
 from voxloop.stores.tables import now_s
 
 if TYPE_CHECKING:
     from voxloop.workspace import Workspace
 
-VARIABLE = "VOXLOOP_TOKEN"
+VARIABLE = TOKEN_VARIABLE
 ADMINISTRATOR = "admin"
 LINK_S = 15 * 60.0  # how long a link can be opened
 SESSION_S = 30 * 86400.0  # how long a browser stays signed in

@@ -39,6 +39,7 @@ FFT, HOP, AFTER = (
     64,
 )  # samples: the window of a spectrum, its step, and the reflection padding at a frame's end
 PAUSE = int(0.098 * SAMPLE_RATE)  # samples: speech of 30 s may be cut at a longer pause
+FADE = 0.995  # of a stream's peak from one frame to the next: half of it is forgotten in 4.4 s
 DROP = 0.15  # speech ends where its probability falls this far below the threshold
 
 Array = np.ndarray[Any, np.dtype[np.float32]]
@@ -72,6 +73,46 @@ def chances_of(waveforms: Sequence[Waveform]) -> list[list[float]]:
         return [[] for _ in framed]
     rows, _ = _voice().hear(batch, None)
     return [row[: len(frames)].tolist() for row, frames in zip(rows, framed, strict=True)]
+
+
+class Stream:
+    """Speech probabilities of audio that arrives piece by piece, such as a microphone's.
+
+    The values are those of `chances` for the same samples. A `level` amplifies quiet audio, as a whole recording is
+    amplified before detection: to this peak, by at most `most_gain`, judged by the loudest of the last seconds.
+    """
+
+    def __init__(self, *, level: float = 0.0, most_gain: float = 1.0) -> None:
+        self._level, self._most_gain = level, most_gain
+        self._held = np.zeros(0, np.float32)  # the context of the next frame, then what does not fill a frame yet
+        self._context = 0  # samples of context among them
+        self._state: tuple[Array, Array] | None = None
+        self._peak = 0.0
+
+    def hear(self, waveform: Waveform) -> list[float]:
+        """Return the probabilities of the frames that (S,) completes; what is left over waits for the next piece."""
+        self._held = np.concatenate([self._held, waveform])
+        count = (len(self._held) - self._context) // FRAME
+        if not count:
+            return []
+        whole = self._context + count * FRAME
+        frames = _frames(self._held[:whole], before=self._context)
+        self._held = self._held[whole - BEFORE :]
+        self._context = BEFORE
+        if self._level:
+            frames = self._levelled(frames)
+        rows, self._state = _voice().hear(frames[None], self._state)
+        found: list[float] = rows[0].tolist()
+        return found
+
+    def _levelled(self, frames: Frames) -> Frames:
+        peaks = np.abs(frames).max(axis=1)
+        gains = np.ones(len(frames), np.float32)
+        for index, peak in enumerate(peaks):
+            self._peak = max(float(peak), self._peak * FADE)
+            if 0.0 < self._peak < self._level:
+                gains[index] = min(self._level / self._peak, self._most_gain)
+        return frames * gains[:, None]
 
 
 def stretches(

@@ -26,6 +26,7 @@ from starlette.responses import Response
 
 from voxloop.serving import tokens
 from voxloop.serving.tokens import ANYBODY, Client
+from voxloop.web.client_secrets import PREFIX, ClientSecrets
 from voxloop.web.problems import TOO_LARGE, Problem, answer
 
 if TYPE_CHECKING:
@@ -92,10 +93,13 @@ Administrator = Annotated[Client, needs("admin")]
 class Access:
     """Lets in whom `admission` names, and says who it is: `client_of`."""
 
-    def __init__(self, app: ASGIApp, *, ws: Workspace, admission: Admission) -> None:
+    def __init__(
+        self, app: ASGIApp, *, ws: Workspace, admission: Admission, client_secrets: ClientSecrets | None = None
+    ) -> None:
         self.app = app
         self.ws = ws
         self.admission = admission
+        self.client_secrets = client_secrets or ClientSecrets()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -118,7 +122,11 @@ class Access:
 
     async def _answer(self, response: Response, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
-            await receive()  # websocket.connect; closing before accepting is answered with 403
+            await receive()  # websocket.connect
+            if "websocket.http.response" in scope.get("extensions", {}):
+                await response(scope, receive, send)
+                return
+            # Closing before accepting is answered with 403.
             await send({"type": "websocket.close", "code": 1008, "reason": "refused"})
             return
         await response(scope, receive, send)
@@ -159,6 +167,11 @@ class Access:
         if not secret and scope["type"] == "websocket":
             named = [one for one in scope["subprotocols"] if one.startswith(SUBPROTOCOL)]
             secret = named[0].removeprefix(SUBPROTOCOL) if named else ""
+        if secret.startswith(PREFIX) and scope["type"] == "websocket":
+            found = self.client_secrets.find(secret)
+            if found is not None:
+                scope.setdefault("state", {})["live_session"] = found.session
+                return found.client, False
         if secret:
             return await self._by_secret(secret), False
         cookie = _cookie(headers.get("cookie", ""))

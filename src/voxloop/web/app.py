@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -18,9 +19,10 @@ from voxloop.serving.batches import Batches
 from voxloop.serving.capture import Capture
 from voxloop.serving.decoding import Decoders
 from voxloop.serving.models import ServedModels
-from voxloop.web import metrics, openai_audio, problems, pushed_entries
+from voxloop.web import metrics, openai_audio, problems, pushed_entries, realtime
 from voxloop.web.access import COOKIE, Access, Admission, client_of
-from voxloop.web.limits import AudioLimit
+from voxloop.web.client_secrets import ClientSecrets
+from voxloop.web.limits import AudioLimit, Sessions
 
 if TYPE_CHECKING:
     from voxloop.workspace import Workspace
@@ -42,28 +44,51 @@ class Served:
     limit: AudioLimit
     admission: Admission
     decoders: Decoders
+    sessions: Sessions
+    client_secrets: ClientSecrets
     capture: Capture | None = None  # None: the setting `capture` is off
 
 
-def application(ws: Workspace, admission: Admission) -> FastAPI:
-    """The application over an open workspace. It loads its model when it starts, and ends when all is answered."""
+def application(ws: Workspace, admission: Admission, wyoming: socket.socket | None = None) -> FastAPI:
+    """The application over an open workspace. It loads its model when it starts, and ends when all is answered.
+
+    `wyoming` is a bound socket on which Wyoming's protocol is spoken as well.
+    """
     settings = ws.settings
+    client_secrets = ClientSecrets()
 
     @asynccontextmanager
     async def running(app: FastAPI) -> AsyncIterator[None]:
         models = await to_thread.run_sync(ServedModels, ws)
         batches = Batches(models.using, mixing=models.mixing, max_wait_s=settings.serve_max_wait_s)
         decoders = Decoders()
-        limit = AudioLimit(settings.serve_audio_per_minute)
         capture = None
         if settings.capture != "off":
             capture = Capture(
                 ws, kept=metrics.CAPTURED.inc, dropped=lambda reason: metrics.DROPPED.labels(reason).inc()
             )
-        app.state.served = Served(ws, models, batches, limit, admission, decoders, capture)
+        app.state.served = Served(
+            ws=ws,
+            models=models,
+            batches=batches,
+            limit=AudioLimit(settings.serve_audio_per_minute),
+            admission=admission,
+            decoders=decoders,
+            sessions=Sessions(settings.serve_sessions),
+            client_secrets=client_secrets,
+            capture=capture,
+        )
+        other = None
         try:
+            if wyoming is not None:
+                from voxloop.web.wyoming import WyomingServer
+
+                other = WyomingServer(app.state.served)
+                await other.start(wyoming)
             yield
         finally:
+            if other is not None:
+                await other.close()
             await decoders.close()
             if capture is not None:
                 await to_thread.run_sync(capture.close)
@@ -72,10 +97,11 @@ def application(ws: Workspace, admission: Admission) -> FastAPI:
 
     app = FastAPI(title="Voxloop", version=__version__, lifespan=running, docs_url=None, redoc_url=None)
     # The outermost last: what is refused is counted and logged as well.
-    app.add_middleware(Access, ws=ws, admission=admission)
+    app.add_middleware(Access, ws=ws, admission=admission, client_secrets=client_secrets)
     app.add_middleware(metrics.Observed)
     problems.register(app)
     app.include_router(openai_audio.router)
+    app.include_router(realtime.router)
     app.include_router(metrics.router)
     app.include_router(pushed_entries.router)
 

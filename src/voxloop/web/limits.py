@@ -1,14 +1,17 @@
-"""How much audio a client may send in a minute."""
+"""How much audio a client may send in a minute, and how many live sessions it may have open."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from limits import RateLimitItemPerMinute
 from limits.aio.storage import MemoryStorage
 from limits.aio.strategies import MovingWindowRateLimiter
 
 from voxloop.serving.tokens import Client
+from voxloop.web.metrics import LIVE
 from voxloop.web.problems import Problem
 
 
@@ -32,3 +35,31 @@ class AudioLimit:
                 code="rate_limit_exceeded",
                 retry_after_s=60,
             )
+
+
+class Sessions:
+    """How many live sessions each client has open, as the setting `serve_sessions` bounds them."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._open: dict[str, int] = {}
+
+    @contextmanager
+    def one_more(self, client: Client) -> Iterator[None]:
+        """Count a session until the block ends. Raises Problem 429 where the client has too many."""
+        count = self._open.get(client.name, 0)
+        if count >= self._most:
+            raise Problem(
+                429,
+                f"{client.name} has {count} live sessions open, and the setting serve_sessions allows {self._most}",
+                code="session_limit_exceeded",
+            )
+        self._open[client.name] = count + 1
+        LIVE.inc()
+        try:
+            yield
+        finally:
+            LIVE.dec()
+            self._open[client.name] -= 1
+            if not self._open[client.name]:
+                del self._open[client.name]

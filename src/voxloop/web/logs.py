@@ -33,5 +33,11 @@ def configure() -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(logging.INFO)
+    logging.getLogger("uvicorn.error").addFilter(_is_no_refusal)
     for noisy in ("uvicorn", "uvicorn.error"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def _is_no_refusal(record: logging.LogRecord) -> bool:
+    """Leave out what uvicorn says of a socket that was refused with an answer, as if that were an error."""
+    return record.getMessage() != "ASGI callable returned without completing handshake."

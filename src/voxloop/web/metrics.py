@@ -39,6 +39,13 @@ DROPPED = Counter(
     "voxloop_captures_dropped_total", "What was to be kept, but was not, by reason.", ["reason"], registry=registry
 )
 WAITING = Gauge("voxloop_waiting_audio_seconds", "Audio that waits to be transcribed.", ["urgency"], registry=registry)
+LIVE = Gauge("voxloop_live_sessions", "Live sessions that are open.", registry=registry)
+UTTERANCES = Counter(
+    "voxloop_live_utterances_total",
+    "Utterances of live sessions, by whether their text says otherwise than the words told before it.",
+    ["contradicted"],
+    registry=registry,
+)
 MODEL = Gauge("voxloop_model_info", "1 for the model in use.", ["model"], registry=registry)
 
 
@@ -68,7 +75,7 @@ class Observed:
 
         async def sending(message: Message) -> None:
             nonlocal status
-            if message["type"] == "http.response.start":
+            if message["type"] in ("http.response.start", "websocket.http.response.start"):
                 status = message["status"]
                 MutableHeaders(scope=message)["x-request-id"] = id
             elif message["type"] == "websocket.accept":

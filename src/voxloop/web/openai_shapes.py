@@ -10,6 +10,7 @@ from voxloop.families.decoding import compression
 from voxloop.speech.languages import language_name
 
 if TYPE_CHECKING:
+    from voxloop.records import Word
     from voxloop.web.openai_audio import Said
 
 POSITIONS_PER_S = 50  # of Whisper's encoder: what a second of audio counts as in usage
@@ -50,6 +51,14 @@ def logprobs(said: Sequence[Said]) -> list[dict[str, Any]]:
         {"token": token.text.decode(errors="replace"), "bytes": list(token.text), "logprob": token.logprob}
         for one in said
         for token in one.tokens
+    ]
+
+
+def word_logprobs(words: Sequence[Word]) -> list[dict[str, Any]]:
+    """Log-probabilities, word by word: each is the mean of its tokens' probabilities."""
+    return [
+        {"token": one.text, "bytes": list(one.text.encode()), "logprob": round(math.log(max(one.probability, 1e-9)), 6)}
+        for one in words
     ]
 
 
