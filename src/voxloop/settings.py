@@ -150,6 +150,8 @@ class Settings:
     """Seconds for which an utterance is reserved for the reviewer who took it."""
     review_skip_s: float = 3600.0
     """Seconds before a skipped utterance comes back, unless nothing else is left to review."""
+    review_undo_s: float = 86400.0
+    """Seconds for which deleting an utterance can be undone. After that, its audio and texts are erased."""
     trackers: tuple[str, ...] = ()
     """Experiment trackers that also show training runs: `tensorboard`, `trackio`, `wandb`. Each needs the extra of that
     name. Nothing is sent to other machines."""
@@ -167,6 +169,8 @@ class Settings:
     """Longest expected wait of a request, in seconds; beyond it the client is told to retry later."""
     serve_audio_per_minute: float = 0.0
     """Minutes of audio per minute that one token may send. 0: no limit."""
+    serve_requests_per_minute: int = 3000
+    """Requests per minute to the review's API that one token may make. 0: no limit."""
     poll_s: float = 0.5
     """Seconds between an idle worker's looks for new jobs."""
     normaliser: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
@@ -183,6 +187,8 @@ class Settings:
                 f"ratios is {'/'.join(map(str, self.ratios))}. Give three shares (train/val/test) that add up to 1, "
                 "such as 0.8/0.1/0.1."
             )
+        if self.review_undo_s < 0:
+            raise SettingError(f"review_undo_s is {self.review_undo_s}. It must be 0 or more.")
         for name in ("lease_s", "review_lease_s", "poll_s", "batch_seconds", "max_recording_hours", "keep_jobs_days"):
             if getattr(self, name) <= 0:
                 raise SettingError(f"{name} is {getattr(self, name)}. It must be above 0.")

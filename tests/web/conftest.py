@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import uvicorn
+from fastapi import FastAPI
 
 from voxloop.pipeline import open_loop
 from voxloop.web.access import Admission
@@ -26,6 +27,7 @@ class Running:
     url: str
     token: str
     ws: Workspace
+    app: FastAPI
 
 
 @pytest.fixture
@@ -34,18 +36,14 @@ def server(tmp_path: Path) -> Iterator[Running]:
     with open_loop(tmp_path / "served", create=True) as ws, socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        running = uvicorn.Server(
-            uvicorn.Config(
-                application(ws, Admission(token=TOKEN, origins=("app://obsidian.md",), max_body=1 << 20)),
-                log_level="warning",
-            )
-        )
+        app = application(ws, Admission(token=TOKEN, origins=("app://obsidian.md",), max_body=1 << 20))
+        running = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
         thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()
         while not running.started:
             assert thread.is_alive()
             thread.join(0.01)
-        yield Running(url, TOKEN, ws)
+        yield Running(url, TOKEN, ws, app)
         running.should_exit = True
         thread.join(30)
         assert not thread.is_alive()

@@ -6,11 +6,13 @@ Removed are:
 - the `training.progress` events of a finished run, except the newest;
 - converted models, unless an alias points to the model, it is the newest trained model, or the conversion is among the
   `FORMS_KEPT` most recently used. Conversions are made again when needed;
+- deleted utterances, `review_undo_s` after they were deleted, with their audio and texts;
 - the copy of the data in the folder of a completed or stopped run, which will not continue; a retry makes its own.
 """
 
 from __future__ import annotations
 
+import logging
 import shutil
 import time
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
+from voxloop.errors import ConflictError
 from voxloop.maintenance import removal
 from voxloop.models import conversions
 from voxloop.records import Model, Run
@@ -26,6 +29,8 @@ from voxloop.stores.catalog import insert_new
 
 if TYPE_CHECKING:
     from voxloop.workspace import Workspace
+
+log = logging.getLogger(__name__)
 
 EVERY_S = 3600.0  # between two prunings of a workspace, by whichever process
 AT_ONCE = 5_000  # jobs removed per transaction, so that others do not wait long
@@ -43,6 +48,7 @@ class Pruned:
     events: int
     conversions: int
     run_folders: int  # whose copied data was removed
+    erased: int  # deleted utterances whose undo time has passed
 
 
 def prune_in_turn(ws: Workspace) -> Pruned | None:
@@ -63,7 +69,22 @@ def prune_in_turn(ws: Workspace) -> Pruned | None:
 
 def prune(ws: Workspace) -> Pruned:
     """Remove what is no longer needed. Can be interrupted and repeated."""
-    return Pruned(jobs=_jobs(ws), events=_progress(ws), conversions=_conversions(ws), run_folders=_copied_data(ws))
+    return Pruned(
+        jobs=_jobs(ws),
+        events=_progress(ws),
+        conversions=_conversions(ws),
+        run_folders=_copied_data(ws),
+        erased=_deleted(ws),
+    )
+
+
+def _deleted(ws: Workspace) -> int:
+    try:
+        erased = removal.erase_deleted(ws)
+    except ConflictError as error:  # a run is training on them: next time
+        log.info("deleted utterances are not erased yet: %s", error, extra={"action": "erasing_postponed"})
+        return 0
+    return erased.utterances if erased else 0
 
 
 def _jobs(ws: Workspace) -> int:

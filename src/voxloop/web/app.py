@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import structlog
 from anyio import to_thread
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, Response
 
 from voxloop import __version__
+from voxloop.errors import VoxloopError
+from voxloop.maintenance import pruning
 from voxloop.records import plain
 from voxloop.serving import tokens
 from voxloop.serving.batches import Batches
 from voxloop.serving.models import ServedModels
-from voxloop.web import metrics, openai_audio, problems
+from voxloop.web import entries, metrics, openai_audio, pages, problems
 from voxloop.web.access import COOKIE, Access, Admission, client_of
-from voxloop.web.limits import AudioLimit
+from voxloop.web.limits import AudioLimit, RequestLimit
 
 if TYPE_CHECKING:
     from voxloop.workspace import Workspace
 
+log = structlog.get_logger("voxloop.web")
+
 SIGNED_IN = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Voxloop</title>
-<p>Signed in to Voxloop on this browser. You can close this page.</p></html>"""
+<meta http-equiv="refresh" content="0; url=review">
+<p>Signed in to Voxloop on this browser. <a href="review">Review</a></p></html>"""
 LINK_USED = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Voxloop</title>
 <p>This link was used before, or is older than 15 minutes. Ask for a new one:
 <code>voxloop token link</code>.</p></html>"""
@@ -38,7 +45,18 @@ class Served:
     models: ServedModels
     batches: Batches
     limit: AudioLimit
+    requests: RequestLimit
     admission: Admission
+
+
+async def _prune(ws: Workspace) -> None:
+    """Prune the workspace now and then, so that what was deleted is erased even where no worker runs."""
+    while True:
+        await asyncio.sleep(pruning.EVERY_S / 4)
+        try:
+            await to_thread.run_sync(pruning.prune_in_turn, ws)
+        except VoxloopError as error:
+            log.warning("pruning failed", error=str(error))
 
 
 def application(ws: Workspace, admission: Admission) -> FastAPI:
@@ -49,10 +67,19 @@ def application(ws: Workspace, admission: Admission) -> FastAPI:
     async def running(app: FastAPI) -> AsyncIterator[None]:
         models = await to_thread.run_sync(ServedModels, ws)
         batches = Batches(models.using, max_wait_s=settings.serve_max_wait_s)
-        app.state.served = Served(ws, models, batches, AudioLimit(settings.serve_audio_per_minute), admission)
+        app.state.served = Served(
+            ws,
+            models,
+            batches,
+            AudioLimit(settings.serve_audio_per_minute),
+            RequestLimit(settings.serve_requests_per_minute),
+            admission,
+        )
+        pruning_task = asyncio.create_task(_prune(ws))
         try:
             yield
         finally:
+            pruning_task.cancel()
             await to_thread.run_sync(batches.close)
             await to_thread.run_sync(models.close)
 
@@ -63,6 +90,9 @@ def application(ws: Workspace, admission: Admission) -> FastAPI:
     problems.register(app)
     app.include_router(openai_audio.router)
     app.include_router(metrics.router)
+    app.include_router(entries.router)
+    app.include_router(pages.router)
+    app.mount("/static", pages.Assets(directory=pages.STATIC), name="static")
 
     @app.get("/login", response_class=HTMLResponse)
     def login(request: Request, code: str = "") -> Response:

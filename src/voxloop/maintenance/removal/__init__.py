@@ -2,7 +2,7 @@
 
 from voxloop.maintenance.removal.deleting import Deleted, delete_dataset, delete_model, delete_run
 from voxloop.maintenance.removal.finishing import clean_run_data, redact_dataset, redacted, resume, unfinished
-from voxloop.maintenance.removal.forgetting import Marked, Removal, alive, forget
+from voxloop.maintenance.removal.forgetting import Marked, Removal, alive, erase_deleted, forget
 
 __all__ = [
     "Deleted",
@@ -13,6 +13,7 @@ __all__ = [
     "delete_dataset",
     "delete_model",
     "delete_run",
+    "erase_deleted",
     "forget",
     "redact_dataset",
     "redacted",

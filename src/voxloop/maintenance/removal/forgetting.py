@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -43,7 +43,7 @@ ATTEMPTS = 5  # plans to try if the catalog changes between plan and transaction
 CLIP_ID = 24  # digits of a recording's id in a clip's file name
 ID = re.compile(r"sha256-[0-9A-Za-z]+")
 
-Kind = Literal["speaker", "recording"]
+Kind = Literal["speaker", "recording", "utterance"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,9 +84,15 @@ class _Scope:
     utterances: frozenset[str]
     frozen: frozenset[tuple[str, str | None]]  # every dataset with its manifest, every evaluation with its blob
 
+    @property
+    def kind(self) -> Kind:
+        if self.speaker is not None:
+            return "speaker"
+        return "recording" if all(id.partition(":")[0] in self.recordings for id in self.utterances) else "utterance"
+
     def holds(self, id: str) -> bool:
         """Whether the recording or utterance with this id is to be forgotten."""
-        return id.partition(":")[0] in self.recordings
+        return id in self.utterances or id.partition(":")[0] in self.recordings
 
 
 @dataclass(kw_only=True)
@@ -124,11 +130,32 @@ def forget(
     """
     if (speaker is None) == (recording is None):
         raise UsageError("Give either --speaker or --recording.")
+    return _forget(ws, lambda reader: _scope(reader, speaker, recording), by=by, dry_run=dry_run, progress=progress)
+
+
+def erase_deleted(ws: Workspace) -> Removal | None:
+    """Erase the utterances whose deletion can no longer be undone; None if there are none.
+
+    A recording of which nothing else is left goes as a whole. Otherwise its stretch of audio is
+    silenced, and given texts that cover the stretch are removed: the recording keeps its id, and
+    `remains` holds the hash of the audio that is left.
+    """
+    with ws.read() as reader:
+        due = _due(reader, ws.settings.review_undo_s)
+    if not due:
+        return None
+    by = ", ".join(sorted(set(due.values())))
+    return _forget(ws, lambda reader: _stretches(reader, due.keys()), by=by, dry_run=False, progress=None)
+
+
+def _forget(
+    ws: Workspace, find: Callable[[Reader], _Scope], *, by: str, dry_run: bool, progress: Progress | None
+) -> Removal:
     if not dry_run:
         resume(ws)
     for _ in range(ATTEMPTS):
         with ws.read() as reader:
-            scope = _scope(ws, reader, speaker, recording)
+            scope = find(reader)
         plan = _plan(ws, scope)
         if dry_run:
             with ws.read() as reader:
@@ -137,7 +164,7 @@ def forget(
         for key, data in plan.blobs.items():
             ws.blobs.put(key, data)
         try:
-            report = _commit(ws, scope, plan, speaker, recording, by)
+            report = _commit(ws, scope, plan, find, by)
         except _Changed:
             continue
         return _finished(ws, report, progress)
@@ -156,7 +183,7 @@ def _finished(ws: Workspace, report: Removal, progress: Progress | None) -> Remo
 # What belongs to it --------------------------------------------------------------------------------------------------
 
 
-def _scope(ws: Workspace, reader: Reader, speaker: str | None, recording: str | None) -> _Scope:
+def _scope(reader: Reader, speaker: str | None, recording: str | None) -> _Scope:
     r, u = tables.recording.c, tables.utterance.c
     name = unicodedata.normalize("NFC", speaker).strip() if speaker is not None else None
     if name is not None:
@@ -177,14 +204,42 @@ def _scope(ws: Workspace, reader: Reader, speaker: str | None, recording: str | 
     utterances: set[str] = set()
     for chunk in chunks(sorted(found)):
         utterances |= set(reader.connection.execute(sa.select(u.id).where(u.recording.in_(chunk))).scalars())
-    d, e = tables.dataset.c, tables.evaluation.c
-    frozen = {tuple(row) for row in reader.connection.execute(sa.select(d.id, d.manifest))}
-    frozen |= {tuple(row) for row in reader.connection.execute(sa.select(e.id, e.hypotheses))}
     return _Scope(
-        speaker=name,
-        recordings=frozenset(found),
-        utterances=frozenset(utterances),
-        frozen=frozenset((id, key) for id, key in frozen),
+        speaker=name, recordings=frozenset(found), utterances=frozenset(utterances), frozen=_frozen_now(reader)
+    )
+
+
+def _frozen_now(reader: Reader) -> frozenset[tuple[str, str | None]]:
+    d, e = tables.dataset.c, tables.evaluation.c
+    found = {tuple(row) for row in reader.connection.execute(sa.select(d.id, d.manifest))}
+    found |= {tuple(row) for row in reader.connection.execute(sa.select(e.id, e.hypotheses))}
+    return frozenset((id, key) for id, key in found)
+
+
+def _due(reader: Reader, undo_s: float) -> dict[str, str]:
+    """The deleted utterances whose undo time has passed, each with who deleted it."""
+    u, d = tables.utterance.c, tables.review_decision.c
+    rows = reader.connection.execute(
+        sa.select(d.utterance, d.by, d.created)
+        .join(tables.utterance, u.id == d.utterance)
+        .where(u.status == "deleted", d.kind == "delete")
+        .order_by(d.seq)
+    ).all()
+    last = {row.utterance: row for row in rows}
+    now = reader.now()
+    return {id: row.by for id, row in last.items() if row.created <= now - undo_s}
+
+
+def _stretches(reader: Reader, ids: Iterable[str]) -> _Scope:
+    """Deleted utterances, with the recordings of which nothing else is left."""
+    u = tables.utterance.c
+    gone = {id for id, one in reader.find_all(Utterance, ids).items() if one.status == "deleted"}
+    recordings = {id.partition(":")[0] for id in gone}
+    for chunk in chunks(sorted(recordings)):
+        rows = reader.connection.execute(sa.select(u.id, u.recording).where(u.recording.in_(chunk)))
+        recordings -= {row.recording for row in rows if row.id not in gone}
+    return _Scope(
+        speaker=None, recordings=frozenset(recordings), utterances=frozenset(gone), frozen=_frozen_now(reader)
     )
 
 
@@ -224,7 +279,7 @@ def _redact_dataset(ws: Workspace, dataset: Dataset, scope: _Scope, plan: _Plan)
 
 def _redact_evaluation(ws: Workspace, evaluation: Evaluation, scope: _Scope, plan: _Plan) -> None:
     try:
-        left, removed = redacted(ws.blobs.get(evaluation.hypotheses), scope.holds)
+        left, removed = redacted(ws.blobs.get(evaluation.hypotheses), scope.holds, "utterance")
     except BlobError:
         return  # already missing; `verify` reports it
     if not removed:
@@ -273,8 +328,8 @@ def _find_blobs(
         if key not in plan.blobs and (ids & scope.recordings or derived):
             plan.pending.add(key)
         elif key.startswith(("datasets/", "evaluations/")) and key not in named and key not in plan.blobs:
-            data = ws.blobs.get(key)
-            if any(id in scope.recordings for id in ID.findall(data.decode("utf-8", "replace"))):
+            text = ws.blobs.get(key).decode("utf-8", "replace")
+            if any(id in scope.recordings for id in ID.findall(text)) or any(id in text for id in scope.utterances):
                 plan.pending.add(key)
 
 
@@ -346,16 +401,17 @@ def alive(run_folder: Path) -> bool:
     return any(locks.held(run_folder / name) for name in (TRAINING, ATTENDED))
 
 
-def _commit(ws: Workspace, scope: _Scope, plan: _Plan, speaker: str | None, recording: str | None, by: str) -> Removal:
+def _commit(ws: Workspace, scope: _Scope, plan: _Plan, find: Callable[[Reader], _Scope], by: str) -> Removal:
     with ws.completion() as tx:
         # Nothing that refers to the data may be added meanwhile.
         tx.hold(Recording, Utterance, Transcript, Dataset, Evaluation)
-        if _scope(ws, tx, speaker, recording) != scope:
+        if find(tx) != scope:
             raise _Changed
         id = str(ULID())
         report = _report(ws, tx, scope, plan, id=id)
         renamed = _change_records(tx, plan)
         _clean_events(tx, scope, renamed)
+        silenced = _remove_given(tx, scope)
         _delete_rows(tx, scope)
         counts = {
             name: value
@@ -373,6 +429,7 @@ def _commit(ws: Workspace, scope: _Scope, plan: _Plan, speaker: str | None, reco
             "vectors": sorted(
                 scope.utterances
             ),  # deleted after the commit; a step working on them checks again after its own
+            "silenced": silenced,
         }
         row = {"id": id, "created": tx.now(), "kind": report.kind, "by": by, "counts": counts, **marks}
         tx.connection.execute(sa.insert(tables.removal).values(**row, pending=pending))
@@ -457,6 +514,24 @@ def _clean_events(tx: Transaction, scope: _Scope, renamed: Mapping[str, str]) ->
                 tx.connection.execute(sa.update(table).where(table.c.id == id).values({column: cleaned}))
 
 
+def _remove_given(tx: Writer, scope: _Scope) -> dict[str, list[list[int]]]:
+    """Remove given texts that cover an erased stretch of a recording that stays. Return the stretches, in samples."""
+    stretches: dict[str, list[list[int]]] = {}
+    for id in sorted(scope.utterances):
+        recording, _, span = id.partition(":")
+        if recording not in scope.recordings:
+            stretches.setdefault(recording, []).append([int(end) for end in span.split("-")])
+    for id, spans in stretches.items():
+        recording_ = tx.get(Recording, id)
+        kept = [
+            asdict(one)
+            for one in recording_.segments
+            if not any(one.start < end and start < one.end for start, end in spans)
+        ]
+        tx.change(Recording, id, text=None, segments=kept)
+    return stretches
+
+
 def _delete_rows(tx: Writer, scope: _Scope) -> None:
     """Delete all rows that refer to an utterance or recording, in dependency order. Also covers future tables."""
     # Other programs know utterances by number, so a number must never be given to another utterance.
@@ -468,7 +543,8 @@ def _delete_rows(tx: Writer, scope: _Scope) -> None:
         for chunk in chunks(sorted(subjects)):
             tx.connection.execute(sa.delete(tables.job).where(tables.job.c.subject.in_(chunk)))
     for table in reversed(tables.metadata.sorted_tables):
-        for column, ids in (("utterance", scope.utterances), ("recording", scope.recordings)):
+        own = "id" if table is tables.utterance else "utterance"
+        for column, ids in ((own, scope.utterances), ("recording", scope.recordings)):
             if column in table.c:
                 for chunk in chunks(sorted(ids)):
                     tx.connection.execute(sa.delete(table).where(table.c[column].in_(chunk)))
@@ -489,7 +565,7 @@ def _report(ws: Workspace, reader: Reader, scope: _Scope, plan: _Plan, *, id: st
 
     return Removal(
         id=id,
-        kind="speaker" if scope.speaker is not None else "recording",
+        kind=scope.kind,
         recordings=len(scope.recordings),
         seconds_of_audio=count(r.id, scope.recordings, sa.func.sum(r.samples)) / SAMPLE_RATE,
         utterances=len(scope.utterances),
