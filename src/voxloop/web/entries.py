@@ -244,6 +244,8 @@ def review_entry(
             review.reject(ws, str(id), reason=decided.reason, by=by, seen=seen, seconds=decided.seconds)
         elif decided.decision == "skip":
             review.skip(ws, str(id), by=by, seconds=decided.seconds)
+        elif review.show(ws, str(id)).utterance.status == "deleted":
+            _reopen(ws, id, by)  # anybody who reviews may bring an entry back
         else:
             review.undo(ws, str(id), by=by)
     except ConflictError as error:
