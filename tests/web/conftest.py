@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,11 +31,12 @@ class Running:
     app: FastAPI
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Running]:
-    """The application as `voxloop serve` runs it, with the starter, in a thread of this process."""
-    with open_loop(tmp_path / "served", create=True) as ws, socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
+@contextmanager
+def serving(ws: Workspace, port: int = 0) -> Iterator[Running]:
+    """The application as `voxloop serve` runs it, in a thread of this process."""
+    with socket.socket() as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(("127.0.0.1", port))
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
         app = application(ws, Admission(token=TOKEN, origins=("app://obsidian.md",), max_body=1 << 20))
         running = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
@@ -47,3 +49,10 @@ def server(tmp_path: Path) -> Iterator[Running]:
         running.should_exit = True
         thread.join(30)
         assert not thread.is_alive()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Running]:
+    """A running server over a new workspace, with the starter."""
+    with open_loop(tmp_path / "served", create=True) as ws, serving(ws) as running:
+        yield running

@@ -1,13 +1,14 @@
 // What asks before it acts: a reason for rejecting, find and replace, export and import, the keys.
 
-import { html, useEffect, useRef, useState } from "./view.js";
+import { html, useLayoutEffect, useRef, useState } from "./view.js";
 import { ask, query } from "./api.js";
 import { ACTIONS, pressed, shown } from "./keys.js";
 import { Pieces } from "./entry.js";
 
 function Dialog({ title, close, children, wide }) {
   const box = useRef(null);
-  useEffect(() => {
+  // Before the next key press: what is typed at once is meant for the dialog.
+  useLayoutEffect(() => {
     const before = document.activeElement;
     box.current.showModal();
     return () => before?.focus?.();
@@ -118,9 +119,9 @@ export function KeysDialog({ keys, close, changed }) {
   return html`<${Dialog} title="Keys" close=${close} wide>
     <p class="faint">Keys without Ctrl or Alt work outside the text. In the text, Tab goes to the next doubtful word and plays it. Click a key to change it.</p>
     <label class="inline"><input type="checkbox" checked=${keys.single} onChange=${(event) => { keys.single = event.target.checked; keys.store(); changed(); }} /> Single keys</label>
-    <dl class="keys">${Object.entries(ACTIONS).map(([name, action]) => html`<div key=${name}><dt>${action.label}</dt>
+    <dl class="keys">${Object.entries(ACTIONS).map(([name, action]) => html`<div key=${name}><dt id=${`key-${name}`}>${action.label}</dt>
       <dd>${asking === name ? html`<input autofocus readonly ref=${(element) => element?.focus()} value="press a key…" aria-label=${`New key for: ${action.label}`} onKeyDown=${take(name)} onBlur=${() => setAsking(null)} />`
-        : html`<button class="quiet" aria-label=${`${action.label}: ${keys.of(name).map(shown).join(" or ") || "no key"}. Change`} onClick=${() => setAsking(name)}>${keys.of(name).length ? keys.of(name).map((key) => html`<kbd>${shown(key)}</kbd> `) : "–"}</button>`}</dd></div>`)}</dl>
+        : html`<button class="quiet" id=${`change-${name}`} aria-labelledby=${`key-${name} change-${name}`} onClick=${() => setAsking(name)}>${keys.of(name).length ? keys.of(name).map((key) => html`<kbd>${shown(key)}</kbd> `) : "–"}</button>`}</dd></div>`)}</dl>
     <button onClick=${() => { keys.reset(); changed(); }}>Reset all</button>
   <//>`;
 }

@@ -14,7 +14,8 @@ export function Editor({ store, player, keys, act }) {
   const held = useRef(words);
   held.current = words;
 
-  useEffect(() => { if (player) player.mark(words); }, [player, words, store.drawn]);
+  // Until its waveform is drawn, the words of an entry have no place to stand.
+  useEffect(() => { if (player && store.drawn === entry.id) player.mark(words); }, [player, words, store.drawn]);
 
   // The word that is heard now is marked without drawing everything again.
   useEffect(() => {
@@ -75,7 +76,7 @@ export function Editor({ store, player, keys, act }) {
 
   return html`<div class="editor">
     <div class="layer" ref=${layer} aria-hidden="true" dir="auto" lang=${entry.language || null}>${pieces}</div>
-    <textarea ref=${field} id="text" dir="auto" lang=${entry.language || null} spellcheck="true" autocomplete="off"
+    <textarea ref=${field} id="text" dir="auto" lang=${entry.language || null} spellcheck="true" autocomplete="off" readonly=${store.arriving !== null}
       aria-label="Text" aria-describedby="doubtful" aria-invalid=${store.fault ? "true" : null}
       onInput=${(event) => store.type(event.target.value)} onClick=${clicked} onKeyDown=${onKeyDown}></textarea>
     <p id="doubtful" class="hidden">${low.length ? `Doubtful words: ${low.map((word) => text.slice(word.from, word.to)).join(", ")}. Tab goes from one to the next and plays it.` : "No doubtful words."}</p>

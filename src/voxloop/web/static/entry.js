@@ -49,13 +49,13 @@ export function Work({ store, keys, act, ready }) {
       ${player && entry && html`<${Controls} store=${store} player=${player} keys=${keys} act=${act} />`}
     </section>
     ${entry && html`
-      ${store.holder && html`<p class="banner" role="status">${store.holder}. Whoever saves second will be shown both texts.</p>`}
-      ${store.conflicts.has(entry.id) ? html`<${Conflict} key=${entry.id} store=${store} />` : null}
+      ${store.holder && html`<p class="banner" role="status">${store.holder} is reviewing this entry now. Whoever saves second is shown both texts.</p>`}
+      ${store.conflicts.has(entry.id) ? html`<${Conflict} key=${entry.id} store=${store} />` : html`
       <section class="text" aria-label="Text">
         <${Editor} store=${store} player=${player} keys=${keys} act=${act} />
         <${Below} store=${store} keys=${keys} act=${act} />
       </section>
-      <${Actions} store=${store} keys=${keys} act=${act} />
+      <${Actions} store=${store} keys=${keys} act=${act} />`}
       <aside class="details" aria-label="Details">
         <${Warnings} entry=${entry} />
         <${Quality} entry=${entry} />
@@ -76,6 +76,7 @@ function Heading({ store, entry, act }) {
     ${store.dirty && html`<span class="badge unsaved">Not saved</span>`}
     <span class="grow"></span>
     <span class="faint cut">${entry.file}</span>
+    <a class="faint" href=${`api/entries/${entry.id}/audio?download=1`} download>Download</a>
     <time class="faint">${entry.timestamp} UTC</time>
     <button class="quiet" onClick=${() => act("previous")} aria-label="Previous entry" title="Previous (←)"><span aria-hidden="true">←</span></button>
     <button class="quiet" onClick=${() => act("next")} aria-label="Next entry" title="Next (→)"><span aria-hidden="true">→</span></button>
@@ -119,15 +120,13 @@ function Controls({ store, player, keys, act }) {
   return html`<div class="controls" role="group" aria-label="Playing">
     <button class="play" aria-label=${player.playing ? "Pause" : "Play"} title=${title("play", "Play or pause")} onClick=${() => act("play")}>${player.playing ? "❚❚" : "▶"}</button>
     <span class="clock">${clock(player.time)} <span class="faint">/ ${clock(player.duration)}</span></span>
-    <button class="quiet" title=${title("back", "Back 1 second")} aria-label="Back 1 second" onClick=${() => act("back")}>−1 s</button>
+    <button class="quiet" title=${title("back", "Back 1 second")} onClick=${() => act("back")}>Back 1 s</button>
     <button class="quiet toggle" aria-pressed=${player.looping} title=${title("loop", "Loop")} onClick=${() => act("loop")}>Loop</button>
     <label class="inline" title=${`${title("slower", "Slower")}, ${title("faster", "faster")}`}>
       <select aria-label="Speed" value=${player.rate} onChange=${(event) => { player.rate = Number(event.target.value); store.setPreference("rate", player.rate); }}>${RATES.map((one) => html`<option value=${one}>${one}×</option>`)}</select></label>
     <label class="inline">Volume <input type="range" min="0" max="1" step="0.05" value=${player.audio.volume}
       onInput=${(event) => { player.audio.volume = Number(event.target.value); store.setPreference("volume", player.audio.volume); }} /></label>
     <label class="inline"><input type="checkbox" checked=${store.preferences.autoplay} onChange=${(event) => store.setPreference("autoplay", event.target.checked)} /> Autoplay</label>
-    <span class="grow"></span>
-    <a class="quiet button" href=${`api/entries/${store.id}/audio?download=1`} download>Download</a>
   </div>`;
 }
 
@@ -161,10 +160,10 @@ function Actions({ store, keys, act }) {
     <button class="primary" onClick=${() => act("saveNext")}>${store.dirty ? "Save & next" : "Accept & next"} ${key("saveNext")}</button>
     <button onClick=${() => act("save")}>Save ${key("save")}</button>
     <button onClick=${() => act("mark")}>Mark reviewed ${key("mark")}</button>
-    <button onClick=${() => act("skip")}>Skip ${key("skip")}</button>
+    <button class="minor" onClick=${() => act("skip")}>Skip ${key("skip")}</button>
     <span class="grow"></span>
-    <button class="danger" onClick=${() => act("reject")}>Reject ${key("reject")}</button>
-    <button class="danger" onClick=${() => act("remove")}>Delete ${key("remove")}</button>
+    <button class="danger minor" onClick=${() => act("reject")}>Reject ${key("reject")}</button>
+    <button class="danger minor" onClick=${() => act("remove")}>Delete ${key("remove")}</button>
   </div>`;
 }
 
@@ -209,7 +208,7 @@ function Facts({ store, entry }) {
   const set = (name) => (event) => { if (event.target.value.trim() !== (entry[name] || "")) store.describe({ [name]: event.target.value.trim() }); };
   return html`<section><h3>Speaker and language</h3><div class="facts">
     <label>Speaker<input list="speakers" value=${entry.speaker || ""} placeholder="not named" onChange=${set("speaker")} /></label>
-    <label>Language<input list="languages" value=${entry.language || ""} placeholder="detected" maxlength="12" onChange=${set("language")} /></label>
+    <label>Language<input list="languages" value=${entry.language || ""} placeholder="any" maxlength="12" onChange=${set("language")} /></label>
     <datalist id="speakers">${store.options.speakers.map((one) => html`<option value=${one} />`)}</datalist>
     <datalist id="languages">${store.options.languages.map((one) => html`<option value=${one} />`)}</datalist>
   </div></section>`;
@@ -236,11 +235,12 @@ const DID = { save: "saved", accept: "accepted", "bulk accept": "accepted in bul
 function History({ store, entry }) {
   const texts = new Map((entry.versions || []).map((one) => [one.id, one]));
   const made = (entry.history || []).map((one) => ({ at: one.created, who: one.by, did: DID[one.kind] || one.kind, reason: one.reason, seconds: one.seconds, text: texts.get(one.transcript) }));
-  const heard = (entry.versions || []).filter((one) => one.kind !== "reference" && one.kind !== "withdrawn" && !(entry.history || []).some((d) => d.transcript === one.id));
+  const raw = new Set((entry.versions || []).filter((one) => one.kind === "hypothesis").map((one) => one.text));
+  const heard = (entry.versions || []).filter((one) => !(one.kind === "clean" && raw.has(one.text)) && one.kind !== "reference" && one.kind !== "withdrawn" && !(entry.history || []).some((d) => d.transcript === one.id));
   const all = [...made, ...heard.map((one) => ({ at: one.created, who: short(one.by), did: one.kind === "clean" ? "cleaned" : "transcribed", text: one }))].sort((a, b) => b.at - a.at);
   if (!all.length) return null;
   return html`<section><h3>History</h3><ol class="texts">${all.map((one) => html`<li>
-    <div class="row"><strong class="cut">${one.who}</strong> ${one.did}${one.reason ? `: ${one.reason}` : ""}<span class="grow"></span><time class="faint">${when(one.at)}${one.seconds ? ` · ${Math.round(one.seconds)} s` : ""}</time></div>
+    <div class="row"><span class="grow"><strong>${one.who}</strong> ${one.did}${one.reason ? `: ${one.reason}` : ""}</span><time class="faint">${when(one.at)}${one.seconds ? ` · ${Math.round(one.seconds)} s` : ""}</time></div>
     ${one.text ? html`<div class="row"><span class="past grow" dir="auto" lang=${entry.language || null}>${one.text.text}</span>${one.text.text !== store.text.trim() ? html`<button class="quiet" onClick=${() => store.type(one.text.text, { whole: true })}>Use</button>` : null}</div>` : null}
   </li>`)}</ol></section>`;
 }

@@ -10,17 +10,24 @@ import { ExchangeDialog, KeysDialog, RejectDialog, ReplaceDialog } from "./dialo
 const keys = new Keys();
 const store = new Store();
 let player = null;
+const DECISIONS = new Set(["save", "saveNext", "mark", "reject", "skip", "remove", "restore", "suggestion", "play", "restart"]);
+const pressedAhead = [];
 
 function App() {
   const [, again] = useState(0);
   const [dialog, setDialog] = useState(null);
   const [queue, setQueue] = useState(false);
   const jump = useRef(null);
+  const current = useRef(null);
   useEffect(() => {
     const changed = () => again((n) => n + 1);
+    const arrived = () => {
+      while (pressedAhead.length && store.arriving === null) current.current.act(pressedAhead.shift());
+    };
     store.addEventListener("change", changed);
+    store.addEventListener("shown", arrived);
     store.start();
-    return () => store.removeEventListener("change", changed);
+    return () => { store.removeEventListener("change", changed); store.removeEventListener("shown", arrived); };
   }, []);
 
   const typing = () => document.activeElement === store.field;
@@ -55,8 +62,11 @@ function App() {
     replaceWords: () => setDialog({ kind: "replace" }),
     exchange: () => setDialog({ kind: "exchange" }),
   };
-  const act = (name) => acts[name]();
-  const current = useRef(null);
+  const act = (name) => {
+    // What is pressed while the next entry is on its way means that entry.
+    if (store.arriving !== null && DECISIONS.has(name)) pressedAhead.push(name);
+    else acts[name]();
+  };
   current.current = { act, dialog };
 
   useEffect(() => {

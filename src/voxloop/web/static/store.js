@@ -4,6 +4,7 @@ import { ask, address, Outbox, query, Refused } from "./api.js";
 import { merged } from "./text.js";
 
 const AHEAD = 3; // entries whose sound is fetched before it is asked for
+const SETTLING_MS = 150; // after an entry is shown, before the server is asked about it and the next ones
 const KEPT = 10; // entries kept in memory
 const IDLE_S = 60; // without a key, a click or sound, nobody is reviewing
 const UNDO_STEPS = 200;
@@ -23,6 +24,7 @@ export class Store extends EventTarget {
     this.after = null;
     this.loading = false;
     this.id = null; // of the entry that is shown
+    this.arriving = null; // of the entry that is fetched to be shown
     this.details = new Map(); // id -> {entry, url, peaks}: fetched, newest last
     this.fetching = new Map();
     this.conflicts = new Map(); // id -> {theirs, mine}
@@ -126,7 +128,7 @@ export class Store extends EventTarget {
     this.changed();
     const asked = this.asked;
     try {
-      const page = await ask(`entries?${query({ ...this.where(), limit: 200, after: this.after })}`);
+      const page = await ask(`entries?${query({ ...this.where(), limit: 400, after: this.after })}`);
       if (asked === this.asked) {
         const there = new Set(this.entries.map((one) => one.id));
         this.entries = [...this.entries, ...page.entries.filter((one) => !there.has(one.id))];
@@ -193,24 +195,32 @@ export class Store extends EventTarget {
   /** Show an entry; its sound plays by itself where that is asked for. */
   async show(id, { play = true } = {}) {
     const going = (this.going = (this.going || 0) + 1);
-    if (this.id !== null && this.id !== id) this.leave(this.id);
+    const left = this.id;
     const ready = this.details.has(id);
     if (ready) this.settleOn(id, play);
+    else { this.arriving = id; this.changed(); }
     try {
       await this.fetch(id);
     } catch (error) {
+      if (going === this.going) this.arriving = null;
       if (going === this.going) this.fail(error instanceof Refused && error.status === 404 ? new Error(`There is no entry ${id}.`) : error);
       return;
     }
     if (going !== this.going) return;
     if (!ready) this.settleOn(id, play);
-    this.ahead();
-    this.take(id);
-    if (ready) this.revalidate(id);
+    // First what a person waits for; then, unless they have gone on already, what the next entries need.
+    clearTimeout(this.after_shown);
+    this.after_shown = setTimeout(() => {
+      this.ahead();
+      if (left !== null && left !== id) this.leave(left);
+      this.take(id);
+      if (ready) this.revalidate(id);
+    }, SETTLING_MS);
   }
 
   settleOn(id, play) {
     this.id = id;
+    this.arriving = null;
     this.holder = null;
     this.draft = this.stored(id);
     this.active = 0;
@@ -225,7 +235,9 @@ export class Store extends EventTarget {
     try {
       await ask(`entries/${id}/take`, { method: "POST" });
     } catch (error) {
-      if (error instanceof Refused && error.status === 409 && this.id === id) { this.holder = error.message; this.changed(); }
+      if (!(error instanceof Refused) || error.status !== 409) return;
+      const { held_by } = await ask(`entries/${id}`).catch(() => ({}));
+      if (this.id === id && held_by && held_by !== this.options.you) { this.holder = held_by; this.changed(); }
     }
   }
 
@@ -260,7 +272,7 @@ export class Store extends EventTarget {
   }
 
   step(by, { unreviewed = false } = {}) {
-    const at = this.entries.findIndex((one) => one.id === this.id);
+    const at = this.entries.findIndex((one) => one.id === (this.arriving ?? this.id));
     for (let n = at + by; n >= 0 && n < this.entries.length; n += by) {
       const one = this.entries[n];
       const held = one.held_by && one.held_by !== this.options.you;
