@@ -76,7 +76,7 @@ class Removal:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Scope:
+class Scope:
     """What is to be forgotten. If two scopes are equal, nothing changed between them."""
 
     speaker: str | None
@@ -86,6 +86,7 @@ class _Scope:
 
     @property
     def kind(self) -> Kind:
+        """What the removal is called."""
         if self.speaker is not None:
             return "speaker"
         return "recording" if all(id.partition(":")[0] in self.recordings for id in self.utterances) else "utterance"
@@ -130,27 +131,15 @@ def forget(
     """
     if (speaker is None) == (recording is None):
         raise UsageError("Give either --speaker or --recording.")
-    return _forget(ws, lambda reader: _scope(reader, speaker, recording), by=by, dry_run=dry_run, progress=progress)
+    return forget_scope(
+        ws, lambda reader: _scope(reader, speaker, recording), by=by, dry_run=dry_run, progress=progress
+    )
 
 
-def erase_deleted(ws: Workspace) -> Removal | None:
-    """Erase the utterances whose deletion can no longer be undone; None if there are none.
-
-    A recording of which nothing else is left goes as a whole. Otherwise its stretch of audio is
-    silenced, and given texts that cover the stretch are removed: the recording keeps its id, and
-    `remains` holds the hash of the audio that is left.
-    """
-    with ws.read() as reader:
-        due = _due(reader, ws.settings.review_undo_s)
-    if not due:
-        return None
-    by = ", ".join(sorted(set(due.values())))
-    return _forget(ws, lambda reader: _stretches(reader, due.keys()), by=by, dry_run=False, progress=None)
-
-
-def _forget(
-    ws: Workspace, find: Callable[[Reader], _Scope], *, by: str, dry_run: bool, progress: Progress | None
+def forget_scope(
+    ws: Workspace, find: Callable[[Reader], Scope], *, by: str, dry_run: bool = False, progress: Progress | None = None
 ) -> Removal:
+    """Remove what `find` finds, with everything made from it; it is asked again in the transaction."""
     if not dry_run:
         resume(ws)
     for _ in range(ATTEMPTS):
@@ -183,7 +172,7 @@ def _finished(ws: Workspace, report: Removal, progress: Progress | None) -> Remo
 # What belongs to it --------------------------------------------------------------------------------------------------
 
 
-def _scope(reader: Reader, speaker: str | None, recording: str | None) -> _Scope:
+def _scope(reader: Reader, speaker: str | None, recording: str | None) -> Scope:
     r, u = tables.recording.c, tables.utterance.c
     name = unicodedata.normalize("NFC", speaker).strip() if speaker is not None else None
     if name is not None:
@@ -204,46 +193,18 @@ def _scope(reader: Reader, speaker: str | None, recording: str | None) -> _Scope
     utterances: set[str] = set()
     for chunk in chunks(sorted(found)):
         utterances |= set(reader.connection.execute(sa.select(u.id).where(u.recording.in_(chunk))).scalars())
-    return _Scope(
-        speaker=name, recordings=frozenset(found), utterances=frozenset(utterances), frozen=_frozen_now(reader)
-    )
+    return Scope(speaker=name, recordings=frozenset(found), utterances=frozenset(utterances), frozen=frozen_now(reader))
 
 
-def _frozen_now(reader: Reader) -> frozenset[tuple[str, str | None]]:
+def frozen_now(reader: Reader) -> frozenset[tuple[str, str | None]]:
+    """Every dataset with its manifest and every evaluation with its blob, for a scope."""
     d, e = tables.dataset.c, tables.evaluation.c
     found = {tuple(row) for row in reader.connection.execute(sa.select(d.id, d.manifest))}
     found |= {tuple(row) for row in reader.connection.execute(sa.select(e.id, e.hypotheses))}
     return frozenset((id, key) for id, key in found)
 
 
-def _due(reader: Reader, undo_s: float) -> dict[str, str]:
-    """The deleted utterances whose undo time has passed, each with who deleted it."""
-    u, d = tables.utterance.c, tables.review_decision.c
-    rows = reader.connection.execute(
-        sa.select(d.utterance, d.by, d.created)
-        .join(tables.utterance, u.id == d.utterance)
-        .where(u.status == "deleted", d.kind == "delete")
-        .order_by(d.seq)
-    ).all()
-    last = {row.utterance: row for row in rows}
-    now = reader.now()
-    return {id: row.by for id, row in last.items() if row.created <= now - undo_s}
-
-
-def _stretches(reader: Reader, ids: Iterable[str]) -> _Scope:
-    """Deleted utterances, with the recordings of which nothing else is left."""
-    u = tables.utterance.c
-    gone = {id for id, one in reader.find_all(Utterance, ids).items() if one.status == "deleted"}
-    recordings = {id.partition(":")[0] for id in gone}
-    for chunk in chunks(sorted(recordings)):
-        rows = reader.connection.execute(sa.select(u.id, u.recording).where(u.recording.in_(chunk)))
-        recordings -= {row.recording for row in rows if row.id not in gone}
-    return _Scope(
-        speaker=None, recordings=frozenset(recordings), utterances=frozenset(gone), frozen=_frozen_now(reader)
-    )
-
-
-def _plan(ws: Workspace, scope: _Scope) -> _Plan:
+def _plan(ws: Workspace, scope: Scope) -> _Plan:
     """Plan the changes from the manifests and evaluations themselves, since the catalog holds only copies of them."""
     plan = _Plan()
     with ws.read() as reader:
@@ -259,7 +220,7 @@ def _plan(ws: Workspace, scope: _Scope) -> _Plan:
     return plan
 
 
-def _redact_dataset(ws: Workspace, dataset: Dataset, scope: _Scope, plan: _Plan) -> int:
+def _redact_dataset(ws: Workspace, dataset: Dataset, scope: Scope, plan: _Plan) -> int:
     """Plan a dataset's new manifest. Return the number of removed train and val rows."""
     left = redaction(ws, dataset, scope.holds)
     plan.blobs |= left.blobs
@@ -277,7 +238,7 @@ def _redact_dataset(ws: Workspace, dataset: Dataset, scope: _Scope, plan: _Plan)
     return sum(row.get("split") != "test" for row in left.removed)
 
 
-def _redact_evaluation(ws: Workspace, evaluation: Evaluation, scope: _Scope, plan: _Plan) -> None:
+def _redact_evaluation(ws: Workspace, evaluation: Evaluation, scope: Scope, plan: _Plan) -> None:
     try:
         left, removed = redacted(ws.blobs.get(evaluation.hypotheses), scope.holds, "utterance")
     except BlobError:
@@ -315,7 +276,7 @@ def _models_that_learnt(runs: Sequence[Run], models: Sequence[Model], learnt: Ma
 
 
 def _find_blobs(
-    ws: Workspace, scope: _Scope, plan: _Plan, frozen: Sequence[Dataset], evaluations: Sequence[Evaluation]
+    ws: Workspace, scope: Scope, plan: _Plan, frozen: Sequence[Dataset], evaluations: Sequence[Evaluation]
 ) -> None:
     """Find blobs named after a forgotten id, and unreferenced manifests that contain one (from a crashed build)."""
     manifests = {dataset.manifest or f"datasets/{dataset.id}.jsonl" for dataset in frozen}
@@ -336,7 +297,7 @@ def _find_blobs(
 # Names -----------------------------------------------------------------------------------------------------------
 
 
-def scrubbed(value: Any, scope: _Scope, names: Mapping[str, str] | None = None) -> Any:
+def scrubbed(value: Any, scope: Scope, names: Mapping[str, str] | None = None) -> Any:
     """A JSON value without the speaker's name and the forgotten ids; `names` maps old dataset names to new ones.
 
     The name is replaced only where this program writes it: under `speaker` and `speakers`,
@@ -371,7 +332,7 @@ def _bears(text: str, name: str) -> bool:
     return re.search(rf"(?<![^\W_]){re.escape(name)}(?![^\W_])", text, re.IGNORECASE) is not None
 
 
-def _without_name(dataset: Dataset, scope: _Scope) -> str:
+def _without_name(dataset: Dataset, scope: Scope) -> str:
     if scope.speaker and _bears(dataset.name, scope.speaker):
         return f"dataset-{dataset.id.removeprefix('sha256-')[:12]}"
     return dataset.name
@@ -401,7 +362,7 @@ def alive(run_folder: Path) -> bool:
     return any(locks.held(run_folder / name) for name in (TRAINING, ATTENDED))
 
 
-def _commit(ws: Workspace, scope: _Scope, plan: _Plan, find: Callable[[Reader], _Scope], by: str) -> Removal:
+def _commit(ws: Workspace, scope: Scope, plan: _Plan, find: Callable[[Reader], Scope], by: str) -> Removal:
     with ws.completion() as tx:
         # Nothing that refers to the data may be added meanwhile.
         tx.hold(Recording, Utterance, Transcript, Dataset, Evaluation)
@@ -455,7 +416,7 @@ def _change_records(tx: Writer, plan: _Plan) -> dict[str, str]:
     return renamed
 
 
-def _clean_runs(tx: Transaction, scope: _Scope, plan: _Plan) -> list[str]:
+def _clean_runs(tx: Transaction, scope: Scope, plan: _Plan) -> list[str]:
     """Restart unfinished runs on the data and remove its ids from logs. Return the keys of the runs' blobs."""
     went = {id for id, values in plan.datasets.items() if "manifest" in values}
     # Logs contain no texts, but an error about a clip may name its recording.
@@ -475,7 +436,7 @@ def _clean_runs(tx: Transaction, scope: _Scope, plan: _Plan) -> list[str]:
     return keys
 
 
-def _clean_events(tx: Transaction, scope: _Scope, renamed: Mapping[str, str]) -> None:
+def _clean_events(tx: Transaction, scope: Scope, renamed: Mapping[str, str]) -> None:
     """Delete events about the data with their jobs, and replace names in other events, scores and evidence."""
     sources: set[str] = set()
     for chunk in chunks(sorted(scope.recordings)):
@@ -514,7 +475,7 @@ def _clean_events(tx: Transaction, scope: _Scope, renamed: Mapping[str, str]) ->
                 tx.connection.execute(sa.update(table).where(table.c.id == id).values({column: cleaned}))
 
 
-def _remove_given(tx: Writer, scope: _Scope) -> dict[str, list[list[int]]]:
+def _remove_given(tx: Writer, scope: Scope) -> dict[str, list[list[int]]]:
     """Remove given texts that cover an erased stretch of a recording that stays. Return the stretches, in samples."""
     stretches: dict[str, list[list[int]]] = {}
     for id in sorted(scope.utterances):
@@ -532,7 +493,7 @@ def _remove_given(tx: Writer, scope: _Scope) -> dict[str, list[list[int]]]:
     return stretches
 
 
-def _delete_rows(tx: Writer, scope: _Scope) -> None:
+def _delete_rows(tx: Writer, scope: Scope) -> None:
     """Delete all rows that refer to an utterance or recording, in dependency order. Also covers future tables."""
     # Other programs know utterances by number, so a number must never be given to another utterance.
     upkeep, highest = tables.upkeep.c, sa.select(sa.func.max(tables.utterance.c.number)).scalar_subquery()
@@ -555,7 +516,7 @@ def _delete_rows(tx: Writer, scope: _Scope) -> None:
 # What was found ------------------------------------------------------------------------------------------------------
 
 
-def _report(ws: Workspace, reader: Reader, scope: _Scope, plan: _Plan, *, id: str | None) -> Removal:
+def _report(ws: Workspace, reader: Reader, scope: Scope, plan: _Plan, *, id: str | None) -> Removal:
     r, t = tables.recording.c, tables.transcript.c
 
     def count(column: sa.Column[Any], ids: Iterable[str], what: Any = None) -> int:
@@ -580,7 +541,7 @@ def _report(ws: Workspace, reader: Reader, scope: _Scope, plan: _Plan, *, id: st
     )
 
 
-def _notes(reader: Reader, scope: _Scope, plan: _Plan) -> Iterator[str]:
+def _notes(reader: Reader, scope: Scope, plan: _Plan) -> Iterator[str]:
     """Notes on what else is removed, what stays, and what this program cannot reach."""
     who = scope.speaker
     if who is not None:

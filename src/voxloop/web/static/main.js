@@ -56,7 +56,11 @@ function App() {
     restore: () => store.entry?.original && store.type(store.entry.original, { whole: true }),
     suggestion: () => { const first = store.entry && suggestions(store.entry, store.text)[0]; if (first) store.type(first.text, { whole: true }); },
     jump: () => { jump.current?.focus(); jump.current?.select(); },
-    find: () => { setQueue(true); requestAnimationFrame(() => document.getElementById("search")?.focus()); },
+    find: () => {
+      document.getElementById("search").focus(); // at once: the next key is meant for it
+      setQueue(true);
+      requestAnimationFrame(() => document.getElementById("search").focus()); // where the queue was a closed drawer
+    },
     select: () => { if (store.id !== null) { store.selected.has(store.id) ? store.selected.delete(store.id) : store.selected.add(store.id); store.changed(); } },
     help: () => setDialog({ kind: "keys" }),
     replaceWords: () => setDialog({ kind: "replace" }),
