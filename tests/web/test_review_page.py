@@ -335,6 +335,22 @@ def test_export_and_import_by_the_page(page: Page, server: Running, tmp_path: Pa
     assert ("from a spreadsheet", "reviewed") in texts(server).values()
 
 
+def test_what_is_typed_stays_while_the_page_changes(page: Page, server: Running) -> None:
+    page.locator("input[list=speakers]").focus()
+    page.keyboard.press("Control+a")
+    page.keyboard.type("zo")
+    page.evaluate("window.dispatchEvent(new Event('online'))")  # the page draws itself anew
+    page.wait_for_timeout(200)
+    page.keyboard.type("e")
+    page.keyboard.press("Enter")
+    settled(page)
+    assert review.show(server.ws, "1").utterance.speaker == "zoe"
+    page.fill("input[list=languages]", "klingon")
+    page.locator("input[list=languages]").blur()
+    expect(page.locator(".notice")).to_contain_text("klingon")
+    expect(page.locator("input[list=languages]")).to_have_value("en")
+
+
 def test_filters_and_other_machines_texts(page: Page, server: Running) -> None:
     found = review.show(server.ws, "2").utterance
     with server.ws.transaction() as tx:

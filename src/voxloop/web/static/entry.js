@@ -204,11 +204,17 @@ function Quality({ entry }) {
   </dl></section>`;
 }
 
+/** A value that is typed first and taken when the field is left or Enter is pressed. */
+function Field({ label, value, take, ...rest }) {
+  const [typed, setTyped] = useState(value);
+  useEffect(() => setTyped(value), [value]);
+  return html`<label>${label}<input value=${typed} onInput=${(event) => setTyped(event.target.value)} onChange=${() => typed.trim() !== value && take(typed.trim())} ...${rest} /></label>`;
+}
+
 function Facts({ store, entry }) {
-  const set = (name) => (event) => { if (event.target.value.trim() !== (entry[name] || "")) store.describe({ [name]: event.target.value.trim() }); };
   return html`<section><h3>Speaker and language</h3><div class="facts">
-    <label>Speaker<input list="speakers" value=${entry.speaker || ""} placeholder="not named" onChange=${set("speaker")} /></label>
-    <label>Language<input list="languages" value=${entry.language || ""} placeholder="any" maxlength="12" onChange=${set("language")} /></label>
+    <${Field} label="Speaker" list="speakers" value=${entry.speaker || ""} placeholder="not named" maxlength="200" take=${(speaker) => store.describe({ speaker })} />
+    <${Field} label="Language" list="languages" value=${entry.language || ""} placeholder="any" maxlength="12" take=${(language) => store.describe({ language })} />
     <datalist id="speakers">${store.options.speakers.map((one) => html`<option value=${one} />`)}</datalist>
     <datalist id="languages">${store.options.languages.map((one) => html`<option value=${one} />`)}</datalist>
   </div></section>`;

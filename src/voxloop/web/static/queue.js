@@ -14,13 +14,20 @@ export function Queue({ store, act, close }) {
   const f = store.filters;
   const active = Object.keys(FILTERS).filter((name) => !["status", "q"].includes(name) && f[name] !== FILTERS[name]).length;
   const search = useRef(null);
+  const [q, setQ] = useState(f.q); // what is typed; the filter follows
   const timer = useRef(0);
+  useEffect(() => setQ(f.q), [f.q]);
+  const searched = (value) => {
+    setQ(value);
+    clearTimeout(timer.current);
+    timer.current = setTimeout(() => store.setFilters({ q: value }), 250);
+  };
   return html`<nav class="queue" aria-label="Queue">
     <div class="filters">
       <div class="row">
         <select aria-label="Status" value=${f.status} onChange=${set("status")}>${Object.entries(STATUS).map(([value, label]) => html`<option value=${value}>${label}</option>`)}</select>
-        <input id="search" ref=${search} type="search" placeholder="Search" aria-label="Search texts" value=${f.q}
-          onInput=${(event) => { clearTimeout(timer.current); const value = event.target.value; timer.current = setTimeout(() => store.setFilters({ q: value }), 250); }} />
+        <input id="search" ref=${search} type="search" placeholder="Search" aria-label="Search texts" value=${q}
+          onInput=${(event) => searched(event.target.value)} />
         <button class="quiet" aria-expanded=${open} aria-controls="more-filters" onClick=${() => setOpen(!open)}>Filters${active ? ` (${active})` : ""}</button>
         <button class="quiet close-queue" aria-label="Close the queue" onClick=${close}>✕</button>
       </div>
