@@ -59,6 +59,7 @@ def _desktop(browser: Browser, server: Running) -> None:
         page.wait_for_selector(".conflict")
         page.wait_for_timeout(400)
         page.screenshot(path=OUT / "review-conflict.png")
+        page.wait_for_timeout(200)
         page.keyboard.press("F1")
         page.wait_for_timeout(300)
         page.screenshot(path=OUT / "review-keys.png")

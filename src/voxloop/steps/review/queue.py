@@ -103,6 +103,8 @@ def take(ws: Workspace, utterance: str, *, by: str) -> Turn:
     with ws.transaction() as tx:
         item = item_of(tx, tx.get(Utterance, utterance))
         id = item.utterance.id
+        if item.utterance.status == "deleted":
+            raise ConflictError(f"utterance {item.number} was deleted. Undo that first.")
         values = {
             "by": by,
             "taken": now_s(),
