@@ -514,6 +514,7 @@ export class Store extends EventTarget {
     const id = change.id;
     this.outbox.drop(id);
     this.made = this.made.filter((one) => one.id !== id);
+    this.done = Math.max(0, this.done - 1);
     if (!theirs) { this.say(message); this.list(); return; }
     const mine = change.body?.transcript;
     if (mine !== undefined && mine !== theirs.transcript) {
