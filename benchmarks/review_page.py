@@ -2,10 +2,10 @@
 
     python -m benchmarks.review_page [--steps 200] [--pause 0.6]
 
-Prints the median, the 95th percentile and the slowest step, taken at the pace of somebody who skims. The sound of the
-next three entries is fetched ahead, as for every reviewer. A step ends with the frame after which the waveform with
-its word regions is drawn, the text stands in the field and the sound can play. Beside other work on the machine, only the processor time of the
-page's main thread means much.
+Prints the median, the 95th percentile and the slowest step, at the pace of somebody who skims. The sound of the next
+three entries is fetched ahead, as for every reviewer. A step ends with the frame after which the waveform with its
+word regions is drawn, the text stands in the field and the sound can play. Beside other work on the machine, only the
+processor time of the page's main thread means much.
 """
 
 from __future__ import annotations
