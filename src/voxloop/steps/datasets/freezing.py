@@ -454,7 +454,11 @@ def _send_to_review(connection: sa.Connection, dataset: str, doubtful: Mapping[s
         .values(doubt=None)
     )
     waiting = {"status": "transcribed", "priority": 1.0, "doubt": sa.bindparam("why")}
-    statement = sa.update(u).where(u.c.id == sa.bindparam("doubted"), u.c.status.not_in(LEFT_OUT)).values(**waiting)
+    statement = (
+        sa.update(u)
+        .where(u.c.id == sa.bindparam("doubted"), *(u.c.status != out for out in LEFT_OUT))
+        .values(**waiting)
+    )
     if doubtful:
         connection.execute(statement, [{"doubted": id, "why": why} for id, why in sorted(doubtful.items())])
 
