@@ -9,7 +9,7 @@ CLIPS ?= 50
 ROUNDS ?= 40
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test long lint format starter bench clean
+.PHONY: help install demo test long lint format starter bench screenshots clean
 
 help:
 	@echo "make install   the command .venv/bin/voxloop"
@@ -18,6 +18,7 @@ help:
 	@echo "make lint      style, types and import order"
 	@echo "make starter   build the shipped model anew (needs espeak-ng)"
 	@echo "make bench     measurements, side by side with peers"
+	@echo "make screenshots   pictures of the pages for docs/ (needs chromium)"
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(f"Python 3.11 to 3.13 is needed, this is {v[0]}.{v[1]}: make PYTHON=python3.11 ..." if not (3, 11) <= v <= (3, 13) else 0)'
@@ -57,6 +58,9 @@ starter: $(VENV)/installed
 bench: $(VENV)/tested
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m benchmarks $(if $(NAME),$(NAME))
+
+screenshots: $(VENV)/tested
+	$(BIN)/python docs/make_screenshots.py
 
 clean:
 	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache

@@ -22,7 +22,9 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 TranscriptKind = Literal["hypothesis", "clean", "reference", "withdrawn"]
 
 # new -> transcribed -> reviewed; new | transcribed -> rejected; rejected -> reviewed
-UtteranceStatus = Literal["new", "transcribed", "reviewed", "rejected"]
+# any -> deleted -> what it was before (undo), or erased once the undo time has passed
+UtteranceStatus = Literal["new", "transcribed", "reviewed", "rejected", "deleted"]
+LEFT_OUT: tuple[UtteranceStatus, ...] = ("rejected", "deleted")  # neither transcribed again nor in later datasets
 
 # queued -> running -> completed | failed
 # queued | running -> paused (pause, Ctrl-C) | stopped (stop: what was learnt is kept as a model, or discarded)
@@ -115,6 +117,7 @@ class Recording:
     segments: tuple[GivenSegment, ...] = ()  # what the given metadata says was spoken where
     quality: Quality | None = None
     encoding: Encoding | None = None  # of its source file; None if it was not recorded
+    remains: str | None = None  # sha256-<hex> of the PCM if a stretch was erased (silenced); None: as ingested
     created: float = 0.0  # seconds since the epoch
 
     @property

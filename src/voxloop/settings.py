@@ -152,6 +152,8 @@ class Settings:
     """Seconds for which an utterance is reserved for the reviewer who took it."""
     review_skip_s: float = 3600.0
     """Seconds before a skipped utterance comes back, unless nothing else is left to review."""
+    review_undo_s: float = 86400.0
+    """Seconds for which deleting an utterance can be undone. After that, its audio and texts are erased."""
     trackers: tuple[str, ...] = ()
     """Experiment trackers that also show training runs: `tensorboard`, `trackio`, `wandb`. Each needs the extra of that
     name. Nothing is sent to other machines."""
@@ -182,6 +184,8 @@ class Settings:
     """Days after which captured recordings that nobody reviewed are removed. 0: they stay."""
     capture_queue_minutes: float = 10.0
     """Minutes of captured audio that may wait to be written, in memory; what is beyond is answered, but not kept."""
+    serve_requests_per_minute: int = 3000
+    """Requests per minute to the review's API that one token may make. 0: no limit."""
     poll_s: float = 0.5
     """Seconds between an idle worker's looks for new jobs."""
     normaliser: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
@@ -198,6 +202,8 @@ class Settings:
                 f"ratios is {'/'.join(map(str, self.ratios))}. Give three shares (train/val/test) that add up to 1, "
                 "such as 0.8/0.1/0.1."
             )
+        if self.review_undo_s < 0:
+            raise SettingError(f"review_undo_s is {self.review_undo_s}. It must be 0 or more.")
         for name in ("lease_s", "review_lease_s", "poll_s", "batch_seconds", "max_recording_hours", "keep_jobs_days"):
             if getattr(self, name) <= 0:
                 raise SettingError(f"{name} is {getattr(self, name)}. It must be above 0.")

@@ -16,7 +16,7 @@ MOST_LINES = 600
 # Event types that are put together where they are emitted, and what they can become.
 PUT_TOGETHER = {
     "training.{status}": {"training.failed", "training.paused", "training.stopped"},
-    "{report.kind}.forgotten": {"recording.forgotten", "speaker.forgotten"},
+    "{report.kind}.forgotten": {"recording.forgotten", "speaker.forgotten", "utterance.forgotten"},
 }
 
 

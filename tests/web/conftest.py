@@ -35,20 +35,21 @@ class Running:
 
 
 @contextmanager
-def served(ws: Workspace, wyoming: socket.socket | None = None) -> Iterator[Running]:
+def served(ws: Workspace, wyoming: socket.socket | None = None, port: int = 0) -> Iterator[Running]:
     """The application as `voxloop serve` runs it, in a thread of this process."""
     with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(("127.0.0.1", port))
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
         app = application(ws, Admission(token=TOKEN, origins=("app://obsidian.md",), max_body=1 << 20), wyoming)
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+        running = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+        thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()
-        while not server.started:
+        while not running.started:
             assert thread.is_alive()
             thread.join(0.01)
         yield Running(url, TOKEN, ws, app)
-        server.should_exit = True
+        running.should_exit = True
         thread.join(30)
         assert not thread.is_alive()
 

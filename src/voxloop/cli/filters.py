@@ -21,6 +21,7 @@ class Status(StrEnum):
     transcribed = "transcribed"
     reviewed = "reviewed"
     rejected = "rejected"
+    deleted = "deleted"
 
 
 DATES = ["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S"]

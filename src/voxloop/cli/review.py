@@ -1,4 +1,4 @@
-"""review list, next, show, play, diff, save, accept, reject, skip, undo, bulk-accept, rank, export, import, stats."""
+"""review list, next, show, play, diff, save, accept, reject, skip, delete, undo, bulk-accept, rank, export, import."""
 
 from __future__ import annotations
 
@@ -357,6 +357,21 @@ def review_skip(ctx: typer.Context, utterance: Named, by: By = "cli", as_json: J
         print_json(decision)
     else:
         typer.echo(f"skipped: {decision.utterance}")
+
+
+@review.command("delete")
+def review_delete(
+    ctx: typer.Context, utterance: Named, by: By = "cli", seen: Seen = None, as_json: Json = False
+) -> None:
+    """Delete an utterance: out of every list and later dataset, and erased after `review_undo_s` seconds."""
+    from voxloop.steps.review import delete
+
+    with opened(ctx) as ws:
+        decision = delete(ws, utterance, by=by, seen=seen)
+    if as_json:
+        print_json(decision)
+    else:
+        typer.echo(f"deleted: {decision.utterance}; `voxloop review undo` brings it back until it is erased")
 
 
 @review.command("undo")

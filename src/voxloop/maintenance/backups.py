@@ -33,6 +33,8 @@ from voxloop.maintenance.integrity.check import READ
 from voxloop.maintenance.integrity.leftovers import named_blobs
 from voxloop.records import Progress
 from voxloop.settings import CONFIG_NAME
+from voxloop.steps.recordings import audio_key
+from voxloop.stores import tables
 from voxloop.stores.blobs import sha256_file
 from voxloop.stores.catalog import Reader
 
@@ -202,6 +204,9 @@ class _Copying:
         self._total = total
         self._progress = progress
         self.files: dict[str, dict[str, Any]] = {}
+        with ws.read() as reader:
+            remains = sa.select(tables.recording.c.id).where(tables.recording.c.remains.is_not(None))
+            self._erased = {audio_key(id) for id in reader.connection.execute(remains).scalars()}
         self.copied = 0
         self.copied_bytes = 0
 
@@ -234,8 +239,9 @@ class _Copying:
         path = self._ws.blobs.path(key)
         known = self._before.get(name)
         target = self._folder / name
-        # A blob never changes, so a copy of the same size need not be read again.
-        if known and target.is_file() and target.stat().st_size == known["size"] == path.stat().st_size:
+        # A blob never changes, so a copy of the same size need not be read again; but a stretch of audio can be erased.
+        there = known and target.is_file() and target.stat().st_size == known["size"] == path.stat().st_size
+        if known and there and (key not in self._erased or sha256_file(path) == known["sha256"]):
             self.files[name] = known
             return
         try:

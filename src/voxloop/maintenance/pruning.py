@@ -7,6 +7,7 @@ Removed are:
 - converted models, unless an alias points to the model, it is the newest trained model, or the conversion is among the
   `FORMS_KEPT` most recently used. Conversions are made again when needed;
 - captured recordings that nobody reviewed within `capture_keep_days`, as `forget` removes them;
+- deleted utterances, `review_undo_s` after they were deleted, with their audio and texts;
 - the copy of the data in the folder of a completed or stopped run, which will not continue; a retry makes its own.
 """
 
@@ -49,7 +50,8 @@ class Pruned:
     events: int
     conversions: int
     run_folders: int  # whose copied data was removed
-    captures: int = 0
+    captures: int
+    erased: int  # deleted utterances whose undo time has passed
 
 
 def prune_in_turn(ws: Workspace) -> Pruned | None:
@@ -76,6 +78,7 @@ def prune(ws: Workspace) -> Pruned:
         conversions=_conversions(ws),
         run_folders=_copied_data(ws),
         captures=_captures(ws),
+        erased=_deleted(ws),
     )
 
 
@@ -85,6 +88,15 @@ def _captures(ws: Workspace) -> int:
     except ConflictError as error:  # a run is training on one of them: the next turn tries again
         log.warning("captured recordings stay for now: %s", error, extra={"action": "expiry_put_off"})
         return 0
+
+
+def _deleted(ws: Workspace) -> int:
+    try:
+        erased = removal.erase_deleted(ws)
+    except ConflictError as error:  # a run is training on them: next time
+        log.info("deleted utterances are not erased yet: %s", error, extra={"action": "erasing_postponed"})
+        return 0
+    return erased.utterances if erased else 0
 
 
 def _jobs(ws: Workspace) -> int:

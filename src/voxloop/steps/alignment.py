@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from voxloop.records import MAX_UTTERANCE_SAMPLES, Recording, Transcript, Utterance
+from voxloop.records import LEFT_OUT, MAX_UTTERANCE_SAMPLES, Recording, Transcript, Utterance
 from voxloop.speech import text as _text
 from voxloop.steps.transcripts import latest
 from voxloop.stores import tables
@@ -115,7 +115,7 @@ def _given(reader: Reader, recording: Recording) -> list[_Given]:
         transcripts.setdefault(transcript.utterance, []).append(transcript)
     found = []
     for start, end, text in spans:
-        inside = [one for one in utterances if start <= one.start and one.end <= end and one.status != "rejected"]
+        inside = [one for one in utterances if start <= one.start and one.end <= end and one.status not in LEFT_OUT]
         heard = []
         for utterance in inside:
             # A human reference is the best anchor for aligning the neighbours.

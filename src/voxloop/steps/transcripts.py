@@ -17,7 +17,7 @@ from voxloop.errors import UsageError
 from voxloop.families.contract import Hypothesis
 from voxloop.families.decoding import AudioContext, Decoding, Guards, PersonalVocabulary
 from voxloop.models import base_model, engine, loaded
-from voxloop.records import SAMPLE_RATE, Guard, Model, Recording, Transcript, Utterance, Word, seconds
+from voxloop.records import LEFT_OUT, SAMPLE_RATE, Guard, Model, Recording, Transcript, Utterance, Word, seconds
 from voxloop.speech import subtitles
 from voxloop.speech import text as _text
 from voxloop.speech.languages import language_code
@@ -212,7 +212,11 @@ def retranscribe(ws: Workspace, recordings: Sequence[str] = ()) -> Asked:
     hypothesis = sa.exists().where(transcript.c.utterance == utterance.c.id, transcript.c.kind == "hypothesis")
     query = (
         sa.select(utterance.c.recording, sa.func.count(), sa.func.sum(utterance.c.end - utterance.c.start))
-        .where(utterance.c.status != "rejected", hypothesis, ~hypothesis.where(transcript.c.by == model.id))
+        .where(
+            utterance.c.status.not_in(LEFT_OUT),
+            hypothesis,
+            ~hypothesis.where(transcript.c.by == model.id),
+        )
         .group_by(utterance.c.recording)
         .order_by(utterance.c.recording)
     )

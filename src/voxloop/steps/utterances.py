@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import sqlalchemy as sa
 
 from voxloop.records import (
+    LEFT_OUT,
     MAX_UTTERANCE_S,
     MAX_UTTERANCE_SAMPLES,
     SAMPLE_RATE,
@@ -336,7 +337,7 @@ def _reference(utterance: Utterance, text: str) -> Transcript:
 
 def _late_text(ws: Workspace, recording: Recording, cut: Sequence[Utterance]) -> list[_Cut]:
     """Make a text that a short recording received after segmentation the reference of its single utterance."""
-    open_to = [utterance for utterance in cut if utterance.status != "rejected"]
+    open_to = [utterance for utterance in cut if utterance.status not in LEFT_OUT]
     with ws.read() as reader:
         spoken = _with_reference(reader, cut)
     if spoken:

@@ -76,6 +76,7 @@ recording = sa.Table(
     sa.Column("segments", sa.JSON),
     sa.Column("quality", sa.JSON),
     sa.Column("encoding", sa.JSON(none_as_null=True)),
+    sa.Column("remains", sa.String),
     # For listings and sums. It grows at its end; another index in random order would cost ingest a page write per row.
     sa.Index("ix_recording_created_samples", "created", "samples"),
 )

@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 
 COOKIE = "voxloop_session"
 SUBPROTOCOL = "openai-insecure-api-key."  # how OpenAI's client for browsers sends its key over a socket
-OPEN = ("/health", "/login")  # paths that need no token
+OPEN = ("/health", "/login", "/", "/review")  # paths that need no token: the pages hold no data
+ASSETS = "/static/"  # neither do their scripts and styles
 NO_TOKEN = "a valid token is needed: Authorization: Bearer TOKEN"
 SAFE = ("GET", "HEAD", "OPTIONS")
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -52,8 +53,8 @@ SECURITY_HEADERS = {
     "permissions-policy": "microphone=(self), camera=(), geolocation=()",
     "cross-origin-opener-policy": "same-origin",
 }
-ALLOWED_HEADERS = "authorization, content-type, x-requested-with"
-EXPOSED_HEADERS = "x-request-id, x-voxloop-model, x-voxloop-recording, x-voxloop-warnings, retry-after"
+ALLOWED_HEADERS = "authorization, content-type, if-match, x-requested-with"
+EXPOSED_HEADERS = "etag, x-request-id, x-voxloop-model, x-voxloop-recording, x-voxloop-warnings, retry-after"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -184,7 +185,8 @@ class Access:
 
     def _unknown(self, scope: Scope, headers: Headers, client: Client | None, *, by_cookie: bool) -> Response | None:
         if client is None:
-            if scope["path"].removeprefix(scope.get("root_path", "")) in OPEN:
+            path = scope["path"].removeprefix(scope.get("root_path", ""))
+            if path in OPEN or path.startswith(ASSETS):
                 return None
             return answer(401, NO_TOKEN, code="invalid_api_key")
         if by_cookie and scope["type"] == "http" and scope["method"] not in SAFE:

@@ -2,33 +2,40 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import structlog
 from anyio import to_thread
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, Response
 
 from voxloop import __version__
+from voxloop.errors import VoxloopError
+from voxloop.maintenance import pruning
 from voxloop.records import plain
 from voxloop.serving import tokens
 from voxloop.serving.batches import Batches
 from voxloop.serving.capture import Capture
 from voxloop.serving.decoding import Decoders
 from voxloop.serving.models import ServedModels
-from voxloop.web import metrics, openai_audio, problems, pushed_entries, realtime
+from voxloop.web import entries, metrics, openai_audio, pages, problems, pushed_entries, realtime
 from voxloop.web.access import COOKIE, Access, Admission, client_of
 from voxloop.web.client_secrets import ClientSecrets
-from voxloop.web.limits import AudioLimit, Sessions
+from voxloop.web.limits import AudioLimit, RequestLimit, Sessions
 
 if TYPE_CHECKING:
     from voxloop.workspace import Workspace
 
+log = structlog.get_logger("voxloop.web")
+
 SIGNED_IN = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Voxloop</title>
-<p>Signed in to Voxloop on this browser. You can close this page.</p></html>"""
+<meta http-equiv="refresh" content="0; url=review">
+<p>Signed in to Voxloop on this browser. <a href="review">Review</a></p></html>"""
 LINK_USED = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Voxloop</title>
 <p>This link was used before, or is older than 15 minutes. Ask for a new one:
 <code>voxloop token link</code>.</p></html>"""
@@ -42,11 +49,22 @@ class Served:
     models: ServedModels
     batches: Batches
     limit: AudioLimit
+    requests: RequestLimit
     admission: Admission
     decoders: Decoders
     sessions: Sessions
     client_secrets: ClientSecrets
     capture: Capture | None = None  # None: the setting `capture` is off
+
+
+async def _prune(ws: Workspace) -> None:
+    """Prune the workspace now and then, so that what was deleted is erased even where no worker runs."""
+    while True:
+        await asyncio.sleep(pruning.EVERY_S / 4)
+        try:
+            await to_thread.run_sync(pruning.prune_in_turn, ws)
+        except VoxloopError as error:
+            log.warning("pruning failed", error=str(error))
 
 
 def application(ws: Workspace, admission: Admission, wyoming: socket.socket | None = None) -> FastAPI:
@@ -72,12 +90,14 @@ def application(ws: Workspace, admission: Admission, wyoming: socket.socket | No
             models=models,
             batches=batches,
             limit=AudioLimit(settings.serve_audio_per_minute),
+            requests=RequestLimit(settings.serve_requests_per_minute),
             admission=admission,
             decoders=decoders,
             sessions=Sessions(settings.serve_sessions),
             client_secrets=client_secrets,
             capture=capture,
         )
+        pruning_task = asyncio.create_task(_prune(ws))
         other = None
         try:
             if wyoming is not None:
@@ -87,6 +107,7 @@ def application(ws: Workspace, admission: Admission, wyoming: socket.socket | No
                 await other.start(wyoming)
             yield
         finally:
+            pruning_task.cancel()
             if other is not None:
                 await other.close()
             await decoders.close()
@@ -104,6 +125,9 @@ def application(ws: Workspace, admission: Admission, wyoming: socket.socket | No
     app.include_router(realtime.router)
     app.include_router(metrics.router)
     app.include_router(pushed_entries.router)
+    app.include_router(entries.router)
+    app.include_router(pages.router)
+    app.mount("/static", pages.Assets(directory=pages.STATIC), name="static")
 
     @app.get("/login", response_class=HTMLResponse)
     def login(request: Request, code: str = "") -> Response:

@@ -1,4 +1,4 @@
-"""How much audio a client may send in a minute, and how many live sessions it may have open."""
+"""How much audio a client may send in a minute, how many requests it may make, and how many sessions it may have."""
 
 from __future__ import annotations
 
@@ -13,6 +13,24 @@ from limits.aio.strategies import MovingWindowRateLimiter
 from voxloop.serving.tokens import Client
 from voxloop.web.metrics import LIVE
 from voxloop.web.problems import Problem
+
+
+class RequestLimit:
+    """Requests by each client within the last minute, as the setting `serve_requests_per_minute` bounds them."""
+
+    def __init__(self, per_minute: int) -> None:
+        self._item = RateLimitItemPerMinute(per_minute) if per_minute > 0 else None
+        self._limiter = MovingWindowRateLimiter(MemoryStorage())
+
+    async def charge(self, client: Client, requests: int) -> None:
+        """Count requests. Raises Problem 429 where there were too many."""
+        if self._item is not None and not await self._limiter.hit(self._item, client.name, cost=requests):
+            raise Problem(
+                429,
+                f"more requests than this token may make: {self._item.amount} in a minute",
+                code="rate_limit_exceeded",
+                retry_after_s=5,
+            )
 
 
 class AudioLimit:

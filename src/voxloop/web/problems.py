@@ -8,7 +8,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from voxloop.errors import AudioError, UnknownRecord, UsageError, VoxloopError
+from voxloop.errors import AudioError, ConflictError, UnknownRecord, UsageError, VoxloopError
 from voxloop.serving.batches import QueueFull
 
 if TYPE_CHECKING:
@@ -37,9 +37,11 @@ class Problem(VoxloopError):
         code: str | None = None,
         param: str | None = None,
         retry_after_s: int | None = None,
+        also: dict[str, Any] | None = None,  # fields of the answer beside `error`
     ) -> None:
         super().__init__(message)
         self.status, self.code, self.param, self.retry_after_s = status, code, param, retry_after_s
+        self.also = also or {}
 
 
 def problem_body(status: int, message: str, *, code: str | None = None, param: str | None = None) -> dict[str, Any]:
@@ -48,10 +50,18 @@ def problem_body(status: int, message: str, *, code: str | None = None, param: s
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-def answer(status: int, message: str, *, code: str | None = None, param: str | None = None) -> JSONResponse:
+def answer(
+    status: int,
+    message: str,
+    *,
+    code: str | None = None,
+    param: str | None = None,
+    also: dict[str, Any] | None = None,
+) -> JSONResponse:
     """An error as a response; what repeating cannot help, OpenAI's clients are told not to repeat."""
     headers = {} if status in (408, 409, 429) or status >= 500 else {"x-should-retry": "false"}
-    return JSONResponse(problem_body(status, message, code=code, param=param), status_code=status, headers=headers)
+    body = problem_body(status, message, code=code, param=param) | (also or {})
+    return JSONResponse(body, status_code=status, headers=headers)
 
 
 def status_of(error: VoxloopError) -> int:
@@ -60,6 +70,8 @@ def status_of(error: VoxloopError) -> int:
         return error.status
     if isinstance(error, QueueFull):
         return 429
+    if isinstance(error, ConflictError):
+        return 409
     return 404 if isinstance(error, UnknownRecord) else 400 if isinstance(error, UsageError | AudioError) else 500
 
 
@@ -68,7 +80,7 @@ def register(app: FastAPI) -> None:
 
     @app.exception_handler(Problem)
     def problem(request: Request, error: Problem) -> JSONResponse:
-        said = answer(error.status, str(error), code=error.code, param=error.param)
+        said = answer(error.status, str(error), code=error.code, param=error.param, also=error.also)
         if error.retry_after_s is not None:
             said.headers["retry-after"] = str(error.retry_after_s)
         return said

@@ -69,7 +69,7 @@ def _audio_fault(ws: Workspace, recording: Recording) -> str | None:
         head = ws.blobs.get(key, 0, audio.WAV_HEADER_BYTES)
     except BlobError as error:
         return f"the audio cannot be read to its end: {error}"
-    if f"sha256-{digest.hexdigest()}" != recording.id:
+    if f"sha256-{digest.hexdigest()}" != (recording.remains or recording.id):
         return "the audio's hash does not match the recording's id: the samples have changed"
     if head != audio.wav_header(recording.samples * audio.SAMPLE_BYTES):
         return "the WAV header has changed"

@@ -269,7 +269,7 @@ def check_runs(check: Check) -> None:
                 str(manifest.relative_to(check.ws.folder)),
                 f"{counted(len(gone), 'row belongs', 'rows belong')} to recordings that were forgotten or lost",
                 "removes them and their audio.",
-                lambda: removal.clean_run_data(check.ws, lambda id: id not in recordings) > 0,
+                lambda: removal.clean_run_data(check.ws, lambda id: id.partition(":")[0] not in recordings) > 0,
             )
 
 

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from voxloop.records import SPLITS, Dataset, Evaluation, Model, Progress, Recording
+from voxloop.speech import audio
 from voxloop.steps import datasets, training
+from voxloop.steps.recordings import audio_key
 from voxloop.stores import tables
 from voxloop.stores.blobs import sha256_bytes
 
@@ -127,14 +129,39 @@ def finish(ws: Workspace, id: str, progress: Progress | None) -> bool:
     with ws.read() as reader:
         back = reader.numbers(utterances)  # the same audio was ingested again meanwhile
     ws.vectors.delete([id for id in utterances if id not in back])
-    recordings = set(pending.get("recordings", ()))
-    clean_run_data(ws, lambda recording: recording in recordings, names=recordings)
+    for recording, spans in pending.get("silenced", {}).items():
+        silence(ws, recording, [(start, end) for start, end in spans])
+    recordings, erased = set(pending.get("recordings", ())), set(utterances) - set(back)
+    clean_run_data(ws, lambda id: id in erased or id.partition(":")[0] in recordings, names=recordings)
     with ws.catalog.write() as tx:
         # The keys contain hashes of the audio, so they must not outlive it.
         tx.connection.execute(sa.update(removal).where(removal.c.id == id).values(pending={"traces": True}))
     if not ws.catalog.compact():
         return False
     return _finished(ws, id)
+
+
+def silence(ws: Workspace, recording: str, spans: Iterable[tuple[int, int]]) -> None:
+    """Overwrite stretches of a recording's audio with digital silence. Safe to repeat after a crash at any point."""
+    key, spare = audio_key(recording), f"erasing/{recording}.wav"
+    with ws.read() as reader:
+        found = reader.find(Recording, recording)
+    if found is None or not (ws.blobs.exists(key) or ws.blobs.exists(spare)):
+        ws.blobs.delete(spare)
+        return
+    # Blobs are never overwritten, so the new audio waits under another key while the old one is deleted.
+    if not ws.blobs.exists(spare):
+        wav = bytearray(ws.blobs.get(key))
+        for start, end in spans:
+            first, last = (audio.WAV_HEADER_BYTES + audio.SAMPLE_BYTES * place for place in (start, end))
+            wav[first:last] = bytes(last - first)
+        ws.blobs.put(spare, bytes(wav))
+    wav = bytearray(ws.blobs.get(spare))
+    with ws.catalog.write() as tx:
+        tx.change(Recording, recording, remains=audio.pcm_id(bytes(wav[audio.WAV_HEADER_BYTES :])))
+    ws.blobs.delete(key)
+    ws.blobs.put(key, bytes(wav))
+    ws.blobs.delete(spare)
 
 
 def _finished(ws: Workspace, id: str) -> bool:
@@ -165,13 +192,13 @@ def named(reader: Reader, key: str) -> bool:
 
 
 def clean_run_data(ws: Workspace, gone: Callable[[str], bool], *, names: Iterable[str] = ()) -> int:
-    """Remove recordings that are gone from every run's copy of its data. Return the number of rows removed.
+    """Remove utterances that are gone from every run's copy of its data. Return the number of rows removed.
 
     For the recordings in `names`, audio files that no manifest lists are found by file name and deleted too.
     """
     taken = 0
     for manifest in sorted(ws.runs.glob("*/data/*.jsonl")):
-        kept, removed = redacted(manifest.read_bytes(), lambda id: gone(id.partition(":")[0]), "id")
+        kept, removed = redacted(manifest.read_bytes(), gone, "id")
         if not removed:
             continue
         for row in removed:

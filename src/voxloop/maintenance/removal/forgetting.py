@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -43,7 +43,7 @@ ATTEMPTS = 5  # plans to try if the catalog changes between plan and transaction
 CLIP_ID = 24  # digits of a recording's id in a clip's file name
 ID = re.compile(r"sha256-[0-9A-Za-z]+")
 
-Kind = Literal["speaker", "recording"]
+Kind = Literal["speaker", "recording", "utterance"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,7 +76,7 @@ class Removal:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Scope:
+class Scope:
     """What is to be forgotten. If two scopes are equal, nothing changed between them."""
 
     speaker: str | None
@@ -84,9 +84,16 @@ class _Scope:
     utterances: frozenset[str]
     frozen: frozenset[tuple[str, str | None]]  # every dataset with its manifest, every evaluation with its blob
 
+    @property
+    def kind(self) -> Kind:
+        """What the removal is called."""
+        if self.speaker is not None:
+            return "speaker"
+        return "recording" if all(id.partition(":")[0] in self.recordings for id in self.utterances) else "utterance"
+
     def holds(self, id: str) -> bool:
         """Whether the recording or utterance with this id is to be forgotten."""
-        return id.partition(":")[0] in self.recordings
+        return id in self.utterances or id.partition(":")[0] in self.recordings
 
 
 @dataclass(kw_only=True)
@@ -124,11 +131,20 @@ def forget(
     """
     if (speaker is None) == (recording is None):
         raise UsageError("Give either --speaker or --recording.")
+    return forget_scope(
+        ws, lambda reader: _scope(reader, speaker, recording), by=by, dry_run=dry_run, progress=progress
+    )
+
+
+def forget_scope(
+    ws: Workspace, find: Callable[[Reader], Scope], *, by: str, dry_run: bool = False, progress: Progress | None = None
+) -> Removal:
+    """Remove what `find` finds, with everything made from it; it is asked again in the transaction."""
     if not dry_run:
         resume(ws)
     for _ in range(ATTEMPTS):
         with ws.read() as reader:
-            scope = _scope(ws, reader, speaker, recording)
+            scope = find(reader)
         plan = _plan(ws, scope)
         if dry_run:
             with ws.read() as reader:
@@ -137,7 +153,7 @@ def forget(
         for key, data in plan.blobs.items():
             ws.blobs.put(key, data)
         try:
-            report = _commit(ws, scope, plan, speaker, recording, by)
+            report = _commit(ws, scope, plan, find, by)
         except _Changed:
             continue
         return _finished(ws, report, progress)
@@ -156,7 +172,7 @@ def _finished(ws: Workspace, report: Removal, progress: Progress | None) -> Remo
 # What belongs to it --------------------------------------------------------------------------------------------------
 
 
-def _scope(ws: Workspace, reader: Reader, speaker: str | None, recording: str | Sequence[str] | None) -> _Scope:
+def _scope(reader: Reader, speaker: str | None, recording: str | Sequence[str] | None) -> Scope:
     r, u = tables.recording.c, tables.utterance.c
     name = unicodedata.normalize("NFC", speaker).strip() if speaker is not None else None
     if name is not None:
@@ -178,18 +194,18 @@ def _scope(ws: Workspace, reader: Reader, speaker: str | None, recording: str | 
     utterances: set[str] = set()
     for chunk in chunks(sorted(found)):
         utterances |= set(reader.connection.execute(sa.select(u.id).where(u.recording.in_(chunk))).scalars())
+    return Scope(speaker=name, recordings=frozenset(found), utterances=frozenset(utterances), frozen=frozen_now(reader))
+
+
+def frozen_now(reader: Reader) -> frozenset[tuple[str, str | None]]:
+    """Every dataset with its manifest and every evaluation with its blob, for a scope."""
     d, e = tables.dataset.c, tables.evaluation.c
-    frozen = {tuple(row) for row in reader.connection.execute(sa.select(d.id, d.manifest))}
-    frozen |= {tuple(row) for row in reader.connection.execute(sa.select(e.id, e.hypotheses))}
-    return _Scope(
-        speaker=name,
-        recordings=frozenset(found),
-        utterances=frozenset(utterances),
-        frozen=frozenset((id, key) for id, key in frozen),
-    )
+    found = {tuple(row) for row in reader.connection.execute(sa.select(d.id, d.manifest))}
+    found |= {tuple(row) for row in reader.connection.execute(sa.select(e.id, e.hypotheses))}
+    return frozenset((id, key) for id, key in found)
 
 
-def _plan(ws: Workspace, scope: _Scope) -> _Plan:
+def _plan(ws: Workspace, scope: Scope) -> _Plan:
     """Plan the changes from the manifests and evaluations themselves, since the catalog holds only copies of them."""
     plan = _Plan()
     with ws.read() as reader:
@@ -205,7 +221,7 @@ def _plan(ws: Workspace, scope: _Scope) -> _Plan:
     return plan
 
 
-def _redact_dataset(ws: Workspace, dataset: Dataset, scope: _Scope, plan: _Plan) -> int:
+def _redact_dataset(ws: Workspace, dataset: Dataset, scope: Scope, plan: _Plan) -> int:
     """Plan a dataset's new manifest. Return the number of removed train and val rows."""
     left = redaction(ws, dataset, scope.holds)
     plan.blobs |= left.blobs
@@ -223,9 +239,9 @@ def _redact_dataset(ws: Workspace, dataset: Dataset, scope: _Scope, plan: _Plan)
     return sum(row.get("split") != "test" for row in left.removed)
 
 
-def _redact_evaluation(ws: Workspace, evaluation: Evaluation, scope: _Scope, plan: _Plan) -> None:
+def _redact_evaluation(ws: Workspace, evaluation: Evaluation, scope: Scope, plan: _Plan) -> None:
     try:
-        left, removed = redacted(ws.blobs.get(evaluation.hypotheses), scope.holds)
+        left, removed = redacted(ws.blobs.get(evaluation.hypotheses), scope.holds, "utterance")
     except BlobError:
         return  # already missing; `verify` reports it
     if not removed:
@@ -261,7 +277,7 @@ def _models_that_learnt(runs: Sequence[Run], models: Sequence[Model], learnt: Ma
 
 
 def _find_blobs(
-    ws: Workspace, scope: _Scope, plan: _Plan, frozen: Sequence[Dataset], evaluations: Sequence[Evaluation]
+    ws: Workspace, scope: Scope, plan: _Plan, frozen: Sequence[Dataset], evaluations: Sequence[Evaluation]
 ) -> None:
     """Find blobs named after a forgotten id, and unreferenced manifests that contain one (from a crashed build)."""
     manifests = {dataset.manifest or f"datasets/{dataset.id}.jsonl" for dataset in frozen}
@@ -274,15 +290,15 @@ def _find_blobs(
         if key not in plan.blobs and (ids & scope.recordings or derived):
             plan.pending.add(key)
         elif key.startswith(("datasets/", "evaluations/")) and key not in named and key not in plan.blobs:
-            data = ws.blobs.get(key)
-            if any(id in scope.recordings for id in ID.findall(data.decode("utf-8", "replace"))):
+            text = ws.blobs.get(key).decode("utf-8", "replace")
+            if any(id in scope.recordings for id in ID.findall(text)) or any(id in text for id in scope.utterances):
                 plan.pending.add(key)
 
 
 # Names -----------------------------------------------------------------------------------------------------------
 
 
-def scrubbed(value: Any, scope: _Scope, names: Mapping[str, str] | None = None) -> Any:
+def scrubbed(value: Any, scope: Scope, names: Mapping[str, str] | None = None) -> Any:
     """A JSON value without the speaker's name and the forgotten ids; `names` maps old dataset names to new ones.
 
     The name is replaced only where this program writes it: under `speaker` and `speakers`,
@@ -317,7 +333,7 @@ def _bears(text: str, name: str) -> bool:
     return re.search(rf"(?<![^\W_]){re.escape(name)}(?![^\W_])", text, re.IGNORECASE) is not None
 
 
-def _without_name(dataset: Dataset, scope: _Scope) -> str:
+def _without_name(dataset: Dataset, scope: Scope) -> str:
     if scope.speaker and _bears(dataset.name, scope.speaker):
         return f"dataset-{dataset.id.removeprefix('sha256-')[:12]}"
     return dataset.name
@@ -347,23 +363,17 @@ def alive(run_folder: Path) -> bool:
     return any(locks.held(run_folder / name) for name in (TRAINING, ATTENDED))
 
 
-def _commit(
-    ws: Workspace,
-    scope: _Scope,
-    plan: _Plan,
-    speaker: str | None,
-    recording: str | Sequence[str] | None,
-    by: str,
-) -> Removal:
+def _commit(ws: Workspace, scope: Scope, plan: _Plan, find: Callable[[Reader], Scope], by: str) -> Removal:
     with ws.completion() as tx:
         # Nothing that refers to the data may be added meanwhile.
         tx.hold(Recording, Utterance, Transcript, Dataset, Evaluation)
-        if _scope(ws, tx, speaker, recording) != scope:
+        if find(tx) != scope:
             raise _Changed
         id = str(ULID())
         report = _report(ws, tx, scope, plan, id=id)
         renamed = _change_records(tx, plan)
         _clean_events(tx, scope, renamed)
+        silenced = _remove_given(tx, scope)
         _delete_rows(tx, scope)
         counts = {
             name: value
@@ -381,6 +391,7 @@ def _commit(
             "vectors": sorted(
                 scope.utterances
             ),  # deleted after the commit; a step working on them checks again after its own
+            "silenced": silenced,
         }
         row = {"id": id, "created": tx.now(), "kind": report.kind, "by": by, "counts": counts, **marks}
         tx.connection.execute(sa.insert(tables.removal).values(**row, pending=pending))
@@ -406,7 +417,7 @@ def _change_records(tx: Writer, plan: _Plan) -> dict[str, str]:
     return renamed
 
 
-def _clean_runs(tx: Transaction, scope: _Scope, plan: _Plan) -> list[str]:
+def _clean_runs(tx: Transaction, scope: Scope, plan: _Plan) -> list[str]:
     """Restart unfinished runs on the data and remove its ids from logs. Return the keys of the runs' blobs."""
     went = {id for id, values in plan.datasets.items() if "manifest" in values}
     # Logs contain no texts, but an error about a clip may name its recording.
@@ -426,7 +437,7 @@ def _clean_runs(tx: Transaction, scope: _Scope, plan: _Plan) -> list[str]:
     return keys
 
 
-def _clean_events(tx: Transaction, scope: _Scope, renamed: Mapping[str, str]) -> None:
+def _clean_events(tx: Transaction, scope: Scope, renamed: Mapping[str, str]) -> None:
     """Delete events about the data with their jobs, and replace names in other events, scores and evidence."""
     sources: set[str] = set()
     for chunk in chunks(sorted(scope.recordings)):
@@ -465,7 +476,25 @@ def _clean_events(tx: Transaction, scope: _Scope, renamed: Mapping[str, str]) ->
                 tx.connection.execute(sa.update(table).where(table.c.id == id).values({column: cleaned}))
 
 
-def _delete_rows(tx: Writer, scope: _Scope) -> None:
+def _remove_given(tx: Writer, scope: Scope) -> dict[str, list[list[int]]]:
+    """Remove given texts that cover an erased stretch of a recording that stays. Return the stretches, in samples."""
+    stretches: dict[str, list[list[int]]] = {}
+    for id in sorted(scope.utterances):
+        recording, _, span = id.partition(":")
+        if recording not in scope.recordings:
+            stretches.setdefault(recording, []).append([int(end) for end in span.split("-")])
+    for id, spans in stretches.items():
+        recording_ = tx.get(Recording, id)
+        kept = [
+            asdict(one)
+            for one in recording_.segments
+            if not any(one.start < end and start < one.end for start, end in spans)
+        ]
+        tx.change(Recording, id, text=None, segments=kept)
+    return stretches
+
+
+def _delete_rows(tx: Writer, scope: Scope) -> None:
     """Delete all rows that refer to an utterance or recording, in dependency order. Also covers future tables."""
     # Other programs know utterances by number, so a number must never be given to another utterance.
     upkeep, highest = tables.upkeep.c, sa.select(sa.func.max(tables.utterance.c.number)).scalar_subquery()
@@ -476,7 +505,8 @@ def _delete_rows(tx: Writer, scope: _Scope) -> None:
         for chunk in chunks(sorted(subjects)):
             tx.connection.execute(sa.delete(tables.job).where(tables.job.c.subject.in_(chunk)))
     for table in reversed(tables.metadata.sorted_tables):
-        for column, ids in (("utterance", scope.utterances), ("recording", scope.recordings)):
+        own = "id" if table is tables.utterance else "utterance"
+        for column, ids in ((own, scope.utterances), ("recording", scope.recordings)):
             if column in table.c:
                 for chunk in chunks(sorted(ids)):
                     tx.connection.execute(sa.delete(table).where(table.c[column].in_(chunk)))
@@ -489,7 +519,7 @@ def _delete_rows(tx: Writer, scope: _Scope) -> None:
 # What was found ------------------------------------------------------------------------------------------------------
 
 
-def _report(ws: Workspace, reader: Reader, scope: _Scope, plan: _Plan, *, id: str | None) -> Removal:
+def _report(ws: Workspace, reader: Reader, scope: Scope, plan: _Plan, *, id: str | None) -> Removal:
     r, t = tables.recording.c, tables.transcript.c
 
     def count(column: sa.Column[Any], ids: Iterable[str], what: Any = None) -> int:
@@ -499,7 +529,7 @@ def _report(ws: Workspace, reader: Reader, scope: _Scope, plan: _Plan, *, id: st
 
     return Removal(
         id=id,
-        kind="speaker" if scope.speaker is not None else "recording",
+        kind=scope.kind,
         recordings=len(scope.recordings),
         seconds_of_audio=count(r.id, scope.recordings, sa.func.sum(r.samples)) / SAMPLE_RATE,
         utterances=len(scope.utterances),
@@ -514,7 +544,7 @@ def _report(ws: Workspace, reader: Reader, scope: _Scope, plan: _Plan, *, id: st
     )
 
 
-def _notes(reader: Reader, scope: _Scope, plan: _Plan) -> Iterator[str]:
+def _notes(reader: Reader, scope: Scope, plan: _Plan) -> Iterator[str]:
     """Notes on what else is removed, what stays, and what this program cannot reach."""
     who = scope.speaker
     if who is not None:

@@ -194,6 +194,8 @@ class Judge:
             return "another language", None
         if utterance.status == "rejected":
             return "rejected by a reviewer", None
+        if utterance.status == "deleted":
+            return "deleted by a reviewer", None
         text = latest(transcripts, "reference")
         if text is not None:
             return "", text

@@ -25,7 +25,7 @@ from voxloop import models
 from voxloop.errors import ModelError, UnknownRecord, UsageError
 from voxloop.families.contract import Labels
 from voxloop.families.registry import family
-from voxloop.records import SPLITS, Dataset, Quality, Split, Transcript, Utterance
+from voxloop.records import LEFT_OUT, SPLITS, Dataset, Quality, Split, Transcript, Utterance
 from voxloop.steps import consent
 from voxloop.steps.datasets.filters import Candidate, Choice, Filters, Judge, may_enter
 from voxloop.steps.datasets.fresh import release, untrained
@@ -457,7 +457,11 @@ def _send_to_review(connection: sa.Connection, dataset: str, doubtful: Mapping[s
         .values(doubt=None)
     )
     waiting = {"status": "transcribed", "priority": 1.0, "doubt": sa.bindparam("why")}
-    statement = sa.update(u).where(u.c.id == sa.bindparam("doubted"), u.c.status != "rejected").values(**waiting)
+    statement = (
+        sa.update(u)
+        .where(u.c.id == sa.bindparam("doubted"), *(u.c.status != out for out in LEFT_OUT))
+        .values(**waiting)
+    )
     if doubtful:
         connection.execute(statement, [{"doubted": id, "why": why} for id, why in sorted(doubtful.items())])
 

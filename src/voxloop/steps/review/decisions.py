@@ -7,6 +7,7 @@ if two people decide at once, the second sees the first one's decision.
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,6 +17,7 @@ from ulid import ULID
 
 from voxloop.errors import ConflictError, UnknownRecord, UsageError
 from voxloop.records import Transcript, TranscriptKind, Utterance, UtteranceStatus
+from voxloop.speech.languages import language_code
 from voxloop.steps.review.items import BATCH, EVERYTHING, Filters, Item, item_of, walk
 from voxloop.steps.review.queue import reviewer, skip_until
 from voxloop.stores import tables
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from voxloop.stores.catalog import Reader
     from voxloop.workspace import Transaction, Workspace
 
-DecisionKind = Literal["save", "accept", "bulk accept", "reject", "skip", "import", "undo"]
+DecisionKind = Literal["save", "accept", "bulk accept", "reject", "skip", "replace", "delete", "import", "undo"]
 
 METADATA = "metadata"  # author of texts that came with the recordings; replacing them loses nobody's work
 
@@ -74,23 +76,41 @@ class BulkAccepted:
     taken: int  # above the confidence, but reserved for a reviewer
 
 
-def save(ws: Workspace, utterance: str, text: str, *, by: str, seen: str | None = None) -> Transcript:
+def save(
+    ws: Workspace, utterance: str, text: str, *, by: str, seen: str | None = None, seconds: float | None = None
+) -> Transcript:
     """Save a person's text as the reference.
 
-    `seen` is the id of the reference that the reviewer saw (empty: none). By default, it is the
-    one they were shown when they took the utterance; if they did not take it, there must be no
-    other person's text. If something else has been saved since, raises ConflictError and writes
-    nothing.
+    `seen` is the id of the reference that the reviewer saw (empty: none), or the item's `state`.
+    By default, it is the one they were shown when they took the utterance; if they did not take
+    it, there must be no other person's text. If something else has been saved since, raises
+    ConflictError and writes nothing. `seconds` is the time spent; by default, since taking it.
     """
     text = _text(text)
     with ws.completion() as tx:
-        item = _opened(tx, utterance)
+        item = opened(tx, utterance)
         # Saving the same text twice, for instance by a double click, is neither a conflict nor a new version.
         same = item.reference and item.reference.text == text and item.reference.by == reviewer(by)
         if item.reference and same and item.utterance.status == "reviewed":
             return item.reference
-        _check_seen(tx, item, by=reviewer(by), seen=seen)
-        return write_reference(tx, item, text, by=reviewer(by), kind="save")
+        check_seen(tx, item, by=reviewer(by), seen=seen)
+        return write_reference(tx, item, text, by=reviewer(by), kind="save", seconds=seconds)
+
+
+def confirm(
+    ws: Workspace, utterance: str, *, by: str, seen: str | None = None, seconds: float | None = None
+) -> Transcript:
+    """Accept the current text as it stands, a person's under this reviewer's name. `seen` as in `save`."""
+    with ws.completion() as tx:
+        item = opened(tx, utterance)
+        check_seen(tx, item, by=reviewer(by), seen=seen)
+        shown = item.reference or item.hypothesis
+        if shown is None:
+            raise UsageError(f"utterance {item.number} has no text to accept. Save a text instead.")
+        if item.reference and item.reference.by == reviewer(by) and item.utterance.status == "reviewed":
+            return item.reference
+        kind: DecisionKind = "save" if item.reference else "accept"
+        return write_reference(tx, item, _text(shown.text), by=reviewer(by), kind=kind, seconds=seconds)
 
 
 def accept(
@@ -102,8 +122,8 @@ def accept(
     was taken, or else the newest. `seen` as in `save`.
     """
     with ws.completion() as tx:
-        item = _opened(tx, utterance)
-        _check_seen(tx, item, by=reviewer(by), seen=seen)
+        item = opened(tx, utterance)
+        check_seen(tx, item, by=reviewer(by), seen=seen)
         mine = _turn(tx, item.utterance.id, reviewer(by))
         wanted = transcript or (mine.shown if mine else None) or (item.hypothesis.id if item.hypothesis else None)
         heard = {version.id: version for version in item.versions if version.kind in ("clean", "hypothesis")}
@@ -113,24 +133,69 @@ def accept(
         return write_reference(tx, item, _text(heard[wanted].text), by=reviewer(by), kind="accept")
 
 
-def reject(ws: Workspace, utterance: str, *, reason: str, by: str, seen: str | None = None) -> Utterance:
+def reject(
+    ws: Workspace, utterance: str, *, reason: str, by: str, seen: str | None = None, seconds: float | None = None
+) -> Utterance:
     """Exclude an utterance from all future datasets; saving a text later reverses this. `seen` as in `save`."""
     if not reason.strip():
         raise UsageError("the reason is empty. Say why the utterance must not be used.")
     with ws.completion() as tx:
-        item = _opened(tx, utterance)
-        _check_seen(tx, item, by=reviewer(by), seen=seen)
-        write_rejection(tx, item, reason=reason.strip(), by=reviewer(by))
+        item = opened(tx, utterance)
+        check_seen(tx, item, by=reviewer(by), seen=seen)
+        write_rejection(tx, item, reason=reason.strip(), by=reviewer(by), seconds=seconds)
         return tx.get(Utterance, item.utterance.id)
 
 
-def skip(ws: Workspace, utterance: str, *, by: str) -> Decision:
+def delete(ws: Workspace, utterance: str, *, by: str, seen: str | None = None) -> Decision:
+    """Take an utterance out of every list and every later dataset. `undo` brings it back within `review_undo_s`.
+
+    After that, `maintenance.removal.erase_deleted` erases its audio and texts. `seen` as in `save`.
+    """
+    with ws.completion() as tx:
+        item = opened(tx, utterance)
+        check_seen(tx, item, by=reviewer(by), seen=seen)
+        tx.change(Utterance, item.utterance.id, status="deleted")
+        noted = note(tx, item, kind="delete", by=reviewer(by))
+        _give_back(tx, item.utterance.id)
+        payload = {"deleted": True, "by": noted.by}
+        tx.emit("utterance.reviewed", item.utterance.id, key=f"{item.utterance.id}:{noted.seq}", payload=payload)
+        return noted
+
+
+def describe(
+    ws: Workspace,
+    utterance: str,
+    *,
+    by: str,
+    speaker: str | None = None,
+    language: str | None = None,
+    seen: str | None = None,
+) -> Utterance:
+    """Correct an utterance's speaker or language; None keeps a field, an empty one clears it. `seen` as in `save`."""
+    given: dict[str, str | None] = {}
+    if speaker is not None:
+        given["speaker"] = unicodedata.normalize("NFC", " ".join(speaker.split())) or None
+    if language is not None:
+        given["language"] = language_code(language) or None
+    with ws.completion() as tx:
+        item = opened(tx, utterance)
+        if seen is not None:
+            check_seen(tx, item, by=reviewer(by), seen=seen)
+        before = {name: getattr(item.utterance, name) for name in given}
+        if before != given:
+            tx.change(Utterance, item.utterance.id, **given)
+            payload = {"by": reviewer(by), "before": before, "after": given}
+            tx.emit("utterance.described", item.utterance.id, key=str(ULID()), payload=payload)
+        return tx.get(Utterance, item.utterance.id)
+
+
+def skip(ws: Workspace, utterance: str, *, by: str, seconds: float | None = None) -> Decision:
     """Put an utterance off for `review_skip_s` seconds, or until nothing else is left to review."""
     with ws.completion() as tx:
-        item = _opened(tx, utterance)
-        seconds = _seconds(tx, item.utterance.id, reviewer(by))
+        item = opened(tx, utterance)
+        seconds = _seconds(tx, item.utterance.id, reviewer(by)) if seconds is None else seconds
         skip_until(tx, item.utterance.id, by=reviewer(by), seconds=ws.settings.review_skip_s)
-        return _note(tx, item, kind="skip", by=reviewer(by), seconds=seconds)
+        return note(tx, item, kind="skip", by=reviewer(by), seconds=seconds)
 
 
 def undo(ws: Workspace, utterance: str, *, by: str, decision: int | None = None) -> Decision:
@@ -141,7 +206,7 @@ def undo(ws: Workspace, utterance: str, *, by: str, decision: int | None = None)
     Raises ConflictError if the last decision is a different one.
     """
     with ws.completion() as tx:
-        item = _opened(tx, utterance)
+        item = item_of(tx, tx.get(Utterance, utterance))
         made = history_of(tx, item.utterance.id)
         undone = {one.undoes for one in made}
         last = next((one for one in reversed(made) if one.kind != "undo" and one.seq not in undone), None)
@@ -165,7 +230,7 @@ def undo(ws: Workspace, utterance: str, *, by: str, decision: int | None = None)
             tx.connection.execute(sa.update(turn).where(turn.c.utterance == item.utterance.id).values(skipped=0.0))
         else:
             tx.change(Utterance, item.utterance.id, status=status)
-        noted = _note(tx, item, kind="undo", by=reviewer(by), undoes=last.seq)
+        noted = note(tx, item, kind="undo", by=reviewer(by), undoes=last.seq)
         payload = {"undone": last.kind, "transcript": last.transcript, "by": noted.by}
         tx.emit("utterance.reviewed", item.utterance.id, key=f"{item.utterance.id}:{noted.seq}", payload=payload)
         return noted
@@ -209,7 +274,7 @@ def bulk_accept(
         elif free:
             with ws.transaction() as tx:
                 for item in free:
-                    now = _opened(tx, item.utterance.id)
+                    now = opened(tx, item.utterance.id)
                     if now.utterance.status == "transcribed" and now.hypothesis == item.hypothesis and now.hypothesis:
                         write_reference(tx, now, _text(now.hypothesis.text), by=by, kind="bulk accept")
                         accepted += 1
@@ -265,7 +330,7 @@ def write_reference(
     )
     tx.add(reference)
     tx.change(Utterance, item.utterance.id, status="reviewed")
-    _note(
+    note(
         tx,
         item,
         kind=kind,
@@ -281,11 +346,11 @@ def write_reference(
     return tx.get(Transcript, reference.id)
 
 
-def write_rejection(tx: Transaction, item: Item, *, reason: str, by: str) -> Decision:
+def write_rejection(tx: Transaction, item: Item, *, reason: str, by: str, seconds: float | None = None) -> Decision:
     """Mark an utterance as rejected, with its decision and event."""
     tx.change(Utterance, item.utterance.id, status="rejected")
-    seconds = _seconds(tx, item.utterance.id, by)
-    noted = _note(tx, item, kind="reject", by=by, reason=reason, seconds=seconds)
+    seconds = _seconds(tx, item.utterance.id, by) if seconds is None else seconds
+    noted = note(tx, item, kind="reject", by=by, reason=reason, seconds=seconds)
     _give_back(tx, item.utterance.id)
     payload = {"rejected": True, "reason": reason, "by": by}
     tx.emit("utterance.reviewed", item.utterance.id, key=f"{item.utterance.id}:{noted.seq}", payload=payload)
@@ -300,12 +365,15 @@ def locked(tx: Transaction, id: str) -> Item:
     return item_of(tx, utterance)
 
 
-def _opened(tx: Transaction, utterance: str) -> Item:
-    """Get an utterance by its id, which may be short, and lock its row."""
-    return item_of(tx, tx.get(Utterance, utterance))
+def opened(tx: Transaction, utterance: str) -> Item:
+    """Get an utterance by its id, which may be short, and lock its row. Raises ConflictError if it was deleted."""
+    item = item_of(tx, tx.get(Utterance, utterance))
+    if item.utterance.status == "deleted":
+        raise ConflictError(f"utterance {item.number} was deleted. Undo that first.")
+    return item
 
 
-def _check_seen(tx: Transaction, item: Item, *, by: str, seen: str | None) -> None:
+def check_seen(tx: Transaction, item: Item, *, by: str, seen: str | None) -> None:
     """Make sure that the current reference is the one the reviewer saw. Raises ConflictError."""
     current = item.reference
     if seen is None:
@@ -320,7 +388,7 @@ def _check_seen(tx: Transaction, item: Item, *, by: str, seen: str | None) -> No
                 f"{current.text!r}. "
                 f"To replace it, pass --seen {current.id}."
             )
-    if seen != item.version:
+    if seen not in (item.version, item.state):
         saved = f"{current.by!r} saved {current.text!r}" if current else "the text was withdrawn"
         raise ConflictError(
             f"utterance {item.number} changed while you were reviewing it: {saved}. Check it and save again."
@@ -358,7 +426,7 @@ def _give_back(tx: Transaction, utterance: str) -> None:
     tx.connection.execute(sa.delete(turn).where(turn.c.utterance == utterance))
 
 
-def _note(tx: Transaction, item: Item, *, kind: DecisionKind, by: str, **values: Any) -> Decision:
+def note(tx: Transaction, item: Item, *, kind: DecisionKind, by: str, **values: Any) -> Decision:
     """Store a decision."""
     row: dict[str, Any] = {
         "created": tx.now(),

@@ -357,6 +357,8 @@ def _take(
         item = locked(tx, tx.get(Utterance, utterance).id)
     except UnknownRecord as error:
         return "unknown", str(error)
+    if item.utterance.status == "deleted":
+        return "conflicting", "deleted in this workspace"
     texts = [_corrected(item, one) for one in texts]
     here = [version for version in item.versions if version.kind == "reference"]
     missing = _news(item, here, texts)

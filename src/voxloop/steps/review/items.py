@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -48,6 +49,13 @@ class Item:
         return self.reference.id if self.reference else ""
 
     @property
+    def state(self) -> str:
+        """A short hash of everything that a reviewer can see change; `seen` takes it, and HTTP's ETag carries it."""
+        found = self.utterance
+        texts = [text.id if text else "" for text in (self.reference, self.hypothesis)]
+        return sha256(repr([*texts, found.status, found.speaker, found.language]).encode()).hexdigest()[:16]
+
+    @property
     def cursor(self) -> str:
         """This item's position in the listing; `page(after=…)` continues after it."""
         return f"{self.utterance.priority!r}@{self.utterance.id}"
@@ -82,6 +90,7 @@ class Filters:
     contains: str | None = None  # substring of the current text, ignoring case
     warning: WarningKind | None = None  # has this warning
     warned: bool | None = None  # True: has any warning; False: has none
+    trained: bool | None = None  # True: a finished run has trained on it; False: none has
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "language", language_code(self.language))
@@ -146,6 +155,10 @@ def walk(
     table = tables.utterance
     place = _place(after) if after else None
     few, others = _few(reader, where)
+    if where.status != "deleted":
+        also = [*also, table.c.status.concat("") != "deleted"]  # an expression, so that no index is preferred for it
+    if where.trained is not None:
+        also = [*also, table.c.id.in_(trained()) if where.trained else table.c.id.not_in(trained())]
     conditions = [*conditions_of(where), *also]
     batch = min(batch, BATCH)
     limit, seen, matched = batch, 0, 0
@@ -272,6 +285,16 @@ def _conditions(where: Filters, *, indexed: bool = True) -> list[sa.ColumnElemen
         text = tables.transcript.alias()
         found.append(sa.exists().where(text.c.utterance == table.c.id, search.holds(text.c.text, where.contains)))
     return found
+
+
+def trained() -> sa.Select[tuple[str]]:
+    """The ids of utterances that a finished run has trained on."""
+    held, run = tables.dataset_utterance, tables.run
+    return (
+        sa.select(held.c.utterance)
+        .join(run, run.c.dataset == held.c.dataset)
+        .where(run.c.status == "completed", held.c.split == "train")
+    )
 
 
 def matches(item: Item, where: Filters) -> bool:

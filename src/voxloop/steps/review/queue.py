@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from ulid import ULID
 
-from voxloop.errors import UsageError
+from voxloop.errors import ConflictError, UsageError
 from voxloop.records import Utterance
 from voxloop.steps import similarity
 from voxloop.steps.review.items import EVERYTHING, Filters, Item, conditions_of, item_of, walk
@@ -95,6 +95,28 @@ def next(ws: Workspace, *, by: str, where: Filters = EVERYTHING) -> Turn | None:
                 if _upsert(tx, id, values, only_if=turn.c.until <= now_s()):
                     row = tx.connection.execute(sa.select(turn).where(turn.c.utterance == id)).one()
                     return Turn(item=item, by=by, taken=row.taken, until=row.until)
+
+
+def take(ws: Workspace, utterance: str, *, by: str) -> Turn:
+    """Reserve one utterance, or extend one's own reservation. Raises ConflictError if another reviewer holds it."""
+    by = reviewer(by)
+    with ws.transaction() as tx:
+        item = item_of(tx, tx.get(Utterance, utterance))
+        id = item.utterance.id
+        if item.utterance.status == "deleted":
+            raise ConflictError(f"utterance {item.number} was deleted. Undo that first.")
+        values = {
+            "by": by,
+            "taken": now_s(),
+            "until": now_s() + ws.settings.review_lease_s,
+            "seen": item.version,
+            "shown": item.hypothesis.id if item.hypothesis else None,
+        }
+        _upsert(tx, id, values, only_if=sa.or_(turn.c.until <= now_s(), turn.c.by == by))
+        row = tx.connection.execute(sa.select(turn).where(turn.c.utterance == id)).one()
+        if row.by != by:
+            raise ConflictError(f"{row.by} is reviewing utterance {item.number} now")
+        return Turn(item=item, by=by, taken=row.taken, until=row.until)
 
 
 def held(ws: Workspace, *, by: str | None = None) -> list[Turn]:

@@ -68,6 +68,7 @@ def stats(ws: Workspace) -> ReviewStats:
                     utterance.c.status, sa.func.count(), sa.func.sum(utterance.c.end - utterance.c.start)
                 ).group_by(utterance.c.status)
             )
+            if row[0] != "deleted"
         }
         taken = reader.connection.execute(
             sa.select(sa.func.count()).select_from(turn).where(turn.c.until > tables.now_s())

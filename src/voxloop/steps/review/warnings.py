@@ -44,6 +44,23 @@ WARNINGS: dict[WarningKind, str] = {
     "other language": "the text or the speech is probably not in the given language",
 }
 
+ADVICE: dict[WarningKind, str] = {
+    "no text": "Type what is said, or reject the clip if nobody speaks.",
+    "text too long": "Check for words that nobody says, at the end above all.",
+    "text too short": "Listen to the end: words may be missing.",
+    "repeated words": "Delete what is not repeated in the audio.",
+    "low confidence": "Listen to all of it before you accept.",
+    "uncertain words": "Listen to the marked words; Tab goes from one to the next.",
+    "second try": "Compare the text with the audio word by word.",
+    "cut off": "Listen to the end and add what is missing.",
+    "clipped": "Keep it if you understand it; otherwise reject it and record again at a lower level.",
+    "noisy": "Reject it if you cannot tell what is said.",
+    "too quiet": "Raise the volume; reject it if you cannot tell what is said.",
+    "doubtful text": "Compare the text with the audio: one of them may belong to another clip.",
+    "other language": "Correct the language, or the text if it is a translation.",
+}
+"""What a reviewer can do about each warning."""
+
 # Characters per second of speech. Reading aloud is 10 to 18 in alphabetic languages (Trauzettel-Klosinski et al. 2012,
 # doi:10.1167/iovs.11-8284, characters per minute); the bounds allow for slow dictation and fast speech. Scripts with a
 # syllable or a word per character have about a third.
