@@ -155,12 +155,12 @@ def _next_steps(
         if not judged:
             steps.append(f"voxloop model promote {run.model[7:19]}    make it the champion if it is better")
         elif judged[-1].needed_utterances:
+            needed, there = judged[-1].needed_utterances, judged[-1].utterances
             steps.append(
-                f"voxloop review    the newest model is not proven better: {judged[-1].needed_utterances} test clips "
-                f"are needed, {judged[-1].utterances} are there"
+                f"voxloop review    the newest model needs {needed} test clips for a verdict: {there} are there"
             )
         else:
-            steps.append("voxloop ingest FOLDER    more speech to train on: the newest model is not shown to be better")
+            steps.append("voxloop ingest FOLDER    more speech: the newest model is not shown to be better")
     if run is not None and run.status == "failed":
         steps.append(f"voxloop run show {run.id[-8:]}    see why the last run failed")
     return tuple(steps)
