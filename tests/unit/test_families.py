@@ -23,7 +23,7 @@ FAMILY_NAMES = re.compile("|".join(OURS), re.IGNORECASE)
 OTHER_USES = re.compile(
     r"whisper_normalizer|whisper-(english|basic|characters)|Whisper's (English|basic) normaliser"
     r"|transformers\.models\.whisper\.tokenization_whisper|[Ff]aster[-_]whisper|FASTER_WHISPER|faster-distil-whisper[-.\w]*|distil-whisper/[-.\w]*|openai/whisper\b[-\w.]*"
-    r"|whisper\.cpp|whisper-cli|WhisperModel|^whisper-1$|^voxtral$|^Voxtral models$"
+    r"|whisper\.cpp|whisper-cli|WhisperModel|^whisper-1$|^gpt-realtime-whisper$|^voxtral$|^Voxtral models$"
 )
 
 

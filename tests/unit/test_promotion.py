@@ -417,7 +417,7 @@ def test_of_two_promotions_at_once_one_wins_and_the_other_is_told(
 def test_an_alias_is_moved_by_one_at_a_time(each_workspace: Workspace) -> None:
     """Two that move it from the same place: the second waits for the first, then sees that it moved."""
     ws = each_workspace
-    moved, ended = threading.Event(), []
+    moved, ended = threading.Event(), dict[str, str]()
 
     def move(model: str) -> None:
         step = promotion.Promotion(
@@ -428,9 +428,9 @@ def test_an_alias_is_moved_by_one_at_a_time(each_workspace: Workspace) -> None:
                 promotion._move(tx, step, expected=None)
                 moved.set()
                 time.sleep(0.3)  # the other one comes meanwhile
-            ended.append(model)
+            ended[model] = "moved"
         except ConflictError as error:
-            ended.append(str(error))
+            ended[model] = str(error)
 
     threads = [threading.Thread(target=move, args=(model,)) for model in ("first", "second")]
     threads[0].start()
@@ -438,8 +438,8 @@ def test_an_alias_is_moved_by_one_at_a_time(each_workspace: Workspace) -> None:
     threads[1].start()
     for thread in threads:
         thread.join()
-    assert ended[0] == "first"
-    assert "changed while this model was being judged (to model first, by first)" in ended[1]
+    assert ended["first"] == "moved"
+    assert "changed while this model was being judged (to model first, by first)" in ended["second"]
     with ws.read() as reader:
         assert [(row.name, row.model) for row in reader.connection.execute(tables.alias.select())] == [
             ("champion", "first")

@@ -90,7 +90,8 @@ def test_recordings_cut_before_there_was_the_event_are_counted(sqlite_workspace:
     segment(ws, ingest(ws, hum).taken)
     with ws.catalog.write() as tx:  # as a catalog of schema 0020 is
         tx.connection.execute(sa.delete(tables.event).where(tables.event.c.type == "recording.speechless"))
-        for table in ("vocabulary", "access_session", "access_token"):
+        tx.connection.execute(sa.text("ALTER TABLE recording DROP COLUMN remains"))
+        for table in ("vocabulary", "access_session", "access_token", "capture", "consent", "consent_text"):
             tx.connection.execute(sa.text(f"DROP TABLE {table}"))
         tx.connection.execute(sa.text("UPDATE alembic_version SET version_num = '0020'"))
     folder = ws.folder

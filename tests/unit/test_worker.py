@@ -78,7 +78,9 @@ def test_pruning_takes_its_turn_once_an_hour(workspace: Workspace) -> None:
     assert pruning.prune_in_turn(workspace) is None
     with workspace.transaction() as tx:
         tx.connection.execute(sa.update(tables.upkeep).values(done=tx.now() - pruning.EVERY_S - 1))
-    assert pruning.prune_in_turn(workspace) == pruning.Pruned(jobs=0, events=0, conversions=0, run_folders=0, erased=0)
+    assert pruning.prune_in_turn(workspace) == pruning.Pruned(
+        jobs=0, events=0, conversions=0, run_folders=0, captures=0, erased=0
+    )
     assert pruning.prune_in_turn(workspace) is None
 
 
