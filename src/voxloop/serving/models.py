@@ -10,9 +10,9 @@ import ctypes
 import logging
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
@@ -20,13 +20,16 @@ from ulid import ULID
 
 from voxloop import models
 from voxloop.errors import ModelError, VoxloopError, first_line
+from voxloop.families.decoding import PersonalVocabulary, Term
 from voxloop.records import Model
 from voxloop.serving import canary
 from voxloop.serving.adapters import Adapters
+from voxloop.steps import transcripts
 from voxloop.stores import tables
 
 if TYPE_CHECKING:
     from voxloop.families.contract import Recogniser
+    from voxloop.families.decoding import Decoding
     from voxloop.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -185,3 +188,14 @@ def _give_back_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim:
         trim(0)
+
+
+def decoding_for(
+    ws: Workspace, model: Model, language: str | None = None, prompt: str = "", keywords: Sequence[str] = ()
+) -> Decoding:
+    """How the workspace reads text off a model, with the prompt and the words that a client brings along."""
+    found = transcripts.decoding(ws, language, model=model)
+    words = tuple(Term(word) for word in keywords if word.strip())
+    known = found.vocabulary or PersonalVocabulary(terms=(), bonus=ws.settings.vocabulary_bonus)
+    vocabulary = replace(known, terms=(*known.terms, *words)) if words else found.vocabulary
+    return replace(found, prompt=prompt or found.prompt, vocabulary=vocabulary)

@@ -25,15 +25,14 @@ from ulid import ULID
 
 from voxloop import models
 from voxloop.errors import UsageError
-from voxloop.families.decoding import PersonalVocabulary, Term
 from voxloop.families.registry import family
 from voxloop.records import SAMPLE_RATE
 from voxloop.serving.agreement import Agreement, joined
 from voxloop.serving.batches import Clip, Heard, Urgency
 from voxloop.serving.incoming import Format, Incoming
 from voxloop.serving.live import Committed, Completed, Delta, Detection, Event, Failed, Started, Stopped, Tail, Wanted
+from voxloop.serving.models import decoding_for
 from voxloop.speech import voice
-from voxloop.steps import transcripts
 from voxloop.steps.utterances import LEVEL, MARGIN, MOST_GAIN
 
 if TYPE_CHECKING:
@@ -324,7 +323,7 @@ class Stream:
 
         def load() -> _Opened:
             model, recogniser = using.enter_context(self._served.using(wanted.model))
-            asked = decoding(self._ws, model, wanted)
+            asked = decoding_for(self._ws, model, wanted.language, wanted.prompt, wanted.keywords)
             gpu = models.device(self._ws, asked.engine).startswith("cuda")
             return _Opened(
                 model=model,
@@ -515,12 +514,3 @@ class Stream:
 
 def _ms(sample: int) -> int:
     return sample * 1000 // SAMPLE_RATE
-
-
-def decoding(ws: Workspace, model: Model, wanted: Wanted) -> Decoding:
-    """How the workspace reads text off a model, with the prompt and the words that a client brings along."""
-    found = transcripts.decoding(ws, wanted.language, model=model)
-    words = tuple(Term(word) for word in wanted.keywords if word.strip())
-    known = found.vocabulary or PersonalVocabulary(terms=(), bonus=ws.settings.vocabulary_bonus)
-    vocabulary = replace(known, terms=(*known.terms, *words)) if words else found.vocabulary
-    return replace(found, prompt=wanted.prompt or found.prompt, vocabulary=vocabulary)

@@ -26,13 +26,13 @@ from starlette.datastructures import FormData, UploadFile
 
 from voxloop.errors import UnknownRecord, UsageError, VoxloopError
 from voxloop.families.contract import require
-from voxloop.families.decoding import PersonalVocabulary, Term
 from voxloop.families.registry import family
 from voxloop.records import Model
 from voxloop.serving import files
 from voxloop.serving.batches import Urgency
 from voxloop.serving.capture import Captured
 from voxloop.serving.files import Chunking
+from voxloop.serving.models import decoding_for
 from voxloop.speech.languages import UnknownLanguage, language_code
 from voxloop.steps import transcripts
 from voxloop.steps.transcripts import FileTranscript
@@ -339,20 +339,15 @@ async def _begin(
 
 def _decoding(served: Served, asked: Asked, model: Model) -> Decoding:
     """How the workspace reads text off the model, with what this request asks for beyond that."""
-    decoding = transcripts.decoding(served.ws, asked.language, model=model)
-    prompt = str(asked.fields.get("prompt") or "")
-    words = tuple(Term(word) for word in _many(asked.fields, "keywords") if word.strip())
-    known = decoding.vocabulary or PersonalVocabulary(terms=(), bonus=served.ws.settings.vocabulary_bonus)
-    vocabulary = replace(known, terms=(*known.terms, *words)) if words else decoding.vocabulary
+    prompt, keywords = str(asked.fields.get("prompt") or ""), _many(asked.fields, "keywords")
+    found = decoding_for(served.ws, model, asked.language, prompt, keywords)
     only = asked.languages[0] if len(asked.languages) == 1 else None
     return replace(
-        decoding,
+        found,
         task=asked.task,
-        language=asked.language or only or (None if asked.languages else decoding.language),
+        language=asked.language or only or (None if asked.languages else found.language),
         languages=asked.languages if len(asked.languages) > 1 else (),
         temperature=asked.temperature,
-        prompt=prompt or decoding.prompt,
-        vocabulary=vocabulary,
     )
 
 

@@ -56,11 +56,11 @@ def hear(
     These are all of them where a text cannot be divided: in an unknown language, or with a vocabulary, whose terms
     are looked for in each clip's text; and where anything else than a plain transcript is asked for.
     """
-    holding = {index for index, clip in enumerate(clips) if len(clip)}
+    alone = {index for index, clip in enumerate(clips) if len(clip)}
     known = decoding.language or not reader.vocabulary.languages
     asked_more = decoding.vocabulary or decoding.prompt or decoding.temperature or decoding.task != "transcribe"
     if not (reader._writes_time_stamps and known) or asked_more:
-        return holding
+        return alone
     shared = [window for window in windows(clips) if len(window.clips) > 1]
 
     def decoded(batch: list[int]) -> list[dict[int, Hypothesis]]:
@@ -68,12 +68,11 @@ def hear(
         return _decode(reader, chosen, clips, decoding, timed)
 
     batches = list(reader._batches([window.waveform for window in shared], "full", budget_s))
-    alone = set(holding)
     for hypotheses in reader._each(decoded, batches):
         for mine in hypotheses:
             for index, hypothesis in mine.items():
                 found[index] = hypothesis
-            alone = alone - set(mine)
+            alone -= mine.keys()
             if heard and mine:
                 heard(seconds(sum(len(clips[index]) for index in mine)))
     return alone

@@ -225,7 +225,7 @@ def times_guard(before: Sequence[Scored], after: Sequence[Scored]) -> Guard:
         return (row.start_error_s + row.end_error_s) / row.timed_words / 2 if row.timed_words else None
 
     def by_edges(row: Scored) -> float | None:
-        return None if row.edge_error_s is None else row.edge_error_s / 2
+        return None if row.edge_error_s is None or not _right_at_the_ends(row) else row.edge_error_s / 2
 
     kinds: tuple[tuple[str, Callable[[Scored], float | None]], ...] = (
         ("the references' times", by_reference),
@@ -235,8 +235,6 @@ def times_guard(before: Sequence[Scored], after: Sequence[Scored]) -> Guard:
         known: list[tuple[Scored, float, float]] = []
         for row, new_row in zip(before, after, strict=True):
             was, now = error(row), error(new_row)
-            if error is by_edges and not (_right_at_the_ends(row) and _right_at_the_ends(new_row)):
-                continue
             if was is not None and now is not None:
                 known.append((row, was, now))
         if not known:
