@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -146,8 +146,9 @@ def test_hostile_messages_are_told_of_and_do_no_harm(server: Running, real_speec
         assert "multiple of 2" in session.next("error")["error"]["message"]
         session.speak(said(real_speech, 3), silence(0.8))
         assert session.next(COMPLETED)["transcript"]
-        for _ in range(100):
-            session.socket.send("{")
+        with suppress(ConnectionClosed):  # the session may end before all of them are sent
+            for _ in range(100):
+                session.socket.send("{")
         with pytest.raises(ConnectionClosed):
             session.next("nothing")
         assert session.events[-1]["error"]["code"] == "too_many_errors"
