@@ -357,8 +357,9 @@ def engine(ws: Workspace, model: Model | None = None, *, asked: str = "") -> str
     kind = family((model or base_model(ws)).family)
     if asked == "auto":
         asked = kind.engines()[0]
-        if asked == "torch":
-            return asked
+        # On a GPU, PyTorch brings the CUDA libraries it needs; CTranslate2 needs those of the system.
+        if asked == "torch" or (device(ws, asked).startswith("cuda") and device(ws).startswith("cuda")):
+            return "torch"
     else:
         require(kind, "ctranslate2")
     compute_type = compute_type or ws.settings.compute_type

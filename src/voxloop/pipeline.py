@@ -16,10 +16,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from voxloop.steps import alignment, review, similarity, training, transcripts, utterances
 from voxloop.workspace import Workspace, open_workspace
 
 EVENTS: Mapping[str, str] = {
@@ -94,23 +94,37 @@ PRIORITIES: Mapping[str, int] = {
 class Step:
     """A step of the loop."""
 
-    run: Callable[[Workspace, Sequence[str]], Any]
+    function: str  # in `voxloop.steps`; imported when it first runs, since most commands run none
     batch: int  # maximum number of jobs per claim (within `CLAIM_S` of audio)
-    free: Callable[[Workspace], bool] = lambda _: True  # whether this machine can take a job now
+    condition: str = ""  # function that says whether this machine can take a job now; empty: always
     share: float = 0.0
     """This step's share of the time that the whole loop needs for a second of audio, so that progress is even."""
     leads_to: tuple[str, ...] = ()
     """The steps that follow it and also take a share of the time."""
 
+    def run(self, ws: Workspace, subjects: Sequence[str]) -> None:
+        """Do the work of jobs, each about one subject: a recording, an utterance, a run."""
+        _imported(self.function)(ws, subjects)
+
+    def free(self, ws: Workspace) -> bool:
+        """Whether this machine can take a job now."""
+        return not self.condition or bool(_imported(self.condition)(ws))
+
+
+def _imported(name: str) -> Callable[..., Any]:
+    module, _, function = name.rpartition(".")
+    found: Callable[..., Any] = getattr(import_module(f"voxloop.steps.{module}"), function)
+    return found
+
 
 STEPS: Mapping[str, Step] = {
-    "segment": Step(utterances.segment, batch=16, share=0.1, leads_to=("transcribe",)),
-    "transcribe": Step(transcripts.transcribe, batch=64, share=0.8, leads_to=("index",)),
-    "restore": Step(transcripts.restore, batch=64, leads_to=("index",)),
-    "align": Step(alignment.align, batch=64),
-    "index": Step(similarity.index, batch=64, share=0.1),
-    "rank": Step(review.rank, batch=1),
-    "train": Step(training.work, batch=1, free=training.device_free),
+    "segment": Step("utterances.segment", batch=16, share=0.1, leads_to=("transcribe",)),
+    "transcribe": Step("transcripts.transcribe", batch=64, share=0.8, leads_to=("index",)),
+    "restore": Step("transcripts.restore", batch=64, leads_to=("index",)),
+    "align": Step("alignment.align", batch=64),
+    "index": Step("similarity.index", batch=64, share=0.1),
+    "rank": Step("review.rank", batch=1),
+    "train": Step("training.work", batch=1, condition="training.device_free"),
 }
 
 

@@ -60,9 +60,9 @@ class Settings:
     """Language of recordings that do not name one (ISO 639-1). Empty: the model detects it."""
     device: str = ""
     """Device for models: `cpu`, `cuda` or `cuda:1`. Empty: the first GPU, or the CPU if there is none."""
-    engine: str = "torch"
-    """Inference engine: `torch`, `ctranslate2` (faster on a CPU; needs the extra `fast`), or `auto` (`ctranslate2` if
-    installed). Evaluation, promotion and transcription all use the same converted model."""
+    engine: str = "auto"
+    """Inference engine: `auto` (`ctranslate2` on a CPU, `torch` on a GPU and for families that only PyTorch runs),
+    `ctranslate2` or `torch`. Evaluation, promotion, transcription and serving all use the same model files."""
     compute_type: str = ""
     """Number format for CTranslate2: `int8`, `float32`, `float16`, `int8_float16` and others. Empty: int8 on a CPU,
     float16 on a GPU."""

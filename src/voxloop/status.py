@@ -13,6 +13,7 @@ from voxloop.errors import counted
 from voxloop.models import CHAMPION
 from voxloop.records import Dataset, Model, Run, Transcript, Utterance, UtteranceStatus
 from voxloop.steps import training
+from voxloop.steps.datasets.splits import clips_for_test
 from voxloop.steps.gate.comparison import Comparison
 from voxloop.steps.gate.promotion import comparisons
 from voxloop.steps.utterances import speechless_in
@@ -157,7 +158,8 @@ def _next_steps(
         elif judged[-1].needed_utterances:
             needed, there = judged[-1].needed_utterances, judged[-1].utterances
             steps.append(
-                f"voxloop review    the newest model needs {needed} test clips for a verdict: {there} are there"
+                f"voxloop review    about {clips_for_test(needed - there)} more clips, then build again: the "
+                f"newest model needs {needed} test clips for a verdict, and there are {there}"
             )
         else:
             steps.append("voxloop ingest FOLDER    more speech: the newest model is not shown to be better")

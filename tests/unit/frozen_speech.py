@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.unit import tiny_whisper
+from voxloop.models import engine as engine_of
 from voxloop.records import Dataset, Model, Recording
 from voxloop.speech.audio import to_pcm16, wav_bytes
 from voxloop.steps import datasets, evaluation, transcripts
@@ -69,11 +70,13 @@ def models(folder: Path) -> tuple[Path, Path]:
 
 
 def remember(
-    ws: Workspace, model: Model, dataset: Dataset, heard: Callable[[int, DatasetRow], str], *, engine: str = "torch"
+    ws: Workspace, model: Model, dataset: Dataset, heard: Callable[[int, DatasetRow], str], *, engine: str = ""
 ) -> None:
     """Keep what `model` heard in each row, as an evaluation does that died before its commit."""
     rows = datasets.rows(ws, dataset.id, "test")
-    decoding = evaluation.as_heard(ws, rows, replace(transcripts.decoding(ws), engine=engine))
+    decoding = evaluation.as_heard(
+        ws, rows, replace(transcripts.decoding(ws), engine=engine_of(ws, model, asked=engine))
+    )
     changes = ws.settings.normaliser
     scored = evaluation.score(rows, [(heard(number, row), 0.5) for number, row in enumerate(rows)], "en", changes)
     normaliser = evaluation.normalisers(rows, decoding, changes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
@@ -94,7 +95,9 @@ def test_a_small_gain_may_be_chance(ws: Workspace, tmp_path: Path) -> None:
     assert found.needed_utterances is not None
     assert found.needed_utterances > 24
     assert found.next_step is not None
-    assert found.next_step.startswith(f"Review about {found.needed_utterances - 24} more test clips to know")
+    assert found.next_step.startswith(
+        f"Review about {math.ceil((found.needed_utterances - 24) / 0.4)} more clips to know"
+    )
 
 
 def test_comparing_is_free(ws: Workspace, tmp_path: Path) -> None:
@@ -111,7 +114,7 @@ def test_a_small_test_is_no_evidence_however_good_the_result(ws: Workspace, tmp_
     assert found.verdict == "insufficient evidence"
     assert found.reasons[0] == "Too few test utterances: 12 of the 20 that a verdict needs."
     assert found.next_step is not None
-    assert found.next_step.startswith("Review about 8 more test clips to know: a test of 20 clips")
+    assert found.next_step.startswith("Review about 20 more clips to know, and build the dataset again: a test of 20")
 
 
 def test_one_speaker_may_not_pay_for_the_others(ws: Workspace, tmp_path: Path) -> None:
@@ -141,7 +144,7 @@ def test_how_much_was_decoded_at_once_does_not_matter(ws: Workspace, tmp_path: P
 
 def test_models_of_one_family_are_compared_on_one_engine_and_others_on_their_own(ws: Workspace, tmp_path: Path) -> None:
     new, old = both(ws, tmp_path, frozen_speech.wrong_in(0.5), frozen_speech.wrong_in(0.0), clips=6)
-    faster = replace(old, decoding=old.decoding | {"engine": "ctranslate2-int8"})
+    faster = replace(old, decoding=old.decoding | {"engine": "ctranslate2-float32"})
     with pytest.raises(UsageError, match="differ in decoding"):
         compare(ws, new, faster)
     with ws.catalog.write() as tx:
@@ -215,7 +218,8 @@ def test_what_is_no_better_is_told_what_helps() -> None:
     size = size_for(small.found, 0.2, LIMITS.fresh)
     assert size is not None
     assert small.next_step == (
-        f"{NO_BETTER} To detect a gain of 20 % at this WER, review about {size - 30} more test clips ({size} in total)."
+        f"{NO_BETTER} To detect a gain of 20 % at this WER, review about {math.ceil((size - 30) / 0.4)} more clips, "
+        f"for a test of {size}."
     )
 
 

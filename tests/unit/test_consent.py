@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+from click.testing import Result
+from typer.testing import CliRunner
 
 from voxloop.automation.worker import work
+from voxloop.cli.app import app
 from voxloop.errors import UnknownRecord, UsageError
 from voxloop.maintenance.removal import forget
 from voxloop.steps import consent
@@ -67,3 +71,24 @@ def test_datasets_and_exports_follow(workspace: Workspace, demo_speech: Path, tm
         assert {row.speaker for row in reader.connection.execute(tables.consent.select())} == {"theo"}
         payloads = [row.payload for row in reader.connection.execute(tables.event.select())]
     assert "ann" not in str([one.get("speaker") for one in payloads])
+
+
+def test_the_commands_note_show_and_withdraw(tmp_path: Path) -> None:
+    def run(*arguments: str) -> Result:
+        return CliRunner().invoke(app, ["-C", str(tmp_path / "ws"), *arguments])
+
+    assert run("init").exit_code == 0
+    assert "next: voxloop consent text FILE" in run("consent", "text").stdout
+    file = tmp_path / "text.txt"
+    file.write_text("You may train on my voice and share the model.", encoding="utf-8")
+    assert "Version 1" in run("consent", "text", str(file), "--purpose", "train", "--purpose", "share").stdout
+    assert "ann permits: train, share (text 1)" in run("consent", "give", "ann", "--by", "bob").stdout
+    assert "ann permits: train" in run("consent", "withdraw", "ann", "--purpose", "share").stdout
+    assert "forget --speaker" in run("consent", "withdraw", "ann").stdout
+    (shown,) = json.loads(run("consent", "show", "--json").stdout)
+    assert (shown["permits"], len(shown["history"])) == ([], 3)
+    assert "only training is permitted" in run("consent", "show", "cara").stdout
+    file.write_bytes(b"\xff\xfe")
+    refused = run("consent", "text", str(file))
+    assert refused.exit_code == 2
+    assert "is not UTF-8 text" in refused.stderr

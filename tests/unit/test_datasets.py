@@ -549,3 +549,14 @@ def test_nothing_to_freeze_says_what_to_do(workspace: Workspace) -> None:
         datasets.build(workspace)
     with pytest.raises(UnknownRecord, match="dataset build"):
         datasets.find(workspace)
+
+
+def test_new_clips_go_to_test_until_it_has_what_the_last_verdict_asked_for(workspace: Workspace) -> None:
+    for number in range(50):
+        add_utterance(workspace, f"clip {number}", reference=f"sentence number {number}", speaker="ann", by="bob")
+    assert len(datasets.rows(workspace, datasets.build(workspace).id, "test")) == 20
+    with workspace.transaction() as tx:
+        tx.emit("model.compared", "a model", payload={"needed_utterances": 56})
+    for number in range(50, 113):
+        add_utterance(workspace, f"clip {number}", reference=f"sentence number {number}", speaker="ann", by="bob")
+    assert len(datasets.rows(workspace, datasets.build(workspace).id, "test")) == 45  # two fifths

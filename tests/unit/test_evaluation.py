@@ -391,7 +391,7 @@ def test_all_engines_that_serve_are_named(tmp_path: Path) -> None:
     base = tiny_whisper.make(tmp_path / "base")
     asked = {"base_model": str(base), "device": "cpu", "create": True}
     with open_loop(tmp_path / "one", **asked) as ws:
-        assert [one.engine for one in evaluation.as_served(ws, models.base_model(ws))] == ["torch"]
+        assert [one.engine for one in evaluation.as_served(ws, models.base_model(ws))] == ["ctranslate2-int8"]
     with open_loop(tmp_path / "two", serving_engines=("ctranslate2-float32", "ctranslate2", "torch"), **asked) as ws:
         model = models.base_model(ws)
         engines = [one.engine for one in evaluation.as_served(ws, model)]

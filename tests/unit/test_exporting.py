@@ -25,10 +25,11 @@ from voxloop.models import base_model, model_id
 from voxloop.pipeline import open_loop
 from voxloop.records import Model, Run
 from voxloop.starter import STARTER_DIR
-from voxloop.steps import datasets, exporting
+from voxloop.steps import consent, datasets, exporting
 from voxloop.steps.evaluation import evaluate
 from voxloop.steps.exporting.card import escaped
 from voxloop.steps.exporting.trial import Outcome, Trial
+from voxloop.stores import tables
 from voxloop.stores.blobs import sha256_file
 from voxloop.workspace import Workspace
 
@@ -109,6 +110,23 @@ def test_all_forms_lie_side_by_side_and_are_tried(workspace: Workspace, tuned: M
     assert told["tags"][-1] == "lora"
     assert told["language"] == ["en"]
     assert told["license"] == "cc-by-sa-4.0"
+
+
+def test_who_has_not_consented_to_sharing_is_told(workspace: Workspace, tuned: Model, tmp_path: Path) -> None:
+    made = exporting.export_model(workspace, tuned.id, tmp_path / "out", clips=0)
+    speakers = {row.speaker for row in datasets.rows(workspace, datasets.find(workspace, HOSTILE).id, "train")}
+    assert set(made.not_to_share) == speakers
+    assert "**Not for sharing:**" in (made.folder / "README.md").read_text(encoding="utf-8")
+    consent.add_text(workspace, "Share it.", ["train", "share"], by="bob")
+    with workspace.transaction() as tx:  # names that no person would type
+        rows = [
+            {"speaker": one, "given": True, "purposes": ["share"], "version": 1, "by": "b", "created": 1.0}
+            for one in speakers
+        ]
+        tx.connection.execute(tables.consent.insert(), rows)
+    again = exporting.export_model(workspace, tuned.id, tmp_path / "again", clips=0)
+    assert not again.not_to_share
+    assert "Not for sharing" not in (again.folder / "README.md").read_text(encoding="utf-8")
 
 
 def assert_card_is_safe(card: str, folder: Path) -> None:

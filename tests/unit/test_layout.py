@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,10 @@ def event_types(tree: ast.Module) -> list[ast.expr]:
 def test_what_is_listened_to_is_emitted_and_does_something() -> None:
     assert LISTENERS.keys() <= EVENTS.keys()
     assert {step for steps in LISTENERS.values() for step in steps} == STEPS.keys()
+    for step in STEPS.values():
+        for name in filter(None, (step.function, step.condition)):
+            module, _, function = name.rpartition(".")
+            assert callable(getattr(import_module(f"voxloop.steps.{module}"), function))
 
 
 def test_an_event_is_told_of_in_one_sentence() -> None:

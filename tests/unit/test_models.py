@@ -302,7 +302,7 @@ class Loads:
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Workspace]:
     models.free()
-    with open_loop(tmp_path / "workspace", create=True, threads=1, device="cpu") as ws:
+    with open_loop(tmp_path / "workspace", create=True, threads=1, device="cpu", engine="torch") as ws:
         yield ws
     models.free()
 
@@ -346,7 +346,7 @@ def test_the_number_of_threads_is_set_when_a_model_is_loaded_and_not_again(
     told: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", told.append)
     models.free()
-    with open_loop(tmp_path / "workspace", create=True, threads=2, device="cpu") as ws:
+    with open_loop(tmp_path / "workspace", create=True, threads=2, device="cpu", engine="torch") as ws:
         for _ in range(3):
             with models.loaded(ws, models.base_model(ws)):
                 pass

@@ -269,7 +269,7 @@ def test_the_command_line_tells_what_moved_and_what_it_rested_on(tmp_path: Path)
     pair.promote(by="ann")
     assert json.loads(said("rollback", "--by", "bob", "--json"))["verdict"] == "rollback"
     shown, listed = said("history"), json.loads(said("history", "--json"))
-    for part in ("promote", "rollback", "ann", "bob", "15.0 % ->", "24 utt"):
+    for part in ("promote", "rollback", "ann", "bob", "15.0 % ->", "24"):
         assert part in shown
     assert [move["verdict"] for move in listed] == ["promote", "rollback"]
     assert listed[0]["evidence"]["verdict"] == "promote"

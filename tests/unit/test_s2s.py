@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import zlib
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from voxloop.cli.app import app
 from voxloop.errors import UsageError
 from voxloop.records import Recording, Transcript, Utterance
 from voxloop.speech.audio import decode, pcm_id, to_pcm16
@@ -74,3 +77,22 @@ def test_other_files_are_refused(workspace: Workspace, tmp_path: Path) -> None:
         other.execute("CREATE TABLE s2s_training_data (id INTEGER, transcript TEXT)")
     with pytest.raises(UsageError, match="lacks audio_blob, is_reviewed"):
         import_s2s(workspace, tmp_path / "other.db")
+
+
+def test_the_command_says_what_became_of_the_rows(tmp_path: Path, demo_speech: Path) -> None:
+    file = tmp_path / "s2s.db"
+    pcm = zlib.compress(to_pcm16(decode(sorted(demo_speech.glob("*.ogg"))[0])))
+    add(file, ("one", pcm, 1, 0, "2025-10-04 14:23:15"), ("none", None, 0, 0, "2025-10-04 14:23:16"))
+    call = ["-C", str(tmp_path / "ws"), "import", "s2s", str(file), "--speaker", "ann", "--language", "English"]
+    assert CliRunner().invoke(app, ["-C", str(tmp_path / "ws"), "init"]).exit_code == 0
+    first = CliRunner().invoke(app, call)
+    assert first.exit_code == 0
+    assert "refused row 2" in first.stdout
+    assert "1 new recording, 0 known, 1 refused" in first.stdout
+    again = json.loads(CliRunner().invoke(app, [*call, "--json"]).stdout)
+    assert (again["taken"], again["known"]) == (0, 1)
+    listed = json.loads(CliRunner().invoke(app, ["-C", str(tmp_path / "ws"), "recordings", "list", "--json"]).stdout)
+    assert [(row["speaker"], row["language"]) for row in listed] == [("ann", "en")]
+    wrong = CliRunner().invoke(app, [*call[:4], str(tmp_path / "none.db")])
+    assert wrong.exit_code == 2
+    assert "no such file" in wrong.stderr

@@ -184,3 +184,32 @@ def test_the_number_that_decides_is_the_number_that_is_told(base: Path, tmp_path
     best = next(line for line in lines if line["step"] == outcome.best.step)
     assert best["val_wer"] == outcome.best.wer == min(line["val_wer"] for line in lines)
     assert json.loads((folder / "eval_results.json").read_text())["best"]["wer"] == outcome.best.wer
+
+
+class TestMerit:
+    BASE = Score(step=0, wer=0.75, cer=0.5, loss=4.0)
+
+    def scored(self, wer: float, loss: float, words: int) -> Score:
+        return Score(step=1, wer=wer, cer=wer, loss=loss).against(self.BASE, words)
+
+    def test_the_base_has_the_merit_one(self) -> None:
+        assert self.BASE.against(self.BASE, 20).merit == pytest.approx(1.0)
+        assert Score(step=0, wer=0.0, cer=0.0, loss=1.0).against(replace(self.BASE, wer=0.0), 20).merit is not None
+
+    def test_on_few_words_the_loss_decides(self) -> None:
+        # Of 20 words, 12 and 13 wrong: a voice's first minutes, with the loss still falling.
+        assert self.scored(0.65, 2.8, 20).better_than(self.scored(0.60, 3.7, 20))
+
+    def test_on_many_words_their_errors_decide(self) -> None:
+        assert self.scored(0.60, 3.7, 5000).better_than(self.scored(0.65, 2.8, 5000))
+
+    @pytest.mark.parametrize("words", [20, 5000])
+    def test_more_errors_than_the_base_are_never_better_than_it(self, words: int) -> None:
+        worse = self.scored(0.80, 1.0, words)
+        assert not worse.better_than(self.BASE.against(self.BASE, words))
+        assert self.scored(0.75, 3.9, words).better_than(worse)
+
+    def test_runs_of_earlier_versions_are_compared_by_their_errors(self) -> None:
+        old = Score(step=1, wer=0.5, cer=0.5, loss=9.0)
+        assert old.better_than(self.scored(0.6, 1.0, 20))
+        assert not self.scored(0.6, 1.0, 20).better_than(old)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -21,7 +22,9 @@ import httpx2 as httpx
 import openai
 import psutil
 import pytest
+from websockets.exceptions import ConnectionClosed
 
+from tests.web.live import COMPLETED, DELTA, PCM_16K, live, said
 from tests.web.test_hot_swap import crowned, disturbed, told, wait_for
 from voxloop import models
 from voxloop.pipeline import open_loop
@@ -195,3 +198,17 @@ def test_a_kill_while_a_model_is_loaded(ws: Workspace, demo_speech: Path, tmp_pa
 
 def _text(ws: Workspace, clip: Path, model: Model) -> str:
     return transcribe_file(ws, clip, model=model.id).text
+
+
+def test_a_server_that_stops_hears_out_who_is_speaking(tmp_path: Path, real_speech: Path) -> None:
+    with open_loop(tmp_path / "served", create=True) as ws, serving(ws) as server, live(server, headers={}) as session:
+        session.update(**PCM_16K)
+        session.speak(said(real_speech, 4))
+        session.next("input_audio_buffer.speech_started")
+        server.process.send_signal(signal.SIGTERM)
+        assert session.next(COMPLETED)["transcript"]
+        with pytest.raises(ConnectionClosed) as closed:
+            session.next(DELTA)
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1001
+        assert server.process.wait(30) == 0

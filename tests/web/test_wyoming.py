@@ -19,6 +19,8 @@ from wyoming.ping import Ping, Pong
 from tests.web.conftest import served
 from tests.web.live import said, silence
 from voxloop.pipeline import open_loop
+from voxloop.records import Recording
+from voxloop.records import Transcript as Transcribed
 from voxloop.speech.audio import to_pcm16
 
 
@@ -97,3 +99,29 @@ def test_a_line_without_end_is_not_kept(port: int) -> None:
     with socket.create_connection(("127.0.0.1", port), timeout=10) as client, pytest.raises(ConnectionError):
         for _ in range(1000):
             client.sendall(b"x" * (1 << 16))
+
+
+def test_what_is_heard_is_kept_where_the_setting_keeps_everything(tmp_path: Path, real_speech: Path) -> None:
+    pcm = to_pcm16(said(real_speech, 4))
+
+    async def talk(port: int) -> str:
+        async with AsyncTcpClient("127.0.0.1", port) as client:
+            await client.write_event(AudioStart(rate=16_000, width=2, channels=1).event())
+            await client.write_event(AudioChunk(rate=16_000, width=2, channels=1, audio=pcm).event())
+            await client.write_event(AudioStop().event())
+            while True:
+                event = await asyncio.wait_for(client.read_event(), 30)
+                assert event is not None
+                if Transcript.is_type(event.type):
+                    return Transcript.from_event(event).text
+
+    with open_loop(tmp_path / "served", create=True, capture="all") as ws:
+        with socket.socket() as listening:
+            listening.bind(("127.0.0.1", 0))
+            with served(ws, listening):
+                text = asyncio.run(talk(listening.getsockname()[1]))
+        with ws.read() as reader:
+            (recording,) = reader.all(Recording)
+            (transcript,) = reader.all(Transcribed)
+    assert recording.speaker == "wyoming"
+    assert transcript.text == text

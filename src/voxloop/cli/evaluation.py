@@ -11,7 +11,7 @@ import typer
 from voxloop.cli.screen import Json, counted, lasting, opened, percent, print_json, progress, short, table
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from voxloop.records import Evaluation
     from voxloop.speech.text import Changes
@@ -193,45 +193,22 @@ def marked(row: Scored, language: str | None, rules: Changes) -> str:
 def print_evaluations(rows: list[tuple[str, Evaluation]]) -> None:
     """Print the scores of evaluations side by side."""
 
-    def interval(scores: dict[str, Any]) -> str:
-        return f"{100 * scores['wer_low']:.1f} to {100 * scores['wer_high']:.1f}"
-
     def new_texts(scores: dict[str, Any]) -> str:
         part = [one for one in scores["slices"] if (one["by"], one["name"]) == ("texts", "new")]
-        return f"{percent(part[0]['wer'])} of {part[0]['utterances']}" if part else "–"
+        return f"{percent(part[0]['wer'])} in {counted(part[0]['utterances'], 'utterance')}" if part else "–"
 
+    listed: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
+        ("WER", lambda s: percent(s["wer"])),
+        ("95 % interval", lambda s: f"{100 * s['wer_low']:.1f} to {100 * s['wer_high']:.1f}"),
+        ("new texts", new_texts),
+        ("CER", lambda s: percent(s["cer"])),
+        ("as written", lambda s: percent(s.get("orthographic_wer"))),
+        ("sub, del, ins", lambda s: f"{s['substitutions']}, {s['deletions']}, {s['insertions']}"),
+        ("measured on", lambda s: f"{counted(s['words'], 'word')} in {counted(s['utterances'], 'utterance')}"),
+    ]
     table(
-        [
-            "",
-            "model",
-            "WER",
-            "95 % interval",
-            "new texts",
-            "CER",
-            "as written",
-            "sub",
-            "del",
-            "ins",
-            "words",
-            "utterances",
-        ],
-        [
-            [
-                name,
-                short(e.model),
-                percent(e.scores["wer"]),
-                interval(e.scores),
-                new_texts(e.scores),
-                percent(e.scores["cer"]),
-                percent(e.scores.get("orthographic_wer")),
-                e.scores["substitutions"],
-                e.scores["deletions"],
-                e.scores["insertions"],
-                e.scores["words"],
-                e.scores["utterances"],
-            ]
-            for name, e in rows
-        ],
+        ["", *(f"{name} {short(e.model)}" for name, e in rows)],
+        [[name, *(said(e.scores) for _, e in rows)] for name, said in listed],
     )
 
 

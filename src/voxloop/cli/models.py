@@ -328,7 +328,7 @@ def model_history(
         print_json(moves)
         return
     table(
-        ["when", "alias", "from", "to", "how", "by", "WER", "on"],
+        ["when", "alias", "from", "to", "how", "by", "WER", "clips"],
         [
             [
                 when(move.created),
@@ -340,10 +340,11 @@ def model_history(
                 f"{percent(move.evidence['wer_before'])} -> {percent(move.evidence['wer_after'])}"
                 if "wer_after" in move.evidence
                 else move.evidence.get("missing"),
-                f"{move.evidence['utterances']} utterances" if "utterances" in move.evidence else None,
+                move.evidence.get("utterances"),
             ]
             for move in moves
         ],
+        if_different=("alias",),
         empty="no champion yet: promote a model with `voxloop model promote MODEL`",
     )
 
@@ -419,6 +420,14 @@ def model_export(
         print_json(made)
         return
     _print_trial(made)
+    if made.not_to_share:
+        names = [name or "unknown" for name in made.not_to_share[:5]]
+        more = f" and {len(made.not_to_share) - 5} more" if len(made.not_to_share) > 5 else ""
+        typer.echo(
+            f"warning: keep this model to yourself, since it learnt from speakers who have not consented to sharing: "
+            f"{', '.join(names)}{more}. Note a consent with `voxloop consent give SPEAKER`.",
+            err=True,
+        )
     typer.echo(made.folder)
 
 

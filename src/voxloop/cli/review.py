@@ -128,6 +128,7 @@ def review_list(
             for item in found.items
         ],
         empty="no matching utterances; `voxloop status` shows how many there are",
+        if_different=("at", "speaker", "status", "warnings"),
     )
     if found.after:
         typer.echo(f"next page: --after {found.after}")

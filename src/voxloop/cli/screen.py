@@ -61,8 +61,21 @@ def print_json(value: Any) -> None:
     typer.echo(json.dumps(plain(value), ensure_ascii=False, indent=2))
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str | None = None, empty: str = "") -> None:
-    """Print rows under column headings, numbers aligned right; with no rows, print `empty` instead."""
+WHOLE = 14  # widest cell, in characters, of columns that are never folded: ids, numbers, states
+
+
+def table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[Any]],
+    *,
+    title: str | None = None,
+    empty: str = "",
+    if_different: Sequence[str] = (),
+) -> None:
+    """Print rows under column headings, numbers aligned right; with no rows, print `empty` instead.
+
+    `if_different` names columns that are left out if all rows hold the same.
+    """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -71,15 +84,30 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str |
     if not listed and empty:
         typer.echo(empty)
         return
+    shown = [
+        index
+        for index, column in enumerate(columns)
+        if column not in if_different or len({str(row[index]) for row in listed}) > 1
+    ]
+    columns = [columns[index] for index in shown]
+    listed = [[row[index] for index in shown] for row in listed]
+    cells = [[_cell(value) for value in row] for row in listed]
+    widths = [max((len(row[index]) for row in cells), default=0) for index in range(len(columns))]
+    # Without a terminal, the variable COLUMNS sets the width.
+    room = shutil.get_terminal_size((80, 24)).columns
+    tight = sum(max(width, len(column)) + 2 for width, column in zip(widths, columns, strict=True)) - 2 > room
     drawn = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for index, column in enumerate(columns):
         numeric = bool(listed) and all(isinstance(row[index], int | float) or row[index] is None for row in listed)
-        drawn.add_column(column, justify="right" if numeric else "left", overflow="fold")
-    for row in listed:
-        # Text, not markup: a transcript may hold brackets.
-        drawn.add_row(*[Text(_cell(value)) for value in row])
-    width = None if sys.stdout.isatty() else 200
-    Console(width=width, highlight=False).print(drawn)
+        drawn.add_column(
+            column.replace(" ", "\n") if tight and len(column) > widths[index] else column,
+            justify="right" if numeric else "left",
+            overflow="fold",
+            no_wrap=max(widths[index], len(column)) <= WHOLE,
+        )
+    for row in cells:
+        drawn.add_row(*[Text(cell) for cell in row])  # text, not markup: a transcript may hold brackets
+    Console(width=room, highlight=False).print(drawn)
 
 
 def _cell(value: Any) -> str:

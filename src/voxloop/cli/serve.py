@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from voxloop.settings import Settings
     from voxloop.web.access import Admission
 
+DRAIN_S = 10.0  # how long a stopping server waits for the texts of live sessions
+
 token = typer.Typer(no_args_is_help=True, help="Tokens for people and programs that use the server.")
 
 TokenScope = Annotated[
@@ -87,8 +89,9 @@ def serve(
         admission = _admission(ws.settings, host, None if no_auth else tokens.administrators(ws))
         shown = f"[{host}]" if ":" in host else host
         url = f"{scheme}://{shown}:{listening.getsockname()[1]}{ws.settings.serve_prefix}"
+        app = application(ws, admission, second)
         config = uvicorn.Config(
-            application(ws, admission, second),
+            app,
             log_config=None,
             access_log=False,
             root_path=ws.settings.serve_prefix,
@@ -110,7 +113,15 @@ def serve(
         else:
             typer.echo(f"token:      {tokens.VARIABLE if _from_environment() else tokens.token_file(ws)}", err=True)
             typer.echo(f"in a browser, once and within 15 minutes: {url}/login?code={tokens.link(ws)}", err=True)
-        server = uvicorn.Server(config)
+
+        class Server(uvicorn.Server):
+            async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+                """Hear live sessions out before uvicorn cuts their connections."""
+                if self.started:
+                    await app.state.served.sessions.end(DRAIN_S)
+                await super().shutdown(sockets)
+
+        server = Server(config)
         server.run(sockets=[listening])
         if not server.started:
             raise typer.Exit(1)

@@ -204,9 +204,8 @@ def doctor(ctx: typer.Context) -> None:
 
 
 # Packages that are always installed, then those of the extras and what each is for.
-PACKAGES = ("torch", "transformers", "peft", "lhotse", "av", "sqlalchemy", "obstore")
+PACKAGES = ("torch", "transformers", "ctranslate2", "peft", "lhotse", "av", "sqlalchemy", "obstore")
 OPTIONAL = {
-    "ctranslate2": ("fast", "faster transcription on a CPU"),
     "psycopg": ("postgres", "a catalog on PostgreSQL"),
     "pyarrow": ("parquet", "Parquet exports"),
     "matplotlib": ("plot", "charts of datasets"),

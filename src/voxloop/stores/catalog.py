@@ -394,12 +394,14 @@ class Catalog:
 
     def migrate(self) -> None:
         """Upgrade the schema to this program's version. Raises WorkspaceError if the catalog is newer."""
+        if self._is_current():
+            return
         from alembic import command
         from alembic.config import Config
         from alembic.util import CommandError
 
         config = Config()
-        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+        config.set_main_option("script_location", str(MIGRATIONS))
         # A second process waits, then finds the work done. On SQLite it waits for the IMMEDIATE transaction.
         with self._told(), self.engine.begin() as connection:
             if connection.dialect.name == "postgresql":
@@ -412,6 +414,16 @@ class Catalog:
                     f"the catalog was written by a newer version of Voxloop, whose schema this version does not know "
                     f"({error}). Install the newer version."
                 ) from error
+
+    def _is_current(self) -> bool:
+        """Whether the schema is this version's, found without Alembic, whose import takes longer than most commands."""
+        newest = max(path.name for path in (MIGRATIONS / "versions").glob("[0-9]*.py")).partition("_")[0]
+        with self._told():
+            try:
+                with self._read.connect() as connection:
+                    return bool(connection.scalar(sa.text("SELECT version_num FROM alembic_version")) == newest)
+            except (sa.exc.OperationalError, sa.exc.ProgrammingError):  # a new catalog, or one that says why below
+                return False
 
     def compact(self) -> bool:
         """Overwrite the traces of deleted rows in the database files. Return False if others are using the catalog.
@@ -478,6 +490,7 @@ class Catalog:
 
 
 REWRITE_WAIT_MS = 5000
+MIGRATIONS = Path(__file__).parent / "migrations"
 MIGRATING = 0x766F786C6F6F70  # the advisory lock for migrations: "voxloop" as a number
 
 

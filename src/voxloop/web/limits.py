@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from limits import RateLimitItemPerMinute
 from limits.aio.storage import MemoryStorage
@@ -61,6 +62,15 @@ class Sessions:
     def __init__(self, most: int) -> None:
         self._most = most
         self._open: dict[str, int] = {}
+        self.ending = asyncio.Event()  # the server stops: what is being said is still heard
+
+    async def end(self, timeout_s: float) -> None:
+        """Ask all sessions to end, and wait until they have."""
+        self.ending.set()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while self._open:
+                    await asyncio.sleep(0.02)
 
     @contextmanager
     def one_more(self, client: Client) -> Iterator[None]:

@@ -47,7 +47,7 @@ MOST_APPENDED = 15 << 20  # bytes of audio in one message, as OpenAI has it
 MOST_MISTAKES = 100  # of a client, until its session ends
 MOST_UNREAD = 4096  # events that a client has not taken
 LOOK_S = 1.0  # how often a session looks whether it may go on
-POLICY, TRY_LATER = 1008, 1013  # close codes (RFC 6455, 7.4.1, and IANA's registry)
+GOING_AWAY, POLICY, TRY_LATER = 1001, 1008, 1013  # close codes (RFC 6455, 7.4.1, and IANA's registry)
 
 
 @router.post("/client_secrets")
@@ -122,7 +122,7 @@ class Conversation:
             format=self.asked.format,
         )
         self._say({"type": "session.created", "session": self.session.shown(self.id, self.asked)})
-        tasks = [asyncio.create_task(work()) for work in (self._receive, self._send, self._watch)]
+        tasks = [asyncio.create_task(work()) for work in (self._receive, self._send, self._watch, self._drain)]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -232,6 +232,15 @@ class Conversation:
                 await self.socket.close(1000, reason="nothing was sent for long")
                 return
         await self.end(TRY_LATER, Problem(429, "too many events were not read", code="events_unread"))
+
+    async def _drain(self) -> None:
+        """Where the server stops: end the utterance under way, tell its text, and close."""
+        await self.served.sessions.ending.wait()
+        if self._stream.speaking:
+            self._stream.commit()
+        while self._stream.pending or self._keeping or not self._events.empty():
+            await asyncio.sleep(0.02)
+        await self.socket.close(GOING_AWAY, reason="the server stops")
 
     def _told(self, event: Event) -> None:
         match event:

@@ -22,8 +22,10 @@ from wyoming.ping import Ping, Pong
 
 from voxloop import __version__
 from voxloop.errors import UnknownRecord, UsageError, VoxloopError
+from voxloop.records import Encoding
 from voxloop.serving import live
 from voxloop.serving.batches import Urgency
+from voxloop.serving.capture import Captured
 from voxloop.serving.incoming import Format
 from voxloop.serving.live import Completed, Delta, Failed, Wanted
 from voxloop.serving.streams import Stream
@@ -33,6 +35,7 @@ from voxloop.web.live_session import LIVE_ALIASES
 from voxloop.web.metrics import AUDIO
 
 if TYPE_CHECKING:
+    from voxloop.serving.capture import Wish
     from voxloop.web.app import Served
 
 ANY_CLIENT = Client(name="wyoming", scopes=frozenset({"listen"}))
@@ -113,6 +116,7 @@ class _Talk:
         self._stream: Stream | None = None
         self._told: asyncio.Queue[live.Event] = asyncio.Queue()
         self._seconds = 0.0
+        self._wish: Wish | None = None
 
     async def say(self, event: Event) -> None:
         with suppress(ConnectionError):
@@ -158,6 +162,8 @@ class _Talk:
             wanted=self._wanted(),
             format=Format(rate=rate, channels=channels),
         )
+        capture = self._served.capture
+        self._wish = capture.wish({}, ANY_CLIENT) if capture else None  # only the setting can ask for it
 
     def _wanted(self) -> Wanted:
         """The client ends utterances itself. A name or language that is not known is passed over."""
@@ -200,11 +206,28 @@ class _Talk:
                     await self.say(Transcript(text=done.text, language=language).event())
                     if started:
                         await self.say(TranscriptStop().event())
+                    await self._keep(stream, done)
                     break
                 case Failed(error=error):
                     await self.say(Error(text=str(error), code="failed").event())
                     break
         self.close()
+
+    async def _keep(self, stream: Stream, done: Completed) -> None:
+        """Offer an utterance to the capture."""
+        if self._served.capture is None or self._wish is None or not done.text:
+            return
+        format = stream.format
+        captured = Captured(
+            waveform=done.waveform,
+            name=f"{done.item}.wav",
+            wish=self._wish,
+            model=done.model,
+            segments=done.segments,
+            encoding=Encoding(codec=format.name, rate=format.rate, channels=format.channels),
+            language=stream.wanted.language,
+        )
+        await asyncio.to_thread(self._served.capture.offer, captured)
 
     def _info(self) -> Info:
         model = self._served.models.current

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 import numpy as np
 
-from voxloop.errors import ModelError, first_line, install_command
+from voxloop.errors import ModelError, first_line
 from voxloop.families.decoding import Decoding
 from voxloop.families.whisper import ctranslate_folder
 from voxloop.families.whisper.bias import Reading, log_softmax
@@ -61,13 +61,13 @@ LOOK_AHEAD = 8  # tokens read at once while sampling: as many of them are kept a
 
 
 def library() -> Any:
-    """The package ctranslate2. Raises ModelError naming the extra where it is not installed."""
+    """The package ctranslate2. Raises ModelError where it cannot be imported (some systems have no build of it)."""
     try:
         import ctranslate2
     except ImportError as error:
         raise ModelError(
-            f"the engine ctranslate2 is not installed ({first_line(error)}): "
-            f"install it with `{install_command('fast')}`, or set `engine` to torch"
+            f"the engine ctranslate2 cannot be used ({first_line(error)}): "
+            "install it with `pip install ctranslate2`, or set `engine` to torch"
         ) from error
     return ctranslate2
 

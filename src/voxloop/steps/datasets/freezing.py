@@ -61,7 +61,8 @@ def build(
     `machine_text` is given and its confidence is at least that; validation and test
     contain only references, and none that were aligned automatically. `train_limit` is
     the maximum number of training clips; `filters` default to the settings.
-    `ratios` default to the settings or, if unset, are chosen by the number of clips.
+    `ratios` default to the settings or, if unset, are chosen by the number of clips and by what the gate's newest
+    verdict asked for.
     Doubtful texts are excluded and go to review.
 
     `fresh_test` assigns new splits to training clips that no model was trained on;
@@ -79,6 +80,7 @@ def build(
         filters = replace(filters, max_label_tokens=labels.limit)
     with ws.read() as reader:
         withdrawn = consent.withdrawn(reader, "train")
+        wanting = _wanting(reader)
     judge = Judge(filters, choice, labels, withdrawn=withdrawn, restore_style=restore_style)
     with (
         tempfile.TemporaryDirectory(prefix="voxloop-build-") as folder,
@@ -92,7 +94,7 @@ def build(
         candidates.sift(judge.too_short(), left_out)
         doubtful = candidates.sift(judge.doubts(), left_out)
         testable = sum(not may_enter("test", one) for one in candidates)
-        ratios = asked or usual_ratios(testable, ws.settings.promote_min_utterances)
+        ratios = asked or usual_ratios(testable, max(ws.settings.promote_min_utterances, wanting))
         belonging = _Belonging(candidates, ratios, sessions, afresh=fresh_test)
         unsuspected = bytes(candidates.chosen)
         candidates.sift(belonging.cannot_enter, left_out)
@@ -303,6 +305,14 @@ def _sessions(reader: Reader) -> dict[str, str | None]:
     table = tables.recording.c
     statement = sa.select(table.id, table.session).where(table.session.is_not(None))
     return {row.id: row.session for row in reader.connection.execute(statement)}
+
+
+def _wanting(reader: Reader) -> int:
+    """The number of test clips that the gate's newest verdict asked for; 0 if it asked for none."""
+    e = tables.event.c
+    newest = sa.select(e.payload).where(e.type == "model.compared").order_by(e.seq.desc()).limit(1)
+    verdict = reader.connection.execute(newest).scalar()
+    return int((verdict or {}).get("needed_utterances") or 0)
 
 
 def _labels(ws: Workspace) -> Labels | None:

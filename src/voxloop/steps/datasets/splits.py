@@ -18,6 +18,7 @@ An utterance keeps its split, and the rest of its group follows: test stays test
 from __future__ import annotations
 
 import hashlib
+import math
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -105,6 +106,11 @@ def usual_ratios(clips: int, least: int) -> Ratios:
     test = max(min(MOST_TEST_SHARE * clips, max(least, min(TEST_SHARE * clips, TEST_CLIPS))), LEAST_SHARE * clips)
     val = max(min(VAL_SHARE * clips, VAL_CLIPS), LEAST_SHARE * clips)
     return 1 - (test + val) / clips, val / clips, test / clips
+
+
+def clips_for_test(count: int) -> int:
+    """Return how many new clips bring `count` test clips at the largest default share."""
+    return math.ceil(count / MOST_TEST_SHARE)
 
 
 def assign_splits(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from voxloop import __version__, hub, models
-from voxloop.errors import VoxloopError
+from voxloop.errors import VoxloopError, counted
 from voxloop.families.contract import ExportFormat
 from voxloop.families.decoding import Decoding
 from voxloop.records import Dataset, Evaluation, Run
@@ -44,8 +44,12 @@ def write(
     *,
     nested: bool,
     completed: bool,
+    not_to_share: int = 0,
 ) -> str:
-    """Return the card as Markdown with front matter for the Hub; `nested`: each format has its own folder."""
+    """Return the card as Markdown with front matter for the Hub.
+
+    `nested`: each format has its own folder. `not_to_share`: number of training speakers who permit no sharing.
+    """
     with ws.read() as reader:
         run = reader.find(Run, model.run) if model.run else None
         dataset = reader.find(Dataset, run.dataset) if run else None
@@ -62,7 +66,7 @@ def write(
         *_trial(tried),
         *_data(ws, dataset),
         *_usage(formats, base, nested=nested, trimmed=bool(tried and tried.context == "trimmed")),
-        *_limits(model, tried, completed),
+        *_limits(model, tried, completed, not_to_share),
         *_settings(run),
     ]
     return "\n".join(part.rstrip("\n") + "\n" for part in parts)
@@ -280,9 +284,13 @@ def _peft(place: str, base: Model | None) -> Iterator[str]:
 _USAGE = {"transformers": _transformers, "ctranslate2": _ctranslate2, "ggml": _ggml, "peft": _peft}
 
 
-def _limits(model: Model, tried: Trial | None, completed: bool) -> Iterator[str]:
+def _limits(model: Model, tried: Trial | None, completed: bool, not_to_share: int) -> Iterator[str]:
     yield "## Limits\n"
-    lines = ["- Voices, rooms and topics that the training data lacks may be recognised worse."] if model.run else []
+    lines = []
+    if not_to_share:
+        who = counted(not_to_share, "speaker of its training data has", "speakers of its training data have")
+        lines.append(f"- **Not for sharing:** {who} not consented to it.")
+    lines += ["- Voices, rooms and topics that the training data lacks may be recognised worse."] if model.run else []
     if completed:
         lines.append(
             "- It was not trained to predict time stamps. Its vocabulary was extended so that programs that request "

@@ -23,13 +23,13 @@ from voxloop import hub, models
 from voxloop.errors import ExportError, ModelError, UsageError, nearest
 from voxloop.families.contract import ExportFormat, require
 from voxloop.families.registry import family
-from voxloop.records import Progress
+from voxloop.records import Model, Progress, Run
+from voxloop.steps import consent, datasets
 from voxloop.steps.exporting import card, trial
 from voxloop.steps.exporting.trial import Trial
 
 if TYPE_CHECKING:
     from voxloop.families.contract import Family
-    from voxloop.records import Model
     from voxloop.workspace import Workspace
 
 FORMATS: tuple[ExportFormat, ...] = ("transformers", "ctranslate2", "ggml", "peft")
@@ -47,6 +47,7 @@ class ExportedModel:
     formats: tuple[ExportFormat, ...]
     trial: Trial | None  # None: not requested
     completed: bool  # whether time stamp tokens were added to its vocabulary
+    not_to_share: tuple[str | None, ...]  # speakers (None: unknown) it learnt from who permit no sharing of models
 
 
 def export_model(
@@ -88,9 +89,28 @@ def export_model(
         tried = None
         if clips and "other programs" in kind.capabilities:
             tried = trial.run(ws, model, places, shape=whole, base=base, clips=clips, progress=progress)
-        text = card.write(ws, model, formats, tried, nested=format == ALL, completed=completed)
+        lacking = not_to_share(ws, model)
+        text = card.write(
+            ws, model, formats, tried, nested=format == ALL, completed=completed, not_to_share=len(lacking)
+        )
         (partial / "README.md").write_text(text, encoding="utf-8")
-    return ExportedModel(model=model.id, folder=folder, formats=formats, trial=tried, completed=completed)
+    return ExportedModel(
+        model=model.id, folder=folder, formats=formats, trial=tried, completed=completed, not_to_share=tuple(lacking)
+    )
+
+
+def not_to_share(ws: Workspace, model: Model) -> list[str | None]:
+    """Speakers (None: unknown) whom a model or its bases learnt from, and who do not permit sharing such models."""
+    speakers: set[str | None] = set()
+    with ws.read() as reader:
+        at: Model | None = model
+        while at is not None and at.run:
+            run = reader.find(Run, at.run)
+            if run is None:
+                break
+            speakers.update(row.speaker for row in datasets.rows(ws, run.dataset, "train"))
+            at = reader.find(Model, run.base)
+        return consent.lacking(reader, speakers, "share")
 
 
 def _formats(model: Model, kind: Family, asked: str) -> tuple[ExportFormat, ...]:

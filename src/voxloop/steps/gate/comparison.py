@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from voxloop.errors import ConflictError, UsageError
 from voxloop.families.decoding import Decoding
 from voxloop.records import Dataset, Evaluation, Model, Split, Verdict
+from voxloop.steps.datasets.splits import clips_for_test
 from voxloop.steps.evaluation import Scored, parted, scored_rows, significance, texts_heard, wer
 from voxloop.steps.evaluation.heard_texts import HEARD, NEW
 from voxloop.steps.evaluation.words import Change, SliceChange, changes, slice_change, slice_changes
@@ -481,19 +482,22 @@ def size_for(found: Found, saved: float, level: float) -> int | None:
 def _review_more(found: Found, needed: int | None, limits: Limits, settings: Settings) -> str:
     """How many more clips to review for a verdict."""
     if needed is not None:
-        more = max(needed - found.utterances, 1)
+        more = clips_for_test(max(needed - found.utterances, 1))
         if found.paired.saved <= 0:
-            return f"Review {_count(more, 'more test clip')}: a verdict needs at least {needed}."
+            return (
+                f"Review about {_count(more, 'more clip')} and build the dataset again: "
+                f"a verdict needs {needed} test clips, and there are {found.utterances}."
+            )
         return (
-            f"Review about {_count(more, 'more test clip')} to know: a test of {needed} clips detects a gain of "
-            "this size four times in five."
+            f"Review about {_count(more, 'more clip')} to know, and build the dataset again: a test of {needed} clips "
+            f"(there are {found.utterances}) detects a gain of this size four times in five."
         )
     size = size_for(found, EXAMPLE, limits.fresh)
     if size is None or size <= found.utterances:
         return NO_BETTER
     return (
         f"{NO_BETTER} To detect a gain of {100 * EXAMPLE:.0f} % at this WER, review about "
-        f"{_count(size - found.utterances, 'more test clip')} ({size} in total)."
+        f"{_count(clips_for_test(size - found.utterances), 'more clip')}, for a test of {size}."
     )
 
 

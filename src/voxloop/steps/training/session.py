@@ -353,7 +353,7 @@ class Session:
     def measure(
         self, step: int, *, context: Literal["trimmed", "full"] | None = None, blend: float = 1.0, served: bool = False
     ) -> Score:
-        """Word and character error rates of generated text on val, as `served` or in passing, and the loss."""
+        """Error rates of generated text on val, as `served` or in passing, with the loss and the merit."""
         began = time.monotonic()
         with self.averaged():
             recogniser = self.family.recogniser(self.trainable, self.model)
@@ -370,7 +370,7 @@ class Session:
         else:
             self.eval_s = took_s
         wer = clips.words.rate
-        return Score(
+        score = Score(
             step=step,
             wer=wer if strings is None else (wer + strings.words.rate) / 2,
             cer=clips.characters.rate,
@@ -380,6 +380,8 @@ class Session:
             blend=blend,
             served=clips.served and (strings is None or strings.served),
         )
+        base = self.progress.base if served else self.progress.untrained
+        return score.against(base or score, self.val_words)
 
     def measure_kept(self, score: Score) -> Score:
         """The score as served of the model in `best/`, whose weights the model has from here on."""

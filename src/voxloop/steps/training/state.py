@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import shutil
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from voxloop.steps.training.files import BEST, CONFIG, LOOP_STATE, read_json, write_json
 
+EVEN_WORDS = 200  # of val: with so many, word errors and loss count alike
 BLENDED = "blended"  # folder of the best blend, while others are tried
 
 
@@ -56,7 +57,7 @@ class TrainingConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Score:
-    """Errors on val. Fewer word errors are better, then fewer character errors, then a lower loss.
+    """Errors on val. A lower `merit` is better; without one, fewer word errors, then characters, then a lower loss.
 
     If training joins clips, strings of val's clips count as much as the clips themselves: selecting by a few single
     words would be chance, and would favour models that forgot longer speech.
@@ -74,6 +75,22 @@ class Score:
     """Position of the measured weights between the base model's (0) and the trained ones (1)."""
     served: bool = False
     """Whether the texts are those of serving, or of a quicker decoding (`validation`): like goes with like."""
+    merit: float | None = None
+    """Word errors and loss together, as shares of the base's (`against`): 1 for the base, lower is better."""
+
+    def against(self, base: Score, words: int) -> Score:
+        """This score with its merit beside the base model's, measured in the same way on so many words.
+
+        The fewer the words, the more the loss counts: a word more or less right among twenty is luck, while every token
+        adds to the loss. More word errors than the base's are never better than the base, however low the loss.
+        """
+        if self.loss is None or not base.loss:
+            return self
+        if self.wer > base.wer:
+            return replace(self, merit=1.0 + self.wer - base.wer)
+        weight = words / (words + EVEN_WORDS)
+        wer = self.wer / base.wer if base.wer else 1.0
+        return replace(self, merit=weight * wer + (1 - weight) * self.loss / base.loss)
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> Score:
@@ -82,15 +99,15 @@ class Score:
             values = values | {"clips_wer": values["wer"], "wer": (values["wer"] + values["strings_wer"]) / 2}
         return cls(**values)
 
-    @property
-    def _key(self) -> tuple[float, float, float]:
-        return self.wer, self.cer, math.inf if self.loss is None else self.loss
+    def _key(self, other: Score) -> tuple[float, ...]:
+        errors = self.wer, self.cer, math.inf if self.loss is None else self.loss
+        return errors if self.merit is None or other.merit is None else (self.merit, *errors)
 
     def better_than(self, other: Score) -> bool:
-        return self._key < other._key
+        return self._key(other) < other._key(self)
 
     def at_least_as_good_as(self, other: Score) -> bool:
-        return self._key <= other._key
+        return self._key(other) <= other._key(self)
 
 
 @dataclass(kw_only=True)
@@ -104,6 +121,7 @@ class LoopState:
     stale: int = 0  # evaluations since the last better one
     lowest_loss: float | None = None  # on val, of the trained weights
     base: Score | None = None  # as served
+    untrained: Score | None = None  # the base as the steps are measured
     best: Score | None = None  # as served only once the run ends
     trained: Score | None = None  # the best that training came to, better than the base or not
     intermediate: list[Score] = field(default_factory=list)  # of the models in intermediate/
@@ -115,7 +133,7 @@ class LoopState:
         if checkpoint is None:
             return cls()
         values = read_json(checkpoint / LOOP_STATE)
-        for name in ("base", "best", "trained"):
+        for name in ("base", "untrained", "best", "trained"):
             values[name] = Score.of(values[name]) if values.get(name) else None
         values["intermediate"] = [Score.of(score) for score in values.get("intermediate", ())]
         return cls(**values)

@@ -347,7 +347,7 @@ def _measure_base(session: Session, journal: Journal) -> None:
         session.note("the val split is empty, so nothing is evaluated during training and the last weights are kept")
         return
     context = session.trainable.base_context
-    score = session.progress.best = session.measure(0, context=context)
+    score = session.progress.best = session.progress.untrained = session.measure(0, context=context)
     session.progress.base = score if score.served else session.measure(0, context=context, served=True)
     journal.evaluation(score)
     journal.served(session.progress.base)
