@@ -9,6 +9,7 @@ a zombie worker nor a kill -9 can do harm.
 
 from __future__ import annotations
 
+import logging
 import secrets
 import threading
 import traceback
@@ -19,10 +20,12 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from voxloop.errors import LeaseLost, UnknownRecord, counted
+from voxloop.errors import CatalogAway, LeaseLost, UnknownRecord, counted
 from voxloop.stores import tables
 from voxloop.stores.catalog import Catalog, Reader, Writer, insert_keys, insert_new
 from voxloop.stores.tables import DEAD, DONE, LEASED, READY, now_s
+
+log = logging.getLogger(__name__)
 
 CLAIM_S = 600.0
 """Maximum seconds of audio per claim; a single job may have more."""
@@ -269,8 +272,11 @@ class Jobs:
 
         def renew() -> None:
             while not ended.wait(self.lease_s / 3):
-                if not self.renew(claim):
-                    return  # lost; the step's own commit will be refused
+                try:
+                    if not self.renew(claim):
+                        return  # lost; the step's own commit will be refused
+                except CatalogAway as error:  # it may be back before the lease ends
+                    log.warning("a lease was not renewed: %s", error, extra={"action": "renewal_failed"})
 
         thread = threading.Thread(target=renew, name=f"lease-{claim.token}", daemon=True)
         thread.start()
