@@ -1,7 +1,7 @@
 """How jobs get from PostgreSQL to many workers: claimed in the catalog alone, or handed out by JetStream.
 
 Both are real: workers are processes, PostgreSQL and NATS run on loopback, and a job does nothing. `catalog` is what
-Voxloop does: a worker asks the catalog for work, and idle ones are woken by a plain NATS message. `jetstream` puts job
+Voxloop does: a worker asks the catalog for work, and idle ones are woken by plain NATS messages. `jetstream` puts job
 ids into a work-queue stream after their commit; a worker fetches ids, claims these jobs in the catalog, which alone
 decides, and acknowledges. Two loads: all jobs waiting at the start (jobs/s), and one at a time while all workers are
 idle (time from the commit to the claim). CPU time is that of workers, PostgreSQL and NATS together, per job.
@@ -60,15 +60,20 @@ def note(jobs: Jobs, ids: Sequence[str], log: Any) -> None:
 def catalog_worker(url: str, bus_url: str, batch: int, path: Path, stop: Any) -> None:
     """The loop of `voxloop worker`, without its steps."""
     jobs, bus = opened(url), NatsBus(bus_url, {})
-    bus.wait([STEP], 0.0)
+    waited = False
     with path.open("w") as log:
         while not stop.is_set():
             with jobs.catalog.read() as reader:
                 ready = jobs.ready(reader, [STEP])
             claim = jobs.claim([STEP], limit=batch) if ready else None
             if claim is None:
-                bus.wait([STEP], POLL_S)
+                if not bus.listen([STEP]):
+                    bus.wait([STEP], POLL_S)
+                    waited = True
                 continue
+            if waited:
+                bus.wake([STEP])
+                waited = False
             note(jobs, claim.jobs, log)
             with jobs.catalog.write() as tx:
                 jobs.finish(tx, claim)

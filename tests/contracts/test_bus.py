@@ -8,6 +8,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -96,14 +97,19 @@ def pair(own_server: NatsServer) -> Iterator[tuple[NatsBus, NatsBus]]:
         bus.close()
 
 
+def woken(listener: NatsBus, within_s: float = 0.3) -> bool:
+    began = time.monotonic()
+    listener.wait(["index", "segment"], within_s)
+    return time.monotonic() - began < 0.9 * within_s
+
+
 def wakes(teller: NatsBus, listener: NatsBus) -> bool:
     """Whether a wake gets through within ten seconds."""
     began = time.monotonic()
     while time.monotonic() - began < 10:
+        listener.listen(["index", "segment"])
         teller.wake(["segment"])
-        waited = time.monotonic()
-        listener.wait(["index", "segment"], 0.5)
-        if time.monotonic() - waited < 0.45:
+        if woken(listener, 0.5):
             return True
     return False
 
@@ -111,21 +117,54 @@ def wakes(teller: NatsBus, listener: NatsBus) -> bool:
 def test_another_process_is_woken(pair: tuple[NatsBus, NatsBus]) -> None:
     teller, listener = pair
     assert wakes(teller, listener)
+    assert listener.listen(["index", "segment"])
+    assert not listener.listen(["index", "segment"])  # it listens already
     teller.wake(["transcribe"])
-    began = time.monotonic()
-    listener.wait(["index", "segment"], 0.3)
-    assert time.monotonic() - began >= 0.25
+    assert not woken(listener)
+
+
+def test_one_of_several_idle_workers_is_woken(pair: tuple[NatsBus, NatsBus], own_server: NatsServer) -> None:
+    teller, first = pair
+    idle = [first, *(NatsBus(own_server.url, {}) for _ in range(2))]
+    for bus in idle:
+        assert wakes(teller, bus)
+    for bus in idle:
+        assert bus.listen(["segment"])
+    with ThreadPoolExecutor(len(idle)) as pool:
+        waiting = [pool.submit(woken, bus, 1.0) for bus in idle]
+        time.sleep(0.2)
+        teller.wake(["segment"])
+        assert sum(one.result() for one in waiting) == 1
+    for bus in idle[1:]:
+        bus.close()
+
+
+def test_a_busy_worker_passes_a_wake_on(pair: tuple[NatsBus, NatsBus], own_server: NatsServer) -> None:
+    teller, busy = pair
+    idle = NatsBus(own_server.url, {})
+    assert wakes(teller, busy)
+    assert wakes(teller, idle)
+    assert busy.listen(["segment"])  # and then finds work when it looks once more
+    for _ in range(40):  # the server chooses either by chance
+        idle.listen(["segment"])
+        teller.wake(["segment"])
+        assert woken(idle, 2.0)
+        if busy.listen(["segment"]):
+            break
+    else:
+        pytest.fail("the busy worker was never chosen")
+    assert woken(busy)  # it looks by itself when it is done
+    idle.close()
 
 
 def test_names_keep_workspaces_apart(own_server: NatsServer) -> None:
     one, other = NatsBus(f"{own_server.url}/one", {}), NatsBus(f"{own_server.url}/other", {})
     listener = NatsBus(f"{own_server.url}/one", {})
     assert wakes(one, listener)
+    assert listener.listen(["segment"])
     other.wake(["segment"])
     other.check()
-    began = time.monotonic()
-    listener.wait(["segment"], 0.3)
-    assert time.monotonic() - began >= 0.25
+    assert not woken(listener)
     for bus in (one, other, listener):
         bus.close()
 

@@ -67,7 +67,7 @@ def test_objects_are_offered_when_they_no_longer_change(opened: tuple[Bucket, Cl
     put(place, **{"inbox/b.wav": b"two and more"})
     clock.now += 0.2
     assert bucket.look() == ["anna/a.wav"]
-    clock.now += 2
+    clock.now += 2.1
     assert bucket.look() == ["anna/a.wav", "b.wav"]
 
 

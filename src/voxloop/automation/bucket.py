@@ -153,8 +153,8 @@ class Bucket:
             there = obstore.head(self._store, target)
         except (NotFoundError, FileNotFoundError):
             return target
-        mine = obstore.head(self._store, source)
-        if there["size"] == mine["size"] and self._digest(target) == (digest := self._digest(source)):
+        digest = self._digest(source)
+        if there["size"] == obstore.head(self._store, source)["size"] and self._digest(target) == digest:
             return None
         head, dot, suffix = target.rpartition(".")
         return f"{head}-{digest[:8]}.{suffix}" if dot and "/" not in suffix else f"{target}-{digest[:8]}"

@@ -55,10 +55,14 @@ def work(
     telling = _Telling(ws, chosen, progress) if progress else None
     done = 0
     pruned = -math.inf
+    waited = False
     while not stop.is_set():
         try:
             claim = _claimed(ws, chosen)
             if claim:
+                if waited:
+                    ws.bus.wake([claim.step])  # there may be more of it
+                    waited = False
                 done += _run(replace(ws, stop=stop), claim, telling)
                 continue
             if time.monotonic() - pruned > pruning.EVERY_S:
@@ -67,6 +71,8 @@ def work(
             with ws.read() as reader:
                 if until_idle and not ws.jobs.open(reader, chosen, limit=1):
                     return done
+            if ws.bus.listen(chosen):
+                continue
         except CatalogAway as error:
             if until_idle:
                 raise
@@ -74,6 +80,7 @@ def work(
             stop.wait(AWAY_S)
         else:
             ws.bus.wait(chosen, ws.settings.poll_s)
+            waited = True
     return done
 
 

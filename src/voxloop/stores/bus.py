@@ -17,12 +17,24 @@ class Bus(Protocol):
         """Whether events are published for other programs, so that they have to be relayed from the catalog."""
         ...
 
+    def listen(self, steps: Sequence[str]) -> bool:
+        """Be told of jobs of `steps` from now on, until the next notification.
+
+        Return True if this was not so before: jobs may have come since the caller last looked, so that it has to look
+        once more before it waits.
+        """
+        ...
+
     def wait(self, steps: Sequence[str], timeout_s: float) -> None:
         """Return when one of `steps` may have a job, even if notified before the call, or after `timeout_s`."""
         ...
 
     def wake(self, steps: Iterable[str]) -> None:
-        """Announce that these steps may have jobs. Never fails: whoever is not reached looks by itself."""
+        """Announce that these steps may have jobs. Reaches this process, and where others wait, one of them.
+
+        Never fails: whoever is not reached looks by itself. Who finds work after a wait calls this, too, as there may
+        be more of it.
+        """
         ...
 
     def publish(self, events: Sequence[Event]) -> None:
@@ -49,6 +61,9 @@ class LocalBus:
     def __init__(self) -> None:
         self._told = threading.Condition()
         self._woken: set[str] = set()
+
+    def listen(self, steps: Sequence[str]) -> bool:
+        return False
 
     def wait(self, steps: Sequence[str], timeout_s: float) -> None:
         with self._told:

@@ -10,8 +10,10 @@ a zombie worker nor a kill -9 can do harm.
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 import threading
+import time
 import traceback
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -86,6 +88,7 @@ class Jobs:
         self.max_attempts = max_attempts
         self.priorities = priorities or {}
         self.coalesced = frozenset(coalesced)
+        self._swept = -math.inf  # when this process last looked for expired leases
 
     # Emitting --------------------------------------------------------------------------------------------------------
 
@@ -183,19 +186,12 @@ class Jobs:
         """
         token = secrets.token_hex(8)
         with self.catalog.write() as tx:
-            self._give_back(tx)
-            found: Sequence[Any] = ()
-            for step in steps if len(steps) == 1 else self.ready(tx, steps):
-                free = sa.and_(_is_free(step), *([job.c.subject == subject] if subject is not None else ()))
-                found = tx.connection.execute(
-                    sa.select(job.c.id, job.c.subject, job.c.step, job.c.attempts, job.c.priority, job.c.cost_s)
-                    .where(free)
-                    .order_by(*_ORDER)
-                    .limit(limit)
-                    .with_for_update(skip_locked=True)
-                ).all()
-                if found:
-                    break
+            due = time.monotonic() - self._swept > self.lease_s / 3
+            found = () if due else self._free(tx, steps, limit, subject)
+            if not found:  # of many workers that claim all the time, each need not look for lost leases every time
+                self._swept = time.monotonic()
+                self._give_back(tx)
+                found = self._free(tx, steps, limit, subject)
             if not found:
                 return None
             rows = _within(found, cost_s)
@@ -215,11 +211,20 @@ class Jobs:
             seconds=sum(row.cost_s for row in rows),
         )
 
+    def _free(self, tx: Writer, steps: Sequence[str], limit: int, subject: str | None) -> Sequence[sa.Row[Any]]:
+        """The first jobs of the most urgent of the steps that has any, locked."""
+        columns = (job.c.id, job.c.subject, job.c.step, job.c.attempts, job.c.priority, job.c.cost_s)
+        for step in steps if len(steps) == 1 else self.ready(tx, steps):
+            free = sa.and_(_is_free(step), *([job.c.subject == subject] if subject is not None else ()))
+            first = sa.select(*columns).where(free).order_by(*_ORDER).limit(limit)
+            if found := tx.connection.execute(first.with_for_update(skip_locked=True)).all():
+                return found
+        return ()
+
     def sweep(self) -> dict[str, int]:
         """Return jobs with expired leases to the queue, or mark them dead after the last attempt.
 
-        Returns the number of requeued jobs by step. Claiming does this first, too. A bus that hands out jobs has to
-        offer these again.
+        Returns the number of requeued jobs by step. Claiming does this, too, a few times per lease.
         """
         with self.catalog.write() as tx:
             return self._give_back(tx)

@@ -1,8 +1,9 @@
 """The bus on NATS: workers are woken by messages, and events are kept in a JetStream stream.
 
-A wake is a plain message on `NAME.wake.STEP`, sent to every worker that listens. It is not stored: one that is lost
-costs `poll_s`, since an idle worker looks into the catalog that often. Jobs themselves are claimed in the catalog
-(docs/cluster.md has the measurement behind that). Events go to `NAME.events.TYPE` as CloudEvents
+A wake is a plain message on `NAME.wake.STEP`, which reaches one idle worker: each subscribes for one message, in a
+queue group, when it found nothing to do. It is not stored: one that is lost costs `poll_s`, since an idle worker looks
+into the catalog that often. Jobs themselves are claimed in the catalog (docs/cluster.md has the measurement behind
+that). Events go to `NAME.events.TYPE` as CloudEvents
 (https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/formats/json-format.md) and stay in the stream
 `NAME-events`.
 
@@ -16,6 +17,7 @@ import json
 import logging
 import re
 import threading
+from collections import Counter
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from datetime import UTC, datetime
@@ -34,6 +36,7 @@ DEFAULT_NAME = "voxloop"
 SCHEMA = "urn:voxloop:event:1"  # of an event's `data`; a change that breaks readers gets the next number
 CONTENT_TYPE = "application/cloudevents+json"
 PATIENCE_S = 5.0  # for an answer
+QUEUE = "workers"
 LINGER_S = 2.0  # for which a process that ends waits until its wakes are sent
 REPEATED_S = 600.0  # for which the server recognises an event that is published again
 
@@ -68,7 +71,8 @@ class NatsBus(LocalBus):
         self._thread: threading.Thread | None = None
         self._client: Any = None
         self._connected = asyncio.Event()
-        self._listening: set[str] = set()
+        self._listening: set[str] = set()  # steps of which the next message comes here
+        self._waiting: Counter[str] = Counter()  # steps that threads wait for now
         self._ensured = False
         self._sending: set[Future[None]] = set()
         self._fault = ""
@@ -80,20 +84,36 @@ class NatsBus(LocalBus):
 
     # Waking ----------------------------------------------------------------------------------------------------------
 
+    def listen(self, steps: Sequence[str]) -> bool:
+        try:
+            return self._run(self._listen(steps)).result(PATIENCE_S)
+        except (OSError, TimeoutError, self._nats.errors.Error):
+            return False  # it looks every `poll_s` meanwhile
+
+    async def _listen(self, steps: Sequence[str]) -> bool:
+        new = set(steps) - self._listening
+        if not new or not self._connected.is_set():
+            return False
+        for step in new:  # the client subscribes again by itself when it has to connect anew
+            one = await self._client.subscribe(f"{self.name}.wake.{step}", queue=QUEUE, cb=self._heard)
+            await one.unsubscribe(limit=1)
+            self._listening.add(step)
+        await self._client.flush(PATIENCE_S)
+        return True
+
+    async def _heard(self, message: Any) -> None:
+        step = message.subject.rpartition(".")[2]
+        self._listening.discard(step)
+        LocalBus.wake(self, [step])
+        if not self._waiting[step]:  # it found work by itself and is busy: let an idle worker look
+            await self._client.publish(message.subject)
+
     def wait(self, steps: Sequence[str], timeout_s: float) -> None:
-        if new := set(steps) - self._listening:
-            self._listening |= new
-            self._run(self._listen(sorted(new)))
-        super().wait(steps, timeout_s)
-
-    async def _listen(self, steps: Sequence[str]) -> None:
-        await self._connected.wait()
-
-        async def heard(message: Any) -> None:
-            LocalBus.wake(self, [message.subject.rpartition(".")[2]])
-
-        for step in steps:  # the client subscribes again by itself when it has to connect anew
-            await self._client.subscribe(f"{self.name}.wake.{step}", cb=heard)
+        self._waiting.update(steps)
+        try:
+            super().wait(steps, timeout_s)
+        finally:
+            self._waiting.subtract(steps)
 
     def wake(self, steps: Iterable[str]) -> None:
         told = sorted(set(steps))
@@ -107,7 +127,6 @@ class NatsBus(LocalBus):
             await asyncio.wait_for(self._connected.wait(), LINGER_S)
             for step in steps:
                 await self._client.publish(f"{self.name}.wake.{step}")
-            await self._client.flush(LINGER_S)
         except (OSError, TimeoutError, self._nats.errors.Error) as error:
             log.info("nobody was woken for %s: %s", ", ".join(steps), error, extra={"action": "wake_lost"})
 
