@@ -31,6 +31,7 @@ from tests.servers import NatsServer, free_ports, nats_started
 
 from benchmarks import results
 from benchmarks.side_by_side import machine
+from voxloop.automation.worker import SELDOM
 from voxloop.stores import tables
 from voxloop.stores.catalog import Catalog
 from voxloop.stores.jobs import Jobs, News
@@ -68,12 +69,12 @@ def catalog_worker(url: str, bus_url: str, batch: int, path: Path, stop: Any) ->
             claim = jobs.claim([STEP], limit=batch) if ready else None
             if claim is None:
                 if not bus.listen([STEP]):
-                    bus.wait([STEP], POLL_S)
+                    bus.wait([STEP], POLL_S * SELDOM)
                     waited = True
                 continue
-            if waited:
+            if waited and claim.more:
                 bus.wake([STEP])
-                waited = False
+            waited = False
             note(jobs, claim.jobs, log)
             with jobs.catalog.write() as tx:
                 jobs.finish(tx, claim)

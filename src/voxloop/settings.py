@@ -195,7 +195,7 @@ class Settings:
     serve_requests_per_minute: int = 3000
     """Requests per minute to the review's API that one token may make. 0: no limit."""
     poll_s: float = 0.5
-    """Seconds between an idle worker's looks for new jobs."""
+    """Seconds between an idle worker's looks for new jobs; ten times as long while a server wakes it."""
     normaliser: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """Text normalisation for languages that need other rules than the default. At the end of the file, add a table per
     language, such as `[normaliser.vi]`, with `base` (whisper-english, whisper-basic, none), `numbers` (digits, whole,

@@ -18,6 +18,7 @@ from voxloop.workspace import Workspace
 log = logging.getLogger(__name__)
 
 COUNTED = 10_000  # maximum number of waiting jobs to count, since counting a million after each batch would be slow
+SELDOM = 10  # times `poll_s` between two looks of an idle worker that is woken by others
 AWAY_S = 2.0  # between two attempts to reach a catalog that does not answer
 ADDED_UP_S = 60.0  # minimum interval between sums of the waiting audio if there are too many jobs to count
 
@@ -60,9 +61,9 @@ def work(
         try:
             claim = _claimed(ws, chosen)
             if claim:
-                if waited:
-                    ws.bus.wake([claim.step])  # there may be more of it
-                    waited = False
+                if waited and claim.more:
+                    ws.bus.wake([claim.step])
+                waited = False
                 done += _run(replace(ws, stop=stop), claim, telling)
                 continue
             if time.monotonic() - pruned > pruning.EVERY_S:
@@ -79,7 +80,8 @@ def work(
             log.warning("waiting for the catalog: %s", error, extra={"action": "catalog_away"})
             stop.wait(AWAY_S)
         else:
-            ws.bus.wait(chosen, ws.settings.poll_s)
+            # Wakes get lost seldom; delayed retries and leases that ended are found when the time is up.
+            ws.bus.wait(chosen, ws.settings.poll_s * (SELDOM if ws.bus.reaches else 1))
             waited = True
     return done
 

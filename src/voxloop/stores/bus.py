@@ -17,6 +17,11 @@ class Bus(Protocol):
         """Whether events are published for other programs, so that they have to be relayed from the catalog."""
         ...
 
+    @property
+    def reaches(self) -> bool:
+        """Whether notifications of other processes arrive now, so that an idle worker need not look so often."""
+        ...
+
     def listen(self, steps: Sequence[str]) -> bool:
         """Be told of jobs of `steps` from now on, until the next notification.
 
@@ -32,8 +37,8 @@ class Bus(Protocol):
     def wake(self, steps: Iterable[str]) -> None:
         """Announce that these steps may have jobs. Reaches this process, and where others wait, one of them.
 
-        Never fails: whoever is not reached looks by itself. Who finds work after a wait calls this, too, as there may
-        be more of it.
+        Never fails: whoever is not reached looks by itself. Who finds more work after a wait than it can take calls
+        this, too.
         """
         ...
 
@@ -57,6 +62,7 @@ class LocalBus:
     """Works without a server: workers poll the job table. Only their own process can wake them early."""
 
     publishes = False
+    reaches = False
 
     def __init__(self) -> None:
         self._told = threading.Condition()

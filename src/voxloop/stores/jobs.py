@@ -53,6 +53,7 @@ class Claim:
     subjects: tuple[str, ...]  # the jobs' subjects, in the same order
     priority: int = 0
     seconds: float = 0.0  # total audio of the jobs
+    more: bool = False  # whether jobs of this step may be left for others
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +210,7 @@ class Jobs:
             subjects=tuple(row.subject for row in rows),
             priority=first.priority,
             seconds=sum(row.cost_s for row in rows),
+            more=len(rows) < len(found) or len(found) == limit,
         )
 
     def _free(self, tx: Writer, steps: Sequence[str], limit: int, subject: str | None) -> Sequence[sa.Row[Any]]:

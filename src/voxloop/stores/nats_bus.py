@@ -82,6 +82,10 @@ class NatsBus(LocalBus):
             raise BusError(f"the bus {self.server} needs NATS's client: {install_command('nats')}") from error
         self._nats = nats
 
+    @property
+    def reaches(self) -> bool:  # type: ignore[override]
+        return self._connected.is_set()
+
     # Waking ----------------------------------------------------------------------------------------------------------
 
     def listen(self, steps: Sequence[str]) -> bool:
