@@ -9,11 +9,12 @@ CLIPS ?= 50
 ROUNDS ?= 40
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test long lint format starter bench screenshots clean
+.PHONY: help install demo cluster cluster-demo test long lint format starter bench screenshots clean
 
 help:
 	@echo "make install   the command .venv/bin/voxloop"
 	@echo "make demo      the whole loop on the demo's speech; AUDIO=FOLDER SPEAKER=NAME BASE=MODEL for your own"
+	@echo "make cluster   PostgreSQL, S3, NATS, three workers and the server on this machine; make cluster-demo shows them at work"
 	@echo "make test      the tests, in minutes; make long    kills and chances, in hours (ROUNDS=40)"
 	@echo "make lint      style, types and import order"
 	@echo "make starter   build the shipped model anew (needs espeak-ng)"
@@ -35,6 +36,12 @@ install: $(VENV)/installed
 
 demo: $(VENV)/installed
 	$(BIN)/voxloop demo $(if $(filter demo/speech,$(AUDIO)),demo/speech,"$(AUDIO)") $(if $(SPEAKER),--speaker "$(SPEAKER)") $(if $(BASE),--base "$(BASE)") --clips $(CLIPS) --out build/demo
+
+cluster: $(VENV)/tested
+	@$(BIN)/python deploy/cluster.py
+
+cluster-demo: $(VENV)/tested
+	@$(BIN)/python deploy/cluster.py --demo
 
 test: $(VENV)/tested
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --durations=15

@@ -1,7 +1,7 @@
 """Run the benchmarks named, or all that compare speeds: tables, build/bench/NAME.json, and sections of RESULTS.md.
 
 Each has options of its own: `python -m benchmarks training --help`. `serving` needs real checkpoints, `hearing`,
-`learning`, `streaming`, `voices` and `vocabulary` recorded speech: these are not among all.
+`learning`, `streaming`, `voices` and `vocabulary` recorded speech, `handing-out` servers: these are not among all.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from benchmarks import (
     claims,
     growth,
+    handing_out,
     hearing,
     ingest,
     learning,
@@ -37,6 +38,7 @@ COMPARED: dict[str, Callable[[Sequence[str]], None]] = {
 def main() -> None:
     recorded = {
         "serving": serving.main,
+        "handing-out": handing_out.main,
         "hearing": hearing.main,
         "learning": learning.main,
         "streaming": streaming.main,

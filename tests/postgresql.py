@@ -56,8 +56,11 @@ def name_of(url: str) -> str:
 
 
 @contextmanager
-def started(port: int) -> Iterator[Server]:
-    """A server in a folder of its own. Skips where PostgreSQL is not installed; in CI that is a failure."""
+def started(port: int, **more: str) -> Iterator[Server]:
+    """A server in a folder of its own. Skips where PostgreSQL is not installed; in CI that is a failure.
+
+    Without `more` options it writes nothing to the disk that a crash of the machine would leave there.
+    """
     bin = _programs()
     # It refuses to run as root, and another user cannot reach into pytest's folders.
     as_user = {"user": "postgres", "group": "postgres", "extra_groups": []} if os.geteuid() == 0 else {}
@@ -73,7 +76,7 @@ def started(port: int) -> Iterator[Server]:
         # A linguistic order, so that nothing rests on the order of bytes unawares.
         init += ["--encoding=UTF8", "--locale=C.UTF-8", "--locale-provider=icu", "--icu-locale=en-US", "--no-sync"]
         subprocess.run(init, check=True, capture_output=True, cwd=folder, **as_user)
-        options = {
+        options: dict[str, object] = {
             "listen_addresses": "127.0.0.1",
             "port": port,
             "unix_socket_directories": "",
@@ -82,11 +85,11 @@ def started(port: int) -> Iterator[Server]:
             "full_page_writes": "off",
             "autovacuum": "off",
             "shared_buffers": "64MB",
-        }
+        } | more
         command = [bin / "postgres", "-D", folder / "data", *(f"--{name}={value}" for name, value in options.items())]
         with (
             (folder / "log").open("wb") as log,
-            subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, **as_user) as process,
+            subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, start_new_session=True, **as_user) as process,
         ):
             try:
                 server = Server(port)

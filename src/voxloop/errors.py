@@ -6,7 +6,10 @@
     │   └── SettingError      a setting has an unknown name or an invalid value
     ├── AudioError            a file's audio cannot be ingested
     ├── WorkspaceError        the workspace is missing, newer than this program, or damaged
-    │   └── BlobError         the object store failed or lacks a blob
+    │   ├── CatalogAway       the catalog's server does not answer now
+    │   ├── BlobError         the object store failed or lacks a blob
+    │   ├── VectorError       the vector store failed
+    │   └── BusError          the message bus cannot be used
     ├── LeaseLost             another worker now holds this job
     ├── ConflictError         somebody else changed the record first
     ├── ExportError           an export cannot be written to its destination
@@ -55,8 +58,20 @@ class WorkspaceError(VoxloopError):
     """The workspace is missing, newer than this program, or damaged."""
 
 
+class CatalogAway(WorkspaceError):
+    """The catalog's server does not answer now; it may be starting again."""
+
+
 class BlobError(WorkspaceError):
     """The object store failed or lacks a blob."""
+
+
+class VectorError(WorkspaceError):
+    """The vector store failed."""
+
+
+class BusError(WorkspaceError):
+    """The message bus cannot be used."""
 
 
 class LeaseLost(VoxloopError):

@@ -45,9 +45,17 @@ class Settings:
     """SQLAlchemy URL of the catalog, such as postgresql+psycopg://USER:PASSWORD@HOST/DATABASE (needs the extra
     `postgres`). Empty: SQLite in the workspace."""
     blobs: str = field(default="", repr=False)
-    """URL of the object store (file://, s3://, gs:// or az://). Empty: the folder `blobs` in the workspace."""
+    """URL of the object store (file://, s3://BUCKET/PREFIX, gs:// or az://). Empty: the folder `blobs` in the
+    workspace. Endpoint and credentials come from the environment, such as AWS_ENDPOINT and AWS_ACCESS_KEY_ID."""
+    blob_cache_gb: float = 20.0
+    """Disk space for local copies of blobs from a remote store, in GB. Copies in use can exceed it."""
+    vectors: str = field(default="", repr=False)
+    """Where vectors for similarity search are kept: qdrant+http://HOST:6333 or qdrant+https://HOST:6333/PREFIX (needs
+    the extra `qdrant`; the key comes from QDRANT_API_KEY). Empty: the catalog."""
     bus: str = field(default="local", repr=False)
-    """How workers learn of new jobs. Only `local`: they poll the job table."""
+    """How workers learn of new jobs, and where events are published: `local` (workers poll the job table; nothing is
+    published), or nats://HOST:4222 or nats://HOST:4222/NAME (needs the extra `nats`; credentials come from NATS_USER
+    and NATS_PASSWORD, NATS_TOKEN or NATS_CREDS). Workspaces that share a server need different names."""
     base_model: str = "starter"
     """Model that transcribes until there is a champion: `starter`, a Hub id such as openai/whisper-small (add @REVISION
     to pin a version), a folder in transformers or CTranslate2 format, or the faster-whisper name of a cached model
@@ -187,7 +195,7 @@ class Settings:
     serve_requests_per_minute: int = 3000
     """Requests per minute to the review's API that one token may make. 0: no limit."""
     poll_s: float = 0.5
-    """Seconds between an idle worker's looks for new jobs."""
+    """Seconds between an idle worker's looks for new jobs; ten times as long while a server wakes it."""
     normaliser: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """Text normalisation for languages that need other rules than the default. At the end of the file, add a table per
     language, such as `[normaliser.vi]`, with `base` (whisper-english, whisper-basic, none), `numbers` (digits, whole,
@@ -204,7 +212,15 @@ class Settings:
             )
         if self.review_undo_s < 0:
             raise SettingError(f"review_undo_s is {self.review_undo_s}. It must be 0 or more.")
-        for name in ("lease_s", "review_lease_s", "poll_s", "batch_seconds", "max_recording_hours", "keep_jobs_days"):
+        for name in (
+            "lease_s",
+            "review_lease_s",
+            "poll_s",
+            "batch_seconds",
+            "max_recording_hours",
+            "keep_jobs_days",
+            "blob_cache_gb",
+        ):
             if getattr(self, name) <= 0:
                 raise SettingError(f"{name} is {getattr(self, name)}. It must be above 0.")
         if self.guard_compression <= 0 or self.guard_logprob >= 0 or not 0 <= self.guard_no_speech <= 1:
@@ -381,6 +397,24 @@ def resolve(
             raise SettingError(f"unknown setting {name!r}{nearest(name, known)}")
         values[name] = value
     return replace(defaults, **values)
+
+
+def nats_secrets(environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The credentials for NATS in the environment, by the names of its own command line, as the client takes them."""
+    environ = os.environ if environ is None else environ
+    known = {
+        "NATS_USER": "user",
+        "NATS_PASSWORD": "password",
+        "NATS_TOKEN": "token",
+        "NATS_CREDS": "user_credentials",  # a file
+    }
+    return {name: environ[variable] for variable, name in known.items() if environ.get(variable)}
+
+
+def qdrant_key(environ: Mapping[str, str] | None = None) -> str | None:
+    """Qdrant's API key in the environment, if there is one."""
+    environ = os.environ if environ is None else environ
+    return environ.get("QDRANT_API_KEY") or None
 
 
 def workspace_folder(given: Path | None = None, *, environ: Mapping[str, str] | None = None) -> Path:

@@ -12,10 +12,12 @@ from typing import Any
 from voxloop import settings as _settings
 from voxloop.errors import SettingError, WorkspaceError
 from voxloop.settings import Settings
-from voxloop.stores.blobs import Blobs
+from voxloop.stores.blobs import PATIENCE_S, Blobs
 from voxloop.stores.bus import Bus, LocalBus
 from voxloop.stores.catalog import Catalog, Reader, Writer
 from voxloop.stores.jobs import Claim, Jobs, Listeners, News
+from voxloop.stores.nats_bus import NatsBus
+from voxloop.stores.qdrant import QdrantVectors
 from voxloop.stores.vectors import CatalogVectors, Vectors
 
 
@@ -121,6 +123,8 @@ class Workspace:
         return self.folder / "runs"
 
     def close(self) -> None:
+        self.bus.close()
+        self.vectors.close()
         self.catalog.close()
 
     def __enter__(self) -> Workspace:
@@ -159,16 +163,15 @@ def open_workspace(
         except OSError as error:
             raise WorkspaceError(f"cannot create a workspace at {folder}: {error}") from error
     settings = _settings.resolve(folder, environ=environ, overrides=overrides)
-    if settings.bus != "local":
-        raise SettingError(f"bus is {settings.bus!r}. This version supports only `local`.")
-    catalog = Catalog(settings.catalog or f"sqlite:///{folder / 'catalog.db'}")
+    blobs, bus = open_blobs(folder, settings), open_bus(settings, environ)
+    catalog = open_catalog(folder, settings)
     catalog.migrate()
     return Workspace(
         folder=folder,
         settings=settings,
         catalog=catalog,
-        blobs=Blobs(settings.blobs or (folder / "blobs").as_uri(), cache=folder / "cache"),
-        vectors=CatalogVectors(catalog),
+        blobs=blobs,
+        vectors=open_vectors(settings, catalog, environ),
         jobs=Jobs(
             catalog,
             listeners,
@@ -177,5 +180,40 @@ def open_workspace(
             priorities=priorities,
             coalesced=coalesced,
         ),
-        bus=LocalBus(),
+        bus=bus,
     )
+
+
+def open_catalog(folder: Path, settings: Settings) -> Catalog:
+    """The catalog that the settings name."""
+    return Catalog(settings.catalog or f"sqlite:///{folder / 'catalog.db'}")
+
+
+def open_blobs(folder: Path, settings: Settings, *, patience_s: float = PATIENCE_S) -> Blobs:
+    """The object store that the settings name. A remote one is given up after `patience_s` without an answer."""
+    return Blobs(
+        settings.blobs or (folder / "blobs").as_uri(),
+        cache=folder / "cache",
+        cache_bytes=int(settings.blob_cache_gb * 1e9),
+        patience_s=patience_s,
+    )
+
+
+def open_vectors(settings: Settings, catalog: Catalog, environ: Mapping[str, str] | None = None) -> Vectors:
+    """The vector store that the settings name."""
+    if not settings.vectors:
+        return CatalogVectors(catalog)
+    if settings.vectors.startswith("qdrant+"):
+        return QdrantVectors.open(settings.vectors.removeprefix("qdrant+"), key=_settings.qdrant_key(environ))
+    raise SettingError(
+        f"vectors is {settings.vectors!r}. Leave it empty for the catalog, or give qdrant+http://HOST:6333."
+    )
+
+
+def open_bus(settings: Settings, environ: Mapping[str, str] | None = None) -> Bus:
+    """The bus that the settings name. It connects when it is first needed."""
+    if settings.bus == "local":
+        return LocalBus()
+    if settings.bus.startswith(("nats://", "tls://")):
+        return NatsBus(settings.bus, _settings.nats_secrets(environ))
+    raise SettingError(f"bus is {settings.bus!r}. It must be `local`, nats://HOST:4222 or tls://HOST:4222.")

@@ -3,33 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from qdrant_client import QdrantClient
 
 from tests.conftest import CATALOGS
 from voxloop.stores.blobs import Blobs
 from voxloop.stores.bus import Bus, LocalBus
 from voxloop.stores.catalog import Catalog
 from voxloop.stores.jobs import Jobs
+from voxloop.stores.nats_bus import NatsBus
+from voxloop.stores.qdrant import QdrantVectors
 from voxloop.stores.vectors import CatalogVectors, Vectors
 
 BLOB_STORES = ["file", "s3"]
-VECTOR_STORES = ["catalog"]
-BUSES = ["local"]
+VECTOR_STORES = [*CATALOGS, "qdrant"]
+BUSES = ["local", "nats"]
 
 LISTENERS = {"recording.ingested": ("segment",), "recording.segmented": ("transcribe", "index")}
 
 
-@pytest.fixture(params=CATALOGS)
-def catalog(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Catalog]:
-    if request.param == "postgresql":
-        opened = Catalog(request.getfixturevalue("postgresql"))
-    else:
-        opened = Catalog(f"sqlite:///{tmp_path / 'catalog.db'}")
+@contextmanager
+def open_catalog(request: pytest.FixtureRequest, kind: str, folder: Path) -> Iterator[Catalog]:
+    opened = Catalog(
+        request.getfixturevalue("postgresql") if kind == "postgresql" else f"sqlite:///{folder}/catalog.db"
+    )
     opened.migrate()
     yield opened
     opened.close()
+
+
+@pytest.fixture(params=CATALOGS)
+def catalog(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Catalog]:
+    with open_catalog(request, request.param, tmp_path) as opened:
+        yield opened
 
 
 @pytest.fixture(params=BLOB_STORES)
@@ -39,13 +48,22 @@ def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> Blobs:
 
 
 @pytest.fixture(params=VECTOR_STORES)
-def vectors(request: pytest.FixtureRequest, catalog: Catalog) -> Vectors:
-    return CatalogVectors(catalog)
+def vectors(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Vectors]:
+    """In the catalog, or in Qdrant: there its client's in-memory engine, as its server is in no package."""
+    if request.param == "qdrant":
+        opened = QdrantVectors(QdrantClient(":memory:"))
+        yield opened
+        opened.close()
+    else:
+        with open_catalog(request, request.param, tmp_path) as catalog:
+            yield CatalogVectors(catalog)
 
 
 @pytest.fixture(params=BUSES)
-def bus(request: pytest.FixtureRequest) -> Bus:
-    return LocalBus()
+def bus(request: pytest.FixtureRequest) -> Iterator[Bus]:
+    opened = NatsBus(request.getfixturevalue("nats"), {}) if request.param == "nats" else LocalBus()
+    yield opened
+    opened.close()
 
 
 @pytest.fixture

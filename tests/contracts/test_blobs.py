@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from tests.servers import free_ports
 from voxloop.errors import BlobError
 from voxloop.stores.blobs import Blobs, sha256_bytes, sha256_file
 
@@ -85,6 +88,59 @@ def test_a_wrong_key_is_said_in_a_line(s3: str, tmp_path: Path, monkeypatch: pyt
     with pytest.raises(BlobError, match=r"^writing blob k to s3://.* failed: .*(403|SignatureDoesNotMatch)") as caught:
         Blobs(s3, cache=tmp_path / "cache").put("k", b"x")
     assert "\n" not in str(caught.value)
+
+
+def test_a_store_without_conditional_writes_is_written_once(
+    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_CONDITIONAL_PUT", "disabled")
+    blobs = Blobs(s3, cache=tmp_path / "cache")
+    assert blobs.put("a", b"first")
+    assert not blobs.put("a", b"second")
+    assert blobs.get("a") == b"first"
+
+
+def test_a_key_in_the_url_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BlobError, match="contains a key") as caught:
+        Blobs("s3://me:hidden@bucket/prefix", cache=tmp_path)
+    assert "hidden" not in str(caught.value)
+
+
+def test_a_server_that_is_gone_is_said_when_patience_ends(
+    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT", f"http://127.0.0.1:{free_ports(1)[0]}")
+    blobs = Blobs(s3, cache=tmp_path / "cache", patience_s=0.5)
+    began = time.monotonic()
+    for ask in (lambda: blobs.put("k", b"x"), lambda: list(blobs.list("")), lambda: blobs.exists("k")):
+        with pytest.raises(BlobError, match="failed"):
+            ask()
+    assert time.monotonic() - began < 20
+
+
+def test_the_cache_keeps_what_was_asked_for_last(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blobs = Blobs(s3, cache=tmp_path / "cache", cache_bytes=3_000)
+    keys = [f"models/{number}" for number in range(5)]
+    for key in keys:
+        blobs.put(key, key.encode() * 100)
+    for number, key in enumerate(keys):  # each copy an hour older than the next
+        path = blobs.path(key)
+        hours = 5 - number
+        os.utime(path, (time.time() - 3600 * hours,) * 2)
+    assert blobs.path(keys[0]).read_bytes() == keys[0].encode() * 100  # in use again, whatever its age
+    blobs.put("new", b"n" * 900)
+    assert blobs.path("new").exists()
+    left = sorted(path.name for path in (tmp_path / "cache").rglob("*") if path.is_file())
+    assert left == ["0", "4", "new"]
+    assert blobs.path(keys[1]).read_bytes() == keys[1].encode() * 100  # a copy that is gone is made again
+
+
+def test_copies_in_use_stay_however_full_the_cache_is(s3: str, tmp_path: Path) -> None:
+    blobs = Blobs(s3, cache=tmp_path / "cache", cache_bytes=10)
+    for key in ("a", "b"):
+        blobs.put(key, b"0123456789")
+    assert [blobs.path(key).exists() for key in ("a", "b")] == [True, True]
+    assert blobs.path("a").exists()
 
 
 def test_an_unknown_store_is_refused(tmp_path: Path) -> None:

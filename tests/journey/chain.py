@@ -30,7 +30,7 @@ def once(workspace: Path, speech: Path) -> None:
         work(ws, until_idle=True)
 
 
-def _preload(workspace: Path) -> None:
+def preload(workspace: Path) -> None:
     """Import and load the model before the forks, so that the kills hit work instead of imports."""
     import numpy as np
     import torch
@@ -50,7 +50,7 @@ def _preload(workspace: Path) -> None:
 def main() -> None:
     workspace, speech, kills, seed = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
     chance = random.Random(seed)
-    _preload(workspace)
+    preload(workspace)
     killed = 0
     while killed < kills:
         child = os.fork()

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from voxloop.errors import LeaseLost, UsageError, nearest
+from voxloop.errors import CatalogAway, LeaseLost, UsageError, nearest
 from voxloop.maintenance import pruning
 from voxloop.pipeline import STEPS, share_ahead
 from voxloop.stores.jobs import Claim
@@ -18,8 +18,8 @@ from voxloop.workspace import Workspace
 log = logging.getLogger(__name__)
 
 COUNTED = 10_000  # maximum number of waiting jobs to count, since counting a million after each batch would be slow
-
-
+SELDOM = 10  # times `poll_s` between two looks of an idle worker that is woken by others
+AWAY_S = 2.0  # between two attempts to reach a catalog that does not answer
 ADDED_UP_S = 60.0  # minimum interval between sums of the waiting audio if there are too many jobs to count
 
 
@@ -56,27 +56,45 @@ def work(
     telling = _Telling(ws, chosen, progress) if progress else None
     done = 0
     pruned = -math.inf
+    waited = False
     while not stop.is_set():
-        # Reads before writing, so that an idle worker does not block the catalog for others.
-        with ws.read() as reader:
-            ready = ws.jobs.ready(reader, chosen)
-        claim = None
-        for step in ready:  # equally urgent steps in the loop's order, so that batches fill up
-            if STEPS[step].free(ws):
-                claim = ws.jobs.claim([step], limit=STEPS[step].batch)
+        try:
+            claim = _claimed(ws, chosen)
             if claim:
-                break
-        if claim:
-            done += _run(replace(ws, stop=stop), claim, telling)
-            continue
-        if time.monotonic() - pruned > pruning.EVERY_S:
-            pruned = time.monotonic()
-            pruning.prune_in_turn(ws)
-        with ws.read() as reader:
-            if until_idle and not ws.jobs.open(reader, chosen, limit=1):
-                return done
-        ws.bus.wait(chosen, ws.settings.poll_s)
+                if waited and claim.more:
+                    ws.bus.wake([claim.step])
+                waited = False
+                done += _run(replace(ws, stop=stop), claim, telling)
+                continue
+            if time.monotonic() - pruned > pruning.EVERY_S:
+                pruned = time.monotonic()
+                pruning.prune_in_turn(ws)
+            with ws.read() as reader:
+                if until_idle and not ws.jobs.open(reader, chosen, limit=1):
+                    return done
+            if ws.bus.listen(chosen):
+                continue
+        except CatalogAway as error:
+            if until_idle:
+                raise
+            log.warning("waiting for the catalog: %s", error, extra={"action": "catalog_away"})
+            stop.wait(AWAY_S)
+        else:
+            # Wakes get lost seldom; delayed retries and leases that ended are found when the time is up.
+            ws.bus.wait(chosen, ws.settings.poll_s * (SELDOM if ws.bus.reaches else 1))
+            waited = True
     return done
+
+
+def _claimed(ws: Workspace, steps: Sequence[str]) -> Claim | None:
+    """Claim jobs of the most urgent step that has any and that this machine can take now."""
+    # Reads before writing, so that an idle worker does not block the catalog for others.
+    with ws.read() as reader:
+        ready = ws.jobs.ready(reader, steps)
+    for step in ready:  # equally urgent steps in the loop's order, so that batches fill up
+        if STEPS[step].free(ws) and (claim := ws.jobs.claim([step], limit=STEPS[step].batch)):
+            return claim
+    return None
 
 
 class _Telling:

@@ -1,4 +1,4 @@
-"""forget, verify, backup, restore."""
+"""forget, verify, backup, restore, move."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ def register(app: typer.Typer) -> None:
     app.command()(verify)
     app.command()(backup)
     app.command()(restore)
+    app.command()(move)
 
 
 def forget(
@@ -195,3 +196,48 @@ def restore(
         typer.echo(f"missing since the backup was made: {key}", err=True)
     typer.echo("Speakers and recordings forgotten after the backup are back. Forget them again.")
     typer.echo(f"next: voxloop -C {done.folder} verify")
+
+
+def move(
+    ctx: typer.Context,
+    catalog: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="New catalog: postgresql+psycopg://USER@HOST/NAME, or embedded."),
+    ] = None,
+    blobs: Annotated[
+        str | None, typer.Option(metavar="URL", help="New object store: s3://BUCKET/PREFIX, gs://, az://, or embedded.")
+    ] = None,
+    vectors: Annotated[
+        str | None, typer.Option(metavar="URL", help="New vector store: qdrant+http://HOST:6333, or embedded.")
+    ] = None,
+    bus: Annotated[str | None, typer.Option(metavar="URL", help="New bus: nats://HOST:4222/NAME, or local.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Move the workspace between embedded stores and servers, in either direction, and check every copy.
+
+    Stop its workers and servers first. An interrupted move goes on when the command is run again. The old stores stay.
+    """
+    from voxloop.maintenance.moving import EMBEDDED
+    from voxloop.maintenance.moving import move as copy
+
+    given = {"catalog": catalog, "blobs": blobs, "vectors": vectors, "bus": bus}
+    stores = {
+        name: EMBEDDED[name] if url in ("embedded", "local") else url for name, url in given.items() if url is not None
+    }
+    with opened(ctx) as ws, progress("move", "objects") as told:
+        done = copy(ws, stores, progress=told)
+    if as_json:
+        print_json(done)
+    else:
+        typer.echo(
+            f"moved and checked: {counted(done.rows, 'row')}, {counted(done.blobs, 'blob')} ({done.copied:,} copied "
+            f"now), {counted(done.vectors, 'vector')}"
+        )
+        for name, url in done.stores.items():
+            typer.echo(f"{name:<9}{url}")
+    for variable in done.by_hand:
+        typer.echo(f"set in the environment, with the password: {variable}", err=True)
+    for key in done.missing:
+        typer.echo(f"missing: {key} (see `voxloop verify`)", err=True)
+    if done.missing:
+        raise typer.Exit(1)

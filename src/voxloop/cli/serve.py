@@ -61,6 +61,7 @@ def serve(
     try:
         import uvicorn
 
+        from voxloop.automation.relaying import relaying
         from voxloop.serving import tokens
         from voxloop.web.access import is_loopback
         from voxloop.web.app import application
@@ -85,6 +86,7 @@ def serve(
         if wyoming_port is not None:
             second = stack.enter_context(_listening(wyoming_host, wyoming_port, option="--wyoming-port"))
         ws = stack.enter_context(opened(ctx, create=True))
+        stack.enter_context(relaying(ws))
         configure()
         admission = _admission(ws.settings, host, None if no_auth else tokens.administrators(ws))
         shown = f"[{host}]" if ":" in host else host

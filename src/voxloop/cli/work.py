@@ -23,7 +23,6 @@ from voxloop.cli.screen import (
 
 if TYPE_CHECKING:
     from voxloop.status import Status
-    from voxloop.workspace import Workspace
 
 PAYLOAD_SHOWN = 140  # characters of an event's payload per line; --json prints all of it
 EVENT_HEAD = 71  # characters before the payload
@@ -128,6 +127,7 @@ def worker(
     import threading
     import time
 
+    from voxloop.automation.relaying import relaying
     from voxloop.automation.worker import work
     from voxloop.steps.utterances import speechless
 
@@ -140,7 +140,7 @@ def worker(
             typer.echo(f"{counted(ws.jobs.retry(), 'failed job')} queued again")
         with ws.read() as reader:
             since = reader.now()
-        with working() as told:
+        with relaying(ws), working() as told:
             done = work(ws, steps or (), until_idle=until_idle, stop=stop, progress=told)
         with ws.read() as reader:
             dead = len(ws.jobs.dead(reader))
@@ -189,24 +189,28 @@ def events(
 
 
 def doctor(ctx: typer.Context) -> None:
-    """Show what this machine has installed, and test the workspace's stores."""
-    from voxloop.errors import WorkspaceError
+    """Show what this machine has installed, and test each of the workspace's stores. Exits with 1 if one is broken."""
+    from voxloop.doctor import examine
+    from voxloop.settings import workspace_folder
 
     rows = _machine()
-    try:
-        with opened(ctx) as ws:
-            rows += _tried(ws)
-    except WorkspaceError as error:
-        rows.append(("workspace", str(error)))
     width = max(len(name) for name, _ in rows) + 2
     for name, found in rows:
         typer.echo(f"{name:<{width}}{found}")
+    broken = 0
+    for finding in examine(workspace_folder(ctx.obj)):
+        broken += not finding.sound
+        typer.echo(f"{finding.part:<{width}}{'' if finding.sound else 'BROKEN: '}{finding.found}")
+    if broken:
+        raise typer.Exit(1)
 
 
 # Packages that are always installed, then those of the extras and what each is for.
 PACKAGES = ("torch", "transformers", "ctranslate2", "peft", "lhotse", "av", "sqlalchemy", "obstore")
 OPTIONAL = {
     "psycopg": ("postgres", "a catalog on PostgreSQL"),
+    "nats-py": ("nats", "waking workers and publishing events through NATS"),
+    "qdrant-client": ("qdrant", "vectors in Qdrant"),
     "pyarrow": ("parquet", "Parquet exports"),
     "matplotlib": ("plot", "charts of datasets"),
     "mistral-common": ("voxtral", "Voxtral models"),
@@ -241,23 +245,6 @@ def _machine() -> list[tuple[str, str]]:
     players = playing.installed()
     rows.append(("player", players[0] if players else "none found: install ffmpeg to play audio from the terminal"))
     return rows
-
-
-def _tried(ws: Workspace) -> list[tuple[str, str]]:
-    """The locations of the workspace's stores, and whether a test blob could be written and read."""
-    import os
-    import shutil
-
-    key = f"doctor/{os.getpid()}"
-    ws.blobs.put(key, b"written")
-    read = ws.blobs.get(key)
-    ws.blobs.delete(key)
-    return [
-        ("workspace", f"{ws.folder}, {shutil.disk_usage(ws.folder).free / 1e9:.1f} GB free"),
-        ("catalog", repr(ws.catalog.engine.url)),
-        ("blobs", ws.blobs.url),
-        ("stores", "written and read" if read == b"written" else "broken: a test blob came back changed"),
-    ]
 
 
 def demo(

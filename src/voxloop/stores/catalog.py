@@ -22,7 +22,7 @@ from typing import Any, TypeVar, cast
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from voxloop.errors import UnknownRecord, WorkspaceError, install_command
+from voxloop.errors import CatalogAway, UnknownRecord, WorkspaceError, install_command
 from voxloop.records import (
     Dataset,
     Encoding,
@@ -326,6 +326,16 @@ RATE = (
 )
 
 
+AWAY = (
+    "connection failed",
+    "failed to resolve host",
+    "connection is bad",
+    "connection is lost",
+    "connection timeout",
+    "server closed the connection",
+    "terminating",
+)
+
 # Parts of SQLite's and PostgreSQL's messages about an unusable database, and what to do (53100 is disk_full).
 FAULTS = (
     (
@@ -342,14 +352,7 @@ FAULTS = (
         "refuses this user ({}). Check the user and password in the setting `catalog` and the role's permissions.",
     ),
     (
-        (
-            "connection failed",
-            "failed to resolve host",
-            "connection is bad",
-            "connection timeout",
-            "server closed the connection",
-            "terminating",
-        ),
+        AWAY,
         "cannot be reached ({}). Check that the server is running, and the host, port and database in the setting "
         "`catalog`.",
     ),
@@ -387,10 +390,12 @@ class Catalog:
         try:
             yield
         except sa.exc.DatabaseError as error:
-            found = next((remedy for signs, remedy in FAULTS if any(sign in str(error.orig) for sign in signs)), None)
-            if found is None:
+            said = str(error.orig)
+            signs, remedy = next((one for one in FAULTS if any(sign in said for sign in one[0])), ((), ""))
+            if not remedy:
                 raise
-            raise WorkspaceError(f"the catalog {self.engine.url!r} {found.format(_line(error.orig))}") from error
+            kind = CatalogAway if signs is AWAY else WorkspaceError
+            raise kind(f"the catalog {self.engine.url!r} {remedy.format(_line(error.orig))}") from error
 
     def migrate(self) -> None:
         """Upgrade the schema to this program's version. Raises WorkspaceError if the catalog is newer."""
@@ -491,6 +496,7 @@ class Catalog:
 
 REWRITE_WAIT_MS = 5000
 MIGRATIONS = Path(__file__).parent / "migrations"
+CONNECT_S = 10  # for which a server is waited for that does not answer at all
 MIGRATING = 0x766F786C6F6F70  # the advisory lock for migrations: "voxloop" as a number
 
 
@@ -506,8 +512,11 @@ def _engine(url: str) -> sa.Engine:
         parsed = parsed.set(drivername="postgresql+psycopg")
     if parsed.drivername not in ("sqlite", "postgresql+psycopg"):
         raise WorkspaceError(f"the setting `catalog` is {parsed!r}. Give a sqlite:/// or postgresql+psycopg:// URL.")
-    # A server closes its connections when it restarts, so each is tested before use.
-    options = {"pool_pre_ping": True} if parsed.drivername != "sqlite" else {}
+    options: dict[str, Any] = {}
+    if parsed.drivername != "sqlite":
+        # A server closes its connections when it restarts, so each is tested before use.
+        wait = {} if "connect_timeout" in parsed.query else {"connect_timeout": CONNECT_S}
+        options = {"pool_pre_ping": True, "connect_args": wait}
     try:
         return sa.create_engine(parsed, json_serializer=_dumps, json_deserializer=_loads, **options)
     except ModuleNotFoundError as error:

@@ -9,8 +9,11 @@ a zombie worker nor a kill -9 can do harm.
 
 from __future__ import annotations
 
+import logging
+import math
 import secrets
 import threading
+import time
 import traceback
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,10 +22,12 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from voxloop.errors import LeaseLost, UnknownRecord, counted
+from voxloop.errors import CatalogAway, LeaseLost, UnknownRecord, counted
 from voxloop.stores import tables
 from voxloop.stores.catalog import Catalog, Reader, Writer, insert_keys, insert_new
 from voxloop.stores.tables import DEAD, DONE, LEASED, READY, now_s
+
+log = logging.getLogger(__name__)
 
 CLAIM_S = 600.0
 """Maximum seconds of audio per claim; a single job may have more."""
@@ -48,6 +53,7 @@ class Claim:
     subjects: tuple[str, ...]  # the jobs' subjects, in the same order
     priority: int = 0
     seconds: float = 0.0  # total audio of the jobs
+    more: bool = False  # whether jobs of this step may be left for others
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +89,7 @@ class Jobs:
         self.max_attempts = max_attempts
         self.priorities = priorities or {}
         self.coalesced = frozenset(coalesced)
+        self._swept = -math.inf  # when this process last looked for expired leases
 
     # Emitting --------------------------------------------------------------------------------------------------------
 
@@ -180,19 +187,12 @@ class Jobs:
         """
         token = secrets.token_hex(8)
         with self.catalog.write() as tx:
-            self._give_back(tx)
-            found: Sequence[Any] = ()
-            for step in steps if len(steps) == 1 else self.ready(tx, steps):
-                free = sa.and_(_is_free(step), *([job.c.subject == subject] if subject is not None else ()))
-                found = tx.connection.execute(
-                    sa.select(job.c.id, job.c.subject, job.c.step, job.c.attempts, job.c.priority, job.c.cost_s)
-                    .where(free)
-                    .order_by(*_ORDER)
-                    .limit(limit)
-                    .with_for_update(skip_locked=True)
-                ).all()
-                if found:
-                    break
+            due = time.monotonic() - self._swept > self.lease_s / 3
+            found = () if due else self._free(tx, steps, limit, subject)
+            if not found:  # of many workers that claim all the time, each need not look for lost leases every time
+                self._swept = time.monotonic()
+                self._give_back(tx)
+                found = self._free(tx, steps, limit, subject)
             if not found:
                 return None
             rows = _within(found, cost_s)
@@ -210,13 +210,23 @@ class Jobs:
             subjects=tuple(row.subject for row in rows),
             priority=first.priority,
             seconds=sum(row.cost_s for row in rows),
+            more=len(rows) < len(found) or len(found) == limit,
         )
+
+    def _free(self, tx: Writer, steps: Sequence[str], limit: int, subject: str | None) -> Sequence[sa.Row[Any]]:
+        """The first jobs of the most urgent of the steps that has any, locked."""
+        columns = (job.c.id, job.c.subject, job.c.step, job.c.attempts, job.c.priority, job.c.cost_s)
+        for step in steps if len(steps) == 1 else self.ready(tx, steps):
+            free = sa.and_(_is_free(step), *([job.c.subject == subject] if subject is not None else ()))
+            first = sa.select(*columns).where(free).order_by(*_ORDER).limit(limit)
+            if found := tx.connection.execute(first.with_for_update(skip_locked=True)).all():
+                return found
+        return ()
 
     def sweep(self) -> dict[str, int]:
         """Return jobs with expired leases to the queue, or mark them dead after the last attempt.
 
-        Returns the number of requeued jobs by step. Claiming does this first, too. A bus that hands out jobs has to
-        offer these again.
+        Returns the number of requeued jobs by step. Claiming does this, too, a few times per lease.
         """
         with self.catalog.write() as tx:
             return self._give_back(tx)
@@ -269,8 +279,11 @@ class Jobs:
 
         def renew() -> None:
             while not ended.wait(self.lease_s / 3):
-                if not self.renew(claim):
-                    return  # lost; the step's own commit will be refused
+                try:
+                    if not self.renew(claim):
+                        return  # lost; the step's own commit will be refused
+                except CatalogAway as error:  # it may be back before the lease ends
+                    log.warning("a lease was not renewed: %s", error, extra={"action": "renewal_failed"})
 
         thread = threading.Thread(target=renew, name=f"lease-{claim.token}", daemon=True)
         thread.start()

@@ -313,6 +313,12 @@ event = sa.Table(
     sa.Column("payload", sa.JSON, nullable=False),
     # Published to the bus; a flag, since PostgreSQL commits out of order and a cursor would skip rows.
     sa.Column("published", sa.Boolean, nullable=False, default=False),
+    sa.Index(
+        "ix_event_unpublished",
+        "seq",
+        sqlite_where=sa.text("published = 0"),
+        postgresql_where=sa.text("published = false"),
+    ),
 )
 
 # Literals instead of parameters, so that the query planner can use partial indexes.
@@ -350,6 +356,17 @@ job = sa.Table(
             ("dead", ("finished", "step"), sa.text("state = 'dead'")),
         )
     ),
+)
+
+# Objects of a bucket's inbox that were taken in or refused and could not be moved away, so that they are left alone.
+inbox_object = sa.Table(
+    "inbox_object",
+    metadata,
+    sa.Column("url", sa.String, primary_key=True),  # of the inbox
+    sa.Column("key", sa.String, primary_key=True),  # below it
+    _created(),
+    sa.Column("version", sa.String, nullable=False),  # of its content; another one is taken in again
+    sa.Column("reason", sa.Text),  # why it was refused; null: it was taken in
 )
 
 # Recurring maintenance, by name: when any process last did it, and up to which time data has been removed.

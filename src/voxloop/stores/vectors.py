@@ -58,6 +58,14 @@ class Vectors(Protocol):
         """Every id that has a vector, each once, in no order."""
         ...
 
+    def check(self) -> str:
+        """Where the vectors are and how many, in words. Raises VectorError if they cannot be read."""
+        ...
+
+    def close(self) -> None:
+        """Disconnect."""
+        ...
+
 
 class CatalogVectors:
     """Vectors as rows of the catalog, scanned in memory. Each write is its own transaction; do not nest it."""
@@ -67,8 +75,7 @@ class CatalogVectors:
         self._widths: dict[str, int] = {}  # of spaces written to, so that each width is looked up once
 
     def upsert(self, space: str, ids: Sequence[str], matrix: Matrix) -> None:
-        if matrix.ndim != 2 or len(ids) != len(matrix):
-            raise UsageError(f"got {len(ids)} ids and a matrix of shape {matrix.shape}. Give one row per id.")
+        check_shape(ids, matrix)
         rows = {
             id: {"id": id, "space": space, "values": np.ascontiguousarray(row, dtype="<f4").tobytes()}
             for id, row in zip(ids, matrix, strict=True)
@@ -134,6 +141,20 @@ class CatalogVectors:
     def ids(self, space: str) -> Iterator[str]:
         with self._catalog.read() as reader:
             yield from reader.connection.execute(sa.select(vector.c.id).where(vector.c.space == space)).scalars()
+
+    def check(self) -> str:
+        with self._catalog.read() as reader:
+            count = reader.connection.execute(sa.select(sa.func.count()).select_from(vector)).scalar_one()
+        return f"in the catalog, {count:,}"
+
+    def close(self) -> None:
+        """The catalog is closed by itself."""
+
+
+def check_shape(ids: Sequence[str], matrix: Matrix) -> None:
+    """Raises UsageError unless the matrix has one row per id."""
+    if matrix.ndim != 2 or len(ids) != len(matrix):
+        raise UsageError(f"got {len(ids)} ids and a matrix of shape {matrix.shape}. Give one row per id.")
 
 
 def batched(ids: Sequence[str], size: int) -> Iterator[Sequence[str]]:
