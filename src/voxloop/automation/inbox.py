@@ -287,6 +287,8 @@ def _move(source: Path, target: Path) -> Path:
 
     Repeating a move that was interrupted finishes it: the file is at its target before it is gone from its source.
     """
+    if not source.exists():  # another watcher was faster
+        return target
     target = _free(source, target)
     target.parent.mkdir(parents=True, exist_ok=True)
     if not target.exists():

@@ -168,8 +168,10 @@ def _put_away(source: Source, chosen: _Chosen, report: IngestReport, done: Watch
             troubles.tell(
                 file, f"{path} was handled, but cannot be moved ({error.strerror or error}). It is tried again."
             )
-    for file in chosen.arrived.audio - chosen.seen.keys():  # a manifest that lists all audio does not list it
-        source.put_off(file)
+    for file in chosen.arrived.audio - chosen.seen.keys():
+        if not (chosen.arrived.root / file).exists():
+            continue
+        source.put_off(file)  # a manifest that lists all audio does not list it
         troubles.tell(file, f"{chosen.arrived.root / file} is left where it is: the manifest there does not list it.")
     return moved
 
@@ -192,6 +194,8 @@ class _Chosen:
         if file not in self.arrived.audio:
             listing = file.rpartition(":")[0]
             return item if item.refusal and listing in self.arrived.listings else None
+        if not item.path.exists():  # another watcher was faster
+            return None
         self.seen[file] = item.path
         if item.refusal:
             return item
