@@ -24,6 +24,7 @@ from voxloop.speech.languages import UnknownLanguage, language_code
 CONFIG_NAME = "voxloop.toml"
 WORKSPACE_VARIABLE = "VOXLOOP_WORKSPACE"
 TOKEN_VARIABLE = "VOXLOOP_TOKEN"  # a secret, and so no setting
+WEBHOOK_SECRET_VARIABLE = "VOXLOOP_WEBHOOK_SECRET"  # another one
 DEFAULT_WORKSPACE = "voxloop-workspace"
 PREFIX = "VOXLOOP_"
 MOST_BONUS = 5.0  # added to a token's log-probability; with more, vocabulary terms appear everywhere
@@ -231,6 +232,11 @@ class Settings:
     """Newest backups that are kept in `backup_to`. Unchanged files are shared between them."""
     backup_required: bool = True
     """Whether a failed backup stops the run. If false, it is only reported."""
+    webhook_url: str = field(default="", repr=False)  # may hold a password
+    """Address to which the orchestrator posts chosen events, signed with the secret in the variable
+    VOXLOOP_WEBHOOK_SECRET. Empty: none."""
+    webhook_events: tuple[str, ...] = ("model.promoted", "model.rolled_back", "training.given_up", "review.asked")
+    """Events that are posted to `webhook_url`."""
     poll_s: float = 0.5
     """Seconds between an idle worker's looks for new jobs."""
     normaliser: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
@@ -428,7 +434,11 @@ def resolve(
     environ = os.environ if environ is None else environ
     for variable, text in environ.items():
         name = variable.removeprefix(PREFIX).lower()
-        if not variable.startswith(PREFIX) or variable in (WORKSPACE_VARIABLE, TOKEN_VARIABLE):
+        if not variable.startswith(PREFIX) or variable in (
+            WORKSPACE_VARIABLE,
+            TOKEN_VARIABLE,
+            WEBHOOK_SECRET_VARIABLE,
+        ):
             continue
         if name not in known:
             raise SettingError(f"environment: unknown setting {variable}{nearest(name, known)}")

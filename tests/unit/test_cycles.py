@@ -63,7 +63,7 @@ def trained(ws: Workspace, cycle: Cycle, *, status: str = "completed", error: st
         ws.jobs.withdraw(tx, "train", cycle.id)
         model = new.id if status == "completed" else None
         tx.change(Run, cycle.id, status=status, model=model, error=error, finished=tx.now())
-        tx.change(Model, new.id, run=cycle.id)
+        tx.change(Model, new.id, run=cycle.id, base=tx.get(Run, cycle.id).base)
     return new
 
 
@@ -236,11 +236,11 @@ def test_a_failed_run_is_tried_again_later_and_given_up_in_the_end(loop: Workspa
         assert training.find(loop, cycle.id).status == "queued"
         assert now(loop).retries == retry + 1
     trained(loop, now(loop), status="failed", error="the disk is full")
-    line = orchestrator.tick(loop)
+    assert "is failed: training failed 3 times" in orchestrator.tick(loop)
     cycle = now(loop)
     assert (cycle.state, cycle.message) == ("failed", "training failed 3 times, the last time: the disk is full")
     assert events(loop, "training.given_up") == [("training.given_up", {"message": cycle.message})]
-    assert "of new usable speech" in line
+    assert "of new usable speech" in orchestrator.tick(loop)
     assert not orchestrator.plan(loop).starts  # it had its chance; `automation start` gives it another
 
 

@@ -87,7 +87,7 @@ def test_a_review_makes_usable_and_undoing_it_takes_that_back(workspace: Workspa
 
 def test_a_second_decoding_decides_about_machine_text(tmp_path: Path, demo_speech: Path) -> None:
     """Texts that the model writes again stay, one that it never wrote does not."""
-    settings = {"usable_confidence": 0.0, "usable_min_s": 0.1, "min_snr_db": -99.0}
+    settings = {"usable_confidence": 0.0, "usable_agreement": 0.5, "usable_min_s": 0.1, "min_snr_db": -99.0}
     with open_loop(tmp_path / "w", create=True, **settings) as ws:
         ingest(ws, sorted(demo_speech.glob("*.ogg"))[:24], processes=1)
         work(ws, until_idle=True)
@@ -100,13 +100,13 @@ def test_a_second_decoding_decides_about_machine_text(tmp_path: Path, demo_speec
                 sa.select(tables.sample.c.transcript).where(tables.sample.c.recording == f"sha256-{wrong}")
             ).scalar_one()
             tx.connection.execute(sa.update(table).where(table.c.id == id).values(text="nobody ever said any of this"))
-        assert usable.ask_for_agreement(ws) == 24
+        assert usable.ask_for_agreement(ws) == len(kinds(ws)) >= 12
         assert usable.ask_for_agreement(ws) == 0  # they are asked for
         work(ws, ["agree"], until_idle=True)
         found = kinds(ws)
         assert found[wrong] == "unsure"
         agreed = {id for id, kind in found.items() if kind == "machine"}
-        assert len(agreed) >= 6
+        assert len(agreed) >= 3
         assert sorted(told(ws)) == sorted(f"{id} machine" for id in agreed)
         assert hours(ws).new == hours(ws).new_machine > 0
         assert usable.ask_for_agreement(ws) == 0

@@ -107,7 +107,7 @@ def _hours_told(hours: UsableHours, threshold: float) -> str:
     kinds = f"{hours.new_reference:.2f} h reviewed, {hours.new_machine:.2f} h of confident machine text"
     if not threshold:
         return f"There are {hours.new:.2f} h of new usable speech ({kinds}); the hours start no run (train_hours = 0)."
-    return f"{hours.new:.2f} h of {threshold:g} h of new usable speech are there ({kinds})."
+    return f"{hours.new:.2f} h of {threshold:.3g} h of new usable speech are there ({kinds})."
 
 
 def start_now(ws: Workspace, *, by: str) -> Cycle:
@@ -223,4 +223,4 @@ def _line(ws: Workspace, cycle: Cycle | None) -> str:
         hours = usable.hours(reader)
         requested = requests.outstanding(reader)
     more = f"; {counted(requested, 'review')} asked for" if requested else ""
-    return f"{hours.new:.2f} h of {ws.settings.train_hours:g} h of new usable speech{more}"
+    return f"{hours.new:.2f} h of {ws.settings.train_hours:.3g} h of new usable speech{more}"

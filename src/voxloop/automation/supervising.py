@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from voxloop.automation.inbox import HotFolder
 from voxloop.automation.orchestrator import orchestrate
 from voxloop.automation.watching import Troubles, watch
+from voxloop.automation.webhook import Webhook, secret
 from voxloop.errors import VoxloopError
 from voxloop.pipeline import LONG, STEPS
 from voxloop.workspace import Workspace
@@ -117,6 +118,12 @@ class Group:
     def orchestrate(self) -> None:
         """Run the orchestrator in a thread."""
         self._thread("orchestrator", lambda part: orchestrate(self.ws, stop=self.stop, told=part.tell))
+
+    def notify(self) -> None:
+        """Run the webhook in a thread, if one is set. Raises SettingError if its secret is missing."""
+        if self.ws.settings.webhook_url:
+            secret()
+            self._thread("webhook", lambda part: Webhook(self.ws, told=part.tell).run(self.stop))
 
     def work(self) -> None:
         """Run the workers as child processes."""

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from voxloop.errors import VoxloopError
 from voxloop.speech.languages import UnknownLanguage, language_code
@@ -204,7 +204,7 @@ class _Chosen:
         except (OSError, ValueError, UnknownLanguage) as error:
             message = f"cannot read the metadata of {item.path}: {error}. Correct it, and put both back into the inbox"
             return replace(item, refusal=Refusal(path=str(item.path), reason="bad-metadata", message=message))
-        missing = {name: value for name, value in given.items() if not getattr(item, name)}
+        missing: dict[str, Any] = {name: value for name, value in given.items() if not getattr(item, name)}
         return replace(item, **missing)
 
     def _of_folders(self, file: str) -> dict[str, str]:

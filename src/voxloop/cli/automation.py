@@ -58,6 +58,7 @@ def up(
             group.work()
             group.watch()
             group.orchestrate()
+            group.notify()
             if no_serve:
                 group.stop.wait()
             else:
@@ -95,11 +96,19 @@ def orchestrate(ctx: typer.Context) -> None:
     import threading
 
     from voxloop.automation.orchestrator import orchestrate as run
+    from voxloop.automation.webhook import Webhook
 
     stop = threading.Event()
     _end_with_signals(stop)
     with opened(ctx, create=True) as ws:
+        sending = None
+        if ws.settings.webhook_url:
+            webhook = Webhook(ws, told=lambda line: typer.echo(f"webhook {line}", err=True))
+            sending = threading.Thread(target=webhook.run, args=(stop,), name="voxloop-webhook")
+            sending.start()
         run(ws, stop=stop, told=lambda line: typer.echo(line, err=True))
+        if sending:
+            sending.join()
 
 
 def _end_with_signals(stop: object) -> None:

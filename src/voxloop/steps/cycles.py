@@ -303,7 +303,8 @@ def _dead(reader: Reader, cycle: Cycle) -> sa.Row[Any] | None:
     those = sa.select(job.step, job.attempts, job.error).where(
         job.state == "dead", job.step.in_(STEPS), job.subject == cycle.id
     )
-    return reader.connection.execute(those.limit(1)).first()
+    found: sa.Row[Any] | None = reader.connection.execute(those.limit(1)).one_or_none()
+    return found
 
 
 def _after_training(ws: Workspace, cycle: Cycle) -> None:
