@@ -42,7 +42,7 @@ SETTINGS = {
     "TRAIN_CRON": "",
     "TRAIN_HOURS": "0.05",
     "TRAIN_RECIPE": "quick",
-    "TRAIN_SET": "max_steps=120,eval_seconds=20",
+    "TRAIN_SET": "max_steps=80,eval_seconds=15",
     "THREADS": "1",
 }
 
