@@ -260,6 +260,16 @@ def test_a_step_that_dies_ends_the_run(loop: Workspace, tmp_path: Path, monkeypa
     assert "its step freeze failed 1 time: RuntimeError: no room left" in (cycle.message or "")
 
 
+def test_a_run_that_a_person_pauses_says_so(loop: Workspace, tmp_path: Path) -> None:
+    speech(loop, tmp_path / "speech")
+    orchestrator.tick(loop)
+    work(loop, ["freeze"], until_idle=True)
+    training.pause(loop, now(loop).id)
+    assert "a person paused it" in orchestrator.tick(loop)
+    training.resume(loop, now(loop).id)
+    assert orchestrator.tick(loop) == f"run {now(loop).id} is training"
+
+
 def test_a_run_without_a_better_model_ends(loop: Workspace, tmp_path: Path) -> None:
     speech(loop, tmp_path / "speech")
     orchestrator.tick(loop)

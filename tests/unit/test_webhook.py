@@ -91,7 +91,6 @@ def test_chosen_events_arrive_signed(hooked: Workspace, receiver: Receiver) -> N
 def test_what_is_not_accepted_is_sent_again_and_keeps_its_place(hooked: Workspace, receiver: Receiver) -> None:
     said: list[str] = []
     sending = Webhook(hooked, told=said.append)
-    sending.send()
     receiver.answer = 503
     promoted(hooked, "m1", "m2")
     assert sending.send() == 0
@@ -104,7 +103,6 @@ def test_what_is_not_accepted_is_sent_again_and_keeps_its_place(hooked: Workspac
 def test_an_unreachable_address_loses_nothing_over_a_restart(hooked: Workspace, receiver: Receiver) -> None:
     gone = replace(hooked, settings=replace(hooked.settings, webhook_url="http://127.0.0.1:9/"))
     first = Webhook(gone)
-    first.send()
     promoted(hooked, "m1")
     assert first.send() == 0
     second = Webhook(hooked)

@@ -142,6 +142,8 @@ class Group:
                     if self.stop.is_set():
                         break
                     why = "ended"
+                except VoxloopError as error:
+                    why = f"failed: {error}"
                 except Exception as error:  # whatever it is, the other parts go on
                     why = f"failed: {error}"
                     log.exception("%s failed", name)

@@ -84,6 +84,7 @@ class Webhook:
         self._ws = ws
         self._told = told
         self._key = secret()
+        self._begin()
         self._http = urllib3.PoolManager(retries=False, timeout=TIMEOUT_S)
         self._turn = 0.0  # the value by which this process knows that it is the one that sends
         self._sent: set[str] = set()
@@ -102,10 +103,13 @@ class Webhook:
 
     def send(self) -> int:
         """Send what is due. Return the number of events that were accepted."""
-        if time.monotonic() < self._next or not self._mine():
+        if time.monotonic() < self._next:
+            return 0
+        waiting = self._waiting()
+        if not waiting or not self._mine():
             return 0
         sent = 0
-        for event in self._waiting():
+        for event in waiting:
             why = self._post(event)
             if why is None:
                 self._sent.add(event.id)
@@ -123,12 +127,15 @@ class Webhook:
         self._remember()
         return sent
 
+    def _begin(self) -> None:
+        """Note where the webhook begins: what happened before there was one is not sent."""
+        with self._ws.catalog.write() as tx:
+            insert_new(tx.connection, upkeep, [{"name": NAME, "until": float(tx.newest_event())}])
+
     def _mine(self) -> bool:
         """Take or keep the turn to send; another process has it for `TURN_S` after its last look."""
         with self._ws.catalog.write() as tx:
             now = tx.now()
-            if insert_new(tx.connection, upkeep, [{"name": NAME, "until": float(tx.newest_event())}]):
-                pass  # what happened before there was a webhook is not sent
             free = sa.or_(upkeep.c.done == self._turn, upkeep.c.done < now)
             mine = sa.update(upkeep).where(upkeep.c.name == NAME, free).values(done=now + TURN_S)
             if not tx.connection.execute(mine).rowcount:

@@ -94,10 +94,10 @@ class Door:
 
     def open(self, stack: ExitStack) -> list[socket.socket]:
         """Bind the server's sockets. Raises UsageError if something is missing or an address is taken."""
-        from voxloop.web.access import is_loopback
-
         try:
             import uvicorn  # noqa: F401 - told of before anything is opened
+
+            from voxloop.web.access import is_loopback
 
             if self.wyoming_port is not None:
                 import wyoming  # noqa: F401

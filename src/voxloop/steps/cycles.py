@@ -324,6 +324,12 @@ def _after_training(ws: Workspace, cycle: Cycle) -> None:
             _end(tx, cycle, "done", message=why, verdict="no better" if run.status == "completed" else None)
     elif run.status == "failed":
         _retry(ws, cycle, run, now)
+    else:
+        paused = run.status == "paused"
+        message = f"a person paused it: `voxloop run resume {run.id}` continues it" if paused else None
+        if message != cycle.message:
+            with ws.transaction() as tx:
+                change(tx, cycle, message=message)
 
 
 def _retry(ws: Workspace, cycle: Cycle, run: Run, now: float) -> None:

@@ -216,6 +216,8 @@ def ask_for_agreement(ws: Workspace) -> int:
             .limit(ASKED_AT_ONCE)
         )
         rows = reader.connection.execute(found).all()
+        if not rows:
+            return 0
         dead = {row.subject for row in ws.jobs.dead(reader, limit=1000) if row.step == "agree"}
     news = [News(id, f"{id}:{changed}", None, seconds) for id, seconds, changed in rows if id not in dead]
     if not news:
