@@ -299,12 +299,10 @@ def advance(ws: Workspace) -> Cycle | None:
 
 
 def _dead(reader: Reader, cycle: Cycle) -> sa.Row[Any] | None:
+    """A job of the run that failed for good."""
     job = tables.job.c
-    those = sa.select(job.step, job.attempts, job.error).where(
-        job.state == "dead", job.step.in_(STEPS), job.subject == cycle.id
-    )
-    found: sa.Row[Any] | None = reader.connection.execute(those.limit(1)).one_or_none()
-    return found
+    those = sa.select(tables.job).where(job.state == "dead", job.step.in_(STEPS), job.subject == cycle.id)
+    return reader.connection.execute(those.limit(1)).first()
 
 
 def _after_training(ws: Workspace, cycle: Cycle) -> None:
