@@ -40,9 +40,9 @@ SETTINGS = {
     "RATIOS": "0.5/0.1/0.4",
     "USABLE_MACHINE_SHARE": "0",
     "TRAIN_CRON": "",
-    "TRAIN_HOURS": "0.05",
+    "TRAIN_HOURS": "0.03",
     "TRAIN_RECIPE": "quick",
-    "TRAIN_SET": "max_steps=80,eval_seconds=15",
+    "TRAIN_SET": "max_steps=50,eval_seconds=20",
     "THREADS": "1",
 }
 
@@ -133,7 +133,7 @@ def trail(workspace: Path) -> list[Event]:
 
 def test_drop_audio_correct_texts_and_a_better_model_serves(tmp_path: Path, demo_speech: Path) -> None:
     workspace = tmp_path / "workspace"
-    lines = [json.loads(line) for line in (demo_speech / "metadata.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (demo_speech / "metadata.jsonl").read_text().splitlines()][::2]
     truth = {line["file"]: line["text"] for line in lines}
     up = Up(workspace)
     try:
@@ -201,4 +201,4 @@ def test_drop_audio_correct_texts_and_a_better_model_serves(tmp_path: Path, demo
     counts = {type: sum(one.type == type for one in found) for type in ("recording.ingested", "model.promoted")}
     assert counts == {"recording.ingested": len(lines), "model.promoted": 1}
     samples = [one.subject for one in found if one.type == "dataset.new_sample"]
-    assert len(samples) == len(set(samples)) >= len(lines) - 20
+    assert len(samples) == len(set(samples)) >= len(lines) - 10
