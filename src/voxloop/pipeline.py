@@ -6,10 +6,17 @@
 
     nlp.postprocessed, utterance.reviewed ──► rank (reorders the review queue; one job for the whole queue)
 
-    training.queued ──► train
+    recording.segmented, nlp.postprocessed, utterance.aligned, utterance.reviewed
+        ──► sample ──► dataset.new_sample (once for each utterance that becomes usable)
+    agreement.asked ──► agree ──► dataset.new_sample (machine text that a second decoding confirms)
 
-In this version, people start the other stages from the command line: review, build a
-dataset, train, evaluate, promote.
+    training.asked ──► freeze ──► dataset.frozen (dataset.ready), training.queued ──► train ──► training.completed
+    evaluation.asked ──► evaluate ──► promotion.asked ──► promote ──► model.promoted
+                                  └─► review.asked: too few references for a verdict
+
+`automation.orchestrator` emits what starts these two: `agreement.asked`, and `training.asked` when there is enough new
+speech or it is time; and `evaluation.asked` once a run that it started has a model, or the references are there. People
+start the same stages from the command line, which needs no orchestrator.
 """
 
 from __future__ import annotations
@@ -43,10 +50,21 @@ EVENTS: Mapping[str, str] = {
     "utterance.forgotten": "Deleted utterances were erased with everything made from them.",
     "utterance.aligned": "An utterance received its part of a long recording's given text.",
     "review.prioritised": "The review queue was reordered.",
-    "dataset.new_sample": "An utterance received a reference.",
+    "agreement.asked": "A recording's confident machine texts are to be checked by a second decoding.",
+    "review.asked": "An automatic run needs references for a verdict; the payload says how many.",
+    "dataset.new_sample": "An utterance became usable for training; the payload says by which text.",
+    "dataset.ready": "A dataset was built of as much new speech as starts a run; the payload has the hours.",
     "dataset.frozen": "A dataset was built; the payload has its name and the number of clips per split.",
     "dataset.renamed": "A dataset was renamed; the payload has the new and the old name.",
     "dataset.deleted": "A dataset and the evaluations on it were deleted.",
+    "training.asked": "An automatic run was asked for; the payload says by the hours, the clock or whom.",
+    "training.skipped": "It was time for an automatic run, but there was no new speech or another was going on.",
+    "training.given_up": "An automatic run failed too often and was given up; the payload has the error.",
+    "training.concluded": "An automatic run ended; the payload has the verdict.",
+    "evaluation.asked": "The model of an automatic run is to be evaluated.",
+    "promotion.asked": "The model of an automatic run is to be judged by the gate.",
+    "automation.paused": "A person paused the start of automatic runs.",
+    "automation.resumed": "A person resumed the start of automatic runs.",
     "training.queued": "A run was queued, to start or to continue.",
     "training.started": "A run's process started.",
     "training.progress": "A run reported its progress: step, loss, val word error rate.",
@@ -67,17 +85,23 @@ EVENTS: Mapping[str, str] = {
     "serving.refused": "A running server kept its model because the new champion failed to load or failed its trial.",
 }
 """Every event, in one sentence. An event's subject is the id of the record it is about, except that it is the file's
-path for `recording.rejected` and the removal's id for forgotten recordings and speakers."""
+path for `recording.rejected`, the removal's id for forgotten recordings and speakers, and the id of the automatic run
+for what it asks for."""
 
 LISTENERS: Mapping[str, tuple[str, ...]] = {
     "recording.ingested": ("segment",),
     "recording.described": ("segment",),  # a text or segments for known audio
-    "recording.segmented": ("transcribe",),
+    "recording.segmented": ("transcribe", "sample"),
     "transcription.asked": ("transcribe",),  # by a new champion
     "transcription.completed": ("restore", "align"),
-    "nlp.postprocessed": ("index", "rank"),
-    "utterance.reviewed": ("rank",),
+    "nlp.postprocessed": ("index", "rank", "sample"),
+    "utterance.reviewed": ("rank", "sample"),
+    "utterance.aligned": ("sample",),
+    "agreement.asked": ("agree",),
+    "training.asked": ("freeze",),
     "training.queued": ("train",),
+    "evaluation.asked": ("evaluate",),
+    "promotion.asked": ("promote",),
 }
 
 COALESCED = ("rank",)  # steps with at most one waiting job, however many events ask for it
@@ -87,6 +111,7 @@ LIVE = 20  # for `emit(priority=...)`: speech that somebody is waiting for now
 PRIORITIES: Mapping[str, int] = {
     "utterance.reviewed": 10,  # a person is working on it
     "transcription.asked": -10,  # everything is transcribed again by a new champion
+    "agreement.asked": -10,  # whatever else is to be transcribed comes first
 }
 
 
@@ -124,8 +149,16 @@ STEPS: Mapping[str, Step] = {
     "align": Step("alignment.align", batch=64),
     "index": Step("similarity.index", batch=64, share=0.1),
     "rank": Step("review.rank", batch=1),
+    "sample": Step("datasets.usable.sample", batch=256),
+    "agree": Step("datasets.usable.agree", batch=64),
+    "freeze": Step("cycles.freeze", batch=1),
     "train": Step("training.work", batch=1, condition="training.device_free"),
+    "evaluate": Step("cycles.evaluate", batch=1),
+    "promote": Step("cycles.promote", batch=1),
 }
+
+LONG = ("train", "evaluate", "promote")
+"""Steps that take minutes to hours: a worker for these alone keeps them from delaying the others."""
 
 
 def share_ahead(step: str) -> float:
@@ -134,7 +167,20 @@ def share_ahead(step: str) -> float:
 
 
 def open_loop(folder: Path, *, create: bool = False, **settings: Any) -> Workspace:
-    """Open a workspace whose events start the steps above."""
+    """Open a workspace whose events start the steps above, and whose runs begin with the backup that is set."""
     return open_workspace(
-        folder, listeners=LISTENERS, priorities=PRIORITIES, coalesced=COALESCED, create=create, **settings
+        folder,
+        listeners=LISTENERS,
+        priorities=PRIORITIES,
+        coalesced=COALESCED,
+        create=create,
+        before_run=_before_run,
+        **settings,
     )
+
+
+def _before_run(ws: Workspace) -> None:
+    """Make the backup that the settings ask for before a training run."""
+    from voxloop.maintenance import rotation  # only runs need it
+
+    rotation.before_run(ws)

@@ -24,11 +24,13 @@ from voxloop.speech.languages import UnknownLanguage, language_code
 CONFIG_NAME = "voxloop.toml"
 WORKSPACE_VARIABLE = "VOXLOOP_WORKSPACE"
 TOKEN_VARIABLE = "VOXLOOP_TOKEN"  # a secret, and so no setting
+WEBHOOK_SECRET_VARIABLE = "VOXLOOP_WEBHOOK_SECRET"  # another one
 DEFAULT_WORKSPACE = "voxloop-workspace"
 PREFIX = "VOXLOOP_"
 MOST_BONUS = 5.0  # added to a token's log-probability; with more, vocabulary terms appear everywhere
 AUDIO_CONTEXTS = ("auto", "adaptive", "packed", "full", "trimmed")
 ENGINES = ("torch", "ctranslate2", "auto")
+INBOX_LEVELS = ("speaker", "language", "session")
 COMPUTE_TYPES = ("int8", "int8_float32", "int8_float16", "int8_bfloat16", "int16", "float16", "bfloat16", "float32")
 
 # For processes that compute. Read once, when torch loads OpenMP. Threads that wait by spinning take a core from other
@@ -194,6 +196,55 @@ class Settings:
     """Minutes of captured audio that may wait to be written, in memory; what is beyond is answered, but not kept."""
     serve_requests_per_minute: int = 3000
     """Requests per minute to the review's API that one token may make. 0: no limit."""
+    inbox: str = ""
+    """Folder whose audio files `voxloop watch` ingests as they arrive. Empty: `inbox` in the workspace."""
+    processed: str = ""
+    """Folder to which ingested files move, under the same relative path. Empty: `processed` next to the inbox."""
+    failed: str = ""
+    """Folder to which files that cannot be ingested move, each with a `.reason.txt`. Empty: `failed` next to the
+    inbox."""
+    inbox_levels: tuple[str, ...] = ()
+    """What the folders inside the inbox name, from the top: `speaker`, `language` or `session`. With `speaker`, the
+    files in `inbox/ann/` are by the speaker ann."""
+    inbox_scan_s: float = 30.0
+    """Seconds between two scans of the inbox. Changes that the system reports are looked at sooner."""
+    inbox_settle_s: float = 2.0
+    """Seconds for which a file's size and time must not have changed before it is ingested."""
+    usable_machine_share: float = 0.8
+    """Largest share of machine text in the hours of usable speech that an automatic run trains on, from 0 (none) to
+    1."""
+    usable_confidence: float = 0.8
+    """Lowest confidence of machine text that an automatic run trains on."""
+    usable_agreement: float = 0.9
+    """Share of the words on which two decodings of a clip must agree for its machine text to be usable."""
+    usable_min_s: float = 1.0
+    """Shortest utterance, in seconds, whose machine text is usable."""
+    train_hours: float = 5.0
+    """Hours of new usable speech that start an automatic run. 0: no run starts because of the hours."""
+    train_cron: str = "02:00"
+    """When an automatic run starts if there is any new usable speech: a time of day (`02:00`) or a cron line
+    (`0 2 * * 1-5`). Empty: never."""
+    time_zone: str = ""
+    """Time zone of `train_cron`, such as `Asia/Ho_Chi_Minh`. Empty: the machine's."""
+    train_recipe: str = ""
+    """Recipe of automatic runs. Empty: chosen by model size and training speech."""
+    train_set: tuple[str, ...] = ()
+    """Settings of the recipe to override in automatic runs, such as `max_seconds=7200`."""
+    train_retries: int = 3
+    """How often an automatic run that failed is tried again."""
+    train_retry_s: float = 60.0
+    """Seconds before the first new try of a failed automatic run. Each later one waits four times as long."""
+    backup_to: str = ""
+    """Folder for a backup before every training run, outside the workspace. Empty: none."""
+    backup_keep: int = 3
+    """Newest backups that are kept in `backup_to`. Unchanged files are shared between them."""
+    backup_required: bool = True
+    """Whether a failed backup stops the run. If false, it is only reported."""
+    webhook_url: str = field(default="", repr=False)  # may hold a password
+    """Address to which the orchestrator posts chosen events, signed with the secret in the variable
+    VOXLOOP_WEBHOOK_SECRET. Empty: none."""
+    webhook_events: tuple[str, ...] = ("model.promoted", "model.rolled_back", "training.given_up", "review.asked")
+    """Events that are posted to `webhook_url`."""
     poll_s: float = 0.5
     """Seconds between an idle worker's looks for new jobs; ten times as long while a server wakes it."""
     normaliser: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
@@ -213,16 +264,21 @@ class Settings:
         if self.review_undo_s < 0:
             raise SettingError(f"review_undo_s is {self.review_undo_s}. It must be 0 or more.")
         for name in (
-            "lease_s",
-            "review_lease_s",
-            "poll_s",
-            "batch_seconds",
-            "max_recording_hours",
-            "keep_jobs_days",
+            *("lease_s", "review_lease_s", "poll_s", "batch_seconds", "max_recording_hours", "keep_jobs_days"),
             "blob_cache_gb",
+            *("inbox_scan_s", "inbox_settle_s", "train_retry_s", "backup_keep"),
         ):
             if getattr(self, name) <= 0:
                 raise SettingError(f"{name} is {getattr(self, name)}. It must be above 0.")
+        for name in ("usable_machine_share", "usable_confidence", "usable_agreement"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise SettingError(f"{name} is {getattr(self, name)}. It must be from 0 to 1.")
+        for name in ("train_hours", "usable_min_s", "train_retries"):
+            if getattr(self, name) < 0:
+                raise SettingError(f"{name} is {getattr(self, name)}. It must be 0 or more.")
+        for level in self.inbox_levels:
+            if level not in INBOX_LEVELS:
+                raise SettingError(f"inbox_levels contains {level!r}. Use {', '.join(INBOX_LEVELS)}.")
         if self.guard_compression <= 0 or self.guard_logprob >= 0 or not 0 <= self.guard_no_speech <= 1:
             raise SettingError(
                 f"guard_compression, guard_logprob and guard_no_speech are {self.guard_compression}, "
@@ -387,7 +443,11 @@ def resolve(
     environ = os.environ if environ is None else environ
     for variable, text in environ.items():
         name = variable.removeprefix(PREFIX).lower()
-        if not variable.startswith(PREFIX) or variable in (WORKSPACE_VARIABLE, TOKEN_VARIABLE):
+        if not variable.startswith(PREFIX) or variable in (
+            WORKSPACE_VARIABLE,
+            TOKEN_VARIABLE,
+            WEBHOOK_SECRET_VARIABLE,
+        ):
             continue
         if name not in known:
             raise SettingError(f"environment: unknown setting {variable}{nearest(name, known)}")

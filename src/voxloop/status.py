@@ -12,10 +12,13 @@ import sqlalchemy as sa
 from voxloop.errors import counted
 from voxloop.models import CHAMPION
 from voxloop.records import Dataset, Model, Run, Transcript, Utterance, UtteranceStatus
-from voxloop.steps import training
+from voxloop.steps import cycles, training
+from voxloop.steps.cycles import Cycle
+from voxloop.steps.datasets import usable
 from voxloop.steps.datasets.splits import clips_for_test
 from voxloop.steps.gate.comparison import Comparison
 from voxloop.steps.gate.promotion import comparisons
+from voxloop.steps.review import requests
 from voxloop.steps.utterances import speechless_in
 from voxloop.stores import tables
 from voxloop.stores.catalog import Reader
@@ -54,6 +57,9 @@ class Status:
     models: int  # made by training runs
     champion: str | None
     base_model: str
+    cycle: Cycle | None  # the newest automatic run
+    new_hours: float  # of usable speech that was there for no automatic run yet
+    reviews: int  # utterances whose review an automatic run waits for
     next_steps: tuple[str, ...]  # "command    purpose", most useful first
 
 
@@ -80,6 +86,9 @@ def status(ws: Workspace) -> Status:
             "datasets": reader.count(Dataset),
             "runs": _grouped(reader, tables.run.c.status),
             "models": reader.count(Model, tables.model.c.run.is_not(None)),
+            "cycle": cycles.newest(reader),
+            "new_hours": usable.hours(reader).new,
+            "reviews": requests.outstanding(reader),
         }
         dead = tuple(
             DeadJob(id=job.id, step=job.step, subject=job.subject, error=job.error or "")
@@ -140,6 +149,9 @@ def _next_steps(
     if dead:
         failed = sum(states.get("dead", 0) for states in counts["jobs"].values())
         steps.append(f"voxloop worker --retry-dead --until-idle    retry {counted(failed, 'failed job')}")
+    if counts["reviews"]:
+        asked = counted(counts["reviews"], "utterance")
+        steps.append(f"voxloop review --requested    review {asked} that an automatic run waits for")
     if not counts["recordings"]:
         steps.append("voxloop ingest FOLDER    add audio (a folder or files)")
     elif open_jobs:

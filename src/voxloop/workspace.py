@@ -78,6 +78,8 @@ class Workspace:
     claim: Claim | None = None
     stop: threading.Event | None = None  # set to make the worker stop; long steps check it
     told: Callable[[float], None] | None = None  # called by long steps with the seconds of audio just finished
+    within: bool = False  # a larger step is running: completing a part of it must not complete its job
+    before_run: Callable[[Workspace], None] | None = None  # called before a training run starts; may raise
 
     @contextmanager
     def read(self) -> Iterator[Reader]:
@@ -102,6 +104,10 @@ class Workspace:
         A step that processes many subjects completes each one separately, so that a crash loses only the current one.
         Without `subjects`, the rest of the claim is completed. Raises LeaseLost if another worker took over.
         """
+        if self.within:
+            with self.transaction() as tx:
+                yield tx
+            return
         with self.catalog.write() as writer:
             tx = Transaction(writer, self.jobs, self.claim)
             yield tx
@@ -116,6 +122,10 @@ class Workspace:
     def under(self, claim: Claim) -> Workspace:
         """This workspace for the worker that holds `claim`."""
         return replace(self, claim=claim)
+
+    def part(self) -> Workspace:
+        """This workspace for a step called by a larger one: its writes are fenced, and the job stays open."""
+        return replace(self, within=True)
 
     @property
     def runs(self) -> Path:
@@ -142,6 +152,7 @@ def open_workspace(
     coalesced: Collection[str] = (),
     create: bool = False,
     environ: Mapping[str, str] | None = None,
+    before_run: Callable[[Workspace], None] | None = None,
     **overrides: Any,
 ) -> Workspace:
     """Open the workspace in `folder` and upgrade its schema if needed.
@@ -181,6 +192,7 @@ def open_workspace(
             coalesced=coalesced,
         ),
         bus=bus,
+        before_run=before_run,
     )
 
 

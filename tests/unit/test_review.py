@@ -86,7 +86,7 @@ def test_a_saved_text_is_the_reference_and_every_version_stays(workspace: Worksp
         ("save", "ann", "transcribed"),
         ("save", "bo", "reviewed"),
     ]
-    assert events(workspace, "utterance.reviewed") == events(workspace, "dataset.new_sample") == 2
+    assert events(workspace, "utterance.reviewed") == 2
 
 
 def test_saving_over_what_was_not_seen_is_a_conflict(workspace: Workspace) -> None:

@@ -52,7 +52,7 @@ def reviewed(workspace: Workspace) -> Workspace:
 def test_the_filters_are_the_same_options_everywhere() -> None:
     commands = typer.main.get_command(app).commands["review"].commands  # type: ignore[attr-defined]
     names = list(filters.__annotations__)[:-1]
-    assert len(names) == 9
+    assert len(names) == 10
 
     def options(command: str) -> list[tuple[Any, ...]]:
         known = {one.name: one for one in commands[command].params}

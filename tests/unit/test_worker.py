@@ -66,6 +66,7 @@ def test_an_idle_worker_writes_nothing(workspace: Workspace) -> None:
         later = sa.update(tables.job).where(tables.job.c.subject == "later")
         tx.connection.execute(later.values(not_before=tx.now() + 60))
     assert workspace.jobs.claim(["transcribe"])
+    assert workspace.jobs.claim(["sample"])
     stop.clear()
     idle = replace(workspace, bus=Rounds(stop, 20))
     with writes_of(workspace) as begun:

@@ -15,6 +15,7 @@ from typer.core import TyperArgument, TyperGroup, TyperOption
 
 from voxloop import __version__
 from voxloop.cli import (
+    automation,
     bases,
     consent,
     datasets,
@@ -135,6 +136,7 @@ evaluation.register(app)
 models.register(app)
 keep.register(app)
 serve.register(app)
+automation.register(app)
 listen.register(app)
 vocabulary.register(app)
 consent.register(app)

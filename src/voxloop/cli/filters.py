@@ -64,6 +64,9 @@ def filters(
             help="Only utterances with this warning, such as `noisy`; `any` for any warning, `none` for none."
         ),
     ] = None,
+    requested: Annotated[
+        bool, typer.Option("--requested", help="Only utterances whose review an automatic run waits for.")
+    ] = False,
 ) -> "Filters":
     """Build the filters from the command's options. Raises UsageError for an unknown value."""
     from voxloop.steps.review import Filters
@@ -79,6 +82,7 @@ def filters(
         contains=contains,
         warning=None if warning in ("any", "none") else cast("WarningKind | None", warning),
         warned=warning == "any" if warning in ("any", "none") else None,
+        requested=requested or None,
     )
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,8 +16,10 @@ from voxloop.cli.screen import Json, opened, print_json, table, when
 from voxloop.errors import UsageError, install_command
 
 if TYPE_CHECKING:
+    from voxloop.automation.supervising import PartState
     from voxloop.settings import Settings
     from voxloop.web.access import Admission
+    from voxloop.workspace import Workspace
 
 DRAIN_S = 10.0  # how long a stopping server waits for the texts of live sessions
 
@@ -36,29 +41,102 @@ def register(app: typer.Typer) -> None:
     app.add_typer(token, name="token")
 
 
+Host = Annotated[str, typer.Option("--host", metavar="ADDRESS", help="Address to listen on.")]
+Port = Annotated[int, typer.Option("--port", help="Port to listen on; 0 for a free one.", min=0, max=65535)]
+TlsCert = Annotated[
+    Path | None, typer.Option("--tls-cert", help="Certificate (PEM), to be reached by https and wss.", exists=True)
+]
+TlsKey = Annotated[Path | None, typer.Option("--tls-key", help="Private key of the certificate (PEM).", exists=True)]
+WyomingPort = Annotated[
+    int | None,
+    typer.Option(
+        "--wyoming-port",
+        help="Port for Wyoming's protocol as well, which Home Assistant speaks (usually 10300).",
+        min=1,
+        max=65535,
+    ),
+]
+WyomingHost = Annotated[
+    str,
+    typer.Option("--wyoming-host", metavar="ADDRESS", help="Address of that port; the protocol asks for no token."),
+]
+NoAuth = Annotated[bool, typer.Option("--no-auth", help="Ask for no token; only on an address of this machine alone.")]
+
+
 def serve(
     ctx: typer.Context,
-    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on; 0 for a free one.", min=0, max=65535)] = 8321,
-    tls_cert: Annotated[
-        Path | None, typer.Option(help="Certificate (PEM), to be reached by https and wss.", exists=True)
-    ] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="Private key of the certificate (PEM).", exists=True)] = None,
-    wyoming_port: Annotated[
-        int | None,
-        typer.Option(
-            help="Port for Wyoming's protocol as well, which Home Assistant speaks (usually 10300).", min=1, max=65535
-        ),
-    ] = None,
-    wyoming_host: Annotated[
-        str, typer.Option(metavar="ADDRESS", help="Address of that port; the protocol asks for no token.")
-    ] = "127.0.0.1",
-    no_auth: Annotated[
-        bool, typer.Option("--no-auth", help="Ask for no token; only on an address of this machine alone.")
-    ] = False,
+    host: Host = "127.0.0.1",
+    port: Port = 8321,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    wyoming_port: WyomingPort = None,
+    wyoming_host: WyomingHost = "127.0.0.1",
+    no_auth: NoAuth = False,
 ) -> None:
     """Serve the champion to other programs by OpenAI's API, until Ctrl-C. It follows promotions while it runs."""
-    try:
+    door = Door(host, port, tls_cert, tls_key, wyoming_port, wyoming_host, no_auth)
+    with ExitStack() as stack:
+        sockets = door.open(stack)
+        ws = stack.enter_context(opened(ctx, create=True))
+        if not door.serve(ws, sockets):
+            raise typer.Exit(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """How a server is reached."""
+
+    host: str
+    port: int
+    tls_cert: Path | None
+    tls_key: Path | None
+    wyoming_port: int | None
+    wyoming_host: str
+    no_auth: bool
+
+    def open(self, stack: ExitStack) -> list[socket.socket]:
+        """Bind the server's sockets. Raises UsageError if something is missing or an address is taken."""
+        try:
+            import uvicorn  # noqa: F401 - told of before anything is opened
+
+            from voxloop.web.access import is_loopback
+
+            if self.wyoming_port is not None:
+                import wyoming  # noqa: F401
+        except ModuleNotFoundError as error:
+            raise UsageError(
+                f"the server needs {error.name}, which is not installed: install it with `{install_command('serve')}`"
+            ) from error
+        if self.no_auth and not is_loopback(self.host):
+            raise UsageError(
+                f"--no-auth on {self.host} would let everybody in who reaches this machine: leave it out, or listen "
+                "on 127.0.0.1"
+            )
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise UsageError("give both --tls-cert and --tls-key, or neither")
+        sockets = [stack.enter_context(_listening(self.host, self.port))]
+        if self.wyoming_port is not None:
+            other = _listening(self.wyoming_host, self.wyoming_port, option="--wyoming-port")
+            sockets.append(stack.enter_context(other))
+        return sockets
+
+    def url(self, ws: Workspace, listening: socket.socket) -> str:
+        """Where the server is reached."""
+        shown = f"[{self.host}]" if ":" in self.host else self.host
+        scheme = "https" if self.tls_cert else "http"
+        return f"{scheme}://{shown}:{listening.getsockname()[1]}{ws.settings.serve_prefix}"
+
+    def serve(
+        self,
+        ws: Workspace,
+        sockets: Sequence[socket.socket],
+        *,
+        parts: Callable[[], Sequence[PartState]] = tuple,
+        ending: Callable[[], None] = lambda: None,
+    ) -> bool:
+        """Serve until a signal ends it; `ending` is called when it does. Return whether the server came up."""
+        import threading
+
         import uvicorn
 
         from voxloop.automation.relaying import relaying
@@ -67,66 +145,53 @@ def serve(
         from voxloop.web.app import application
         from voxloop.web.logs import configure
 
-        if wyoming_port is not None:
-            import wyoming  # noqa: F401 - told of before anything is opened
-    except ModuleNotFoundError as error:
-        raise UsageError(
-            f"the server needs {error.name}, which is not installed: install it with `{install_command('serve')}`"
-        ) from error
-    if no_auth and not is_loopback(host):
-        raise UsageError(
-            f"--no-auth on {host} would let everybody in who reaches this machine: leave it out, or listen on 127.0.0.1"
-        )
-    if (tls_cert is None) != (tls_key is None):
-        raise UsageError("give both --tls-cert and --tls-key, or neither")
-    scheme = "https" if tls_cert else "http"
-    with ExitStack() as stack:
-        listening = stack.enter_context(_listening(host, port))
-        second = None
-        if wyoming_port is not None:
-            second = stack.enter_context(_listening(wyoming_host, wyoming_port, option="--wyoming-port"))
-        ws = stack.enter_context(opened(ctx, create=True))
-        stack.enter_context(relaying(ws))
         configure()
-        admission = _admission(ws.settings, host, None if no_auth else tokens.administrators(ws))
-        shown = f"[{host}]" if ":" in host else host
-        url = f"{scheme}://{shown}:{listening.getsockname()[1]}{ws.settings.serve_prefix}"
-        app = application(ws, admission, second)
-        config = uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            root_path=ws.settings.serve_prefix,
-            ssl_certfile=tls_cert,
-            ssl_keyfile=tls_key,
-            ws_per_message_deflate=False,
-            timeout_graceful_shutdown=30,
-        )
-        typer.echo(f"{url}/v1 (OpenAI's API); Ctrl-C ends", err=True)
-        if wyoming_port is not None:
-            typer.echo(f"tcp://{wyoming_host}:{wyoming_port} (Wyoming)", err=True)
-            if not is_loopback(wyoming_host):
-                typer.echo(
-                    f"warning: Wyoming has no passwords: everybody who reaches {wyoming_host}:{wyoming_port} is heard",
-                    err=True,
-                )
-        if no_auth:
-            typer.echo("warning: no token is asked for: every program on this machine can use the server", err=True)
-        else:
-            typer.echo(f"token:      {tokens.VARIABLE if _from_environment() else tokens.token_file(ws)}", err=True)
-            typer.echo(f"in a browser, once and within 15 minutes: {url}/login?code={tokens.link(ws)}", err=True)
+        ended = threading.Event()
 
         class Server(uvicorn.Server):
+            def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+                ended.set()  # streams without an end would hold the server up
+                ending()
+                super().handle_exit(sig, frame)
+
             async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
                 """Hear live sessions out before uvicorn cuts their connections."""
                 if self.started:
                     await app.state.served.sessions.end(DRAIN_S)
                 await super().shutdown(sockets)
 
+        admission = _admission(ws.settings, self.host, None if self.no_auth else tokens.administrators(ws))
+        url = self.url(ws, sockets[0])
+        second = sockets[1] if len(sockets) > 1 else None
+        app = application(ws, admission, second, parts=parts, ending=ended)
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            root_path=ws.settings.serve_prefix,
+            ssl_certfile=self.tls_cert,
+            ssl_keyfile=self.tls_key,
+            ws_per_message_deflate=False,
+            timeout_graceful_shutdown=30,
+        )
+        typer.echo(f"{url}/v1 (OpenAI's API); Ctrl-C ends", err=True)
+        if self.wyoming_port is not None:
+            typer.echo(f"tcp://{self.wyoming_host}:{self.wyoming_port} (Wyoming)", err=True)
+            if not is_loopback(self.wyoming_host):
+                typer.echo(
+                    f"warning: Wyoming has no passwords: everybody who reaches {self.wyoming_host}:"
+                    f"{self.wyoming_port} is heard",
+                    err=True,
+                )
+        if self.no_auth:
+            typer.echo("warning: no token is asked for: every program on this machine can use the server", err=True)
+        else:
+            typer.echo(f"token:      {tokens.VARIABLE if _from_environment() else tokens.token_file(ws)}", err=True)
+            typer.echo(f"in a browser, once and within 15 minutes: {url}/login?code={tokens.link(ws)}", err=True)
         server = Server(config)
-        server.run(sockets=[listening])
-        if not server.started:
-            raise typer.Exit(1)
+        with relaying(ws):
+            server.run(sockets=[sockets[0]])
+        return server.started
 
 
 def _from_environment() -> bool:

@@ -78,6 +78,10 @@ def _print_status(found: Status) -> None:
     if run is not None and run.status == "running":
         step, wer = run.progress.get("step", 0), percent(run.progress.get("val_wer"))
         lines.append(("training", f"{short(run.id)}: step {step:,}, val WER {wer}"))
+    if found.cycle is not None:
+        told = f": {found.cycle.message}" if found.cycle.message else ""
+        lines.append(("automatic", f"run {short(found.cycle.id)} is {found.cycle.state}{told}"))
+        lines.append(("", f"{lasting(found.new_hours * 3600)} of new usable speech since (`voxloop plan`)"))
     for name, text in lines:
         typer.echo(f"{name:<12}{text}")
     if found.jobs:
@@ -122,7 +126,7 @@ def worker(
         bool, typer.Option("--retry-dead", help="First retry the jobs that failed on every attempt.")
     ] = False,
 ) -> None:
-    """Run waiting jobs: segment, transcribe, restore, align, index, rank, train. Several workers can run at once."""
+    """Run waiting jobs, of all steps or of those named (see `docs/loop.md`). Several workers can run at once."""
     import signal
     import threading
     import time

@@ -495,6 +495,14 @@ def _some(block: Waveform) -> Iterator[Waveform]:
         yield block
 
 
+def at_speed(waveform: Waveform, speed: float) -> Waveform:
+    """Play samples (S,) at `speed` times their own, as a tape would: faster is also higher. Returns (S / speed,)."""
+    import soxr
+
+    faster: Waveform = soxr.resample(waveform, SAMPLE_RATE * speed, SAMPLE_RATE).astype(np.float32)
+    return faster
+
+
 def to_pcm16(waveform: Waveform) -> bytes:
     """Convert (S,) float32 to little-endian int16: scale by 32,768, round half to even, clip to -32,768 and 32,767."""
     scaled = np.rint(np.asarray(waveform, np.float32) * np.float32(FULL_SCALE))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from voxloop.families.contract import Hypothesis
 from voxloop.records import Word, seconds
 from voxloop.speech import voice
+from voxloop.speech.audio import at_speed
 from voxloop.steps.utterances import (
     MARGIN,
     Placed,
@@ -62,10 +63,12 @@ def hear(
     *,
     word_times: bool = False,
     told: Callable[[float], None] | None = None,
+    speed: float = 1.0,
 ) -> list[Heard]:
     """Transcribe utterances (or rows of a dataset), in the given order. Raises UnknownRecord.
 
-    `told` is called with the seconds of audio of every finished batch.
+    `told` is called with the seconds of audio of every finished batch. The model receives the audio at `speed` times
+    its own, which also raises the pitch; word times are those of that audio.
     """
     pieces: list[_Piece] = []
     speech: list[Span | None] = []
@@ -81,6 +84,8 @@ def hear(
             pieces.append(_Piece(index, waveform, span[0] - one.start))
             speech.append((0, one.end - one.start))
     lengths = [one.end - one.start for one in placed]
+    if speed != 1.0:
+        pieces = [replace(piece, waveform=at_speed(piece.waveform, speed)) for piece in pieces]
     return _transcribed(recogniser, pieces, speech, lengths, decoding, word_times, told)
 
 

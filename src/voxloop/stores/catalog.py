@@ -43,6 +43,7 @@ from voxloop.stores.tables import (
     MACHINE_TEXTS,
     dataset,
     evaluation,
+    event,
     machine_confidence,
     metadata,
     model,
@@ -242,6 +243,10 @@ class Reader:
     def count(self, kind: type[R], *where: sa.ColumnElement[bool]) -> int:
         statement = sa.select(sa.func.count()).select_from(TABLES[kind]).where(*where)
         return int(self.connection.execute(statement).scalar_one())
+
+    def newest_event(self) -> int:
+        """The number of the newest event; 0 if there is none."""
+        return int(self.connection.execute(sa.select(sa.func.coalesce(sa.func.max(event.c.seq), 0))).scalar_one())
 
     def now(self) -> float:
         """The database's time, in seconds since the epoch."""

@@ -448,6 +448,25 @@ class Jobs:
         rows = reader.connection.execute(sa.select(found.c.step, sa.func.sum(found.c.cost_s)).group_by(found.c.step))
         return {step: float(total) for step, total in rows}
 
+    def oldest(self, reader: Reader) -> dict[str, float]:
+        """Seconds for which the oldest job of each step has been ready to run; steps without one are missing."""
+        first = sa.func.min(job.c.not_before)
+        rows = reader.connection.execute(
+            sa.select(job.c.step, first).where(job.c.state == READY, job.c.not_before <= _NOW).group_by(job.c.step)
+        ).all()
+        now = reader.now()
+        return {step: max(now - since, 0.0) for step, since in rows}
+
+    def recent(self, reader: Reader, seconds: float) -> dict[str, tuple[int, float]]:
+        """By step, the jobs done in the last `seconds`, and the mean seconds from their events to their ends."""
+        took = sa.func.avg(job.c.finished - job.c.created)
+        rows = reader.connection.execute(
+            sa.select(job.c.step, sa.func.count(), took)
+            .where(job.c.state == DONE, job.c.finished > now_s() - seconds)
+            .group_by(job.c.step)
+        )
+        return {step: (count, float(mean)) for step, count, mean in rows}
+
     def dead(self, reader: Reader, *, limit: int = 20) -> list[sa.Row[Any]]:
         """Dead jobs with their errors, newest first."""
         statement = sa.select(job).where(job.c.state == DEAD).order_by(job.c.finished.desc()).limit(limit)

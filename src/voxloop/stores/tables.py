@@ -197,6 +197,52 @@ dataset_utterance = sa.Table(
     sa.Column("split", sa.String, nullable=False),
 )
 
+# How far each utterance is usable for training (`steps.datasets.usable`). No row: not at all.
+# candidate -> machine | unsure (heard a second time); any -> reference (a person's text); reference -> any (undone)
+sample = sa.Table(
+    "sample",
+    metadata,
+    sa.Column("utterance", sa.ForeignKey("utterance.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("recording", sa.String, nullable=False),
+    sa.Column("kind", sa.String, nullable=False),
+    sa.Column("transcript", sa.String, nullable=False),  # the text that was judged
+    sa.Column("seconds", sa.Double, nullable=False),
+    sa.Column("changed", sa.Double, nullable=False),
+    sa.Column("cycle", sa.String),  # the first automatic run that it was there for; null: new
+    sa.Index("ix_sample_kind_cycle_recording", "kind", "cycle", "recording", "seconds"),
+)
+
+# Utterances whose review would settle whether an automatic run's model is better.
+review_request = sa.Table(
+    "review_request",
+    metadata,
+    sa.Column("utterance", sa.ForeignKey("utterance.id", ondelete="CASCADE"), primary_key=True),
+    _created(),
+    sa.Column("cycle", sa.String, nullable=False),
+)
+
+# One row per automatic run, from its start to the gate's verdict (`steps.cycles`).
+cycle = sa.Table(
+    "cycle",
+    metadata,
+    sa.Column("id", sa.String, primary_key=True),  # ULID, also the id of its training run
+    _created(),
+    sa.Column("reason", sa.String, nullable=False),  # hours, cron or request
+    sa.Column("by", sa.String, nullable=False),
+    sa.Column("state", sa.String, nullable=False),
+    sa.Column("hours", sa.Double, nullable=False),  # of new usable speech when it started
+    sa.Column("dataset", sa.String),
+    sa.Column("model", sa.String),
+    sa.Column("verdict", sa.String),
+    sa.Column("message", sa.Text),
+    sa.Column("retries", sa.Integer, nullable=False, server_default="0"),  # of its training
+    sa.Column("rounds", sa.Integer, nullable=False, server_default="0"),  # how often it asked for reviews
+    sa.Column("needed", sa.Integer),  # test references that it waits for
+    sa.Column("not_before", sa.Double),  # when its training is tried again
+    sa.Column("finished", sa.Double),
+    sa.Index("ix_cycle_state", "state"),
+)
+
 run = sa.Table(
     "run",
     metadata,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -15,6 +16,8 @@ from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, Response
 
 from voxloop import __version__
+from voxloop.automation.figures import figures
+from voxloop.automation.supervising import PartState
 from voxloop.errors import VoxloopError
 from voxloop.maintenance import pruning
 from voxloop.records import plain
@@ -23,7 +26,7 @@ from voxloop.serving.batches import Batches
 from voxloop.serving.capture import Capture
 from voxloop.serving.decoding import Decoders
 from voxloop.serving.models import ServedModels
-from voxloop.web import entries, metrics, openai_audio, pages, problems, pushed_entries, realtime
+from voxloop.web import entries, loop, metrics, openai_audio, pages, problems, pushed_entries, realtime
 from voxloop.web.access import COOKIE, Access, Admission, client_of
 from voxloop.web.client_secrets import ClientSecrets
 from voxloop.web.limits import AudioLimit, RequestLimit, Sessions
@@ -55,6 +58,8 @@ class Served:
     sessions: Sessions
     client_secrets: ClientSecrets
     capture: Capture | None = None  # None: the setting `capture` is off
+    parts: Callable[[], Sequence[PartState]] = tuple  # the other parts of the loop that run in this process group
+    ending: threading.Event = field(default_factory=threading.Event)  # set when the server is asked to end
 
 
 async def _prune(ws: Workspace) -> None:
@@ -67,10 +72,18 @@ async def _prune(ws: Workspace) -> None:
             log.warning("pruning failed", error=str(error))
 
 
-def application(ws: Workspace, admission: Admission, wyoming: socket.socket | None = None) -> FastAPI:
+def application(
+    ws: Workspace,
+    admission: Admission,
+    wyoming: socket.socket | None = None,
+    *,
+    parts: Callable[[], Sequence[PartState]] = tuple,
+    ending: threading.Event | None = None,
+) -> FastAPI:
     """The application over an open workspace. It loads its model when it starts, and ends when all is answered.
 
-    `wyoming` is a bound socket on which Wyoming's protocol is spoken as well.
+    `wyoming` is a bound socket on which Wyoming's protocol is spoken as well, `parts` tells how the other parts of the
+    loop are doing, and `ending` is set when the server is asked to end: streams without an end then end.
     """
     settings = ws.settings
     client_secrets = ClientSecrets()
@@ -96,6 +109,8 @@ def application(ws: Workspace, admission: Admission, wyoming: socket.socket | No
             sessions=Sessions(settings.serve_sessions),
             client_secrets=client_secrets,
             capture=capture,
+            parts=parts,
+            ending=ending or threading.Event(),
         )
         pruning_task = asyncio.create_task(_prune(ws))
         other = None
@@ -124,6 +139,7 @@ def application(ws: Workspace, admission: Admission, wyoming: socket.socket | No
     app.include_router(openai_audio.router)
     app.include_router(realtime.router)
     app.include_router(metrics.router)
+    app.include_router(loop.router)
     app.include_router(pushed_entries.router)
     app.include_router(entries.router)
     app.include_router(pages.router)
@@ -159,9 +175,16 @@ def application(ws: Workspace, admission: Admission, wyoming: socket.socket | No
             return {"status": "ready"}
         served: Served = app.state.served
         model = served.models.current
+        found = figures(ws)
+        parts = list(served.parts())
+        dead = sum(states.get("dead", 0) for states in found.jobs.values())
+        degraded = bool(dead or served.models.refused or not all(part.ok for part in parts))
         return {
-            "status": "ready",
+            "status": "degraded" if degraded else "ready",
             "version": __version__,
+            "parts": plain(parts),
+            "jobs": found.jobs,
+            "automation": {"paused": found.paused, "cycle": plain(found.cycle), "hours": plain(found.hours)},
             "model": model.id,
             "refused": plain(served.models.refused),
             "waiting_seconds": served.batches.waiting_s(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 import time
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from fastapi.responses import Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.datastructures import MutableHeaders
 
+from voxloop.automation.figures import figures
 from voxloop.web.access import needs
 
 if TYPE_CHECKING:
@@ -47,6 +49,24 @@ UTTERANCES = Counter(
     registry=registry,
 )
 MODEL = Gauge("voxloop_model_info", "1 for the model in use.", ["model"], registry=registry)
+JOBS = Gauge("voxloop_jobs", "Jobs that are not done, by step and state.", ["step", "state"], registry=registry)
+OLDEST = Gauge("voxloop_job_oldest_seconds", "How long the oldest job has been ready.", ["step"], registry=registry)
+JOBS_DONE = Gauge("voxloop_jobs_done_recently", "Jobs done in the last ten minutes.", ["step"], registry=registry)
+JOB_SECONDS = Gauge(
+    "voxloop_job_seconds",
+    "Mean seconds from event to end of the jobs done in the last ten minutes.",
+    ["step"],
+    registry=registry,
+)
+HOURS = Gauge("voxloop_usable_hours", "Hours of speech, by how far they are usable.", ["kind"], registry=registry)
+REVIEWS = Gauge("voxloop_reviews_requested", "Utterances whose review an automatic run waits for.", registry=registry)
+CHAMPION_WER = Gauge("voxloop_champion_wer", "Word error rate of the champion on test references.", registry=registry)
+CYCLE = Gauge("voxloop_automatic_run", "1 for the state of the newest automatic run.", ["state"], registry=registry)
+RUN = Gauge("voxloop_run", "The newest metrics of the run that is training.", ["metric"], registry=registry)
+RUN_METRICS = ("step", "epoch", "loss", "val_wer", "learning_rate", "samples_per_second", "elapsed_s", "memory_mb")
+PART = Gauge(
+    "voxloop_part_up", "Whether a part of the loop in this process group is doing well.", ["part"], registry=registry
+)
 
 
 @router.get("/metrics", dependencies=[needs("metrics")])
@@ -57,7 +77,36 @@ def metrics(request: Request) -> Response:
         WAITING.labels(urgency).set(waiting_s)
     MODEL.clear()
     MODEL.labels(served.models.current.id).set(1)
+    _tell_loop(served)
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def _tell_loop(served: Served) -> None:
+    """Set the gauges about the loop, which the catalog knows for all processes together."""
+    found = figures(served.ws)
+    for gauge in (JOBS, OLDEST, JOBS_DONE, JOB_SECONDS, HOURS, CYCLE, RUN, PART):
+        gauge.clear()
+    for step, states in found.jobs.items():
+        for state, count in states.items():
+            JOBS.labels(step, state).set(count)
+    for step, age_s in found.oldest_s.items():
+        OLDEST.labels(step).set(age_s)
+    for step, (count, mean_s) in found.recent.items():
+        JOBS_DONE.labels(step).set(count)
+        JOB_SECONDS.labels(step).set(mean_s)
+    for kind, hours in found.hours.as_dict().items():
+        HOURS.labels(kind).set(hours)
+    REVIEWS.set(found.reviews)
+    CHAMPION_WER.set(math.nan if found.champion_wer is None else found.champion_wer)
+    if found.cycle:
+        CYCLE.labels(found.cycle.state).set(1)
+    if found.run and found.run.status == "running":
+        for name in RUN_METRICS:
+            value = found.run.progress.get(name)
+            if isinstance(value, int | float):
+                RUN.labels(name).set(value)
+    for part in served.parts():
+        PART.labels(part.name).set(part.ok)
 
 
 class Observed:

@@ -84,6 +84,8 @@ class Choice:
 
     machine_text: float | None = None
     """Minimum confidence of machine text in train; None: no machine text."""
+    confirmed: bool = False
+    """Machine text in train where a second decoding agreed with it (`usable`), whatever `machine_text` says."""
     speakers: tuple[str, ...] = ()
     """Only these speakers; empty: all."""
     languages: tuple[str, ...] = ()
@@ -106,6 +108,7 @@ class Candidate(NamedTuple):
     reviewed: bool  # a person wrote or accepted the text
     rate: float  # characters per second of speech
     styled: str = ""  # the text with the hypothesis's case and punctuation, if requested
+    confidence: float = 0.0  # of machine text
 
     @property
     def settled(self) -> bool:
@@ -152,9 +155,14 @@ class Judge:
     styles: Styles = field(default_factory=Styles)
     """Style of the candidates' references."""
 
-    def judge(self, utterance: Utterance, transcripts: Sequence[Transcript]) -> Candidate | tuple[str, str, bool]:
-        """Return a candidate, or (reason, detail, whether a person wrote its text)."""
-        reason, text = self._text(utterance, transcripts)
+    def judge(
+        self, utterance: Utterance, transcripts: Sequence[Transcript], confirmed: str | None = None
+    ) -> Candidate | tuple[str, str, bool]:
+        """Return a candidate, or (reason, detail, whether a person wrote its text).
+
+        `confirmed` is the id of the machine text with which a second decoding agreed.
+        """
+        reason, text = self._text(utterance, transcripts, confirmed)
         if text is None:
             return reason, "", False
         reason, detail = self._bounds(utterance, text)
@@ -182,9 +190,12 @@ class Judge:
             reviewed=by_person(text),
             rate=rate,
             styled=styled,
+            confidence=text.confidence or 0.0,
         )
 
-    def _text(self, utterance: Utterance, transcripts: Sequence[Transcript]) -> tuple[str, Transcript | None]:
+    def _text(
+        self, utterance: Utterance, transcripts: Sequence[Transcript], confirmed: str | None
+    ) -> tuple[str, Transcript | None]:
         choice = self.choice
         if utterance.speaker in self.withdrawn:
             return "consent withdrawn", None
@@ -202,6 +213,8 @@ class Judge:
         text = latest(transcripts, "clean") or latest(transcripts, "hypothesis")
         if text is None:
             return "not transcribed yet", None
+        if choice.confirmed:
+            return ("", text) if text.id == confirmed else ("machine text not confirmed by a second decoding", None)
         if choice.machine_text is None:
             return "machine text only, not reviewed", None
         if (text.confidence or 0.0) < choice.machine_text:

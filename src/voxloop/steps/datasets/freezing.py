@@ -8,6 +8,7 @@ not with the utterances and their texts.
 from __future__ import annotations
 
 import json
+import math
 import pickle
 import tempfile
 from array import array
@@ -48,6 +49,7 @@ def build(
     name: str = "default",
     ratios: Ratios | None = None,
     machine_text: float | None = None,
+    machine_share: float | None = None,
     speakers: Sequence[str] | None = None,
     languages: Sequence[str] | None = None,
     train_limit: int | None = None,
@@ -59,8 +61,10 @@ def build(
 
     References take precedence. Machine text enters only the training split, and only if
     `machine_text` is given and its confidence is at least that; validation and test
-    contain only references, and none that were aligned automatically. `train_limit` is
-    the maximum number of training clips; `filters` default to the settings.
+    contain only references, and none that were aligned automatically. With `machine_share`,
+    the training split instead takes the machine text that `usable` confirmed, the most confident
+    first, up to that share of the hours of usable speech. `train_limit` is the maximum
+    number of training clips; `filters` default to the settings.
     `ratios` default to the settings or, if unset, are chosen by the number of clips and by what the gate's newest
     verdict asked for.
     Doubtful texts are excluded and go to review.
@@ -74,7 +78,12 @@ def build(
     if nothing can be frozen. `advise` reports what the dataset lacks.
     """
     asked = ratios or ws.settings.ratios
-    choice = Choice(machine_text=machine_text, speakers=tuple(speakers or ()), languages=tuple(languages or ()))
+    choice = Choice(
+        machine_text=machine_text,
+        confirmed=machine_share is not None,
+        speakers=tuple(speakers or ()),
+        languages=tuple(languages or ()),
+    )
     filters, labels = filters or Filters.of(ws.settings), _labels(ws)
     if filters.max_label_tokens is None and labels:
         filters = replace(filters, max_label_tokens=labels.limit)
@@ -97,6 +106,8 @@ def build(
         ratios = asked or usual_ratios(testable, max(ws.settings.promote_min_utterances, wanting))
         belonging = _Belonging(candidates, ratios, sessions, afresh=fresh_test)
         unsuspected = bytes(candidates.chosen)
+        if machine_share is not None:
+            candidates.sift(_over_share(candidates, belonging, machine_share), left_out)
         candidates.sift(belonging.cannot_enter, left_out)
         if belonging.torn:
             candidates.sift(belonging.leaks, left_out)
@@ -123,6 +134,7 @@ def build(
                     *([] if judge.filters.min_seconds is not None else ["min_seconds"]),
                 ],
                 "machine_text": machine_text,
+                **({} if machine_share is None else {"machine_share": machine_share}),
                 "speakers": list(speakers) if speakers else None,
                 "languages": list(languages) if languages else None,
                 "train_limit": train_limit,
@@ -301,6 +313,36 @@ def _over(
     return why
 
 
+def _over_share(
+    candidates: Iterable[Candidate], belonging: _Belonging, share: float
+) -> Callable[[Candidate], tuple[str, str]]:
+    """Keep the most confident machine text in train, up to a share of all candidates' seconds."""
+
+    def trains(one: Candidate) -> bool:
+        return one.kind != "reference" and belonging.of(one) == "train"
+
+    total_s = machine_s = 0.0
+    sure = array("d")
+    lengths_s = array("d")
+    for one in candidates:
+        total_s += one.seconds
+        if trains(one):
+            sure.append(one.confidence)
+            lengths_s.append(one.seconds)
+    least = -1.0  # confidence of the least certain text that is kept
+    for place in sorted(range(len(sure)), key=lambda place: -sure[place]):
+        machine_s += lengths_s[place]
+        if machine_s > share * total_s:
+            least = math.nextafter(sure[place], math.inf)
+            break
+    reason = f"machine text beyond {share:.0%} of the hours (usable_machine_share)"
+
+    def why(one: Candidate) -> tuple[str, str]:
+        return (reason, f"confidence {one.confidence:.3f}") if trains(one) and one.confidence < least else ("", "")
+
+    return why
+
+
 def _sessions(reader: Reader) -> dict[str, str | None]:
     table = tables.recording.c
     statement = sa.select(table.id, table.session).where(table.session.is_not(None))
@@ -326,10 +368,10 @@ def _labels(ws: Workspace) -> Labels | None:
 
 def _judged(reader: Reader, judge: Judge, left_out: LeftOut, released: Container[str] = ()) -> Iterator[Candidate]:
     """Yield utterances that pass on their own, `released` ones without their split; add the rest to `left_out`."""
-    for utterance, transcripts in _utterances(reader):
+    for utterance, transcripts, confirmed in _utterances(reader):
         if utterance.id in released:
             utterance = replace(utterance, split=None)
-        found = judge.judge(utterance, transcripts)
+        found = judge.judge(utterance, transcripts, confirmed)
         if isinstance(found, Candidate):
             yield found
         else:
@@ -337,15 +379,23 @@ def _judged(reader: Reader, judge: Judge, left_out: LeftOut, released: Container
             left_out.add(utterance.id, reason, detail, reviewed=reviewed)
 
 
-def _utterances(reader: Reader) -> Iterator[tuple[Utterance, list[Transcript]]]:
-    """Yield every utterance with its transcripts (without word times), in the order of the ids."""
-    u, t = tables.utterance.c, tables.transcript.c
+def _utterances(reader: Reader) -> Iterator[tuple[Utterance, list[Transcript], str | None]]:
+    """Yield every utterance with its transcripts (without word times) and the id of its confirmed machine text.
+
+    In the order of the ids.
+    """
+    u, t, s = tables.utterance.c, tables.transcript.c, tables.sample.c
     statement = (
         sa.select(
             *(u.id, u.recording, u.start, u.end, u.speaker, u.language, u.split, u.status, u.quality),
             *(t.id.label("transcript"), t.kind, t.text, t.by, t.confidence, t.created),
+            s.transcript.label("confirmed"),
         )
-        .select_from(tables.utterance.outerjoin(tables.transcript))
+        .select_from(
+            tables.utterance.outerjoin(tables.transcript).outerjoin(
+                tables.sample, sa.and_(s.utterance == u.id, s.kind == "machine")
+            )
+        )
         .order_by(u.id, t.created, t.id)
         .execution_options(yield_per=ROWS_AT_ONCE)
     )
@@ -378,6 +428,7 @@ def _utterances(reader: Reader) -> Iterator[tuple[Utterance, list[Transcript]]]:
                 for row in rows
                 if row.transcript is not None
             ],
+            first.confirmed,
         )
 
 

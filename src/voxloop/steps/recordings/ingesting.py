@@ -89,6 +89,7 @@ def ingest(
     track: int | None = None,
     processes: int | None = None,
     limit: int | None = None,
+    select: Callable[[Item], Item | None] | None = None,
     progress: Callable[[IngestProgress], None] | None = None,
 ) -> IngestReport:
     """Add audio files and folders to the workspace.
@@ -104,7 +105,8 @@ def ingest(
     `speakers` selects only lines of these speakers. `track` is the audio track to read from files with several,
     counted from 0; None: the default one. `channels` is `mix` or `split` (each
     channel becomes a recording); None: the setting. `processes` None means one per
-    core if the work is worth it. A file with unchanged size and modification time
+    core if the work is worth it. `select` may complete each file's metadata, or leave the file out
+    (None). A file with unchanged size and modification time
     is not read again. Raises UsageError if the source does not exist.
     """
     # Imported here: every decoding process imports this package, and needs no database.
@@ -118,7 +120,9 @@ def ingest(
     sources = [source] if isinstance(source, (str, Path)) else list(source)
     given = Item(path=Path(), speaker=speaker, language=language_code(language), session=session, consent=consent)
     manifests: list[Path] = []
-    items = deque(islice(find_items([Path(one) for one in sources], metadata, given, speakers, manifests), limit))
+    found = find_items([Path(one) for one in sources], metadata, given, speakers, manifests)
+    chosen = found if select is None else (one for one in map(select, found) if one is not None)
+    items = deque(islice(chosen, limit))
     total = len(items)
 
     def tell(tally: Tally) -> None:
@@ -159,7 +163,7 @@ def ingest(
             if len(batch) == BATCH or held > BATCH_BYTES:
                 tally.commit(batch)
                 batch, held = [], 0
-        tally.commit(batch, last=True, manifests=manifests if limit is None else ())
+        tally.commit(batch, last=True, manifests=manifests if limit is None and select is None else ())
     return IngestReport(
         taken=tuple(tally.taken),
         known=tuple(tally.known),

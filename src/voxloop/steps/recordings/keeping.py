@@ -413,6 +413,19 @@ def _remember(tx: Transaction, rows: Sequence[dict[str, Any]]) -> None:
     insert_new(tx.connection, table, rows)
 
 
+def move_source(tx: Transaction, before: Path, after: Path) -> None:
+    """Note that a file which was ingested lies elsewhere now, where it is found again and need not be read again."""
+    file, recording = tables.source_file, tables.recording
+    old, new = str(before.absolute()), str(after.absolute())
+    if tx.connection.execute(sa.select(file.c.path).where(file.c.path == old).limit(1)).first() is None:
+        return
+    ids = sa.select(file.c.recording).where(file.c.path == old)
+    moved = sa.update(recording).where(recording.c.id.in_(ids), recording.c.source == str(before))
+    tx.connection.execute(moved.values(source=str(after)))
+    tx.connection.execute(sa.delete(file).where(file.c.path == new))
+    tx.connection.execute(sa.update(file).where(file.c.path == old).values(path=new))
+
+
 def _close_lines(tx: Transaction, manifests: Sequence[Path], refused: set[str]) -> None:
     path = tables.refusal.c.path
     for manifest in {name for one in manifests for name in _names(str(one))}:

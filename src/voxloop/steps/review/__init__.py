@@ -3,6 +3,7 @@
 items.py       utterances with their texts: filters, pages
 warnings.py    what looks wrong with an utterance
 queue.py       the order of the queue, and reservations for reviewers
+requests.py    the utterances that an automatic run needs
 decisions.py   save, accept, reject, skip, undo, bulk accept
 bulk.py        one decision about many utterances; find and replace
 entries.py     utterances as entries, as the page and other programs show them

@@ -342,7 +342,6 @@ def write_reference(
     _give_back(tx, item.utterance.id)
     payload = {"transcript": reference.id, "by": by}
     tx.emit("utterance.reviewed", item.utterance.id, key=reference.id, payload=payload)
-    tx.emit("dataset.new_sample", item.utterance.id, key=reference.id)
     return tx.get(Transcript, reference.id)
 
 

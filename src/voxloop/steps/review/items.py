@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from voxloop.errors import UsageError, nearest
 from voxloop.records import Transcript, Utterance, UtteranceStatus
 from voxloop.speech.languages import language_code
+from voxloop.steps.review.requests import requested
 from voxloop.steps.review.warnings import LOW_CONFIDENCE, WARNINGS, ReviewWarning, WarningKind, warnings_of
 from voxloop.steps.transcripts import latest
 from voxloop.stores import search, tables
@@ -91,6 +92,7 @@ class Filters:
     warning: WarningKind | None = None  # has this warning
     warned: bool | None = None  # True: has any warning; False: has none
     trained: bool | None = None  # True: a finished run has trained on it; False: none has
+    requested: bool | None = None  # True: an automatic run asks for its review; False: none does
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "language", language_code(self.language))
@@ -108,8 +110,8 @@ class Filters:
 
     @property
     def sifts(self) -> bool:
-        """Whether the rows that the database finds also have to be filtered with `matches`."""
-        return bool(self.contains or self.warning) or self.warned is not None
+        """Whether `walk` has to filter what the database finds by the columns of utterances alone."""
+        return bool(self.contains or self.warning) or self.warned is not None or self.requested is not None
 
 
 EVERYTHING = Filters()
@@ -159,6 +161,8 @@ def walk(
         also = [*also, table.c.status.concat("") != "deleted"]  # an expression, so that no index is preferred for it
     if where.trained is not None:
         also = [*also, table.c.id.in_(trained()) if where.trained else table.c.id.not_in(trained())]
+    if where.requested is not None:
+        also = [*also, table.c.id.in_(requested()) if where.requested else table.c.id.not_in(requested())]
     conditions = [*conditions_of(where), *also]
     batch = min(batch, BATCH)
     limit, seen, matched = batch, 0, 0

@@ -14,6 +14,7 @@ from ulid import ULID
 from voxloop.errors import ConflictError, UsageError
 from voxloop.records import Utterance
 from voxloop.steps import similarity
+from voxloop.steps.review import requests
 from voxloop.steps.review.items import EVERYTHING, Filters, Item, conditions_of, item_of, walk
 from voxloop.stores import tables
 from voxloop.stores.tables import now_s
@@ -202,7 +203,8 @@ def prioritise(ws: Workspace) -> Ranking:
     reviewed or the utterance has no vector yet, which makes the priority comparable with the
     initial 1 - confidence of new utterances. Utterances of which the model is certain stay last,
     however novel; of equally uncertain utterances, the most novel has twice the priority.
-    Utterances whose given text a dataset left out as doubtful have priority 1.
+    Utterances whose given text a dataset left out as doubtful have priority 1; those that an
+    automatic run asks for come before all others.
     """
     table = tables.utterance
     with ws.read() as reader:
@@ -212,11 +214,14 @@ def prioritise(ws: Workspace) -> Ranking:
             )
         ).all()
         reviewed = _reviewed(reader)
+        asked = set(reader.connection.execute(requests.requested()).scalars())
         known = list(reader.connection.execute(sa.select(table.c.id).where(table.c.status == "reviewed")).scalars())
     novelty = similarity.novelty(ws, [row[0] for row in rows], known)
     changes = []
     for id, before, confidence, doubt in rows:
         priority = 1.0 if doubt else (1.0 - (confidence or 0.0)) * (1.0 + novelty.get(id, 1.0)) / 2
+        if id in asked:
+            priority = requests.FIRST
         if abs(priority - before) > 1e-6:
             changes.append({"ranked": id, "found": priority})
     ranking = Ranking(waiting=len(rows), moved=len(changes), reviewed=reviewed, without_vector=len(rows) - len(novelty))

@@ -293,6 +293,8 @@ def _train(ws: Workspace, run: Run, progress: OnMetrics | None, waiting: Callabl
         if device is None:
             return _without_training(ws, run, _wish(ws, run))
         with device:
+            if ws.before_run and not (folder / CONFIG).exists():
+                ws.before_run(ws)
             lay_out(ws, run, began)
             child = control.start(folder, device=ws.settings.device, threads=ws.settings.threads, device_lock=device)
     with ws.transaction() as tx:

@@ -28,12 +28,13 @@ def submit(
     recipe: str | None = None,
     overrides: Sequence[str] = (),
     max_seconds: float | None = None,
+    id: str | None = None,
 ) -> Run:
-    """Queue a new run; see `runs.train` for the arguments."""
+    """Queue a new run; see `runs.train` for the arguments. With an `id` (a ULID), a second call changes nothing."""
     frozen = datasets.find(ws, dataset)
     model = models.base_model(ws, base)
     folder = Path(models.model_folder(ws, model))
-    return _queue(ws, frozen, model, _recipe(frozen, folder, recipe, method, overrides, max_seconds))
+    return _queue(ws, frozen, model, _recipe(frozen, folder, recipe, method, overrides, max_seconds), id=id)
 
 
 def suggest(ws: Workspace, *, dataset: str | None = None, base: str | None = None) -> Recipe:
@@ -51,7 +52,15 @@ def submit_again(ws: Workspace, run: Run, overrides: Sequence[str] = ()) -> Run:
     return _queue(ws, frozen, model, changed, retry_of=run.id)
 
 
-def _queue(ws: Workspace, dataset: Dataset, model: Model, recipe: Recipe, retry_of: str | None = None) -> Run:
+def _queue(
+    ws: Workspace,
+    dataset: Dataset,
+    model: Model,
+    recipe: Recipe,
+    *,
+    retry_of: str | None = None,
+    id: str | None = None,
+) -> Run:
     from ulid import ULID
 
     if not dataset.clips.get("train"):
@@ -63,7 +72,7 @@ def _queue(ws: Workspace, dataset: Dataset, model: Model, recipe: Recipe, retry_
     recipe = material.resolved(ws, recipe, dataset, model)
     check_disk(ws, dataset, model, recipe)
     run = Run(
-        id=str(ULID()),
+        id=id or str(ULID()),
         dataset=dataset.id,
         base=model.id,
         family=model.family,
@@ -72,9 +81,9 @@ def _queue(ws: Workspace, dataset: Dataset, model: Model, recipe: Recipe, retry_
         retry_of=retry_of,
     )
     with ws.transaction() as tx:
-        tx.add(run)
-        enqueue(tx, run.id)
-    return run
+        if tx.add(run):
+            enqueue(tx, run.id)
+        return tx.get(Run, run.id)
 
 
 def enqueue(tx: Transaction, run: str) -> None:
