@@ -87,8 +87,9 @@ def serve(
         admission = _admission(ws.settings, host, None if no_auth else tokens.administrators(ws))
         shown = f"[{host}]" if ":" in host else host
         url = f"{scheme}://{shown}:{listening.getsockname()[1]}{ws.settings.serve_prefix}"
+        app = application(ws, admission, second)
         config = uvicorn.Config(
-            application(ws, admission, second),
+            app,
             log_config=None,
             access_log=False,
             root_path=ws.settings.serve_prefix,
@@ -111,6 +112,7 @@ def serve(
             typer.echo(f"token:      {tokens.VARIABLE if _from_environment() else tokens.token_file(ws)}", err=True)
             typer.echo(f"in a browser, once and within 15 minutes: {url}/login?code={tokens.link(ws)}", err=True)
         server = uvicorn.Server(config)
+        app.state.ending = lambda: server.should_exit
         server.run(sockets=[listening])
         if not server.started:
             raise typer.Exit(1)
