@@ -346,28 +346,28 @@ def events(
     if run:
         training.standing(here.ws, run)  # unknown: 404 rather than an empty stream
     last_run, _, last_line = (last_event_id or "").rpartition(":")
-    place = [last_run, int(last_line) if last_line.isdecimal() else 0]
-    before: list[str] = [""]
+    of, line = last_run, int(last_line) if last_line.isdecimal() else 0
+    before = ""
 
     def news() -> Iterable[Sent]:
+        nonlocal of, line, before
         told = _state(here, run or None)
         told |= {"usage": _usage(here, told), "you": _you(client)}
         active = told["status"] in ("running", "queued") or (told["task"] or {}).get("status") == "running"
         seen = json.dumps({name: value for name, value in told.items() if active or name != "usage"})
         found = []
-        if seen != before[0]:
-            before[0] = seen
+        if seen != before:
+            before = seen
             found.append(Sent(event="status", data=told))
-        shown = told["run"]["id"] if told["run"] else None
+        shown: str | None = told["run"]["id"] if told["run"] else None
         if shown is not None:
-            if shown != place[0]:
-                place[:] = [shown, 0]
-            lines, end = training.metrics_after(here.ws, shown, place[1])
-            if lines or not place[1]:
-                anew = not place[1]
-                place[1] = end
-                data = {"run": shown, "anew": anew, "lines": lines}
+            if shown != of:
+                of, line = shown, 0
+            lines, end = training.metrics_after(here.ws, shown, line)
+            if lines:
+                data = {"run": shown, "anew": line == 0, "lines": lines}
                 found.append(Sent(event="metrics", data=data, id=f"{shown}:{end}"))
+                line = end
         return found
 
     return followed(request, news, every_s=EVERY_S)

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 
 from voxloop import models
 from voxloop.errors import SettingError, UsageError
+from voxloop.families.contract import require
 from voxloop.families.registry import family, family_of
 from voxloop.records import Dataset, seconds
 from voxloop.steps import datasets
@@ -140,7 +141,10 @@ def _published(folder: Path) -> bool:
 def _parameters(folder: Path) -> int:
     """Number of parameters; of a CTranslate2 folder from its shape."""
     kind = family(family_of(folder))
-    return disk.parameters(folder) or ("cost estimate" in kind.capabilities and kind.cost(folder).parameters) or 0
+    counted = disk.parameters(folder)
+    if counted or "cost estimate" not in kind.capabilities:
+        return counted
+    return require(kind, "cost estimate").cost(folder).parameters
 
 
 def _overrides(request: TrainingRequest, clip_s: float) -> list[str]:
@@ -204,7 +208,7 @@ def _fixed(ws: Workspace, dataset: Dataset | None) -> str | None:
     u = tables.utterance.c
     decided = sa.select(u.split, sa.func.count()).where(u.split.is_not(None)).group_by(u.split)
     with ws.read() as reader:
-        found = dict(reader.connection.execute(decided).tuples().all())
+        found: dict[str, int] = dict(reader.connection.execute(decided).tuples().all())
     if not found:
         return None
     listed = ", ".join(f"{found[split]:,} {split}" for split in ("train", "val", "test") if split in found)

@@ -23,10 +23,10 @@ const thinned = (points, most) => {
 };
 
 /**
- * Lines over the same axes. `series`: [{name, points: [{x, y, low?, high?}], dots?, dashed?}]; `y` and `x` write a number.
+ * Lines over the same axes. `series`: [{name, points: [{x, y, low?, high?}], dots?, dashed?}]; `y` and `x` write a number, `tick` one at the axis of y.
  * The axis of y begins at 0.
  */
-export function LineChart({ title, series, xName, x = (value) => value.toLocaleString(), y = (value) => String(value) }) {
+export function LineChart({ title, series, xName, x = (value) => value.toLocaleString(), y = (value) => String(value), tick = y }) {
   const box = useRef(null);
   const [width, setWidth] = useState(480);
   useEffect(() => {
@@ -46,7 +46,7 @@ export function LineChart({ title, series, xName, x = (value) => value.toLocaleS
   return html`<figure class="chart" ref=${box}><figcaption><h3>${title}</h3>
       <span class="legend-lines">${drawn.map((one) => html`<span key=${one.name}><svg width="18" height="10" aria-hidden="true"><line x1="0" x2="18" y1="5" y2="5" class=${`line c${one.color} ${one.dashed ? "dashed" : ""}`} /></svg> ${one.name} <strong>${y(one.points.at(-1).y)}</strong></span>`)}</span></figcaption>
     ${all.length ? html`<svg width=${width} height=${HEIGHT} viewBox=${`0 0 ${width} ${HEIGHT}`} role="img" aria-label=${`${title} by ${xName}: ${told}`}>
-      ${rows.map((at) => html`<g key=${`r${at}`}><line class="grid" x1=${LEFT} x2=${width - RIGHT} y1=${down(at)} y2=${down(at)} /><text class="tick" x=${LEFT - 6} y=${down(at) + 4} text-anchor="end">${y(at)}</text></g>`)}
+      ${rows.map((at) => html`<g key=${`r${at}`}><line class="grid" x1=${LEFT} x2=${width - RIGHT} y1=${down(at)} y2=${down(at)} /><text class="tick" x=${LEFT - 6} y=${down(at) + 4} text-anchor="end">${tick(at)}</text></g>`)}
       ${ticks(left, right, width < 340 ? 3 : 5).map((at) => html`<text key=${`c${at}`} class="tick" x=${across(at)} y=${HEIGHT - 8} text-anchor=${across(at) > width - 40 ? "end" : "middle"}>${x(at)}</text>`)}
       ${drawn.map((one) => html`<g key=${one.name}>
         ${one.points.filter((at) => at.high != null).map((at) => html`<line class=${`whisker c${one.color}`} x1=${across(at.x)} x2=${across(at.x)} y1=${down(at.low)} y2=${down(at.high)} />`)}

@@ -55,7 +55,7 @@ function Forecast({ store }) {
   const dots = (ats) => ats.map((at) => ({ x: at.clips, y: at.wer, low: at.low, high: at.high }));
   return html`<section class="card" aria-labelledby="forecast-title"><h2 id="forecast-title">What more speech would bring</h2>
     ${store.task?.kind === "forecast" && html`<${TaskBar} store=${store} />`}
-    ${found ? html`<${LineChart} title="Word error rate" xName="training clips" y=${(value) => percent(value, 1)} series=${[
+    ${found ? html`<${LineChart} title="Word error rate" xName="training clips" y=${(value) => percent(value, 1)} tick=${percent} series=${[
         { name: "measured", points: dots(found.curve.measured), dots: true },
         ...(found.curve.usable ? [{ name: "forecast", points: dots([found.curve.measured.at(-1), ...found.curve.forecast]), dots: true, dashed: true }] : []),
       ]} /><ul class="reasons-list">${found.sentences.map((one) => html`<li key=${one}>${one}</li>`)}</ul>`

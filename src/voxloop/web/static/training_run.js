@@ -30,7 +30,7 @@ export function Run({ store }) {
     <p class="faint">${run.method === "lora" ? "LoRA adapters" : "All weights"} on ${short(run.base)}, recipe ${run.recipe.name}, started ${when(run.created)}${run.retry_of ? `, a repetition of ${runName(run.retry_of)}` : ""}</p>
     <${Waiting} store=${store} />
     ${run.status === "running" || run.share != null ? html`<div class="run-progress"><progress max="1" value=${run.share ?? 0} aria-label="Training progress"></progress>
-      <span>${run.share == null ? "Loading the base model and measuring it" : html`${percent(run.share)} <span class="faint">step ${(p.step ?? 0).toLocaleString()}, epoch ${number(p.epoch ?? 0)}${run.status === "running" && p.eta_s != null ? `, ${lasting(p.eta_s)} left` : ""}, ${lasting(p.elapsed_s)} so far</span>`}</span></div>` : null}
+      <span>${run.share == null ? "Loading the base model and measuring it" : html`${percent(run.share)} <span class="faint">step ${(p.step ?? 0).toLocaleString()}, epoch ${number(p.epoch ?? 0)}${run.status === "running" && p.eta_s != null ? `, ${lasting(p.eta_s)} left` : ""}, ${lasting(p.elapsed_s)}${run.status === "running" ? " so far" : " in all"}</span>`}</span></div>` : null}
     ${run.error && html`<p class="bad" role="alert">${run.error}</p>`}
     ${(p.notes || []).map((note) => html`<p key=${note} class="note">${note}</p>`)}
     <${Facts} rows=${[
@@ -44,7 +44,7 @@ export function Run({ store }) {
       ["Processor", usage ? `${usage.cpu.toFixed(1)} of ${usage.cores} cores` : null],
       ["Memory", usage ? bytes(usage.memory_bytes) : p.peak_memory_mb ? `${bytes(p.peak_memory_mb * 2 ** 20)} at most` : null],
     ]} />
-    ${store.admin && html`<div class="row actions">${run.can.map((verb) => buttons[verb])}</div>`}
+    ${store.admin && html`<div class="row">${run.can.map((verb) => buttons[verb])}</div>`}
     <${Curves} lines=${store.lines} />
     <${Log} run=${run} />
     ${dialog === "stop" && html`<${StopDialog} store=${store} close=${() => setDialog(null)} />`}
@@ -73,7 +73,7 @@ export function Curves({ lines }) {
   if (!lines.length) return null;
   return html`<div class="charts">
     <${LineChart} title="Loss" xName="step" y=${(value) => number(value)} series=${[{ name: "training", points: of("loss") }, { name: "validation", points: of("val_loss"), dots: true, color: 1 }]} />
-    <${LineChart} title="Word error rate on validation" xName="step" y=${(value) => percent(value, 1)} series=${[{ name: "WER", points: of("val_wer"), dots: true, color: 1 }]} />
+    <${LineChart} title="Word error rate on validation" xName="step" y=${(value) => percent(value, 1)} tick=${percent} series=${[{ name: "WER", points: of("val_wer"), dots: true, color: 1 }]} />
     <${LineChart} title="Learning rate" xName="step" y=${(value) => (value ? value.toExponential(0) : "0")} series=${[{ name: "rate", points: of("learning_rate"), color: 2 }]} />
   </div>`;
 }

@@ -41,7 +41,7 @@ export function Verdict({ store, details }) {
     ${champion && html`<p class="good-news"><strong>This model is the champion.</strong>${last ? ` Since ${when(last.created)}, by ${last.by}${last.verdict === "by hand" ? ", by hand" : ""}.` : ""} The server uses it for everything that is transcribed now.</p>`}
     ${outcome && !outcome.comparison && html`<p role="status">${outcome.message}.</p>${outcome.next_step && html`<p>${outcome.next_step}</p>`}`}
     ${judged ? html`<${Comparison} judged=${judged} next=${outcome?.next_step || judged.next_step} />` : !champion && !outcome ? html`<p>Not judged yet. Judging measures this model and the one in use on the same frozen test speech, and makes it the champion only if it is better beyond chance.</p>` : null}
-    ${store.admin && html`<div class="row actions">
+    ${store.admin && html`<div class="row">
       ${!champion && html`<button class="primary" disabled=${busy} onClick=${promote}>${judged ? "Judge again" : "Judge and promote"}</button>`}
       ${!champion && html`<button disabled=${busy} onClick=${() => setDialog("force")}>Promote anyway…</button>`}
       ${champion && last?.previous && html`<button onClick=${() => setDialog("rollback")}>Roll back…</button>`}
@@ -66,7 +66,7 @@ function Comparison({ judged, next }) {
     </div>
     <ul class="reasons-list">${judged.reasons.map((one) => html`<li key=${one}>${one}</li>`)}</ul>
     ${next && judged.verdict !== "promote" && html`<p><strong>What to do:</strong> ${next}</p>`}
-    <details><summary>What must not get worse: ${counted(judged.guards.filter((one) => one.passed).length, "guard")} of ${judged.guards.length} passed</summary>
+    <details><summary>What must not get worse: ${judged.guards.filter((one) => one.measured && one.passed).length} of ${counted(judged.guards.filter((one) => one.measured).length, "guard")} passed</summary>
       <ul class="guards">${judged.guards.map((one) => html`<li key=${one.name} class=${state(one).replace(" ", "-")}><span aria-hidden="true">${GUARD[state(one)]}</span> <strong>${one.name}</strong> <span class="faint">(${state(one)})</span>: ${one.finding}</li>`)}</ul></details>`;
 }
 
