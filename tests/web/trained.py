@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 from tests.unit import frozen_speech
@@ -16,6 +17,11 @@ from voxloop.steps.utterances import segment
 from voxloop.workspace import Workspace
 
 DEMO = Path(__file__).parents[2] / "demo" / "speech"
+
+
+def copied(made: Path, folder: Path) -> Workspace:
+    """A workspace of its own with what another one (its folder) holds."""
+    return open_loop(Path(shutil.copytree(made, folder / "workspace")))
 
 
 def spoken(folder: Path, *, clips: int = 50) -> Workspace:

@@ -38,7 +38,9 @@ def followed(request: Request, news: Callable[[], Iterable[Sent] | None], *, eve
 
     It ends as well when the client goes away or the server is about to end.
     """
-    ending: Callable[[], bool] = request.app.state.ending
+
+    def ending() -> bool:
+        return bool(request.app.state.ending())
 
     async def told() -> AsyncIterator[str]:
         yield f"retry: {RETRY_MS}\n\n"

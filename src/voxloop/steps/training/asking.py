@@ -29,7 +29,6 @@ WINDOW_S = 30.0  # what a clip takes in a batch where it is padded to the model'
 MARGIN_S = 0.64  # with the context `trimmed`: the padding after each clip
 USUAL_CLIP_S = 5.0  # where no clip is known yet
 MOST_VALIDATION = 0.5  # more would leave less to learn from than to choose on
-TRAIN_SHARE = 0.8  # of reviewed speech that enters the train split, about: for a recipe before there is a dataset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,8 +108,7 @@ def _frozen(ws: Workspace, request: TrainingRequest) -> Dataset:
         return datasets.build(ws)
     if not 0 <= share <= MOST_VALIDATION:
         raise SettingError(f"the validation share is {share:g}: give a number from 0 to {MOST_VALIDATION:g}")
-    usual = ws.settings.ratios or datasets.usual_ratios(_references(ws)[0], ws.settings.promote_min_utterances)
-    test = usual[2]
+    test = _usual(ws)[2]
     if share + test >= 1:
         raise SettingError(f"validation ({share:.0%}) and test ({test:.0%}) would leave nothing to train on")
     return datasets.build(ws, ratios=(1 - share - test, share, test))
@@ -188,7 +186,13 @@ def _train_split(ws: Workspace, dataset: Dataset | None) -> tuple[int, float]:
     if dataset is not None:
         return dataset.clips.get("train", 0), 3600 * dataset.hours.get("train", 0.0)
     clips, speech_s = _references(ws)
-    return math.ceil(TRAIN_SHARE * clips), TRAIN_SHARE * speech_s
+    share = _usual(ws)[0]
+    return math.ceil(share * clips), share * speech_s
+
+
+def _usual(ws: Workspace) -> tuple[float, float, float]:
+    """The shares of train, val and test that a new dataset would have, about."""
+    return ws.settings.ratios or datasets.usual_ratios(_references(ws)[0], ws.settings.promote_min_utterances)
 
 
 def _references(ws: Workspace) -> tuple[int, float]:
