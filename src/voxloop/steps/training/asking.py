@@ -73,10 +73,15 @@ def propose(ws: Workspace, request: TrainingRequest, folder: Path) -> TrainingPr
     """The recipe for a request, whose base model lies in `folder`. Nothing is written."""
     dataset = datasets.find(ws, request.dataset) if request.dataset else None
     clips, speech_s = _train_split(ws, dataset)
-    recipe = _chosen(request, folder, speech_s)
+    length = {} if request.minutes is None else {"max_seconds": 60 * request.minutes}
+    recipe = recipes.override(_chosen(request, folder, speech_s), as_overrides({**request.settings, **length}))
     clip_s = _clip_s(recipe, folder, speech_s / clips if clips else USUAL_CLIP_S)
+    if request.batch_clips is not None:
+        if request.batch_clips < 1:
+            raise SettingError(f"a batch of {request.batch_clips} clips: give 1 or more")
+        recipe = replace(recipe, batch_seconds=round(request.batch_clips * clip_s, 2))
     return TrainingProposal(
-        recipe=recipes.override(recipe, _overrides(request, clip_s)),
+        recipe=recipe,
         dataset=dataset,
         train_s=speech_s,
         clip_s=clip_s,
@@ -143,17 +148,6 @@ def _parameters(folder: Path) -> int:
     if counted or "cost estimate" not in kind.capabilities:
         return counted
     return require(kind, "cost estimate").cost(folder).parameters
-
-
-def _overrides(request: TrainingRequest, clip_s: float) -> list[str]:
-    given = dict(request.settings)
-    if request.minutes is not None:
-        given["max_seconds"] = 60 * request.minutes
-    if request.batch_clips is not None:
-        if request.batch_clips < 1:
-            raise SettingError(f"a batch of {request.batch_clips} clips: give 1 or more")
-        given["batch_seconds"] = round(request.batch_clips * clip_s, 2)
-    return as_overrides(given)
 
 
 def as_overrides(settings: Mapping[str, Any]) -> list[str]:
