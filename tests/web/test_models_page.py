@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import wave
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -124,6 +125,21 @@ def test_a_model_with_its_verdict_is_renamed_only_as_it_was_seen(api: Api) -> No
     assert conflict["now"]["model"]["name"] == "kitchen"
     assert "is not a valid name" in api("PUT", "models/kitchen", 400, json={"name": HOSTILE})["error"]["message"]
     assert "it is the champion" in api("DELETE", "models/kitchen", 409)["error"]["message"]
+
+
+def test_a_promotion_that_is_refused_says_why(api: Api) -> None:
+    base = next(one["model"]["id"] for one in api("GET", "models")["models"] if "previous" in one["aliases"])
+    api("POST", f"models/{base}/promote", 202, json={"dataset": "frozen"})
+    until = time.monotonic() + 90
+    while (task := api("GET", "train/status")["task"])["status"] == "running":
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    assert task["status"] == "done", task["error"]
+    assert (task["outcome"]["verdict"], task["outcome"]["moved"]) == ("reject", False)
+    assert "Clearly worse" in task["outcome"]["message"]
+    assert task["outcome"]["next_step"]
+    assert api("GET", f"models/{base}")["comparisons"][-1]["verdict"] == "reject"
+    assert champion(api) != base
 
 
 @pytest.mark.parametrize("name", ["nothing", "..%2F..%2Fetc", "openai%2Fwhisper-tiny", "%2Fetc", "sha256-", "starter2"])

@@ -23,6 +23,7 @@ from voxloop.steps.training import recipes, telemetry
 from voxloop.steps.training.files import LOG, METRICS, append_line
 from voxloop.stores import tables
 from voxloop.web.tasks import TrainingWorker
+from voxloop.web.training import Asked
 from voxloop.workspace import Workspace
 
 
@@ -204,6 +205,15 @@ def test_every_setting_is_offered_with_its_meaning_and_limits(steady: Api) -> No
     assert starter["lora"]["memory_bytes"] > 0
     assert options["data"]["reviewed"] == 50
     assert options["estimate"]["memory_bytes"] == starter["lora"]["memory_bytes"]
+
+
+def test_the_description_of_the_api_has_examples(steady: Api) -> None:
+    told = steady.client.get("/openapi.json").json()
+    asked = told["components"]["schemas"]["Asked"]
+    assert {"base_model": "starter"}.items() <= asked["examples"][1].items()
+    assert {"/api/train", "/api/train/status", "/api/train/logs"} <= set(told["paths"])
+    for example in asked["examples"]:
+        Asked.model_validate(example)
 
 
 # Who may -------------------------------------------------------------------------------------------------------------
