@@ -18,7 +18,7 @@ from tests.web.trained import spoken  # noqa: E402
 
 from voxloop.automation.worker import work  # noqa: E402
 from voxloop.pipeline import open_loop  # noqa: E402
-from voxloop.steps import review, training  # noqa: E402
+from voxloop.steps import datasets, review, training  # noqa: E402
 from voxloop.steps.gate.promotion import promote  # noqa: E402
 from voxloop.steps.recordings import ingest  # noqa: E402
 
@@ -42,6 +42,7 @@ def main() -> None:
             _phone(browser, server)
             browser.close()
     with tempfile.TemporaryDirectory() as folder, spoken(Path(folder), clips=120) as ws:
+        datasets.build(ws)
         run = training.train(ws, recipe="quick", overrides=["max_seconds=60", "eval_seconds=3", "log_steps=5"])
         if run.model:
             promote(ws, run.model, by="ann")
