@@ -13,11 +13,13 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 from playwright.sync_api import Browser, sync_playwright  # noqa: E402
 from tests.web.chromium import launched, signed_in  # noqa: E402
-from tests.web.conftest import Running, serving  # noqa: E402
+from tests.web.conftest import Running, served  # noqa: E402
+from tests.web.trained import spoken  # noqa: E402
 
 from voxloop.automation.worker import work  # noqa: E402
 from voxloop.pipeline import open_loop  # noqa: E402
-from voxloop.steps import review  # noqa: E402
+from voxloop.steps import datasets, review, training  # noqa: E402
+from voxloop.steps.gate.promotion import promote  # noqa: E402
 from voxloop.steps.recordings import ingest  # noqa: E402
 
 OUT = ROOT / "docs" / "screenshots"
@@ -34,10 +36,20 @@ def main() -> None:
         work(ws, until_idle=True)
         for item in review.page(ws).items[-5:]:
             review.accept(ws, str(item.number), by="bob")
-        with sync_playwright() as playwright, serving(ws) as server:
+        with sync_playwright() as playwright, served(ws) as server:
             browser = launched(playwright)
             _desktop(browser, server)
             _phone(browser, server)
+            browser.close()
+    with tempfile.TemporaryDirectory() as folder, spoken(Path(folder), clips=120) as ws:
+        datasets.build(ws)
+        run = training.train(ws, recipe="quick", overrides=["max_seconds=60", "eval_seconds=3", "log_steps=5"])
+        if run.model:
+            promote(ws, run.model, by="ann")
+        with sync_playwright() as playwright, served(ws) as server:
+            browser = launched(playwright)
+            _administrators(browser, server, f"training#run={run.id}", "training")
+            _administrators(browser, server, f"models#models={run.model}", "models")
             browser.close()
 
 
@@ -69,6 +81,21 @@ def _phone(browser: Browser, server: Running) -> None:
     with signed_in(browser, server, "cleo", viewport=PHONE, device_scale_factor=2) as page:
         page.wait_for_timeout(800)
         page.screenshot(path=OUT / "review-phone.png")
+
+
+def _administrators(browser: Browser, server: Running, at: str, name: str) -> None:
+    """Pictures of a page that administrators use, on a desktop, in the dark and on a phone."""
+    with signed_in(browser, server, f"{name}er", scope="admin", at=at, viewport=DESKTOP) as page:
+        page.wait_for_selector(".verdict-word, .tree")
+        page.wait_for_timeout(800)
+        page.screenshot(path=OUT / f"{name}.png")
+        page.emulate_media(color_scheme="dark")
+        page.wait_for_timeout(200)
+        page.screenshot(path=OUT / f"{name}-dark.png")
+        page.emulate_media(color_scheme="light")
+        page.set_viewport_size(PHONE)
+        page.wait_for_timeout(400)
+        page.screenshot(path=OUT / f"{name}-phone.png")
 
 
 if __name__ == "__main__":

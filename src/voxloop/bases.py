@@ -104,6 +104,14 @@ PUBLISHED = {
 }
 
 
+def training_time(need: Need, *, speech_s: float, epochs: float | None, max_s: float | None) -> float | None:
+    """Seconds to train on this much speech for these epochs, or until the limit; None if neither ends it."""
+    if epochs is None:
+        return max_s
+    took = need.seconds * epochs * speech_s / WINDOW_S
+    return took if max_s is None else min(took, max_s)
+
+
 def larger(ws: Workspace, folder: Path) -> tuple[str, int] | None:
     """The name and parameter count of the next larger base that LoRA can train in this machine's memory.
 
@@ -115,7 +123,7 @@ def larger(ws: Workspace, folder: Path) -> tuple[str, int] | None:
     except ModelError:
         return None
     machine, found = here(ws)
-    room = _memory(machine.device)
+    room = memory(machine.device)
     for base in found:
         fits = base.lora is not None and base.lora.memory_bytes <= room
         if fits and base.parameters > 1.2 * shape.parameters and (base.multilingual or not shape.multilingual):
@@ -126,7 +134,7 @@ def larger(ws: Workspace, folder: Path) -> tuple[str, int] | None:
     return None
 
 
-def _memory(where: str) -> int:
+def memory(where: str) -> int:
     """Bytes of memory available for training on a device."""
     if where.startswith("cuda"):
         import torch

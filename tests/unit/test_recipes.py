@@ -138,3 +138,35 @@ class TestCommands:
             "did you mean learning_rate"
             in CliRunner().invoke(app, ["recipe", "show", "quick", "--set", "lerning_rate=1"]).stderr
         )
+
+
+class TestForms:
+    def test_every_setting_has_one_place_and_a_kind(self) -> None:
+        shown = recipes.described(recipes.named("quick"))
+        placed = [name for names in recipes.SECTIONS.values() for name in names]
+        assert sorted(placed) == sorted(one.setting for one in shown)
+        kinds = {one.setting: (one.kind, one.optional) for one in shown}
+        assert kinds["precision"] == ("choice", False)
+        assert kinds["freeze_encoder"] == ("yes or no", False)
+        assert kinds["max_steps"] == ("whole number", True)
+        assert kinds["speed"] == ("number", False)
+        assert kinds["noise_folder"] == ("text", True)
+        assert kinds["lora_targets"] == ("list", False)
+
+    @pytest.mark.parametrize("name", sorted(recipes.BOUNDS))
+    def test_limits_that_are_told_are_those_that_hold(self, name: str) -> None:
+        bounds = recipes.BOUNDS[name]
+        recipe = recipes.named("quick")
+        for end, excluded, beyond in ((bounds.least, bounds.above, -1), (bounds.most, bounds.below, 1)):
+            if end is None:
+                continue
+            for value, allowed in ((end, not excluded), (end + beyond, False)):
+                if allowed:
+                    assert getattr(recipes.override(recipe, [f"{name}={value:g}"]), name) == value
+                else:
+                    with pytest.raises(SettingError, match=name):
+                        recipes.override(recipe, [f"{name}={value:g}"])
+
+    def test_what_is_no_number_lies_within_no_limits(self) -> None:
+        with pytest.raises(SettingError, match="learning_rate"):
+            recipes.override(recipes.named("quick"), ["learning_rate=nan"])

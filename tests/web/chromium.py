@@ -14,6 +14,7 @@ from playwright.sync_api import Browser, Page, Playwright
 
 from tests.web.conftest import Running
 from voxloop.serving import tokens
+from voxloop.serving.tokens import Scope
 
 AXE = Path(__file__).parent / "axe-core-4.14.1.min.js.gz"
 READY = "main[data-ready]"
@@ -43,8 +44,20 @@ def launched(playwright: Playwright) -> Browser:
 
 
 @contextmanager
-def signed_in(browser: Browser, server: Running, name: str, *, faults: bool = False, **options: Any) -> Iterator[Page]:
-    """The review page of a person. With `faults`, failed requests are expected, as where the server goes away."""
+def signed_in(
+    browser: Browser,
+    server: Running,
+    name: str,
+    *,
+    scope: Scope = "review",
+    at: str = "review",
+    faults: bool = False,
+    **options: Any,
+) -> Iterator[Page]:
+    """A page (its address below the server's) as a person sees it who has a token of this scope.
+
+    With `faults`, failed requests are expected, as where the server goes away.
+    """
     context = browser.new_context(**({"viewport": {"width": 1360, "height": 850}} | options))
     context.add_init_script(WATCH)
     page = context.new_page()
@@ -57,8 +70,10 @@ def signed_in(browser: Browser, server: Running, name: str, *, faults: bool = Fa
         "request",
         lambda asked: None if asked.url.startswith((server.url, "blob:", "data:")) else away.append(asked.url),
     )
-    page.goto(f"{server.url}/login?code={tokens.add(server.ws, name, ['review']).code}")
+    page.goto(f"{server.url}/login?code={tokens.add(server.ws, name, [scope]).code}")
     page.wait_for_url("**/review*")
+    if at != "review":
+        page.goto(f"{server.url}/{at}")
     page.wait_for_selector(READY)
     yield page
     assert away == []

@@ -43,6 +43,7 @@ def served(ws: Workspace, wyoming: socket.socket | None = None, port: int = 0) -
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
         app = application(ws, Admission(token=TOKEN, origins=("app://obsidian.md",), max_body=1 << 20), wyoming)
         running = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+        app.state.ending = lambda: running.should_exit
         thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()
         while not running.started:

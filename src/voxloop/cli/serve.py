@@ -189,6 +189,7 @@ class Door:
             typer.echo(f"token:      {tokens.VARIABLE if _from_environment() else tokens.token_file(ws)}", err=True)
             typer.echo(f"in a browser, once and within 15 minutes: {url}/login?code={tokens.link(ws)}", err=True)
         server = Server(config)
+        app.state.ending = ended.is_set
         with relaying(ws):
             server.run(sockets=[sockets[0]])
         return server.started

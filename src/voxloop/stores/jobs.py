@@ -200,7 +200,13 @@ class Jobs:
             tx.connection.execute(
                 sa.update(job)
                 .where(job.c.id.in_(ids))
-                .values(state="leased", token=token, lease_until=now_s() + self.lease_s, attempts=job.c.attempts + 1)
+                .values(
+                    state="leased",
+                    token=token,
+                    claimed=now_s(),
+                    lease_until=now_s() + self.lease_s,
+                    attempts=job.c.attempts + 1,
+                )
             )
         first = rows[0]
         return Claim(
@@ -466,6 +472,26 @@ class Jobs:
             .group_by(job.c.step)
         )
         return {step: (count, float(mean)) for step, count, mean in rows}
+
+    def work_done(self, reader: Reader) -> dict[str, tuple[float, float, int]]:
+        """By step: seconds of work, seconds of audio and number of the done jobs that are still kept.
+
+        Jobs that were claimed together were worked on together, so the time of a claim counts once.
+        """
+        claims = (
+            sa.select(
+                job.c.step,
+                (sa.func.max(job.c.finished) - sa.func.min(job.c.claimed)).label("work_s"),
+                sa.func.sum(job.c.cost_s).label("audio_s"),
+                sa.func.count().label("jobs"),
+            )
+            .where(job.c.state == DONE, job.c.claimed.is_not(None), job.c.token.is_not(None))
+            .group_by(job.c.step, job.c.token)
+            .subquery()
+        )
+        sums = (sa.func.sum(claims.c[name]) for name in ("work_s", "audio_s", "jobs"))
+        rows = reader.connection.execute(sa.select(claims.c.step, *sums).group_by(claims.c.step))
+        return {row[0]: (float(row[1]), float(row[2] or 0), int(row[3])) for row in rows}
 
     def dead(self, reader: Reader, *, limit: int = 20) -> list[sa.Row[Any]]:
         """Dead jobs with their errors, newest first."""

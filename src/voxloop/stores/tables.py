@@ -391,6 +391,7 @@ job = sa.Table(
     sa.Column("attempts", sa.Integer, nullable=False, default=0),
     sa.Column("error", sa.Text),
     sa.Column("finished", sa.Double),
+    sa.Column("claimed", sa.Double),  # by the worker that holds or finished it; null before, and in jobs of old
     # One small index per state. Every row is in exactly one of them.
     *(
         sa.Index(f"ix_job_{state}", *columns, sqlite_where=where, postgresql_where=where)

@@ -19,6 +19,7 @@ from voxloop import __version__
 from voxloop.automation.figures import figures
 from voxloop.automation.supervising import PartState
 from voxloop.errors import VoxloopError
+from voxloop.health import ProcessUsage
 from voxloop.maintenance import pruning
 from voxloop.records import plain
 from voxloop.serving import tokens
@@ -26,10 +27,22 @@ from voxloop.serving.batches import Batches
 from voxloop.serving.capture import Capture
 from voxloop.serving.decoding import Decoders
 from voxloop.serving.models import ServedModels
-from voxloop.web import entries, loop, metrics, openai_audio, pages, problems, pushed_entries, realtime
+from voxloop.web import (
+    entries,
+    inventory,
+    loop,
+    metrics,
+    openai_audio,
+    pages,
+    problems,
+    pushed_entries,
+    realtime,
+    training,
+)
 from voxloop.web.access import COOKIE, Access, Admission, client_of
 from voxloop.web.client_secrets import ClientSecrets
 from voxloop.web.limits import AudioLimit, RequestLimit, Sessions
+from voxloop.web.tasks import Tasks, TrainingWorker
 
 if TYPE_CHECKING:
     from voxloop.workspace import Workspace
@@ -57,6 +70,10 @@ class Served:
     decoders: Decoders
     sessions: Sessions
     client_secrets: ClientSecrets
+    tasks: Tasks
+    trainer: TrainingWorker
+    bases: training.Bases
+    run_usage: ProcessUsage
     capture: Capture | None = None  # None: the setting `capture` is off
     parts: Callable[[], Sequence[PartState]] = tuple  # the other parts of the loop that run in this process group
     ending: threading.Event = field(default_factory=threading.Event)  # set when the server is asked to end
@@ -108,6 +125,10 @@ def application(
             decoders=decoders,
             sessions=Sessions(settings.serve_sessions),
             client_secrets=client_secrets,
+            tasks=Tasks(ws),
+            trainer=TrainingWorker(ws),
+            bases=training.Bases(),
+            run_usage=ProcessUsage(),
             capture=capture,
             parts=parts,
             ending=ending or threading.Event(),
@@ -123,6 +144,8 @@ def application(
             yield
         finally:
             pruning_task.cancel()
+            app.state.served.trainer.close()
+            await to_thread.run_sync(app.state.served.tasks.close)
             if other is not None:
                 await other.close()
             await decoders.close()
@@ -132,6 +155,8 @@ def application(
             await to_thread.run_sync(models.close)
 
     app = FastAPI(title="Voxloop", version=__version__, lifespan=running, docs_url=None, redoc_url=None)
+    # Whether the server is about to end: streams without an end ask this. Whoever runs the application may replace it.
+    app.state.ending = lambda: False
     # The outermost last: what is refused is counted and logged as well.
     app.add_middleware(Access, ws=ws, admission=admission, client_secrets=client_secrets)
     app.add_middleware(metrics.Observed)
@@ -142,6 +167,8 @@ def application(
     app.include_router(loop.router)
     app.include_router(pushed_entries.router)
     app.include_router(entries.router)
+    app.include_router(training.router)
+    app.include_router(inventory.router)
     app.include_router(pages.router)
     app.mount("/static", pages.Assets(directory=pages.STATIC), name="static")
 

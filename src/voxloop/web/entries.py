@@ -132,7 +132,7 @@ def entry_audio(ws: Ws, id: int, range: Annotated[str, Header()] = "", download:
     headers = {"accept-ranges": "bytes", "cache-control": "no-store"}
     if download:
         headers["content-disposition"] = f'attachment; filename="{id}.wav"'
-    wanted = _range(range, len(wav))
+    wanted = byte_range(range, len(wav))
     if wanted is None:
         return Response(wav, media_type="audio/wav", headers=headers)
     first, last = wanted
@@ -142,7 +142,7 @@ def entry_audio(ws: Ws, id: int, range: Annotated[str, Header()] = "", download:
     return Response(wav[first : last + 1], status_code=206, media_type="audio/wav", headers=headers)
 
 
-def _range(header: str, size: int) -> tuple[int, int] | None:
+def byte_range(header: str, size: int) -> tuple[int, int] | None:
     """First and last byte of a Range header; None: all of it. Several ranges at once are answered with all."""
     unit, _, span = header.partition("=")
     first, dash, last = span.strip().partition("-")

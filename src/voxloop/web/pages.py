@@ -32,8 +32,24 @@ def start() -> RedirectResponse:
 @router.get("/review")
 def review_page() -> Response:
     """The review page. It holds no data: its scripts ask the API, which wants a signed-in browser."""
+    return _page("review.html")
+
+
+@router.get("/training")
+def training_page() -> Response:
+    """The training page, which holds no data either."""
+    return _page("training.html")
+
+
+@router.get("/models")
+def models_page() -> Response:
+    """The page of models and data, which holds no data either."""
+    return _page("models.html")
+
+
+def _page(name: str) -> Response:
     nonce = secrets.token_urlsafe(16)
-    page = (STATIC / "review.html").read_text(encoding="utf-8").replace("{{nonce}}", nonce)
+    page = (STATIC / name).read_text(encoding="utf-8").replace("{{nonce}}", nonce)
     # The waveform's library styles its own shadow tree, which the nonce allows.
     policy = SECURITY_HEADERS["content-security-policy"].replace(STYLE, f"{STYLE} 'nonce-{nonce}'")
     return HTMLResponse(page, headers={"content-security-policy": policy, "cache-control": "no-store"})

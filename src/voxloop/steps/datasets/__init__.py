@@ -2,6 +2,7 @@
 
 from voxloop.steps.datasets.advice import Advice, DatasetWarning, advise
 from voxloop.steps.datasets.clips import lhotse_cut, write_rows, write_split
+from voxloop.steps.datasets.contributors import Contributor, Member, contributors, members
 from voxloop.steps.datasets.diffing import Diff, Difference, diff
 from voxloop.steps.datasets.filters import Filters
 from voxloop.steps.datasets.formats import Exported, export_dataset, import_dataset
@@ -23,6 +24,7 @@ from voxloop.steps.datasets.summary import DatasetDetails, Summary, details, sum
 
 __all__ = [
     "Advice",
+    "Contributor",
     "DatasetDetails",
     "DatasetRow",
     "DatasetWarning",
@@ -31,12 +33,14 @@ __all__ = [
     "Exclusion",
     "Exported",
     "Filters",
+    "Member",
     "Style",
     "Summary",
     "advise",
     "all_datasets",
     "assign_splits",
     "build",
+    "contributors",
     "details",
     "diff",
     "excluded_key",
@@ -46,6 +50,7 @@ __all__ = [
     "import_dataset",
     "lhotse_cut",
     "manifest_key",
+    "members",
     "origins",
     "position",
     "rows",

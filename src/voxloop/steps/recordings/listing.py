@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from voxloop.records import Encoding, Recording, UtteranceStatus
+from voxloop.records import Encoding, Recording, UtteranceStatus, seconds
 from voxloop.speech.languages import language_code
 from voxloop.steps.recordings.describing import find, odd_texts
 from voxloop.stores import tables
@@ -55,8 +55,14 @@ def recordings(
     language: str | None = None,
     status: UtteranceStatus | None = None,
     limit: int | None = None,
+    newest: bool = False,
+    after: str | None = None,
 ) -> list[ListedRecording]:
-    """List recordings, oldest first; `name` is part of a file name, `status` matches any of its utterances."""
+    """List recordings, oldest first or `newest` first.
+
+    `name` is part of a file name, `status` matches any of its utterances, and `after` is the id of the last recording
+    of the previous page. Raises UnknownRecord if that was removed since.
+    """
     table, utterance = tables.recording, tables.utterance
     conditions: list[sa.ColumnElement[bool]] = []
     if name:
@@ -68,10 +74,43 @@ def recordings(
             conditions.append(sa.or_(table.c[column] == value, of_part))
     if status is not None:
         conditions.append(sa.exists().where(utterance.c.recording == table.c.id, utterance.c.status == status))
-    statement = sa.select(table).where(*conditions).order_by(table.c.created, table.c.name, table.c.id).limit(limit)
+    key = (table.c.created, table.c.name, table.c.id)
+    order = [column.desc() for column in key] if newest else key
+    statement = sa.select(table).where(*conditions).order_by(*order).limit(limit)
     with ws.read() as reader:
+        if after is not None:
+            last = reader.get(Recording, after)
+            place = sa.tuple_(*map(sa.literal, (last.created, last.name, last.id)))
+            statement = statement.where(sa.tuple_(*key) < place if newest else sa.tuple_(*key) > place)
         found = [to_record(Recording, row) for row in reader.connection.execute(statement)]
         return _listed(reader, found)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Speaker:
+    """A speaker that recordings name."""
+
+    name: str
+    recordings: int
+    utterances: int
+    hours: float
+    reviewed: int  # utterances
+
+
+def speakers(ws: Workspace) -> list[Speaker]:
+    """Every named speaker, those with the most speech first."""
+    u = tables.utterance.c
+    reviewed = sa.func.sum(sa.case((u.status == "reviewed", 1), else_=0))
+    counts = (sa.func.count(u.recording.distinct()), sa.func.count(), sa.func.sum(u.end - u.start), reviewed)
+    statement = sa.select(u.speaker, *counts).where(u.speaker.is_not(None), u.status != "deleted").group_by(u.speaker)
+    with ws.read() as reader:
+        found = [
+            Speaker(
+                name=row[0], recordings=row[1], utterances=row[2], hours=seconds(int(row[3])) / 3600, reviewed=row[4]
+            )
+            for row in reader.connection.execute(statement)
+        ]
+    return sorted(found, key=lambda one: (-one.hours, one.name))
 
 
 def show(ws: Workspace, recording: str) -> ListedRecording:

@@ -15,6 +15,31 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 AudioContext = Literal["auto", "packed", "floor", "full", "trimmed"]
 
 
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """The limits of a number."""
+
+    least: float | None = None
+    most: float | None = None
+    above: bool = False  # `least` itself is excluded
+    below: bool = False  # `most` itself is excluded
+
+    def admit(self, value: float) -> bool:
+        """Whether the number lies within the limits; NaN lies nowhere."""
+        enough = self.least is None or (value > self.least if self.above else value >= self.least)
+        return enough and (self.most is None or (value < self.most if self.below else value <= self.most))
+
+    def __str__(self) -> str:
+        least, most = (None if end is None else f"{end:g}" for end in (self.least, self.most))
+        if most is None:
+            return f"above {least}" if self.above else f"{least} or more"
+        if least is None:
+            return f"at most {most}"
+        if not (self.above or self.below):
+            return f"from {least} to {most}"
+        return f"{'above' if self.above else 'at least'} {least} and {'below' if self.below else 'at most'} {most}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """The complete settings of a training run. Saved with the run, which reads them only from there."""
@@ -168,47 +193,12 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.max_steps is None and self.max_epochs is None and self.max_seconds is None:
             raise SettingError("the recipe has no limit: set max_steps, max_epochs or max_seconds")
-        for name in ("learning_rate", "batch_seconds", "clip_norm", "save_seconds", "join_seconds"):
-            self._check(name, getattr(self, name) > 0, "it must be above 0")
-        for name in ("accumulation", "lora_rank", "lora_alpha", "keep_checkpoints", "log_steps", "max_val_clips"):
-            self._check(name, getattr(self, name) >= 1, "it must be 1 or more")
-        for name in ("max_steps", "max_epochs", "max_seconds", "eval_steps", "eval_seconds", "patience"):
-            value = getattr(self, name)
-            self._check(name, value is None or value > 0, "it must be above 0, or none")
-        for name in (
-            "warmup_steps",
-            "weight_decay",
-            "keep_checkpoints_after",
-            "ctc_weight",
-            "volume_db",
-            "mask_bands",
-            "mask_frames",
-            "cut_s",
-            "join_pause_s",
-            "encoder_copies",
-        ):
-            self._check(name, getattr(self, name) >= 0, "it must be 0 or more")
-        self._check("workers", self.workers is None or self.workers >= 0, "it must be 0 or more, or none")
-        for name in (
-            "final_share",
-            "noise_share",
-            "noise_folder_share",
-            "telephone_share",
-            "cut_share",
-            "join_share",
-            "full_length_share",
-            "silence_share",
-            "alone_share",
-            "time_stamp_share",
-        ):
-            self._check(name, 0 <= getattr(self, name) <= 1, "it must be from 0 to 1")
-        for name in ("label_smoothing", "beta1", "beta2", "lora_dropout", "average", "replay_share"):
-            self._check(name, 0 <= getattr(self, name) < 1, "it must be at least 0 and below 1")
-        self._check("layer_decay", 0 < self.layer_decay <= 1, "it must be above 0 and at most 1")
-        self._check("speed", 0 <= self.speed <= 0.5, "it must be from 0 to 0.5")
-        self._check("join_clips", self.join_clips >= 2, "it must be at least 2; set join_share=0 to join no clips")
-        self._check("context_floor_s", 1 <= self.context_floor_s <= 30, "it must be from 1 to 30")
-        self._check("join_seconds", self.join_seconds <= 29, "it must be at most 29, so that a string fits into 30 s")
+        hints = get_type_hints(Recipe)
+        for name, bounds in BOUNDS.items():
+            value, optional = getattr(self, name), types.NoneType in get_args(hints[name])
+            if not (value is None and optional) and not bounds.admit(value):
+                needed = f"it must be {bounds}" + (", or none" if optional else "")
+                raise SettingError(f"recipe: {name} is {value!r}, but {needed}{REASONS.get(name, '')}")
         if self.freeze_encoder and self.ctc_weight:
             raise SettingError(
                 "ctc_weight trains the encoder, which freeze_encoder freezes: set ctc_weight=0 or freeze_encoder=false"
@@ -219,13 +209,38 @@ class Recipe:
                 "set freeze_encoder=true or encoder_copies=0"
             )
 
-    def _check(self, name: str, good: bool, needed: str) -> None:
-        if not good:
-            raise SettingError(f"recipe: {name} is {getattr(self, name)!r}, but {needed}")
-
     def as_dict(self) -> dict[str, Any]:
         """Every setting with its value, in JSON types."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+
+_POSITIVE, _COUNT, _NOT_NEGATIVE = Bounds(0, above=True), Bounds(1), Bounds(0)
+_SHARE, _BELOW_ONE = Bounds(0, 1), Bounds(0, 1, below=True)
+
+BOUNDS: Mapping[str, Bounds] = {
+    **dict.fromkeys(("learning_rate", "batch_seconds", "clip_norm", "save_seconds"), _POSITIVE),
+    **dict.fromkeys(("accumulation", "lora_rank", "lora_alpha", "keep_checkpoints", "log_steps"), _COUNT),
+    "max_val_clips": _COUNT,
+    **dict.fromkeys(("max_steps", "max_epochs", "max_seconds", "eval_steps", "eval_seconds", "patience"), _POSITIVE),
+    **dict.fromkeys(
+        ("warmup_steps", "weight_decay", "keep_checkpoints_after", "ctc_weight", "volume_db"), _NOT_NEGATIVE
+    ),
+    **dict.fromkeys(("mask_bands", "mask_frames", "cut_s", "join_pause_s", "encoder_copies", "workers"), _NOT_NEGATIVE),
+    **dict.fromkeys(("final_share", "noise_share", "noise_folder_share", "telephone_share", "cut_share"), _SHARE),
+    **dict.fromkeys(("join_share", "full_length_share", "silence_share", "alone_share", "time_stamp_share"), _SHARE),
+    **dict.fromkeys(("label_smoothing", "beta1", "beta2", "lora_dropout", "average", "replay_share"), _BELOW_ONE),
+    "layer_decay": Bounds(0, 1, above=True),
+    "speed": Bounds(0, 0.5),
+    "join_clips": Bounds(2),
+    "join_seconds": Bounds(0, 29, above=True),
+    "context_floor_s": Bounds(1, 30),
+}
+"""The limits of every number that has some."""
+
+REASONS = {
+    "join_clips": "; set join_share=0 to join no clips",
+    "join_seconds": ", so that a string fits into 30 s",
+}  # added to the message about a limit
 
 
 def from_dict(values: Mapping[str, Any]) -> Recipe:
@@ -390,6 +405,36 @@ def choose(*, train_seconds: float, parameters: int, published: bool = False) ->
     return replace(named(name, published=published), why=why)
 
 
+SettingKind = Literal["choice", "yes or no", "whole number", "number", "text", "list"]
+
+SECTIONS: Mapping[str, tuple[str, ...]] = {
+    "Basics": ("method", "learning_rate", "batch_seconds", "max_epochs", "max_seconds", "max_steps"),
+    "Early stopping and selection": (
+        *("patience", "eval_seconds", "eval_steps", "max_val_clips", "blend", "average", "keep_no_better"),
+    ),
+    "Memory and speed": (
+        *("accumulation", "precision", "gradient_checkpointing", "workers"),
+        *("save_seconds", "keep_checkpoints", "keep_checkpoints_after", "log_steps", "seed"),
+    ),
+    "LoRA adapters": ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets"),
+    "Frozen parts": ("freeze_encoder", "encoder_copies", "freeze_embeddings"),
+    "Optimiser": (
+        *("warmup_steps", "final_share", "weight_decay", "clip_norm", "beta1", "beta2"),
+        *("label_smoothing", "layer_decay", "ctc_weight"),
+    ),
+    "Augmentation": (
+        *("speed", "volume_db", "noise_share", "noise_snr_db", "noise_folder", "noise_folder_share"),
+        *("telephone_share", "cut_share", "cut_s", "mask_bands", "mask_frames"),
+    ),
+    "Input of the encoder": (
+        *("audio_context", "context_floor_s", "alone_share", "time_stamp_share"),
+        *("join_share", "join_clips", "join_pause_s", "join_seconds"),
+    ),
+    "Against forgetting": ("replay_share", "replay_from", "rehearse", "silence_share", "full_length_share"),
+}
+"""The settings by topic, in the order in which a form shows them."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Described:
     """One setting of a recipe, as printed by `voxloop recipe show`."""
@@ -398,13 +443,17 @@ class Described:
     value: Any
     default: Any
     meaning: str
+    kind: SettingKind
+    optional: bool  # may be none
+    choices: tuple[str, ...] = ()  # of the kind `choice`
+    bounds: Bounds | None = None
 
     @property
     def differs(self) -> bool:
         return bool(self.value != self.default)
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"differs": self.differs}
+        return asdict(self) | {"differs": self.differs, "allowed": str(self.bounds) if self.bounds else None}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -427,11 +476,31 @@ def details(recipe: Recipe) -> RecipeDetails:
 def described(recipe: Recipe) -> list[Described]:
     """Every setting of a recipe with its default and its meaning, in the order of this module."""
     values, defaults = recipe.as_dict(), Recipe(max_steps=1).as_dict() | {"max_steps": None}
+    hints = get_type_hints(Recipe)
     return [
-        Described(setting=name, value=values[name], default=defaults[name], meaning=meaning)
+        Described(
+            setting=name,
+            value=values[name],
+            default=defaults[name],
+            meaning=meaning,
+            kind=_kind(hints[name]),
+            optional=types.NoneType in get_args(hints[name]),
+            choices=get_args(hints[name]) if get_origin(hints[name]) is Literal else (),
+            bounds=BOUNDS.get(name),
+        )
         for name, meaning in meanings(Recipe).items()
         if name not in FIXED
     ]
+
+
+def _kind(hint: Any) -> SettingKind:
+    """The kind of a field's values, from its type."""
+    if get_origin(hint) is types.UnionType:
+        return _kind(next(option for option in get_args(hint) if option is not types.NoneType))
+    if get_origin(hint) is Literal:
+        return "choice"
+    kinds: dict[Any, SettingKind] = {bool: "yes or no", int: "whole number", float: "number", str: "text"}
+    return kinds.get(hint, "list")
 
 
 def override(recipe: Recipe, settings: Sequence[str]) -> Recipe:

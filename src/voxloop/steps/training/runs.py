@@ -125,7 +125,7 @@ def stop(ws: Workspace, id: str, *, discard: bool = False) -> Run:
     return _ask(ws, find(ws, id), "discard" if discard else "stop", allowed=("queued", "running", *GOES_ON))
 
 
-def resume(ws: Workspace, id: str) -> Run:
+def resume(ws: Workspace, id: str, *, by: str | None = None) -> Run:
     """Queue the run again, to continue from its newest checkpoint or to follow its process if it is alive."""
     run = find(ws, id)
     if run.status not in GOES_ON and (run.status != "queued" or attended(ws, run)):
@@ -137,15 +137,15 @@ def resume(ws: Workspace, id: str) -> Run:
                 else ""
             )
         )
-    return _requeue(ws, run)
+    return _requeue(ws, run, by=by)
 
 
-def retry(ws: Workspace, id: str, overrides: Sequence[str] = ()) -> Run:
+def retry(ws: Workspace, id: str, overrides: Sequence[str] = (), *, by: str | None = None) -> Run:
     """Queue a new run with the settings of an ended one, optionally changing some."""
     run = find(ws, id)
     if run.status not in ENDED:
         raise UsageError(_cannot(run, "retry", "a run that has ended"))
-    return submit_again(ws, run, overrides)
+    return submit_again(ws, run, overrides, by=by)
 
 
 def _cannot(run: Run, verb: str, needed: str) -> str:
@@ -174,12 +174,12 @@ def _ask(ws: Workspace, run: Run, wish: RunWish, *, allowed: Sequence[str]) -> R
         return reader.get(Run, run.id)
 
 
-def _requeue(ws: Workspace, run: Run, *, wanted: RunWish | None = None) -> Run:
+def _requeue(ws: Workspace, run: Run, *, wanted: RunWish | None = None, by: str | None = None) -> Run:
     """Give the run a new place in the queue; a holder of the old one can no longer write."""
     with ws.transaction() as tx:
         ws.jobs.withdraw(tx, STEP, run.id)
         tx.change(Run, run.id, status="queued", error=None, finished=None, wanted=wanted)
-        enqueue(tx, run.id)
+        enqueue(tx, run.id, by=by)
         return tx.get(Run, run.id)
 
 

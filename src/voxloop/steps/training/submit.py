@@ -34,7 +34,7 @@ def submit(
     frozen = datasets.find(ws, dataset)
     model = models.base_model(ws, base)
     folder = Path(models.model_folder(ws, model))
-    return _queue(ws, frozen, model, _recipe(frozen, folder, recipe, method, overrides, max_seconds), id=id)
+    return queue(ws, frozen, model, _recipe(frozen, folder, recipe, method, overrides, max_seconds), id=id)
 
 
 def suggest(ws: Workspace, *, dataset: str | None = None, base: str | None = None) -> Recipe:
@@ -44,15 +44,15 @@ def suggest(ws: Workspace, *, dataset: str | None = None, base: str | None = Non
     return _recipe(frozen, folder, None, None, (), None)
 
 
-def submit_again(ws: Workspace, run: Run, overrides: Sequence[str] = ()) -> Run:
+def submit_again(ws: Workspace, run: Run, overrides: Sequence[str] = (), *, by: str | None = None) -> Run:
     """Queue a new run with the settings of an earlier one, some of them changed."""
     with ws.read() as reader:
         frozen, model = reader.get(Dataset, run.dataset), reader.get(Model, run.base)
     changed = recipes.override(recipes.from_dict(run.recipe), overrides)
-    return _queue(ws, frozen, model, changed, retry_of=run.id)
+    return queue(ws, frozen, model, changed, retry_of=run.id, by=by)
 
 
-def _queue(
+def queue(
     ws: Workspace,
     dataset: Dataset,
     model: Model,
@@ -60,7 +60,12 @@ def _queue(
     *,
     retry_of: str | None = None,
     id: str | None = None,
+    by: str | None = None,
 ) -> Run:
+    """Queue a run with this recipe; `by` is stored with the event. A run whose `id` is known stays as it is.
+
+    Raises UsageError if there are no training clips, and if the disk is too small.
+    """
     from ulid import ULID
 
     if not dataset.clips.get("train"):
@@ -82,13 +87,13 @@ def _queue(
     )
     with ws.transaction() as tx:
         if tx.add(run):
-            enqueue(tx, run.id)
+            enqueue(tx, run.id, by=by)
         return tx.get(Run, run.id)
 
 
-def enqueue(tx: Transaction, run: str) -> None:
+def enqueue(tx: Transaction, run: str, *, by: str | None = None) -> None:
     """Create the run's job, which is its place in the queue."""
-    tx.emit("training.queued", run, key=f"{run}:{tx.now()}")
+    tx.emit("training.queued", run, key=f"{run}:{tx.now()}", payload={"by": by} if by else {})
 
 
 def check_disk(ws: Workspace, dataset: Dataset, model: Model, recipe: Recipe) -> None:

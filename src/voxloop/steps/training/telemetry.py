@@ -128,10 +128,23 @@ def metrics(ws: Workspace, run: str, *, most: int = MOST_LINES) -> list[dict[str
     return control.without_repeated_steps(lines)
 
 
+def metrics_after(ws: Workspace, run: str, line: int = 0) -> tuple[list[dict[str, Any]], int]:
+    """The run's lines of metrics after number `line`, oldest first, and the number of the last one.
+
+    A line whose step is lower than that of the line before repeats steps after a kill: it replaces what it repeats.
+    """
+    m = tables.run_metric.c
+    wanted = sa.select(m.line, m["values"]).where(m.run == run, m.line > line).order_by(m.line).limit(MOST_LINES)
+    with ws.read() as reader:
+        rows = reader.connection.execute(wanted).all()
+    return [row[1] for row in rows], rows[-1].line if rows else line
+
+
 def log_after(ws: Workspace, run: str, place: int = 0) -> tuple[bytes, int]:
     """The next piece of a run's log from byte `place`, and the next place; empty if there is no more yet."""
     log = tables.run_log.c
-    wanted = sa.select(log.start, log.data).where(log.run == run, log.start >= place).order_by(log.start).limit(PIECES)
+    behind = log.start + sa.func.length(log.data) > place
+    wanted = sa.select(log.start, log.data).where(log.run == run, behind).order_by(log.start).limit(PIECES)
     with ws.read() as reader:
         pieces = reader.connection.execute(wanted).all()
         kept = bool(pieces) or _log_end(reader, run) > 0
@@ -140,7 +153,9 @@ def log_after(ws: Workspace, run: str, place: int = 0) -> tuple[bytes, int]:
         return text, place + len(text)
     if not pieces:
         return b"", place
-    return b"".join(piece.data for piece in pieces), pieces[-1].start + len(pieces[-1].data)
+    first = pieces[0].data[max(0, place - pieces[0].start) :]
+    rest = [piece.data for piece in pieces[1:]]
+    return b"".join([first, *rest]), pieces[-1].start + len(pieces[-1].data)
 
 
 def lay_out(ws: Workspace, run: str) -> None:
