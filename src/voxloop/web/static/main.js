@@ -3,6 +3,7 @@
 import { html, render, useEffect, useRef, useState } from "./view.js";
 import { Store } from "./store.js";
 import { Keys, shown } from "./keys.js";
+import { Nav } from "./nav.js";
 import { Queue } from "./queue.js";
 import { nextRate, suggestions, Work } from "./entry.js";
 import { ExchangeDialog, KeysDialog, RejectDialog, ReplaceDialog } from "./dialogs.js";
@@ -123,7 +124,8 @@ function Header({ store, jump, act, toggle }) {
   const waiting = store.outbox.waiting.length;
   return html`<header class="top">
     <button class="quiet open-queue" onClick=${toggle} aria-label="Queue">☰</button>
-    <h1>Voxloop <span class="faint">Review</span></h1>
+    <h1>Voxloop<span class="hidden"> Review</span></h1>
+    <${Nav} current="review" />
     ${stats && html`<div class="progress">
       <progress max=${Math.max(stats.total, 1)} value=${done} aria-label="Reviewed"></progress>
       <span><strong>${done.toLocaleString()}</strong> of ${stats.total.toLocaleString()} <span class="faint">(${stats.percent.toFixed(0)} %)</span></span></div>`}
