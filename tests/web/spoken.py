@@ -1,0 +1,38 @@
+"""What a browser's fake microphone hears: WAV files that Chromium plays again and again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from tests.web.live import hiss
+from voxloop.speech.audio import Waveform, decode
+
+RATE = 48_000  # what microphones have
+
+
+def clip(folder: Path, name: str) -> Waveform:
+    """A clip of the demo's speech: (S,) at 16 kHz."""
+    return decode(folder / f"{name}.ogg")
+
+
+def played(path: Path, *parts: Waveform, pause_s: float = 1.0) -> Path:
+    """A file with a pause around each part."""
+    pause = np.zeros(int(pause_s * 16_000), np.float32)
+    sound = hiss(np.concatenate([pause, *(piece for part in parts for piece in (part, pause))]))
+    soundfile.write(path, np.repeat(sound, RATE // 16_000), RATE, subtype="PCM_16")
+    return path
+
+
+def silent(path: Path) -> Path:
+    """Digital silence: a microphone that is switched off."""
+    soundfile.write(path, np.zeros(2 * RATE), RATE, subtype="PCM_16")
+    return path
+
+
+def phrases(count: int) -> Sequence[str]:
+    """A list of a workspace's own."""
+    return [f"{word} the lantern" for word in ("dim", "light", "fold", "carry", "find", "mend", "hang", "sell")][:count]
