@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,19 @@ RATE = 48_000  # what microphones have
 def clip(folder: Path, name: str) -> Waveform:
     """A clip of the demo's speech: (S,) at 16 kHz."""
     return decode(folder / f"{name}.ogg")
+
+
+def digits(folder: Path, *seeds: int, count: int = 3) -> list[tuple[Waveform, str]]:
+    """Digits that a person said, with what they are: real speech, which the starter hears right."""
+    rows = [json.loads(line) for line in (folder / "digits_en" / "metadata.jsonl").read_text().splitlines()]
+    own = [row for row in rows if row["speaker"] == "theo"]
+    found = []
+    for seed in seeds:
+        chosen = [own[place] for place in np.random.default_rng(seed).integers(0, len(own), count)]
+        gap = np.zeros(1600, np.float32)
+        pieces = [np.concatenate([decode(folder / "digits_en" / row["file"]), gap]) for row in chosen]
+        found.append((np.concatenate(pieces), " ".join(row["text"] for row in chosen)))
+    return found
 
 
 def played(path: Path, *parts: Waveform, pause_s: float = 1.0) -> Path:

@@ -187,6 +187,7 @@ export class Reading extends EventTarget {
   async finish() {
     if (!this.recording || this.finishing) return;
     this.finishing = true;
+    this.changed();
     if (this.microphone.opened) await new Promise((resolve) => setTimeout(resolve, AFTER_MS));
     this.recording = false;
     this.changed();
