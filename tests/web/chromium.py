@@ -83,8 +83,8 @@ def signed_in(
         lambda asked: None if asked.url.startswith((root, "blob:", "data:")) else away.append(asked.url),
     )
     page.goto(f"{root}/login?code={tokens.add(server.ws, name, scopes).code}")
+    page.wait_for_url("**/review*")
     if path == "review":
-        page.wait_for_url("**/review*")
         page.wait_for_selector(READY)
     else:
         page.goto(f"{root}/{path}")

@@ -80,6 +80,7 @@ export function Level({ microphone }) {
   useEffect(() => {
     let shown = -60, loudest = 0, until = 0;
     const heard = ({ detail: { peak, level } }) => {
+      if (!meter.current) return; // just taken away
       shown = Math.max(decibels(level), shown - 1.5); // falls slowly enough to be seen
       meter.current.value = shown;
       loudest = Math.max(peak, loudest * 0.98);
