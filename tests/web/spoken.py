@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
+import soxr
 
 from tests.web.live import hiss
 from voxloop.speech.audio import Waveform, decode
@@ -37,13 +38,20 @@ def played(path: Path, *parts: Waveform, pause_s: float = 1.0) -> Path:
     """A file with a pause around each part."""
     pause = np.zeros(int(pause_s * 16_000), np.float32)
     sound = hiss(np.concatenate([pause, *(piece for part in parts for piece in (part, pause))]))
-    soundfile.write(path, np.repeat(sound, RATE // 16_000), RATE, subtype="PCM_16")
+    soundfile.write(path, soxr.resample(sound, 16_000, RATE), RATE, subtype="PCM_16")
     return path
 
 
 def silent(path: Path) -> Path:
     """Digital silence: a microphone that is switched off."""
     soundfile.write(path, np.zeros(2 * RATE), RATE, subtype="PCM_16")
+    return path
+
+
+def rustling(path: Path) -> Path:
+    """Loud enough, and without a word."""
+    noise = np.random.default_rng(0).normal(0, 0.03, 2 * RATE)
+    soundfile.write(path, noise, RATE, subtype="PCM_16")
     return path
 
 

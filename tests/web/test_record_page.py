@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, Page, Playwright, expect, sync_playwrig
 
 from tests.web.chromium import signed_in, speaking, until, violations
 from tests.web.conftest import Running, served
-from tests.web.spoken import clip, digits, phrases, played, silent
+from tests.web.spoken import clip, phrases, played, rustling, silent
 from voxloop.pipeline import open_loop
 from voxloop.records import Transcript
 from voxloop.steps import consent
@@ -117,43 +117,33 @@ def test_five_phrases_are_recorded_by_keyboard_alone(speech: Browser, server: Ru
     assert {(row.client, row.version) for row in rows} == {("ann", 1)}
 
 
-QUIET, LOUD = "document.querySelector('meter').value < -52", "document.querySelector('meter').value > -40"
-
-
-def test_a_take_is_checked_word_by_word_and_kept_when_it_passes(
-    playwright: Playwright, server: Running, tmp_path: Path, real_speech: Path
+def test_misheard_words_are_shown_and_hold_nobody_up_for_long(
+    playwright: Playwright, server: Running, tmp_path: Path
 ) -> None:
-    ((sound, said),) = digits(real_speech, 5)
-    steps.keep_list(server.ws, [said, "sell the kitchen"], language="en", by="bob")
-    browser = speaking(playwright, played(tmp_path / "digits.wav", sound, pause_s=0.8))
+    texts = list(phrases(6))
+    steps.keep_list(server.ws, texts, language="en", by="bob")
+    browser = speaking(playwright, rustling(tmp_path / "noise.wav"))
     with signed_in(browser, server, "ann", path="record", scopes=BOTH) as page:
         agree(page)
         page.get_by_label("Phrases").select_option("own")
         page.evaluate("document.activeElement.blur()")
-        expect(page.locator(".phrase")).to_have_text(said)
-        for _ in range(4):  # as a person does it: a take that is cut is told of, and repeated
-            page.keyboard.press("Space")
-            until(page, LOUD)
-            page.wait_for_timeout(len(sound) / 16 - 200)
-            until(page, QUIET)
-            page.keyboard.press("Space")
-            expect(page.locator(".reading")).to_have_attribute("data-state", re.compile("decide|ready"))
-            if "2 of 2" in page.inner_text(".reading"):
-                break
-            expect(page.locator(".reading .warnings, .reading .heard").first).to_be_visible()
-            until(page, LOUD)
-            until(page, QUIET)
-        expect(page.locator(".phrase")).to_have_text("sell the kitchen")
-        record(page, 1500)
-        expect(page.locator(".heard del").first).to_be_visible()
-        expect(page.locator(".heard ins").first).to_be_visible()
-        page.keyboard.press("p")
+        for text in texts[:3]:
+            expect(page.locator(".phrase")).to_have_text(text)
+            record(page, 500)
+            expect(page.locator(".heard del").first).to_be_visible()
+            assert page.locator(".reading .warnings").count() == 0
+            page.keyboard.press("Enter")
+        # The sound is right, and three were kept in spite of the words: the next is kept by itself.
+        record(page, 500)
+        expect(page.locator(".phrase")).to_have_text(texts[4])
         page.keyboard.press("s")  # skipped: it comes again when all else is done
-        stored(page, server.ws, 1)
+        record(page, 500)
+        expect(page.locator(".reading")).to_contain_text("5 of 6 kept")
+        stored(page, server.ws, 5)
         page.keyboard.press("Enter")
-        expect(page.locator(".phrase")).to_have_text("sell the kitchen")
+        expect(page.locator(".phrase")).to_have_text(texts[4])
     browser.close()
-    assert references(server.ws) == {said: "ann"}
+    assert references(server.ws) == {text: "ann" for text in texts if text != texts[4]}
 
 
 def test_a_silent_microphone_is_told_of(playwright: Playwright, server: Running, tmp_path: Path) -> None:

@@ -171,8 +171,7 @@ def test_a_tab_sees_what_another_has_saved(page: Page, server: Running) -> None:
     page.keyboard.press("Control+s")
     settled(page)
     # Both changed it: nothing of either is lost.
-    expect(other.locator(".conflict")).to_contain_text("Please call Stella.")
-    expect(other.locator(".conflict")).to_contain_text("typed here")
+    expect(other.locator(".merge")).to_have_value("Please call Stella. typed here")
     other.click(".conflict button:has-text('Keep theirs')")
     assert text(other) == "Please call Stella."
     for tab, id in ((page, 2), (other, 3)):

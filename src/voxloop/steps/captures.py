@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import sqlalchemy as sa
 from ulid import ULID
 
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 NAME_LENGTH = 100  # characters kept of a client's file name
 LEAST_S = 0.3
 LEAST_DBFS = -50.0  # RMS: below it, speech drowns in the noise of a microphone
+HEARD_FRAMES = 12  # of 32 ms
 EDGE_FRAMES = 3  # of 32 ms at each end, which belong to a pause where nothing is cut off
 SURELY_SPEECH = 0.5  # probability
 MOST_CLIPPED = 0.001  # share of samples: clean speech has none
@@ -90,7 +92,10 @@ def warnings_of(quality: Quality, samples: int) -> list[str]:
 
 def cut_off(waveform: Waveform) -> list[str]:
     """Whether speech is under way where (S,) begins or ends: what a speaker should know at once, a sentence each."""
-    (chances,) = voice.chances_of([levelled(waveform)])
+    # The detector needs a moment of sound before it knows speech: the beginning is heard backwards first.
+    before = waveform[: HEARD_FRAMES * voice.FRAME][::-1]
+    (chances,) = voice.chances_of([levelled(np.concatenate([before, waveform]))])
+    chances = chances[len(before) // voice.FRAME :]
     said = []
     if max(chances[:EDGE_FRAMES], default=0.0) >= SURELY_SPEECH:
         said.append("cut at the start: wait a moment after starting to record, then read")

@@ -30,7 +30,7 @@ const VERBS = { accept: "Accept", reject: "Reject", delete: "Delete" };
 
 /** Shows how many entries a decision is about before it is made, and how far it is. */
 export function MatchingDialog({ store, close, action, reason }) {
-  const { count } = store.matching;
+  const [{ count }] = useState(store.matching);
   const [done, setDone] = useState(null); // null: not begun
   const going = useRef(true);
   const leave = () => { going.current = false; close(); };
