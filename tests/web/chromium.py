@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Browser, Page, Playwright
+from playwright.sync_api import Browser, Page, Playwright, expect
 
 from tests.web.conftest import Running
 from voxloop.serving import tokens
@@ -27,6 +27,8 @@ FLAGS = [
     "--disable-sync",
     "--autoplay-policy=no-user-gesture-required",
 ]
+PATIENCE_MS = 15_000.0  # machines that test are busy
+expect.set_options(timeout=PATIENCE_MS)
 WATCH = """
 window.__violations = [];
 addEventListener("securitypolicyviolation", (event) => {
@@ -73,7 +75,7 @@ def signed_in(
     context = browser.new_context(**({"viewport": {"width": 1360, "height": 850}} | options))
     context.add_init_script(WATCH)
     page = context.new_page()
-    page.set_default_timeout(15_000)
+    page.set_default_timeout(PATIENCE_MS)
     errors: list[str] = []
     away: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
