@@ -234,7 +234,7 @@ function Capture() {
 }
 
 function Said() {
-  const items = listening.items;
+  const items = listening.items.filter((one) => one.text || one.tail);
   const box = useRef(null);
   useEffect(() => { if (listening.live) box.current?.lastElementChild?.scrollIntoView({ block: "nearest" }); });
   const final = items.filter((one) => one.text && one.end !== null);

@@ -74,24 +74,29 @@ export function wav(pieces, rate) {
   return new Blob([head, ...pieces], { type: "audio/wav" });
 }
 
+const FLOOR_DB = -60; // the left end of the meter
+
 /** How loud it is, drawn without drawing the page anew. */
 export function Level({ microphone }) {
   const meter = useRef(null), said = useRef(null);
   useEffect(() => {
-    let shown = -60, loudest = 0, until = 0;
+    let shown = FLOOR_DB, loudest = 0, until = 0;
     const heard = ({ detail: { peak, level } }) => {
       if (!meter.current) return; // just taken away
-      shown = Math.max(decibels(level), shown - 1.5); // falls slowly enough to be seen
-      meter.current.value = shown;
+      shown = Math.max(decibels(level), shown - 1.5, FLOOR_DB); // falls slowly enough to be seen
       loudest = Math.max(peak, loudest * 0.98);
       const now = performance.now();
       if (loudest >= CLIPS) until = now + 1500;
-      said.current.textContent = now < until ? "Too loud" : decibels(loudest) < QUIET_DB ? "Quiet" : "";
+      const words = now < until ? "Too loud" : decibels(loudest) < QUIET_DB ? "Quiet" : "";
+      meter.current.setAttribute("aria-valuenow", Math.round(shown));
+      meter.current.classList.toggle("odd", words !== "");
+      meter.current.firstChild.style.width = `${100 * (1 - shown / FLOOR_DB)}%`;
+      if (said.current.textContent !== words) said.current.textContent = words;
     };
     microphone.addEventListener("piece", heard);
     return () => microphone.removeEventListener("piece", heard);
   }, [microphone]);
-  return html`<span class="level"><meter ref=${meter} min="-60" max="0" low="-48" high="-6" optimum="-24" value="-60" aria-label="Level of the microphone"></meter>
+  return html`<span class="level"><span class="meter" ref=${meter} role="meter" aria-label="Level of the microphone, in dB" aria-valuemin=${FLOOR_DB} aria-valuemax="0" aria-valuenow=${FLOOR_DB}><span></span></span>
     <span ref=${said} class="faint"></span></span>`;
 }
 
