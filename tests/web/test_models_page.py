@@ -303,7 +303,7 @@ def test_what_is_missing_is_said_step_by_step(workspace: Workspace, tmp_path: Pa
 
 @pytest.fixture
 def page(chromium: Browser, server: Running) -> Iterator[Page]:
-    with signed_in(chromium, server, "ann", scope="admin", at="models") as opened:
+    with signed_in(chromium, server, "ann", scopes=("admin",), path="models") as opened:
         yield opened
 
 

@@ -37,6 +37,7 @@ from voxloop.web import (
     problems,
     pushed_entries,
     realtime,
+    recording,
     training,
 )
 from voxloop.web.access import COOKIE, Access, Admission, client_of
@@ -166,6 +167,7 @@ def application(
     app.include_router(metrics.router)
     app.include_router(loop.router)
     app.include_router(pushed_entries.router)
+    app.include_router(recording.router)
     app.include_router(entries.router)
     app.include_router(training.router)
     app.include_router(inventory.router)
