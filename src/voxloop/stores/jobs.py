@@ -219,7 +219,7 @@ class Jobs:
             more=len(rows) < len(found) or len(found) == limit,
         )
 
-    def _free(self, tx: Writer, steps: Sequence[str], limit: int, subject: str | None) -> Sequence[sa.Row[Any]]:
+    def _free(self, tx: Writer, steps: Sequence[str], limit: int, subject: str | None) -> Sequence[Any]:
         """The first jobs of the most urgent of the steps that has any, locked."""
         columns = (job.c.id, job.c.subject, job.c.step, job.c.attempts, job.c.priority, job.c.cost_s)
         for step in steps if len(steps) == 1 else self.ready(tx, steps):
