@@ -198,6 +198,9 @@ class Settings:
     """Requests per minute to the review's API that one token may make. 0: no limit."""
     inbox: str = ""
     """Folder whose audio files `voxloop watch` ingests as they arrive. Empty: `inbox` in the workspace."""
+    inbox_url: str = ""
+    """Bucket prefix whose audio is ingested as well: s3://BUCKET/PREFIX, gs:// or az://. Objects move to `processed/`
+    or `failed/` beside the prefix, or are remembered where the key may only read. Empty: none."""
     processed: str = ""
     """Folder to which ingested files move, under the same relative path. Empty: `processed` next to the inbox."""
     failed: str = ""

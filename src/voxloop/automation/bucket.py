@@ -65,6 +65,7 @@ class Bucket:
         self._store, _ = open_store(place)
         self._seen: dict[str, tuple[str, float]] = {}  # version, and when it was first seen, by key
         self._may_move = True
+        self.settling = False  # whether the last look found objects that may still change
 
     def look(self) -> list[str]:
         """The keys of new objects whose content did not change for a moment, in order. Raises BlobError."""
@@ -81,11 +82,10 @@ class Bucket:
                     seen[key] = (version, since if before == version else now)
         self._seen = seen
         known = self._remembered()
-        return sorted(
-            key
-            for key, (version, since) in seen.items()
-            if now - since >= self._settled_s and known.get(key) != version
-        )
+        new = {key: since for key, (version, since) in seen.items() if known.get(key) != version}
+        settled = sorted(key for key, since in new.items() if now - since >= self._settled_s)
+        self.settling = len(settled) < len(new)
+        return settled
 
     def _is_new(self, key: str) -> bool:
         own = not self._inbox and PurePosixPath(key).parts[0] in (PROCESSED, FAILED)

@@ -85,7 +85,7 @@ class HotFolder:
         empty_s = max(settle_s, self._ws.settings.inbox_scan_s)  # a file that will be written to is empty at first
         old = {file for file, one in looks.items() if now - one.since >= (settle_s if one.size else empty_s)}
         self._settling = len(old) < len(looks)
-        audio = sorted(file for file in old if _is_audio(file) and file not in self._put_off)
+        audio = sorted(file for file in old if is_audio(file) and file not in self._put_off)
         writing = _open_for_writing(self.inbox) if audio else frozenset()
         unsettled = {str(self.inbox / file) for file in looks.keys() - old} | writing
         # Audio waits for a manifest above it that is still being written.
@@ -119,7 +119,7 @@ class HotFolder:
                 if name.startswith("."):  # of a program that is still writing
                     continue
                 path = Path(root, name)
-                if _is_audio(name) or name.endswith((*manifests.LISTINGS, *BESIDE)):
+                if is_audio(name) or name.endswith((*manifests.LISTINGS, *BESIDE)):
                     yield path.relative_to(self.inbox).as_posix(), path
 
     def _waits(self, file: str, unsettled: set[str], unlisted: set[Path]) -> bool:
@@ -127,7 +127,7 @@ class HotFolder:
         path = self.inbox / file
         if str(path) in unsettled or not unlisted.isdisjoint(Path(file).parents):
             return True
-        return any(str(one) in unsettled for one in _companions(path))
+        return any(str(one) in unsettled for one in companions_of(path))
 
     def wait(self, timeout_s: float, stop: threading.Event) -> None:
         """Wait for a change in the folder; shorter if files have still to settle or were put off."""
@@ -168,7 +168,7 @@ class HotFolder:
     def finish(self, file: str) -> None:
         """Move a file and what belongs to it to `processed`."""
         source = self.inbox / file
-        companions = _companions(source)
+        companions = companions_of(source)
         target = _move(source, self.processed / file)
         with self._ws.transaction() as tx:
             move_source(tx, source, target)
@@ -184,7 +184,7 @@ class HotFolder:
         partial = reason.with_name(f".{reason.name}.partial")
         partial.write_text(f"{refusal.reason}: {refusal.message}\n", encoding="utf-8")
         partial.replace(reason)
-        companions = _companions(source)
+        companions = companions_of(source)
         target = _move(source, target)
         for one in companions:
             _move(one, target.with_name(target.stem + one.name.removeprefix(source.stem)))
@@ -199,13 +199,13 @@ class HotFolder:
         """Texts whose audio was ingested before they came, and manifests of which every file was handled."""
         now = self._clock()
         settle_s = self._ws.settings.inbox_settle_s
-        waiting = [Path(file) for file in self._looks if _is_audio(file) and (self.inbox / file).exists()]
+        waiting = [Path(file) for file in self._looks if is_audio(file) and (self.inbox / file).exists()]
         named = {one.with_suffix("") for one in waiting} | set(waiting)
         folders = {folder for one in waiting for folder in one.parents}
         found: list[tuple[Path, Callable[[], None]]] = []
         for file, look in list(self._looks.items()):
             path, place = self.inbox / file, Path(file)
-            if _is_audio(file) or now - look.since < settle_s or place.with_suffix("") in named or not path.is_file():
+            if is_audio(file) or now - look.since < settle_s or place.with_suffix("") in named or not path.is_file():
                 continue
             kept = self.processed / file
             wanted = self._audio_of(place)
@@ -220,7 +220,7 @@ class HotFolder:
         if not text.name.endswith(TEXTS):
             return None
         stem = (self.processed / text).with_suffix("")
-        names = [stem] if _is_audio(stem.name) else [stem.with_name(stem.name + end) for end in sorted(AUDIO_SUFFIXES)]
+        names = [stem] if is_audio(stem.name) else [stem.with_name(stem.name + end) for end in sorted(AUDIO_SUFFIXES)]
         return next((path for path in names if path.is_file()), None)
 
     def _is_handled(self, listing: Path) -> bool:
@@ -261,15 +261,20 @@ def _beside(inbox: Path, given: str, name: str) -> Path:
     return Path(given).absolute() if given else inbox.parent / name
 
 
-def _is_audio(file: str) -> bool:
+def is_audio(file: str) -> bool:
     return Path(file).suffix.lower() in AUDIO_SUFFIXES
 
 
-def _companions(audio: Path) -> list[Path]:
-    """The texts, subtitles and metadata next to an audio file."""
+def companion_names(audio: Path) -> list[Path]:
+    """Where texts, subtitles and metadata of an audio file may lie."""
     names = [audio.with_suffix(end) for suffix in BESIDE for end in (suffix, suffix.upper())]
     names += [audio.with_name(audio.name + end) for suffix in BESIDE for end in (suffix, suffix.upper())]
-    return [path for path in dict.fromkeys(names) if path.is_file()]
+    return list(dict.fromkeys(names))
+
+
+def companions_of(audio: Path) -> list[Path]:
+    """The texts, subtitles and metadata next to an audio file."""
+    return [path for path in companion_names(audio) if path.is_file()]
 
 
 def _free(source: Path, target: Path) -> Path:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from voxloop.automation.inbox import HotFolder
+from voxloop.automation.bucket_inbox import sources
 from voxloop.automation.orchestrator import orchestrate
 from voxloop.automation.watching import Troubles, watch
 from voxloop.automation.webhook import Webhook, secret
@@ -105,15 +105,17 @@ class Group:
         return [part.state for part in self.parts]
 
     def watch(self) -> None:
-        """Run the watcher in a thread."""
+        """Run a watcher for each inbox, in a thread of its own."""
 
-        def run(part: Part) -> None:
+        def run(part: Part, index: int) -> None:
             troubles = Troubles(told=lambda message: part.tell(message, ok=not troubles.known))
-            source = HotFolder(self.ws, troubles=troubles)
-            part.tell(f"watches {source.inbox}")
+            source = sources(self.ws, troubles)[index]
+            part.tell(f"watches {source.name}")
             watch(self.ws, source, stop=self.stop, processes=1, troubles=troubles, told=part.tell)
 
-        self._thread("watcher", run)
+        self._thread("watcher", lambda part: run(part, 0))
+        if self.ws.settings.inbox_url:
+            self._thread("bucket", lambda part: run(part, 1))
 
     def orchestrate(self) -> None:
         """Run the orchestrator in a thread."""

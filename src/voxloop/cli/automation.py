@@ -76,19 +76,26 @@ def _told(name: str, line: str) -> None:
 def watch(ctx: typer.Context) -> None:
     """Ingest audio files as they arrive in the inbox, until Ctrl-C, and move them to `processed` or `failed`."""
     import threading
+    from concurrent.futures import ThreadPoolExecutor
 
-    from voxloop.automation.inbox import HotFolder
-    from voxloop.automation.watching import Troubles
+    from voxloop.automation.bucket_inbox import sources
+    from voxloop.automation.watching import Source, Troubles, Watched
     from voxloop.automation.watching import watch as run
 
     stop = threading.Event()
     _end_with_signals(stop)
     with opened(ctx, create=True) as ws:
         troubles = Troubles(told=lambda message: typer.echo(message, err=True))
-        source = HotFolder(ws, troubles=troubles)
-        typer.echo(f"watching {source.inbox}; Ctrl-C ends", err=True)
-        done = run(ws, source, stop=stop, troubles=troubles, told=lambda line: typer.echo(line, err=True))
-    typer.echo(f"{done.taken} ingested, {done.known} of them known before, {done.refused} refused")
+        found = sources(ws, troubles)
+
+        def watched(source: Source) -> Watched:
+            typer.echo(f"watching {source.name}; Ctrl-C ends", err=True)
+            return run(ws, source, stop=stop, troubles=troubles, told=lambda line: typer.echo(line, err=True))
+
+        with ThreadPoolExecutor(len(found)) as threads:
+            done = list(threads.map(watched, found))
+    taken, known, refused = (sum(getattr(one, name) for one in done) for name in ("taken", "known", "refused"))
+    typer.echo(f"{taken} ingested, {known} of them known before, {refused} refused")
 
 
 def orchestrate(ctx: typer.Context) -> None:
