@@ -42,7 +42,7 @@ SETTINGS = {
     "TRAIN_CRON": "",
     "TRAIN_HOURS": "0.03",
     "TRAIN_RECIPE": "quick",
-    "TRAIN_SET": "max_steps=50,eval_seconds=20",
+    "TRAIN_SET": "max_steps=60,eval_seconds=20",
     "THREADS": "1",
 }
 
