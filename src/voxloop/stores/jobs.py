@@ -188,7 +188,7 @@ class Jobs:
         token = secrets.token_hex(8)
         with self.catalog.write() as tx:
             due = time.monotonic() - self._swept > self.lease_s / 3
-            found = () if due else self._free(tx, steps, limit, subject)
+            found = [] if due else self._free(tx, steps, limit, subject)
             if not found:  # of many workers that claim all the time, each need not look for lost leases every time
                 self._swept = time.monotonic()
                 self._give_back(tx)
@@ -226,8 +226,8 @@ class Jobs:
             free = sa.and_(_is_free(step), *([job.c.subject == subject] if subject is not None else ()))
             first = sa.select(*columns).where(free).order_by(*_ORDER).limit(limit)
             if found := tx.connection.execute(first.with_for_update(skip_locked=True)).all():
-                return found
-        return ()
+                return list(found)
+        return []
 
     def sweep(self) -> dict[str, int]:
         """Return jobs with expired leases to the queue, or mark them dead after the last attempt.
