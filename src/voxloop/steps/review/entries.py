@@ -147,7 +147,7 @@ def languages(ws: Workspace) -> list[str]:
 def _shown(reader: Reader, items: Sequence[Item]) -> list[Entry]:
     u, turn = tables.utterance.c, tables.review_turn.c
     ids = [item.utterance.id for item in items]
-    known: set[str] = {row[0] for row in reader.connection.execute(trained(ids)).tuples()}
+    known = set(reader.connection.execute(trained(ids)).scalars())
     dated = reader.connection.execute(sa.select(u.id, u.ingested).where(u.id.in_(ids)))
     ingested = {row.id: row.ingested for row in dated}
     holding = sa.select(turn.utterance, turn.by).where(turn.until > now_s(), turn.utterance.in_(ids))
