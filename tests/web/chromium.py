@@ -84,12 +84,15 @@ def signed_in(
         "request",
         lambda asked: None if asked.url.startswith((root, "blob:", "data:")) else away.append(asked.url),
     )
-    page.goto(f"{root}/login?code={tokens.add(server.ws, name, scopes).code}")
-    page.wait_for_url("**/review*")
+    login = f"{root}/login?code={tokens.add(server.ws, name, scopes).code}"
     if path == "review":
+        page.goto(login)
+        page.wait_for_url("**/review*")
         page.wait_for_selector(READY)
     else:
         page.goto(f"{root}/{path}")
+        page.evaluate("(url) => fetch(url).then((said) => said.text())", login)  # sets the cookie
+        page.reload()
         page.wait_for_selector(READY if path.startswith(("training", "models")) else "main")
     yield page
     assert away == []

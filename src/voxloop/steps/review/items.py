@@ -320,7 +320,7 @@ def _of_session(session: str) -> sa.ColumnElement[bool]:
     return tables.utterance.c.recording.in_(sa.select(recording.c.id).where(recording.c.session == session))
 
 
-def trained(among: Sequence[str] | None = None) -> sa.CompoundSelect[tuple[str]]:
+def trained(among: Sequence[str] | None = None) -> sa.CompoundSelect[Any]:
     """The ids of utterances (None: of all) that a finished run, or another program before the import, trained on."""
     held, run, elsewhere = tables.dataset_utterance, tables.run, tables.trained_elsewhere
     here = (
