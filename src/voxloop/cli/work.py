@@ -79,7 +79,8 @@ def _print_status(found: Status) -> None:
         step, wer = run.progress.get("step", 0), percent(run.progress.get("val_wer"))
         lines.append(("training", f"{short(run.id)}: step {step:,}, val WER {wer}"))
     if found.cycle is not None:
-        told = f": {found.cycle.message}" if found.cycle.message else ""
+        why = found.cycle.verdict or found.cycle.message  # the gate's reasons take a paragraph: `voxloop plan` has them
+        told = f": {why}" if why else ""
         lines.append(("automatic", f"run {short(found.cycle.id)} is {found.cycle.state}{told}"))
         lines.append(("", f"{lasting(found.new_hours * 3600)} of new usable speech since (`voxloop plan`)"))
     for name, text in lines:
