@@ -21,6 +21,7 @@ from voxloop.cli import (
     datasets,
     evaluation,
     importing,
+    jobs,
     keep,
     listen,
     models,
@@ -137,6 +138,7 @@ models.register(app)
 keep.register(app)
 serve.register(app)
 automation.register(app)
+jobs.register(app)
 listen.register(app)
 vocabulary.register(app)
 consent.register(app)

@@ -371,8 +371,15 @@ class Jobs:
         with self.catalog.write() as tx:
             woken = tx.connection.execute(sa.update(job).where(*where).values(**_anew())).rowcount
         if id and not woken:
-            raise UnknownRecord(f"no failed job {id!r}. See `voxloop status`.")
+            raise UnknownRecord(f"no failed job {id!r}. See `voxloop jobs list --state failed`.")
         return int(woken)
+
+    def drop(self, id: str) -> None:
+        """Give a dead job up: it counts as done, so that nothing queues it again. Raises UnknownRecord."""
+        with self.catalog.write() as tx:
+            given_up = sa.update(job).where(job.c.id == id, job.c.state == DEAD).values(state="done")
+            if not tx.connection.execute(given_up).rowcount:
+                raise UnknownRecord(f"no failed job {id!r}. See `voxloop jobs list --state failed`.")
 
     def redo(self, tx: Writer, step: str, subjects: Iterable[str]) -> int:
         """Queue a step again inside `tx` for subjects that it has processed. Return the number of jobs.
@@ -492,6 +499,20 @@ class Jobs:
         sums = (sa.func.sum(claims.c[name]) for name in ("work_s", "audio_s", "jobs"))
         rows = reader.connection.execute(sa.select(claims.c.step, *sums).group_by(claims.c.step))
         return {row[0]: (float(row[1]), float(row[2] or 0), int(row[3])) for row in rows}
+
+    def listed(self, reader: Reader, state: str, *, step: str | None = None, limit: int = 20) -> list[sa.Row[Any]]:
+        """Jobs in a state (ready, leased, dead, done), those that are next to be claimed or ended last first."""
+        kind = {"ready": READY, "leased": LEASED, "dead": DEAD, "done": DONE}[state]
+        order = _ORDER if state == "ready" else (job.c.lease_until,) if state == "leased" else (job.c.finished.desc(),)
+        where = [job.c.state == kind, *([job.c.step == step] if step else ())]
+        return list(reader.connection.execute(sa.select(job).where(*where).order_by(*order).limit(limit)))
+
+    def find(self, reader: Reader, id: str) -> sa.Row[Any]:
+        """One job. Raises UnknownRecord."""
+        found = reader.connection.execute(sa.select(job).where(job.c.id == id)).first()
+        if found is None:
+            raise UnknownRecord(f"no job {id!r}. See `voxloop jobs list`.")
+        return found
 
     def dead(self, reader: Reader, *, limit: int = 20) -> list[sa.Row[Any]]:
         """Dead jobs with their errors, newest first."""
