@@ -85,7 +85,7 @@ def _phone(browser: Browser, server: Running) -> None:
 
 def _administrators(browser: Browser, server: Running, at: str, name: str) -> None:
     """Pictures of a page that administrators use, on a desktop, in the dark and on a phone."""
-    with signed_in(browser, server, f"{name}er", scope="admin", at=at, viewport=DESKTOP) as page:
+    with signed_in(browser, server, f"{name}er", scopes=["admin"], path=at, viewport=DESKTOP) as page:
         page.wait_for_selector(".verdict-word, .tree")
         page.wait_for_timeout(800)
         page.screenshot(path=OUT / f"{name}.png")

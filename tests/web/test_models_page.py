@@ -13,7 +13,7 @@ import pytest
 import sqlalchemy as sa
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from tests.web.chromium import launched, signed_in, until, violations
+from tests.web.chromium import READY, launched, signed_in, until, violations
 from tests.web.conftest import Running, served
 from tests.web.filled import TEXTS, fill, recorded, voice
 from tests.web.test_entries import Api
@@ -303,7 +303,8 @@ def test_what_is_missing_is_said_step_by_step(workspace: Workspace, tmp_path: Pa
 
 @pytest.fixture
 def page(chromium: Browser, server: Running) -> Iterator[Page]:
-    with signed_in(chromium, server, "ann", scope="admin", at="models") as opened:
+    with signed_in(chromium, server, "ann", scopes=["admin"], path="models") as opened:
+        opened.wait_for_selector(READY)
         yield opened
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from tests.web.chromium import launched, signed_in, until, violations
+from tests.web.chromium import READY, launched, signed_in, until, violations
 from tests.web.conftest import Running, served
 from tests.web.trained import spoken
 from voxloop.records import Run
@@ -62,7 +62,7 @@ def test_a_training_from_the_page_to_the_champion(chromium: Browser, tmp_path: P
     with spoken(tmp_path) as ws:
         first = served(ws, port=port)
         server = first.__enter__()
-        with signed_in(chromium, server, "ann", scope="admin", at="training", faults=True) as page:
+        with signed_in(chromium, server, "ann", scopes=["admin"], path="training", faults=True) as page:
             expect(page.locator(".side")).to_contain_text("50 of 50 clips")
             expect(page.get_by_role("button", name="Forecast")).to_be_enabled()
             start(page)
@@ -123,7 +123,7 @@ def _judged(page: Page, ws: Workspace) -> None:
 
 
 def test_nothing_to_train_on_is_said_and_a_wrong_setting_refused(chromium: Browser, server: Running) -> None:
-    with signed_in(chromium, server, "ann", scope="admin", at="training") as page:
+    with signed_in(chromium, server, "ann", scopes=["admin"], path="training") as page:
         expect(page.locator(".side")).to_contain_text("There is no speech yet.")
         page.get_by_role("button", name="Start training").click()
         expect(page.locator("[role=alert]")).to_contain_text("there are no utterances yet")
@@ -134,7 +134,8 @@ def test_nothing_to_train_on_is_said_and_a_wrong_setting_refused(chromium: Brows
 
 
 def test_who_only_reviews_sees_all_and_changes_nothing(chromium: Browser, server: Running) -> None:
-    with signed_in(chromium, server, "rae", at="training", viewport={"width": 390, "height": 844}) as page:
+    with signed_in(chromium, server, "rae", path="training", viewport={"width": 390, "height": 844}) as page:
+        page.wait_for_selector(READY)
         expect(page.get_by_role("button", name="Start training")).to_be_disabled()
         expect(page.get_by_text("Only administrators start trainings.")).to_be_visible()
         expect(page.get_by_role("button", name="Forecast")).to_have_count(0)

@@ -31,25 +31,26 @@ def start() -> RedirectResponse:
 
 @router.get("/review")
 def review_page() -> Response:
-    """The review page. It holds no data: its scripts ask the API, which wants a signed-in browser."""
-    return _page("review.html")
+    """Listen to utterances and correct their texts."""
+    return _page("review")
 
 
 @router.get("/training")
 def training_page() -> Response:
-    """The training page, which holds no data either."""
-    return _page("training.html")
+    """Train, follow runs, judge models."""
+    return _page("training")
 
 
 @router.get("/models")
 def models_page() -> Response:
-    """The page of models and data, which holds no data either."""
-    return _page("models.html")
+    """Models with their lineage, datasets, recordings, speakers, usage."""
+    return _page("models")
 
 
 def _page(name: str) -> Response:
+    """A page. It holds no data: its scripts ask the API, which wants a signed-in browser."""
     nonce = secrets.token_urlsafe(16)
-    page = (STATIC / name).read_text(encoding="utf-8").replace("{{nonce}}", nonce)
+    page = (STATIC / f"{name}.html").read_text(encoding="utf-8").replace("{{nonce}}", nonce)
     # The waveform's library styles its own shadow tree, which the nonce allows.
     policy = SECURITY_HEADERS["content-security-policy"].replace(STYLE, f"{STYLE} 'nonce-{nonce}'")
     return HTMLResponse(page, headers={"content-security-policy": policy, "cache-control": "no-store"})

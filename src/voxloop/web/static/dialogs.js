@@ -1,10 +1,22 @@
 // What asks before it acts: a reason for rejecting, find and replace, export and import, the keys.
 
-import { html, useState } from "./view.js";
+import { html, useLayoutEffect, useRef, useState } from "./view.js";
 import { ask, query } from "./api.js";
 import { ACTIONS, pressed, shown } from "./keys.js";
 import { Pieces } from "./entry.js";
-import { Dialog } from "./parts.js";
+
+function Dialog({ title, close, children, wide }) {
+  const box = useRef(null);
+  // Before the next key press: what is typed at once is meant for the dialog.
+  useLayoutEffect(() => {
+    const before = document.activeElement;
+    box.current.showModal();
+    return () => before?.focus?.();
+  }, []);
+  return html`<dialog ref=${box} class=${wide ? "wide" : ""} aria-labelledby="dialog-title" onClose=${close} onClick=${(event) => event.target === box.current && close()}>
+    <div class="dialog"><header class="row"><h2 id="dialog-title">${title}</h2><span class="grow"></span><button class="quiet" aria-label="Close" onClick=${close}>✕</button></header>${children}</div>
+  </dialog>`;
+}
 
 const REASONS = ["not speech", "too noisy", "several people at once", "cut off", "another language", "private"];
 

@@ -1,21 +1,9 @@
-// Parts that several pages share: the header, dialogs, notices, and numbers as people write them.
+// Parts that several pages share: the header, what asks before it acts, notices, and numbers as people write them.
 
-import { html, useEffect, useLayoutEffect, useRef, useState } from "./view.js";
+import { html, useEffect, useState } from "./view.js";
 import { ask, Refused, Unreachable } from "./api.js";
+import { Dialog } from "./dialog.js";
 import { Nav } from "./nav.js";
-
-export function Dialog({ title, close, children, wide }) {
-  const box = useRef(null);
-  // Before the next key press: what is typed at once is meant for the dialog.
-  useLayoutEffect(() => {
-    const before = document.activeElement;
-    box.current.showModal();
-    return () => before?.focus?.();
-  }, []);
-  return html`<dialog ref=${box} class=${wide ? "wide" : ""} aria-labelledby="dialog-title" onClose=${close} onClick=${(event) => event.target === box.current && close()}>
-    <div class="dialog"><header class="row"><h2 id="dialog-title">${title}</h2><span class="grow"></span><button class="quiet" aria-label="Close" onClick=${close}>✕</button></header>${children}</div>
-  </dialog>`;
-}
 
 /** What cannot be undone is asked about. `act` may be asynchronous; its error is shown. */
 export function Confirm({ title, children, label, act, close, danger = true }) {
