@@ -35,6 +35,7 @@ EVENTS: Mapping[str, str] = {
     "capture.expired": "Captured recordings that nobody reviewed in time were removed; the payload counts them.",
     "consent.given": "A speaker consented; the payload has the purposes and the version of the text.",
     "consent.withdrawn": "A speaker withdrew consent; the payload has the purposes.",
+    "phrases.changed": "The workspace's list of phrases to read aloud was replaced for a language.",
     "transcription.asked": "A recording is to be transcribed again by another model.",
     "transcription.completed": "A recording's utterances were transcribed; the payload names the model.",
     "nlp.postprocessed": "Punctuation and case of a recording's hypotheses were restored.",

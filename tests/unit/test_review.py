@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 
+from tests.conftest import statements
 from tests.unit.speech import add_utterance
 from voxloop.automation.worker import work
 from voxloop.errors import ConflictError, UnknownRecord, UsageError
@@ -545,6 +546,45 @@ def test_statistics_count_each_reviewers_work(workspace: Workspace) -> None:
     assert (found.sessions, found.entries_per_session) == (2, 2)
 
 
-def test_a_long_pause_ends_a_session() -> None:
-    assert statistics._sessions([0, 10, 1000, 4000, 4001]) == [3, 2]
-    assert statistics._sessions([]) == []
+def test_a_long_pause_ends_a_session(each_workspace: Workspace) -> None:
+    ws = each_workspace
+    add_utterance(ws, "0", heard="hello", duration=2.0)
+    made = [("ann", "save", time, 2.0) for time in (0.0, 10.0, 1000.0, 4000.0, 4001.0)]
+    made += [("ann", "undo", 2500.0, None), ("ann", "bulk accept", 2600.0, None)]  # not by hand: the pause goes on
+    made += [("bo", "reject", 5.0, 8.0), ("bo", "accept", 9999.0, None), ("eve", "import", 1.0, None)]
+    rows = [
+        {"utterance": "sha256-0:0-32000", "by": by, "kind": kind, "created": time, "seconds": spent, "before": "new"}
+        for by, kind, time, spent in made
+    ]
+    with ws.transaction() as tx:
+        tx.connection.execute(sa.insert(tables.review_decision), rows)
+    found = review.stats(ws)
+    ann, bo, eve = found.reviewers
+    assert (ann.by, ann.sessions, ann.entries_per_session, ann.seconds, ann.total_seconds) == ("ann", 2, 2.5, 2.0, 10.0)
+    assert (bo.sessions, bo.entries_per_session, bo.seconds) == (2, 1.0, 8.0)
+    assert (eve.imported, eve.sessions, eve.entries_per_session, eve.seconds) == (1, 0, 0.0, None)
+    assert (found.sessions, found.entries_per_session, found.seconds) == (4, 7 / 4, 2.0)
+
+
+def test_statistics_read_an_index_and_the_newest_times(workspace: Workspace) -> None:
+    """The review page asks every 15 s, however many decisions there are."""
+    add_utterance(workspace, "0", heard="hello", duration=2.0)
+    made = [(f"reviewer {n % 5}", float(n)) for n in range(6000)]
+    fixed = {"utterance": "sha256-0:0-32000", "kind": "save", "before": "new"}
+    rows = [fixed | {"by": by, "created": time, "seconds": time} for by, time in made]
+    with workspace.transaction() as tx:
+        tx.connection.execute(sa.insert(tables.review_decision), rows)
+    with statements(workspace.catalog) as said:
+        found = review.stats(workspace)
+    asked = [one for one in said if "review_decision" in one]
+    assert len(asked) == 3 + 5  # counts, sessions, everybody's newest times, and those of each
+    with workspace.read() as reader:
+        for statement in asked:
+            values = tuple(statistics.BY_HAND) * statement.count("?")
+            plan = reader.connection.exec_driver_sql(
+                f"EXPLAIN QUERY PLAN {statement}", values[: statement.count("?")]
+            ).all()
+            scans = [row.detail for row in plan if "review_decision" in row.detail and "COVERING" not in row.detail]
+            assert scans == [] or "LIMIT" in statement, scans
+    assert [one.saved for one in found.reviewers] == [1200] * 5
+    assert found.seconds == 5999 - (statistics.NEWEST - 1) / 2

@@ -12,6 +12,8 @@ import pytest
 from voxloop.errors import UsageError
 from voxloop.records import Recording, Transcript, Utterance
 from voxloop.speech.audio import decode, pcm_id, to_pcm16
+from voxloop.steps import review
+from voxloop.steps.review import Filters
 from voxloop.steps.s2s import import_s2s
 from voxloop.stores import tables
 from voxloop.workspace import Workspace
@@ -56,12 +58,27 @@ def test_rows_are_imported_once_and_bad_ones_named(workspace: Workspace, demo_sp
     assert {one.created for one in found.values()} == {1759587795.0}
     assert texts == {("what was said", "reference", "s2s"), ("what was herd", "hypothesis", "s2s")}
     assert splits == {pcm_id(first): ("train", "reviewed"), pcm_id(second): (None, "transcribed")}
+    assert trained(workspace) == {pcm_id(first): True, pcm_id(second): False}
     add(file, ("new", zlib.compress(third), 0, 0, "no time"))
+    with closing(sqlite3.connect(file)) as database, database:
+        database.execute("UPDATE s2s_training_data SET is_trained = 1 WHERE id = 2")
     again = import_s2s(small, file, speaker="ann")
     assert (again.taken, again.known, len(again.refused)) == (1, 2, 5)
     with workspace.read() as reader:
         assert (reader.count(Recording), reader.count(Transcript)) == (3, 3)
         assert len(reader.connection.execute(tables.refusal.select()).all()) == 5
+    assert trained(workspace) == {pcm_id(first): True, pcm_id(second): True, pcm_id(third): False}
+
+
+def trained(ws: Workspace) -> dict[str, bool]:
+    """Which recordings are shown as trained on; the filter has to agree."""
+    found = {one.item.utterance.recording: one.trained for one in review.entries(ws).entries}
+    for wanted in (True, False):
+        listed = review.entries(ws, where=Filters(trained=wanted)).entries
+        assert {one.item.utterance.recording for one in listed} == {
+            id for id, is_so in found.items() if is_so == wanted
+        }
+    return found
 
 
 def test_other_files_are_refused(workspace: Workspace, tmp_path: Path) -> None:

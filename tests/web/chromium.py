@@ -5,12 +5,12 @@ from __future__ import annotations
 import gzip
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Browser, Page, Playwright
+from playwright.sync_api import Browser, Page, Playwright, expect
 
 from tests.web.conftest import Running
 from voxloop.serving import tokens
@@ -27,6 +27,8 @@ FLAGS = [
     "--disable-sync",
     "--autoplay-policy=no-user-gesture-required",
 ]
+PATIENCE_MS = 15_000.0  # machines that test are busy
+expect.set_options(timeout=PATIENCE_MS)
 WATCH = """
 window.__violations = [];
 addEventListener("securitypolicyviolation", (event) => {
@@ -35,31 +37,63 @@ addEventListener("securitypolicyviolation", (event) => {
 """
 
 
-def launched(playwright: Playwright) -> Browser:
+def launched(playwright: Playwright, *flags: str) -> Browser:
     """A browser with an empty profile."""
     program = shutil.which("chromium")
     assert program, "Chromium is not installed: `.ci/run` installs it"
-    return playwright.chromium.launch(executable_path=program, args=FLAGS)
+    return playwright.chromium.launch(executable_path=program, args=[*FLAGS, *flags])
+
+
+def speaking(playwright: Playwright, sound: Path, *flags: str) -> Browser:
+    """A browser whose microphone hears a WAV file, again and again."""
+    return launched(
+        playwright,
+        "--use-fake-ui-for-media-stream",
+        "--use-fake-device-for-media-stream",
+        f"--use-file-for-fake-audio-capture={sound}",
+        *flags,
+    )
 
 
 @contextmanager
-def signed_in(browser: Browser, server: Running, name: str, *, faults: bool = False, **options: Any) -> Iterator[Page]:
-    """The review page of a person. With `faults`, failed requests are expected, as where the server goes away."""
+def signed_in(
+    browser: Browser,
+    server: Running,
+    name: str,
+    *,
+    path: str = "review",
+    scopes: Sequence[str] = ("review",),
+    url: str | None = None,
+    faults: bool = False,
+    **options: Any,
+) -> Iterator[Page]:
+    """A page of a person, the review by default. `url` is the server's, where it is not to be loopback's.
+
+    With `faults`, failed requests are expected, as where the server goes away.
+    """
+    root = url or server.url
     context = browser.new_context(**({"viewport": {"width": 1360, "height": 850}} | options))
     context.add_init_script(WATCH)
     page = context.new_page()
-    page.set_default_timeout(15_000)
+    page.set_default_timeout(PATIENCE_MS)
     errors: list[str] = []
     away: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("console", lambda said: errors.append(said.text) if said.type == "error" else None)
     page.on(
         "request",
-        lambda asked: None if asked.url.startswith((server.url, "blob:", "data:")) else away.append(asked.url),
+        lambda asked: None if asked.url.startswith((root, "blob:", "data:")) else away.append(asked.url),
     )
-    page.goto(f"{server.url}/login?code={tokens.add(server.ws, name, ['review']).code}")
-    page.wait_for_url("**/review*")
-    page.wait_for_selector(READY)
+    login = f"{root}/login?code={tokens.add(server.ws, name, scopes).code}"
+    if path == "review":
+        page.goto(login)
+        page.wait_for_url("**/review*")
+        page.wait_for_selector(READY)
+    else:
+        page.goto(f"{root}/{path}")
+        page.evaluate("(url) => fetch(url).then((said) => said.text())", login)  # sets the cookie
+        page.goto(f"{root}/{path}")
+        page.wait_for_selector("main")
     yield page
     assert away == []
     broken = page.evaluate("window.__violations")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from fastapi import FastAPI
 
 from tests.web import node_client
 from voxloop.pipeline import open_loop
-from voxloop.web.access import Admission
+from voxloop.web.access import LOOPBACK, Admission
 from voxloop.web.app import application
 from voxloop.workspace import Workspace
 
@@ -35,13 +35,16 @@ class Running:
 
 
 @contextmanager
-def served(ws: Workspace, wyoming: socket.socket | None = None, port: int = 0) -> Iterator[Running]:
+def served(
+    ws: Workspace, wyoming: socket.socket | None = None, port: int = 0, hosts: Sequence[str] = ()
+) -> Iterator[Running]:
     """The application as `voxloop serve` runs it, in a thread of this process."""
     with socket.socket() as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(("127.0.0.1", port))
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        app = application(ws, Admission(token=TOKEN, origins=("app://obsidian.md",), max_body=1 << 20), wyoming)
+        admission = Admission(token=TOKEN, hosts=(*LOOPBACK, *hosts), origins=("app://obsidian.md",), max_body=1 << 20)
+        app = application(ws, admission, wyoming)
         running = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
         thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()

@@ -182,7 +182,7 @@ def test_quality_is_said_at_once(capturing: Running) -> None:
         (0 * noise, "nothing to hear"),
     ):
         answer = push(capturing, waveform, data={"transcript": "noise"})
-        assert any(said in warning for warning in answer.json()["warnings"]), said
+        assert any(said in warning for warning in answer.json()["audio_warnings"]), said
 
 
 def push(server: Running, waveform: Any, name: str = "a.wav", key: str | None = None, **more: Any) -> httpx.Response:
@@ -204,6 +204,12 @@ def test_an_app_pushes_audio_with_its_own_text(server: Running, demo_speech: Pat
     assert first.status_code == 201, first.text
     entry = first.json()
     assert (entry["transcript"], entry["is_reviewed"], isinstance(entry["id"], int)) == ("as heard", False, True)
+    shown = httpx.get(
+        f"{server.url}/api/entries/{entry['id']}",
+        headers={"authorization": f"Bearer {server.token}"},
+        trust_env=False,
+    )
+    assert entry == shown.json() | {"audio_warnings": []}  # one shape, wherever an entry is shown
     with server.ws.read() as reader:
         (recording,) = reader.all(Recording)
         (heard,) = reader.all(Transcript)

@@ -332,6 +332,61 @@ def test_many_at_once_and_back(server: Running, api: Api) -> None:
     ann("POST", "bulk", 400, json={"action": "publish", "entries": ids})
 
 
+def test_all_that_match_are_decided_on_part_by_part_and_brought_back(server: Running, api: Api) -> None:
+    ann = person(server, "ann")
+    fill(server.ws, [f"sentence {n}" for n in range(7)], speaker="bob", seconds=1.0, folder="more/")
+    bobs = {"speaker": "bob", "status": "transcribed"}
+    shown = api("POST", "bulk/preview", params=bobs)
+    assert shown["count"] == 7
+    assert api("POST", "bulk/preview", params=bobs | {"q": "sentence 3"})["count"] == 1
+    held = next(one["id"] for one in api("GET", "entries", params=bobs)["entries"])
+    person(server, "eve")("POST", f"entries/{held}/take")
+    fill(server.ws, ["said after the preview"], speaker="bob", seconds=1.5)
+    made, after = [], None
+    while True:
+        asked = {"action": "accept", "after": after}
+        part = ann("POST", "bulk/matching", params=bobs | {"until": shown["until"]}, json=asked)
+        made += part["entries"]
+        after = part["next"]
+        if after is None:
+            break
+    assert len(made) == 7
+    assert {one["id"]: one["error"] for one in made if one["error"]} == {held: "eve is reviewing it now"}
+    assert api("GET", "stats")["reviewed"] == 6
+    # Accepting again what one has accepted makes no decision, so that undoing does not reach for the first one.
+    again = ann("POST", "bulk/matching", params={"status": "reviewed"}, json={"action": "accept"})
+    assert [one["decision"] for one in again["entries"]] == [None] * 6
+    decisions = [one for one in made if one["decision"]]
+    assert ann("POST", "bulk/undo", json={"decisions": decisions})["changed"] == 6
+    assert api("GET", "stats")["reviewed"] == 0
+    deleted = ann("POST", "bulk/matching", params={"speaker": "ann"}, json={"action": "delete"})
+    assert api("GET", "stats")["total"] == 8
+    assert ann("POST", "bulk/undo", json={"decisions": deleted["entries"]})["changed"] == 6
+    assert api("GET", "stats")["total"] == 14
+
+
+def test_many_parts_follow_each_other(server: Running, api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    from voxloop.steps.review import bulk
+
+    monkeypatch.setattr(bulk.decide_matching, "__kwdefaults__", bulk.decide_matching.__kwdefaults__ | {"limit": 2})
+    seen, after = [], None
+    for _ in range(3):
+        part = api("POST", "bulk/matching", json={"action": "reject", "reason": "music", "after": after})
+        seen += [one["id"] for one in part["entries"]]
+        after = part["next"]
+    assert (len(set(seen)), after) == (6, None)
+    assert api("GET", "stats")["rejected"] == 6
+
+
+def test_a_session_is_found(server: Running, api: Api) -> None:
+    found = first(api)
+    with server.ws.transaction() as tx:
+        tx.change(Recording, found["recording"], session="listen 1")
+    assert [one["id"] for one in api("GET", "entries", params={"session": "listen 1"})["entries"]] == [found["id"]]
+    assert api("GET", "entries", params={"session": "listen 2"})["entries"] == []
+    assert api("GET", "export", params={"session": "listen 1"}).text.count("\n") == 1
+
+
 def test_find_and_replace_shows_first_and_can_be_undone(server: Running, api: Api) -> None:
     id = first(api)["id"]
     api("PUT", f"entries/{id}", json={"transcript": "snow and Snow and snowball"})
@@ -385,6 +440,8 @@ def test_the_api_wants_a_reviewer_and_a_page_of_this_server(server: Running, api
         ("GET", "export"),
         ("GET", "options"),
         ("POST", "bulk"),
+        ("POST", "bulk/preview"),
+        ("POST", "bulk/matching"),
         ("POST", "replace"),
         ("POST", "import"),
         ("PUT", f"entries/{id}"),

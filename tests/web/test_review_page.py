@@ -1,4 +1,4 @@
-"""The review page in a real browser: every key, mouse, two reviewers, a server that goes away, hostile texts."""
+"""The review page in a real browser: every key, the mouse, hostile texts, any width."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.web.chromium import READY, launched, shown, shows, signed_in, until, violations
-from tests.web.conftest import Running, served
+from tests.web.conftest import Running
 from tests.web.filled import MODEL, TEXTS, fill
-from voxloop.pipeline import open_loop
+from tests.web.review_page import settled, text, texts
 from voxloop.records import Transcript
 from voxloop.steps import review
 from voxloop.steps.review import Filters
@@ -35,25 +35,6 @@ def page(chromium: Browser, server: Running) -> Iterator[Page]:
     fill(server.ws)
     with signed_in(chromium, server, "ann") as opened:
         yield opened
-
-
-def text(page: Page) -> str:
-    return page.input_value("#text")
-
-
-def texts(server: Running) -> dict[int, tuple[str, str]]:
-    """Every entry's text and status as the server has them."""
-    return {one.item.number: (one.item.text, one.item.utterance.status) for one in review.entries(server.ws).entries}
-
-
-SETTLED = """() => Object.keys(localStorage)
-  .filter((key) => key.endsWith(".outbox"))
-  .every((key) => localStorage.getItem(key) === "[]")"""
-
-
-def settled(page: Page) -> None:
-    """Wait until the server has every change."""
-    until(page, SETTLED)
 
 
 def out_of_text(page: Page) -> None:
@@ -378,90 +359,6 @@ def test_filters_and_other_machines_texts(page: Page, server: Running) -> None:
     expect(page.locator(".list li")).to_have_count(6)
 
 
-# Several people, and a server that goes away -------------------------------------------------------------------------
-
-
-def test_two_reviewers_never_overwrite_each_other(chromium: Browser, server: Running) -> None:
-    fill(server.ws)
-    with signed_in(chromium, server, "ann") as ann, signed_in(chromium, server, "bob") as bob:
-        shows(ann, 1)
-        shows(bob, 1)
-        expect(bob.locator(".banner")).to_contain_text("ann is reviewing this entry now")
-        ann.fill("#text", "please call Stella about the kitchen lights")
-        bob.fill("#text", "please call stella about the kitchen lights today")
-        ann.keyboard.press("Control+s")
-        settled(ann)
-        bob.keyboard.press("Control+s")
-        expect(bob.locator(".conflict")).to_contain_text("ann changed this while you worked on it")
-        assert texts(server)[1][0] == "please call Stella about the kitchen lights"
-        # Different words were changed: both changes are offered as one text.
-        assert bob.input_value(".merge") == "please call Stella about the kitchen lights today"
-        bob.reload()
-        bob.wait_for_selector(".conflict")
-        bob.click(".conflict button:has-text('Save this')")
-        settled(bob)
-        assert texts(server)[1][0] == "please call Stella about the kitchen lights today"
-        assert [one.by for one in review.history(server.ws, "1")] == ["ann", "bob"]
-
-
-def test_what_another_changes_while_one_types_is_shown(chromium: Browser, server: Running) -> None:
-    fill(server.ws)
-    with signed_in(chromium, server, "ann") as ann:
-        ann.fill("#text", "mine")
-        review.save(server.ws, "1", "theirs", by="bob", seen="")
-        ann.keyboard.press("Control+Enter")
-        expect(ann.locator("button:has-text('1 conflict')")).to_be_visible()
-        ann.click("button:has-text('1 conflict')")
-        expect(ann.locator(".conflict")).to_contain_text("Both change the same words")
-        ann.click("button:has-text('Keep theirs')")
-        expect(ann.locator(".conflict")).to_have_count(0)
-        assert text(ann) == "theirs"
-        assert texts(server)[1][0] == "theirs"
-
-
-def test_nothing_typed_is_lost_by_a_reload(page: Page, server: Running) -> None:
-    page.locator("#text").focus()
-    page.keyboard.press("Control+End")
-    page.keyboard.type(" and more")
-    page.reload()
-    page.wait_for_selector(READY)
-    assert text(page) == TEXTS[0] + " and more"
-    expect(page.locator(".unsaved")).to_be_visible()
-    page.locator("#text").focus()
-    for _ in range(6):
-        page.keyboard.press("Control+z")
-    assert text(page) == TEXTS[0]  # undo survives, too
-    assert texts(server)[1] == (TEXTS[0], "transcribed")
-
-
-def test_a_server_that_goes_away_loses_nothing(chromium: Browser, tmp_path: Path) -> None:
-    with open_loop(tmp_path / "served", create=True) as ws:
-        fill(ws)
-        with served(ws) as first:
-            running = signed_in(chromium, first, "ann", faults=True)
-            page = running.__enter__()
-            page.wait_for_timeout(1500)  # the next three are fetched
-        page.fill("#text", "typed without a server")
-        page.keyboard.press("Control+Enter")
-        page.fill("#text", "so was this")
-        page.keyboard.press("Control+Enter")
-        expect(page.locator(".outbox")).to_contain_text("Server away: 2 kept here")
-        page.fill("#text", "not finished")
-        with served(ws, port=int(first.url.rpartition(":")[2])) as second:
-            settled(page)
-            expect(page.locator(".outbox")).to_have_text("")
-            assert texts(second)[1] == ("typed without a server", "reviewed")
-            assert texts(second)[2] == ("so was this", "reviewed")
-            page.reload()
-            page.wait_for_selector(READY)
-            page.keyboard.press("g")
-            page.keyboard.type("3")
-            page.keyboard.press("Enter")
-            shows(page, 3)
-            assert text(page) == "not finished"
-            running.__exit__(None, None, None)
-
-
 # Any text, any width, anybody ----------------------------------------------------------------------------------------
 
 
@@ -582,6 +479,20 @@ def test_ten_thousand_entries_scroll(chromium: Browser, server: Running) -> None
         shows(page, 10_000)
         page.fill("input[type=search]", "number 4321")
         expect(page.locator(".list li")).to_have_count(1)
+        page.fill("input[type=search]", "number 43")  # 111 of them
+        expect(page.locator(".list ul")).to_have_attribute("aria-label", "100+ entries")
+        page.locator(".list li input").first.check()
+        page.click(".selection button:has-text('All')")
+        expect(page.locator(".selection")).to_contain_text("111 selected")
+        page.click(".selection button:has-text('Delete')")
+        expect(page.locator("dialog")).to_contain_text("Delete 111 entries?")
+        assert violations(page) == []
+        page.click("dialog button:has-text('Delete 111')")
+        expect(page.locator(".notice")).to_contain_text("111 deleted.")
+        expect(page.locator(".list")).to_contain_text("No entry matches")
+        page.click(".notice button:has-text('Undo')")
+        expect(page.locator(".notice")).to_have_text("Undone.")
+        expect(page.locator(".list ul")).to_have_attribute("aria-label", "100+ entries")
 
 
 def fill_many(server: Running, count: int) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import sqlalchemy as sa
 from ulid import ULID
 
@@ -24,15 +25,18 @@ from voxloop.records import (
     seconds,
     utterance_id,
 )
+from voxloop.speech import voice
 from voxloop.steps import consent
 from voxloop.steps.recordings.keeping import Read, Tally
 from voxloop.steps.recordings.sources import Item
 from voxloop.steps.review.decisions import locked, write_reference
 from voxloop.steps.transcripts import heard_in, hypothesis_id
+from voxloop.steps.utterances import levelled
 from voxloop.stores import tables
 from voxloop.stores.catalog import insert_new
 
 if TYPE_CHECKING:
+    from voxloop.speech.audio import Waveform
     from voxloop.steps.recordings.conversion import Converted
     from voxloop.steps.transcripts import Segment
     from voxloop.workspace import Transaction, Workspace
@@ -40,6 +44,9 @@ if TYPE_CHECKING:
 NAME_LENGTH = 100  # characters kept of a client's file name
 LEAST_S = 0.3
 LEAST_DBFS = -50.0  # RMS: below it, speech drowns in the noise of a microphone
+HEARD_FRAMES = 12  # of 32 ms
+EDGE_FRAMES = 3  # of 32 ms at each end, which belong to a pause where nothing is cut off
+SURELY_SPEECH = 0.5  # probability
 MOST_CLIPPED = 0.001  # share of samples: clean speech has none
 
 
@@ -58,6 +65,7 @@ class Source:
 
     client: str
     token: str | None = None
+    phrase: str | None = None  # that the speaker read aloud; None: free speech
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,6 +90,20 @@ def warnings_of(quality: Quality, samples: int) -> list[str]:
     return said
 
 
+def cut_off(waveform: Waveform) -> list[str]:
+    """Whether speech is under way where (S,) begins or ends: what a speaker should know at once, a sentence each."""
+    # The detector needs a moment of sound before it knows speech: the beginning is heard backwards first.
+    before = waveform[: HEARD_FRAMES * voice.FRAME][::-1]
+    (chances,) = voice.chances_of([levelled(np.concatenate([before, waveform]))])
+    chances = chances[len(before) // voice.FRAME :]
+    said = []
+    if max(chances[:EDGE_FRAMES], default=0.0) >= SURELY_SPEECH:
+        said.append("cut at the start: wait a moment after starting to record, then read")
+    if max(chances[-EDGE_FRAMES:], default=0.0) >= SURELY_SPEECH:
+        said.append("cut at the end: finish the phrase, then stop recording")
+    return said
+
+
 def file_name(name: str) -> str:
     """A client's name of a file that is safe to store and show: its last part, without what is unprintable."""
     last = name.replace("\\", "/").rstrip("/").rpartition("/")[2]
@@ -101,14 +123,15 @@ def keep(
     text: Text | None = None,
     source: Source | None = None,
     created: float = 0.0,
-    split: Literal["train"] | None = None,
+    trained: bool = False,
 ) -> Kept:
     """Store audio as a recording, with what a model heard in it, or with its own text.
 
     `place` is where it came from, and its name the recording's. `segments` are what `model` heard, in seconds from the
     beginning. A person's `text` for more than 30 s is assigned to utterances
     later; another recogniser's is left out, and the audio transcribed again. With a `source`, it is a capture, which
-    expires. Audio that is known keeps what is known of it, and gains only a person's text.
+    expires. Audio that is known keeps what is known of it, and gains only a person's text. What another program has
+    `trained` a model on goes to the train split.
     """
     long = audio.samples > MAX_UTTERANCE_SAMPLES
     item = Item(
@@ -127,9 +150,11 @@ def keep(
             if source:
                 _note(tx, recording, source)
         if not long and text and (recording.id in new or text.reviewed):
-            _write_text(tx, recording, text, split)
+            _write_text(tx, recording, text, split="train" if trained else None)
         elif recording.id in new and model:
             _write_heard(tx, recording, model, segments)
+        if trained:
+            note_trained(tx, [recording.id])
 
     tally = Tally(ws, split=False, told=None)
     tally.commit([Read(item=item, outcome=(audio,))], last=True, also=also)
@@ -145,9 +170,17 @@ def _note(tx: Transaction, recording: Recording, source: Source) -> None:
         "token": source.token,
         "version": standing.version if standing else None,
         "purposes": list(standing.permits if standing else ("train",)),
+        "phrase": source.phrase,
     }
     insert_new(tx.connection, tables.capture, [row])
     tx.emit("recording.captured", recording.id, payload={"client": source.client})
+
+
+def note_trained(tx: Transaction, recordings: Sequence[str]) -> None:
+    """Note that another program trained a model on recordings before they came here."""
+    utterance = tables.utterance.c
+    found = tx.connection.execute(sa.select(utterance.id).where(utterance.recording.in_(recordings))).scalars()
+    insert_new(tx.connection, tables.trained_elsewhere, [{"utterance": id} for id in found])
 
 
 def _write_heard(tx: Transaction, recording: Recording, model: str, segments: Sequence[Segment]) -> None:
@@ -185,7 +218,7 @@ def _write_heard(tx: Transaction, recording: Recording, model: str, segments: Se
         _segmented(tx, recording, len(made))
 
 
-def _write_text(tx: Transaction, recording: Recording, text: Text, split: Literal["train"] | None) -> None:
+def _write_text(tx: Transaction, recording: Recording, text: Text, *, split: Literal["train"] | None) -> None:
     utterance = replace(_utterance(recording, 0, recording.samples), split=split)
     there = tx.all(Utterance, tables.utterance.c.recording == recording.id)
     if not there:

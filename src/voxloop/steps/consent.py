@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import sqlalchemy as sa
 
-from voxloop.errors import UnknownRecord, UsageError, nearest
+from voxloop.errors import ConflictError, UnknownRecord, UsageError, nearest
 from voxloop.stores import tables
 
 if TYPE_CHECKING:
@@ -24,6 +24,13 @@ if TYPE_CHECKING:
 Purpose = Literal["train", "share", "publish"]
 """train: models learn from it; share: such models are given to others; publish: the audio itself is."""
 PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
+
+STANDARD = (
+    "I agree that the recordings of my voice, and the texts that belong to them, are kept in this workspace and used "
+    "to train speech recognition models here. I can withdraw this at any time; what is recorded can be removed at my "
+    "request."
+)
+"""The text for workspaces that have added none of their own; it is about training alone."""
 
 consent_text, consent = tables.consent_text, tables.consent
 
@@ -71,6 +78,20 @@ class Standing:
     def as_dict(self) -> dict[str, Any]:
         """The fields, and what follows from them."""
         return {"speaker": self.speaker, "permits": self.permits, "version": self.version, "history": self.history}
+
+
+def standard(ws: Workspace, *, by: str) -> Text:
+    """Make STANDARD the first version of the text. Raises ConflictError where there is another text."""
+    with ws.completion() as tx:
+        tx.connection.execute(sa.select(consent_text.c.version).with_for_update()).all()
+        row = tx.connection.execute(sa.select(consent_text).order_by(consent_text.c.version.desc()).limit(1)).first()
+        if row is None:
+            values = {"version": 1, "created": tx.now(), "text": STANDARD, "purposes": ["train"], "by": by}
+            tx.connection.execute(sa.insert(consent_text).values(values))
+            return text_of(tx, 1)
+        if row.text != STANDARD:
+            raise ConflictError(f"the consent text has changed to version {row.version}: read it first")
+        return _text(row)
 
 
 def add_text(ws: Workspace, text: str, purposes: Collection[str], *, by: str) -> Text:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -62,6 +62,7 @@ def import_s2s(
         total = int(database.execute(f"SELECT count(*) FROM {TABLE}").fetchone()[0])
         for ids in _ids(database):
             before = _imported(ws, file, ids)
+            _note_trained(ws, database, before)
             for id in ids:
                 done += 1
                 if id in before:
@@ -111,12 +112,23 @@ def _place(file: Path, id: int) -> Path:
     return file.with_name(f"{file.name}#{id}")
 
 
-def _imported(ws: Workspace, file: Path, ids: list[int]) -> set[int]:
-    source = tables.recording.c.source
+def _imported(ws: Workspace, file: Path, ids: list[int]) -> dict[int, str]:
+    """The rows that were imported before, with their recordings."""
+    recording = tables.recording.c
     places = {str(_place(file, id)): id for id in ids}
     with ws.read() as reader:
-        found = reader.connection.execute(sa.select(source).where(source.in_(list(places)))).scalars()
-        return {places[place] for place in found}
+        query = sa.select(recording.source, recording.id).where(recording.source.in_(list(places)))
+        return {places[source]: id for source, id in reader.connection.execute(query)}
+
+
+def _note_trained(ws: Workspace, database: sqlite3.Connection, imported: Mapping[int, str]) -> None:
+    """Note what a model has been trained on since the import, or what an earlier release did not note."""
+    marks = ", ".join("?" * len(imported))
+    query = f"SELECT id FROM {TABLE} WHERE is_trained AND id IN ({marks})"
+    trained = [imported[row[0]] for row in database.execute(query, list(imported))]
+    if trained:
+        with ws.transaction() as tx:
+            captures.note_trained(tx, trained)
 
 
 def _row(
@@ -144,7 +156,7 @@ def _row(
         language=language,
         text=captures.Text(text=words, by=BY, reviewed=bool(reviewed)) if words else None,
         created=_time(timestamp),
-        split="train" if trained else None,
+        trained=bool(trained),
     )
     return kept.new
 

@@ -79,6 +79,12 @@ recording = sa.Table(
     sa.Column("remains", sa.String),
     # For listings and sums. It grows at its end; another index in random order would cost ingest a page write per row.
     sa.Index("ix_recording_created_samples", "created", "samples"),
+    sa.Index(
+        "ix_recording_session",
+        "session",
+        sqlite_where=sa.text("session IS NOT NULL"),
+        postgresql_where=sa.text("session IS NOT NULL"),
+    ),
 )
 
 # The recording that a file contained when last read, so that unchanged files are not decoded again.
@@ -185,6 +191,13 @@ dataset = sa.Table(
     sa.Column("parent", sa.String),
     sa.Column("manifest", sa.String),
     sa.Column("forgotten", sa.Integer, nullable=False, server_default="0"),
+)
+
+# Utterances on which another program's model was trained before they were imported.
+trained_elsewhere = sa.Table(
+    "trained_elsewhere",
+    metadata,
+    sa.Column("utterance", sa.ForeignKey("utterance.id", ondelete="CASCADE"), primary_key=True),
 )
 
 # The content of datasets, for queries such as "which datasets used this speaker". The manifest blob is the truth.
@@ -386,6 +399,8 @@ review_decision = sa.Table(
     sa.Column("reason", sa.Text),
     sa.Column("seconds", sa.Double),  # from taking the utterance to deciding
     sa.Column("undoes", sa.BigInteger().with_variant(sa.Integer, "sqlite")),  # seq of another decision
+    # Holds all that a reviewer's statistics need, in the order in which sessions are counted.
+    sa.Index("ix_review_decision_by_created", "by", "created", "kind", "seconds"),
 )
 
 # Reservations of utterances for reviewers. No row: not reserved and not skipped.
@@ -492,4 +507,16 @@ capture = sa.Table(
     sa.Column("token", sa.String),  # its id; null: the administrator's
     sa.Column("version", sa.Integer),  # of the consent text that the speaker had agreed to
     sa.Column("purposes", sa.JSON, nullable=False),  # that the speaker permitted then
+    sa.Column("phrase", sa.Text),  # that the speaker read aloud; null: free speech
+)
+
+# This workspace's own phrases to read aloud, by language, in the order of its list.
+phrase = sa.Table(
+    "phrase",
+    metadata,
+    sa.Column("language", sa.String, primary_key=True),
+    sa.Column("place", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("text", sa.Text, nullable=False),
+    _created(),
+    sa.Column("by", sa.String, nullable=False),
 )

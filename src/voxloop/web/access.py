@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 COOKIE = "voxloop_session"
 SUBPROTOCOL = "openai-insecure-api-key."  # how OpenAI's client for browsers sends its key over a socket
-OPEN = ("/health", "/login", "/", "/review")  # paths that need no token: the pages hold no data
+OPEN = ("/health", "/login", "/", "/review", "/record", "/listen")  # paths that need no token: the pages hold no data
 ASSETS = "/static/"  # neither do their scripts and styles
 NO_TOKEN = "a valid token is needed: Authorization: Bearer TOKEN"
 SAFE = ("GET", "HEAD", "OPTIONS")

@@ -23,7 +23,7 @@ from voxloop.serving.batches import Batches
 from voxloop.serving.capture import Capture
 from voxloop.serving.decoding import Decoders
 from voxloop.serving.models import ServedModels
-from voxloop.web import entries, metrics, openai_audio, pages, problems, pushed_entries, realtime
+from voxloop.web import entries, metrics, openai_audio, pages, problems, pushed_entries, realtime, recording
 from voxloop.web.access import COOKIE, Access, Admission, client_of
 from voxloop.web.client_secrets import ClientSecrets
 from voxloop.web.limits import AudioLimit, RequestLimit, Sessions
@@ -125,6 +125,7 @@ def application(ws: Workspace, admission: Admission, wyoming: socket.socket | No
     app.include_router(realtime.router)
     app.include_router(metrics.router)
     app.include_router(pushed_entries.router)
+    app.include_router(recording.router)
     app.include_router(entries.router)
     app.include_router(pages.router)
     app.mount("/static", pages.Assets(directory=pages.STATIC), name="static")

@@ -26,7 +26,7 @@ from voxloop.web.access import Reviewer
 from voxloop.web.problems import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from voxloop.web.app import Served
     from voxloop.workspace import Workspace
@@ -59,7 +59,7 @@ def filters(
     *,
     status: Annotated[UtteranceStatus | None, Query()] = None,
     is_reviewed: Annotated[bool | None, Query(description="false: those that wait for review")] = None,
-    is_trained: Annotated[bool | None, Query(description="Whether a finished run has trained on it")] = None,
+    is_trained: Annotated[bool | None, Query(description="Whether a model was trained on it")] = None,
     speaker: Annotated[str | None, Query()] = None,
     language: Annotated[str | None, Query(description="ISO 639-1 code")] = None,
     min_confidence: Annotated[float | None, Query(ge=0, le=1)] = None,
@@ -68,6 +68,7 @@ def filters(
     until: Annotated[datetime | None, Query(description="Ingested before; UTC unless it has an offset")] = None,
     q: Annotated[str | None, Query(description="A part of the text, ignoring case")] = None,
     warning: Annotated[str | None, Query(description="A warning's name, or `any` or `none`")] = None,
+    session: Annotated[str | None, Query(description="Of the recording, as its client named it")] = None,
 ) -> Filters:
     """The filters that a listing takes."""
     if status is None and is_reviewed is not None:
@@ -84,6 +85,7 @@ def filters(
         warning=None if warning in ("any", "none", "") else warning,  # type: ignore[arg-type]
         warned=warning == "any" if warning in ("any", "none") else None,
         trained=is_trained,
+        session=session or None,
     )
 
 
@@ -359,6 +361,30 @@ def bulk(ws: Ws, asked: Bulk, client: Reviewer) -> dict[str, Any]:
     return _told(review.decide_all(ws, _choices(asked.entries), asked.action, by=client.name, reason=asked.reason))
 
 
+class BulkMatching(BaseModel):
+    """A decision about the entries that match, part by part."""
+
+    action: Literal["accept", "reject", "delete"]
+    reason: Annotated[str, Field(max_length=1000)] = ""
+    after: Annotated[str | None, Field(description="`next` of the part before")] = None
+
+
+@router.post("/bulk/preview")
+def bulk_preview(ws: Ws, where: Where) -> dict[str, Any]:
+    """How many entries match now. Send `until` back as a filter, so that nothing ingested later is decided on."""
+    with ws.read() as reader:
+        now = reader.now()
+    until = now if where.until is None else min(now, where.until)
+    return {"count": review.count(ws, where), "until": datetime.fromtimestamp(until, UTC).isoformat()}
+
+
+@router.post("/bulk/matching")
+def bulk_matching(ws: Ws, where: Where, asked: BulkMatching, client: Reviewer) -> dict[str, Any]:
+    """Accept, reject or delete the next entries that match; `next` is null after the last."""
+    part = review.decide_matching(ws, where, asked.action, by=client.name, reason=asked.reason, after=asked.after)
+    return _told(part.outcomes) | {"next": part.next}
+
+
 @router.post("/bulk/undo")
 def bulk_undo(ws: Ws, asked: Undone, client: Reviewer) -> dict[str, Any]:
     """Undo what `/api/bulk` or `/api/replace` did, by the decisions that it named."""
@@ -394,7 +420,7 @@ def _choices(entries: Iterable[Chosen]) -> list[Choice]:
     return [Choice(utterance=str(one.id), seen=one.etag) for one in entries]
 
 
-def _told(outcomes: list[Outcome]) -> dict[str, Any]:
+def _told(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     return {
         "changed": sum(one.error is None for one in outcomes),
         "entries": [{"id": int(one.utterance), "decision": one.decision, "error": one.error} for one in outcomes],

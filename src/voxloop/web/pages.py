@@ -31,9 +31,26 @@ def start() -> RedirectResponse:
 
 @router.get("/review")
 def review_page() -> Response:
-    """The review page. It holds no data: its scripts ask the API, which wants a signed-in browser."""
+    """Listen to utterances and correct their texts."""
+    return _page("review")
+
+
+@router.get("/record")
+def record_page() -> Response:
+    """Read phrases aloud."""
+    return _page("record")
+
+
+@router.get("/listen")
+def listen_page() -> Response:
+    """Transcribe what the microphone hears."""
+    return _page("listen")
+
+
+def _page(name: str) -> Response:
+    """A page. It holds no data: its scripts ask the API, which wants a signed-in browser."""
     nonce = secrets.token_urlsafe(16)
-    page = (STATIC / "review.html").read_text(encoding="utf-8").replace("{{nonce}}", nonce)
+    page = (STATIC / f"{name}.html").read_text(encoding="utf-8").replace("{{nonce}}", nonce)
     # The waveform's library styles its own shadow tree, which the nonce allows.
     policy = SECURITY_HEADERS["content-security-policy"].replace(STYLE, f"{STYLE} 'nonce-{nonce}'")
     return HTMLResponse(page, headers={"content-security-policy": policy, "cache-control": "no-store"})

@@ -16,9 +16,9 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from starlette.datastructures import UploadFile
 
-from voxloop.records import Recording, Utterance
+from voxloop.records import Utterance, plain
 from voxloop.speech.languages import UnknownLanguage, language_code
-from voxloop.steps import captures, consent
+from voxloop.steps import captures, consent, review
 from voxloop.steps.recordings.conversion import of_waveform
 from voxloop.stores import tables
 from voxloop.web.access import Listener
@@ -53,7 +53,8 @@ async def push(request: Request, client: Listener) -> JSONResponse:
     """Keep audio with the app's own text: multipart with `file` and `transcript`, or JSON with `audio` as base64.
 
     Without `is_reviewed`, the text is one to review. With it, it counts as a person's, and a token of scope `review` is
-    needed. Known audio is answered with 200, new with 201.
+    needed. Known audio is answered with 200, new with 201. The answer is the entry as `/api/entries/{id}` shows it, and
+    `audio_warnings`, a sentence each: what a speaker should know while they can say it again.
     """
     served: Served = request.app.state.served
     sent = await _sent(request)
@@ -158,17 +159,15 @@ def _kept(ws: Workspace, sound: Sound, sent: _Sent, client: Client) -> tuple[boo
         source=captures.Source(client=client.name, token=client.token),
         created=sent.timestamp,
     )
-    with ws.read() as reader:
-        recording = reader.get(Recording, kept.recording)
-        utterances = reader.all(Utterance, tables.utterance.c.recording == recording.id)
-        numbers = reader.numbers([one.id for one in utterances])
-    return kept.new, {
-        "id": min(numbers.values(), default=None),  # None: the audio is still to be cut
-        "recording": recording.id,
-        "transcript": sent.text,
-        "is_reviewed": bool(utterances) and all(one.status == "reviewed" for one in utterances),
-        "is_trained": False,
-        "timestamp": datetime.fromtimestamp(recording.created, UTC).isoformat(),
-        "duration": round(recording.duration, 3),
-        "warnings": captures.warnings_of(converted.quality, converted.samples),
+    return kept.new, shown(ws, kept.recording) | {
+        "audio_warnings": captures.warnings_of(converted.quality, converted.samples)
     }
+
+
+def shown(ws: Workspace, recording: str) -> dict[str, Any]:
+    """The entry that a recording became; where its audio is still to be cut, `id` is None and the recording named."""
+    with ws.read() as reader:
+        utterance = tables.utterance.c
+        found = reader.all(Utterance, utterance.recording == recording, utterance.status != "deleted", limit=1)
+    entry: dict[str, Any] = plain(review.entry(ws, found[0].id)) if found else {"id": None, "recording": recording}
+    return entry

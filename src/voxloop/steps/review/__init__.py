@@ -11,7 +11,17 @@ exchange.py    export and import: JSONL, CSV and Label Studio
 statistics.py  review progress, reviewers and speed
 """
 
-from voxloop.steps.review.bulk import Choice, Outcome, Replacement, decide_all, find_all, replace_all, undo_all
+from voxloop.steps.review.bulk import (
+    Choice,
+    Outcome,
+    Part,
+    Replacement,
+    decide_all,
+    decide_matching,
+    find_all,
+    replace_all,
+    undo_all,
+)
 from voxloop.steps.review.decisions import (
     BulkAccepted,
     Decision,
@@ -40,7 +50,7 @@ from voxloop.steps.review.entries import (
     speakers,
 )
 from voxloop.steps.review.exchange import Exported, Imported, Notice, export, import_reviews
-from voxloop.steps.review.items import Filters, Item, Page, page, show
+from voxloop.steps.review.items import Filters, Item, Page, count, page, show
 from voxloop.steps.review.queue import Ranking, Turn, held, next, prioritise, rank, release, renew, take
 from voxloop.steps.review.statistics import ReviewerStats, ReviewStats, stats
 from voxloop.steps.review.warnings import WARNINGS, ReviewWarning, warnings_of
@@ -61,6 +71,7 @@ __all__ = [
     "Notice",
     "Outcome",
     "Page",
+    "Part",
     "Ranking",
     "Replacement",
     "ReviewStats",
@@ -70,7 +81,9 @@ __all__ = [
     "accept",
     "bulk_accept",
     "confirm",
+    "count",
     "decide_all",
+    "decide_matching",
     "delete",
     "describe",
     "diff",

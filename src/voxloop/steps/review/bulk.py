@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
+import sqlalchemy as sa
 from ulid import ULID
 
 from voxloop.errors import UsageError, VoxloopError
@@ -23,14 +24,16 @@ from voxloop.steps.review.decisions import (
     undo,
     write_reference,
 )
-from voxloop.steps.review.items import EVERYTHING, Filters, Item, walk
-from voxloop.steps.review.queue import reviewer
+from voxloop.steps.review.items import EVERYTHING, Filters, Item, page, walk
+from voxloop.steps.review.queue import reviewer, turn
+from voxloop.stores.tables import now_s
 
 if TYPE_CHECKING:
     from voxloop.workspace import Workspace
 
 Action = Literal["accept", "reject", "delete"]
 MOST = 1000  # utterances in one request
+PART = 100  # matching utterances decided on at a time: about a second
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,6 +51,14 @@ class Outcome:
     utterance: str
     decision: int | None = None  # seq, with which `undo_all` undoes it
     error: str | None = None  # why nothing was changed
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """What became of some of the utterances that match."""
+
+    outcomes: tuple[Outcome, ...]
+    next: str | None  # cursor for the next part; None: this was the last
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,6 +93,44 @@ def decide_all(ws: Workspace, choices: Sequence[Choice], action: Action, *, by: 
             delete(ws, choice.utterance, by=by, seen=choice.seen)
 
     return _each(ws, choices, decide)
+
+
+def decide_matching(
+    ws: Workspace,
+    where: Filters,
+    action: Action,
+    *,
+    by: str,
+    reason: str = "",
+    after: str | None = None,
+    limit: int = PART,
+) -> Part:
+    """Make the same decision about the next `limit` utterances that match; `after` is the previous part's `next`.
+
+    What another reviewer is working on now is left as it is.
+    """
+    found = page(ws, where=where, limit=limit, after=after)
+    with ws.read() as reader:
+        at_work = dict(
+            reader.connection.execute(
+                sa.select(turn.c.utterance, turn.c.by).where(
+                    turn.c.until > now_s(),
+                    turn.c.by != reviewer(by),
+                    turn.c.utterance.in_([item.utterance.id for item in found.items]),
+                )
+            )
+            .tuples()
+            .all()
+        )
+    free = [
+        Choice(utterance=str(item.number), seen=item.state) for item in found.items if item.utterance.id not in at_work
+    ]
+    left = [
+        Outcome(utterance=str(item.number), error=f"{at_work[item.utterance.id]} is reviewing it now")
+        for item in found.items
+        if item.utterance.id in at_work
+    ]
+    return Part(outcomes=(*decide_all(ws, free, action, by=by, reason=reason), *left), next=found.after)
 
 
 def undo_all(ws: Workspace, outcomes: Iterable[Outcome], *, by: str) -> list[Outcome]:
@@ -168,12 +217,19 @@ def _each(ws: Workspace, choices: Sequence[Choice], change: Callable[[Choice], N
     found = []
     for choice in choices:
         try:
+            before = _last(ws, choice)
             change(choice)
-            made = history(ws, choice.utterance)
-            found.append(Outcome(utterance=choice.utterance, decision=made[-1].seq if made else None))
+            made = _last(ws, choice)
+            # What changes nothing makes no decision, and undoing must not reach for an earlier one.
+            found.append(Outcome(utterance=choice.utterance, decision=made if made != before else None))
         except VoxloopError as error:
             found.append(Outcome(utterance=choice.utterance, error=str(error)))
     return found
+
+
+def _last(ws: Workspace, choice: Choice) -> int | None:
+    made = history(ws, choice.utterance)
+    return made[-1].seq if made else None
 
 
 def _pattern(find: str, *, ignore_case: bool, whole_words: bool) -> re.Pattern[str]:

@@ -37,7 +37,7 @@ class Entry:
 
     item: Item
     ingested: float  # seconds since the epoch
-    trained: bool  # a finished run has trained on it
+    trained: bool  # a model was trained on it, here or before it was imported
     held_by: str | None  # the reviewer who works on it now
     decisions: tuple[Decision, ...] | None = None  # None: not read
 
@@ -147,8 +147,7 @@ def languages(ws: Workspace) -> list[str]:
 def _shown(reader: Reader, items: Sequence[Item]) -> list[Entry]:
     u, turn = tables.utterance.c, tables.review_turn.c
     ids = [item.utterance.id for item in items]
-    ran = sa.select(trained().where(tables.dataset_utterance.c.utterance.in_(ids)).subquery())
-    known = set(reader.connection.execute(ran).scalars())
+    known = set(reader.connection.execute(trained(ids)).scalars())
     dated = reader.connection.execute(sa.select(u.id, u.ingested).where(u.id.in_(ids)))
     ingested = {row.id: row.ingested for row in dated}
     holding = sa.select(turn.utterance, turn.by).where(turn.until > now_s(), turn.utterance.in_(ids))

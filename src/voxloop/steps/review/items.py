@@ -90,7 +90,8 @@ class Filters:
     contains: str | None = None  # substring of the current text, ignoring case
     warning: WarningKind | None = None  # has this warning
     warned: bool | None = None  # True: has any warning; False: has none
-    trained: bool | None = None  # True: a finished run has trained on it; False: none has
+    trained: bool | None = None  # True: a model was trained on it, here or before the import; False: none was
+    session: str | None = None  # of its recording
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "language", language_code(self.language))
@@ -134,6 +135,14 @@ def page(ws: Workspace, *, where: Filters = EVERYTHING, limit: int = 50, after: 
     return Page(items=tuple(found), after=None)
 
 
+def count(ws: Workspace, where: Filters = EVERYTHING) -> int:
+    """How many utterances match."""
+    with ws.read() as reader:
+        if where.sifts:
+            return sum(1 for _ in walk(reader, where))
+        return reader.count(Utterance, *conditions_of(where), *_also(where))
+
+
 def show(ws: Workspace, utterance: str) -> Item:
     """One utterance with all its texts. Raises UnknownRecord."""
     with ws.read() as reader:
@@ -155,10 +164,7 @@ def walk(
     table = tables.utterance
     place = _place(after) if after else None
     few, others = _few(reader, where)
-    if where.status != "deleted":
-        also = [*also, table.c.status.concat("") != "deleted"]  # an expression, so that no index is preferred for it
-    if where.trained is not None:
-        also = [*also, table.c.id.in_(trained()) if where.trained else table.c.id.not_in(trained())]
+    also = [*also, *_also(where)]
     conditions = [*conditions_of(where), *also]
     batch = min(batch, BATCH)
     limit, seen, matched = batch, 0, 0
@@ -189,6 +195,17 @@ def walk(
         limit = _next_limit(batch, seen, matched)
 
 
+def _also(where: Filters) -> list[sa.ColumnElement[bool]]:
+    """The conditions that listings have beside `conditions_of`: deleted utterances are only shown on request."""
+    table = tables.utterance
+    found: list[sa.ColumnElement[bool]] = []
+    if where.status != "deleted":
+        found.append(table.c.status.concat("") != "deleted")  # an expression, so that no index is preferred for it
+    if where.trained is not None:
+        found.append(table.c.id.in_(trained()) if where.trained else table.c.id.not_in(trained()))
+    return found
+
+
 def _next_limit(batch: int, seen: int, matched: int) -> int:
     """How many utterances to read so that about as many match as are still wanted."""
     wanted = batch - matched % batch
@@ -208,6 +225,11 @@ def _few(reader: Reader, where: Filters) -> tuple[list[sa.ColumnElement[bool]], 
             said = search.among(text, keys), search.holds(text.c.text, where.contains)
             found = table.c.id.in_(sa.select(text.c.utterance).where(*said))
             return [found], _conditions(replace(where, contains=None), indexed=False)
+    if where.session is not None:
+        of_session = _of_session(where.session)
+        some = sa.select(table.c.id).where(of_session).limit(FEW + 1).subquery()
+        if reader.connection.execute(sa.select(sa.func.count()).select_from(some)).scalar_one() <= FEW:
+            return [of_session], _conditions(replace(where, session=None), indexed=False)
     for column, least, most, below in (
         (table.c.ingested, where.since, None, where.until),
         (table.c.confidence, where.min_confidence, where.max_confidence, None),
@@ -276,6 +298,8 @@ def _conditions(where: Filters, *, indexed: bool = True) -> list[sa.ColumnElemen
         value = getattr(where, name)
         if value is not None:
             found.append((table.c[name] if indexed else table.c[name].concat("")) == value)
+    if where.session is not None:
+        found.append(_of_session(where.session))
     # Written as expressions, so that their indexes are not preferred to the one for the order.
     found += _between(table.c.ingested + 0.0, where.since, None, where.until)
     found += _between(table.c.confidence + 0.0, where.min_confidence, where.max_confidence, None)
@@ -287,14 +311,23 @@ def _conditions(where: Filters, *, indexed: bool = True) -> list[sa.ColumnElemen
     return found
 
 
-def trained() -> sa.Select[tuple[str]]:
-    """The ids of utterances that a finished run has trained on."""
-    held, run = tables.dataset_utterance, tables.run
-    return (
+def _of_session(session: str) -> sa.ColumnElement[bool]:
+    recording = tables.recording
+    return tables.utterance.c.recording.in_(sa.select(recording.c.id).where(recording.c.session == session))
+
+
+def trained(among: Sequence[str] | None = None) -> sa.CompoundSelect[Any]:
+    """The ids of utterances (None: of all) that a finished run, or another program before the import, trained on."""
+    held, run, elsewhere = tables.dataset_utterance, tables.run, tables.trained_elsewhere
+    here = (
         sa.select(held.c.utterance)
         .join(run, run.c.dataset == held.c.dataset)
         .where(run.c.status == "completed", held.c.split == "train")
     )
+    before = sa.select(elsewhere.c.utterance)
+    if among is not None:
+        here, before = here.where(held.c.utterance.in_(among)), before.where(elsewhere.c.utterance.in_(among))
+    return sa.union(here, before)
 
 
 def matches(item: Item, where: Filters) -> bool:

@@ -1,22 +1,11 @@
 // What asks before it acts: a reason for rejecting, find and replace, export and import, the keys.
 
-import { html, useLayoutEffect, useRef, useState } from "./view.js";
+import { html, useRef, useState } from "./view.js";
 import { ask, query } from "./api.js";
+import { Dialog } from "./dialog.js";
 import { ACTIONS, pressed, shown } from "./keys.js";
 import { Pieces } from "./entry.js";
-
-function Dialog({ title, close, children, wide }) {
-  const box = useRef(null);
-  // Before the next key press: what is typed at once is meant for the dialog.
-  useLayoutEffect(() => {
-    const before = document.activeElement;
-    box.current.showModal();
-    return () => before?.focus?.();
-  }, []);
-  return html`<dialog ref=${box} class=${wide ? "wide" : ""} aria-labelledby="dialog-title" onClose=${close} onClick=${(event) => event.target === box.current && close()}>
-    <div class="dialog"><header class="row"><h2 id="dialog-title">${title}</h2><span class="grow"></span><button class="quiet" aria-label="Close" onClick=${close}>✕</button></header>${children}</div>
-  </dialog>`;
-}
+import { change, decideMatching } from "./many.js";
 
 const REASONS = ["not speech", "too noisy", "several people at once", "cut off", "another language", "private"];
 
@@ -37,6 +26,27 @@ export function RejectDialog({ store, close, run }) {
   </div><//>`;
 }
 
+const VERBS = { accept: "Accept", reject: "Reject", delete: "Delete" };
+
+/** Shows how many entries a decision is about before it is made, and how far it is. */
+export function MatchingDialog({ store, close, action, reason }) {
+  const [{ count }] = useState(store.matching);
+  const [done, setDone] = useState(null); // null: not begun
+  const going = useRef(true);
+  const leave = () => { going.current = false; close(); };
+  const run = async () => {
+    setDone(0);
+    await decideMatching(store, action, reason, (number) => { setDone(number); return going.current; });
+    close();
+  };
+  return html`<${Dialog} title=${`${VERBS[action]} ${count.toLocaleString()} entries?`} close=${leave}>
+    <p>All that match the filter now, also those further down the list.${action === "accept" ? " Their texts count as reviewed without anybody having listened." : ""} Entries that somebody is reviewing at the moment are left as they are. It can be undone.</p>
+    ${done !== null && html`<progress max=${count} value=${done} aria-label="Done"></progress>`}
+    <div class="row"><button class="primary" disabled=${done !== null} onClick=${run}>${done === null ? `${VERBS[action]} ${count.toLocaleString()}` : `${done.toLocaleString()} done…`}</button>
+      <button onClick=${leave}>${done === null ? "Cancel" : "Stop"}</button></div>
+  <//>`;
+}
+
 export function ReplaceDialog({ store, close }) {
   const [asked, setAsked] = useState({ find: "", replace: "", ignore_case: false, whole_words: true });
   const [found, setFound] = useState(null);
@@ -51,7 +61,7 @@ export function ReplaceDialog({ store, close }) {
   const chosen = found ? found.entries.filter((one) => !left.has(one.id)) : [];
   const replace = () => {
     close();
-    store.many("replace", { ...asked, entries: chosen.map(({ id, etag }) => ({ id, etag })) }, chosen.length === 1 ? "text changed" : "texts changed");
+    change(store, "replace", { ...asked, entries: chosen.map(({ id, etag }) => ({ id, etag })) }, chosen.length === 1 ? "text changed" : "texts changed");
   };
   const flip = (id) => { const next = new Set(left); next.has(id) ? next.delete(id) : next.add(id); setLeft(next); };
   return html`<${Dialog} title="Find and replace" close=${close} wide>

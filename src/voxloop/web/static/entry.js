@@ -1,7 +1,7 @@
 // One entry: its sound, its text beside what the machine heard, and what there is to know about it.
 
-import { html, percent, useEffect, useLayoutEffect, useRef, useState, when } from "./view.js";
-import { Player, clock } from "./player.js";
+import { clock, html, percent, useEffect, useLayoutEffect, useRef, useState, when } from "./view.js";
+import { Player } from "./player.js";
 import { Editor } from "./editor.js";
 import { counts, difference } from "./text.js";
 import { hint, shown } from "./keys.js";

@@ -3,10 +3,11 @@
 import { html, render, useEffect, useRef, useState } from "./view.js";
 import { Store } from "./store.js";
 import { Keys, shown } from "./keys.js";
+import { decideSelected } from "./many.js";
 import { Nav } from "./nav.js";
 import { Queue } from "./queue.js";
 import { nextRate, suggestions, Work } from "./entry.js";
-import { ExchangeDialog, KeysDialog, RejectDialog, ReplaceDialog } from "./dialogs.js";
+import { ExchangeDialog, KeysDialog, MatchingDialog, RejectDialog, ReplaceDialog } from "./dialogs.js";
 
 const keys = new Keys();
 const store = new Store();
@@ -33,6 +34,8 @@ function App() {
 
   const typing = () => document.activeElement === store.field;
   const step = () => store.step(1, { unreviewed: store.filters.status === "transcribed" });
+  // What was not read yet is decided on after a question; what is in sight, at once.
+  const decideMany = (action, reason) => (store.matching ? setDialog({ kind: "matching", action, reason }) : decideSelected(store, action, reason));
   const acts = {
     play: () => player?.toggle(),
     back: () => player?.seek(player.time - 1),
@@ -44,7 +47,9 @@ function App() {
     saveNext: () => store.mark() && step(),
     mark: () => store.mark() && store.say("Marked as reviewed."),
     reject: () => store.entry && setDialog({ kind: "reject", run: (reason) => store.reject(reason) }),
-    rejectMany: () => setDialog({ kind: "reject", run: (reason) => store.bulk("reject", reason) }),
+    acceptMany: () => decideMany("accept"),
+    rejectMany: () => setDialog({ kind: "reject", run: (reason) => decideMany("reject", reason) }),
+    removeMany: () => decideMany("delete"),
     skip: () => store.skip(),
     remove: () => store.remove(),
     undoDecision: () => store.undoDecision(),
@@ -62,7 +67,7 @@ function App() {
       setQueue(true);
       requestAnimationFrame(() => document.getElementById("search").focus()); // where the queue was a closed drawer
     },
-    select: () => { if (store.id !== null) { store.selected.has(store.id) ? store.selected.delete(store.id) : store.selected.add(store.id); store.changed(); } },
+    select: () => { if (store.id !== null) { store.selected.has(store.id) ? store.selected.delete(store.id) : store.selected.add(store.id); store.matching = null; store.changed(); } },
     help: () => setDialog({ kind: "keys" }),
     replaceWords: () => setDialog({ kind: "replace" }),
     exchange: () => setDialog({ kind: "exchange" }),
@@ -112,6 +117,7 @@ function App() {
     <div class="notice" role="status" aria-live="polite">${store.notice && html`<div key=${store.notice.key}><span>${store.notice.text}</span>
       ${store.notice.action && html`<button onClick=${() => { const { run } = store.notice.action; store.notice = null; run(); store.changed(); }}>${store.notice.action.label}</button>`}</div>`}</div>
     ${dialog?.kind === "reject" && html`<${RejectDialog} store=${store} close=${close} run=${dialog.run} />`}
+    ${dialog?.kind === "matching" && html`<${MatchingDialog} store=${store} close=${close} ...${dialog} />`}
     ${dialog?.kind === "replace" && html`<${ReplaceDialog} store=${store} close=${close} />`}
     ${dialog?.kind === "exchange" && html`<${ExchangeDialog} store=${store} close=${close} />`}
     ${dialog?.kind === "keys" && html`<${KeysDialog} keys=${keys} close=${close} changed=${() => store.changed()} />`}`;

@@ -165,8 +165,3 @@ export class Player extends EventTarget {
     return this.audio.playbackRate;
   }
 }
-
-export const clock = (seconds) => {
-  const all = Math.max(0, seconds || 0);
-  return `${Math.floor(all / 60)}:${(all % 60).toFixed(1).padStart(4, "0")}`;
-};

@@ -2,6 +2,7 @@
 
 import { html, percent, useEffect, useRef, useState } from "./view.js";
 import { FILTERS } from "./store.js";
+import { selectAll } from "./many.js";
 import { doubt } from "./player.js";
 
 const STATUS = { transcribed: "To review", reviewed: "Reviewed", rejected: "Rejected", new: "Not transcribed", deleted: "Deleted", all: "All" };
@@ -31,6 +32,7 @@ export function Queue({ store, act, close }) {
         <button class="quiet" aria-expanded=${open} aria-controls="more-filters" onClick=${() => setOpen(!open)}>Filters${active ? ` (${active})` : ""}</button>
         <button class="quiet close-queue" aria-label="Close the queue" onClick=${close}>✕</button>
       </div>
+      ${f.session && html`<div class="row of-session"><span class="cut">Captured in ${f.session}</span><button class="quiet" onClick=${() => store.setFilters({ ...FILTERS })}>Show all</button></div>`}
       ${open && html`<div id="more-filters" class="more">
         <label>Speaker<select value=${f.speaker} onChange=${set("speaker")}><option value="">any</option>${store.options.speakers.map((one) => html`<option value=${one}>${one}</option>`)}</select></label>
         <label>Language<select value=${f.language} onChange=${set("language")}><option value="">any</option>${store.options.languages.map((one) => html`<option value=${one}>${one}</option>`)}</select></label>
@@ -52,13 +54,14 @@ export function Queue({ store, act, close }) {
 }
 
 function Selection({ store, act }) {
-  const all = store.entries.length === store.selected.size;
+  const all = store.matching || (store.entries.length === store.selected.size && !store.after);
+  const count = store.matching ? store.matching.count : store.selected.size;
   return html`<div class="row selection" role="group" aria-label="Selection">
-    <span>${store.selected.size} selected</span>
-    <button onClick=${() => store.bulk("accept")}>Accept</button>
+    <span>${count.toLocaleString()} selected</span>
+    <button onClick=${() => act("acceptMany")}>Accept</button>
     <button onClick=${() => act("rejectMany")}>Reject</button>
-    <button onClick=${() => store.bulk("delete")}>Delete</button>
-    <button class="quiet" onClick=${() => { store.selected = all ? new Set() : new Set(store.entries.map((one) => one.id)); store.changed(); }}>${all ? "None" : "All"}</button>
+    <button onClick=${() => act("removeMany")}>Delete</button>
+    <button class="quiet" onClick=${() => (all ? store.select([]) : selectAll(store))}>${all ? "None" : "All"}</button>
   </div>`;
 }
 
@@ -88,6 +91,7 @@ function Listing({ store, close }) {
     const from = store.entries.findIndex((other) => other.id === store.picked), to = store.entries.indexOf(one);
     const range = event.shiftKey && from >= 0 ? store.entries.slice(Math.min(from, to), Math.max(from, to) + 1) : [one];
     const on = !store.selected.has(one.id);
+    store.matching = null;
     for (const other of range) on ? store.selected.add(other.id) : store.selected.delete(other.id);
     store.picked = one.id;
     store.changed();

@@ -1,6 +1,7 @@
 // The state of the review: what is listed, what is shown, what was typed, what is on its way to the server.
 
 import { ask, address, Outbox, query, Refused } from "./api.js";
+import { undoMany } from "./many.js";
 import { merged } from "./text.js";
 
 const AHEAD = 3; // entries whose sound is fetched before it is asked for
@@ -10,7 +11,7 @@ const IDLE_S = 60; // without a key, a click or sound, nobody is reviewing
 const UNDO_STEPS = 200;
 
 export const FILTERS = {
-  status: "transcribed", speaker: "", language: "", max_confidence: "", since: "", until: "", warning: "", is_trained: "", q: "",
+  status: "transcribed", speaker: "", language: "", max_confidence: "", since: "", until: "", warning: "", is_trained: "", session: "", q: "",
 };
 
 const read = (key, otherwise) => {
@@ -29,6 +30,7 @@ export class Store extends EventTarget {
     this.fetching = new Map();
     this.conflicts = new Map(); // id -> {theirs, mine}
     this.selected = new Set();
+    this.matching = null; // {count, until}: all that match are selected, also those that are not read yet
     this.made = []; // decisions of this session, for undo
     this.done = 0;
     this.stats = null;
@@ -71,11 +73,14 @@ export class Store extends EventTarget {
     this.signedOut = false;
     this.name = `voxloop.${this.options.you}`;
     this.outbox = new Outbox(`${this.name}.outbox`, (...told) => this.settle(...told), () => this.changed());
-    this.conflicts = new Map(read(`${this.name}.conflicts`, []));
+    this.readConflicts();
     this.outbox.send();
     this.refreshStats();
     setInterval(() => this.refreshStats(), 15_000);
-    const wanted = Number(new URLSearchParams(location.hash.slice(1)).get("id"));
+    const asked = new URLSearchParams(location.hash.slice(1));
+    const wanted = Number(asked.get("id"));
+    // A link from another page shows what was captured there, whatever was filtered before.
+    if (asked.get("session")) this.filters = { ...FILTERS, status: "all", session: asked.get("session") };
     await this.list();
     if (wanted) await this.show(wanted, { play: false });
     else if (this.entries.length) await this.show(this.entries[0].id, { play: false });
@@ -114,7 +119,7 @@ export class Store extends EventTarget {
       if (asked !== this.asked) return;
       this.entries = page.entries;
       this.after = page.next;
-      this.selected.clear();
+      this.select([]);
     } catch (error) {
       this.fail(error);
     }
@@ -138,6 +143,13 @@ export class Store extends EventTarget {
       this.fail(error);
     }
     this.loading = false;
+    this.changed();
+  }
+
+  /** Select these entries, and no others. */
+  select(ids) {
+    this.selected = new Set(ids);
+    this.matching = null;
     this.changed();
   }
 
@@ -433,7 +445,7 @@ export class Store extends EventTarget {
     this.done = Math.max(0, this.done - 1);
     await this.sent();
     try {
-      if (last.many) await ask("bulk/undo", { method: "POST", body: { decisions: last.many } });
+      if (last.many) await undoMany(this, last.many);
       else {
         const entry = await ask(`entries/${last.id}/review`, { method: "POST", body: { decision: "undo" } });
         this.forget(last.id);
@@ -479,9 +491,14 @@ export class Store extends EventTarget {
     if (values.speaker && !this.options.speakers.includes(values.speaker)) this.options.speakers = [...this.options.speakers, values.speaker].sort();
   }
 
-  settle(change, answer, error) {
+  /** What became of a change: `sent` by this tab, or by another one; `own`: made in this one. */
+  settle(change, answer, error, { sent, own }) {
     const id = change.id;
-    if (!error) {
+    if (!sent && !own) {
+      // Another tab's: the entry has changed, as if another reviewer had changed it.
+      if (answer?.etag) this.renew(answer);
+      if (error) this.readConflicts();
+    } else if (!error) {
       if (answer?.etag) {
         // What was typed after this change was typed over what it made.
         const draft = this.id === id ? this.draft : read(`${this.name}.draft.${id}`, null);
@@ -490,31 +507,36 @@ export class Store extends EventTarget {
         else if (draft && this.id !== id) this.forget(id);
         this.renew(answer);
       }
-      clearTimeout(this.statsTimer);
-      this.statsTimer = setTimeout(() => this.refreshStats(), 300);
     } else if (error.status === 401) {
       this.signedOut = true;
     } else if (error.status === 412 || error.status === 409) {
-      this.collide(change, error.body?.entry, error.message);
+      this.collide(change, error.body?.entry, error.message, own);
     } else {
       this.made = this.made.filter((one) => one.id !== id || one.kind !== change.kind);
       this.say(error.status === 404 ? `Entry ${id} was deleted by somebody else.` : error.message);
       this.revalidate(id);
     }
+    if (!error) {
+      clearTimeout(this.statsTimer);
+      this.statsTimer = setTimeout(() => this.refreshStats(), 300);
+    }
     this.changed();
   }
 
   clash(theirs, mine, base) {
+    this.readConflicts();
     this.conflicts.set(theirs.id, { theirs, mine, base, both: merged(base, mine, theirs.transcript, theirs.language) });
     this.storeConflicts();
   }
 
   /** Somebody else changed the entry meanwhile: keep both texts until a person decides. */
-  collide(change, theirs, message) {
+  collide(change, theirs, message, own) {
     const id = change.id;
     this.outbox.drop(id);
-    this.made = this.made.filter((one) => one.id !== id);
-    this.done = Math.max(0, this.done - 1);
+    if (own) {
+      this.made = this.made.filter((one) => one.id !== id);
+      this.done = Math.max(0, this.done - 1);
+    }
     if (!theirs) { this.say(message); this.list(); return; }
     const mine = change.body?.transcript;
     if (mine !== undefined && mine !== theirs.transcript) {
@@ -526,6 +548,10 @@ export class Store extends EventTarget {
     this.renew(theirs);
   }
 
+  readConflicts() {
+    this.conflicts = new Map(read(`${this.name}.conflicts`, []));
+  }
+
   storeConflicts() {
     localStorage.setItem(`${this.name}.conflicts`, JSON.stringify([...this.conflicts]));
     this.changed();
@@ -534,6 +560,7 @@ export class Store extends EventTarget {
   /** End a conflict: with a text, which is saved over theirs, or with theirs (null). */
   resolve(text) {
     const { theirs } = this.conflicts.get(this.id);
+    this.readConflicts();
     this.conflicts.delete(this.id);
     this.storeConflicts();
     this.details.get(this.id).entry = theirs;
@@ -541,31 +568,6 @@ export class Store extends EventTarget {
     this.draft = this.stored(this.id);
     if (text !== null) { this.type(text, { whole: true }); this.save(); }
     this.changed();
-  }
-
-  // Many at once -------------------------------------------------------------------------------------------------------
-
-  async bulk(action, reason = "") {
-    const entries = this.entries.filter((one) => this.selected.has(one.id)).map(({ id, etag }) => ({ id, etag }));
-    await this.many("bulk", { action, entries, reason }, { accept: "accepted", reject: "rejected", delete: "deleted" }[action]);
-  }
-
-  async many(path, body, said) {
-    try {
-      await this.sent();
-      const done = await ask(path, { method: "POST", body });
-      const decisions = done.entries.filter((one) => one.decision).map(({ id, decision }) => ({ id, decision }));
-      if (decisions.length) { this.made.push({ many: decisions, kind: path }); this.done += decisions.length; }
-      const left = done.entries.length - done.changed;
-      for (const { id } of decisions) if (id !== this.id) this.details.delete(id);
-      await this.list();
-      if (this.id) await this.revalidate(this.id);
-      if (this.id && !this.dirty) this.draft = this.stored(this.id);
-      this.refreshStats();
-      this.say(`${done.changed} ${said}${left ? `, ${left} left as they were` : ""}.`, decisions.length ? { label: "Undo", run: () => this.undoDecision() } : null);
-    } catch (error) {
-      this.fail(error);
-    }
   }
 
   exportAddress(format) {
