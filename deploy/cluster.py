@@ -176,7 +176,8 @@ def main() -> None:
     parser.add_argument("--demo", action="store_true", help="drop speech in, show its transcripts, and end")
     parser.add_argument("--workers", type=int, default=WORKERS)
     given = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for asked in (signal.SIGINT, signal.SIGTERM):  # also where a shell started it with SIGINT ignored
+        signal.signal(asked, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="voxloop-cluster-") as name:
         folder = Path(name)
         folder.chmod(0o755)  # PostgreSQL's own user looks in

@@ -225,8 +225,9 @@ class Jobs:
         for step in steps if len(steps) == 1 else self.ready(tx, steps):
             free = sa.and_(_is_free(step), *([job.c.subject == subject] if subject is not None else ()))
             first = sa.select(*columns).where(free).order_by(*_ORDER).limit(limit)
-            if found := tx.connection.execute(first.with_for_update(skip_locked=True)).all():
-                return list(found)
+            found: list[Any] = list(tx.connection.execute(first.with_for_update(skip_locked=True)))
+            if found:
+                return found
         return []
 
     def sweep(self) -> dict[str, int]:
