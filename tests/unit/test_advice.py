@@ -36,14 +36,14 @@ def test_the_next_larger_base_that_is_here_and_fits_is_named(
         assert "`voxloop train --base somebody/wider`" in said
         assert said.endswith("And more.")
         assert spelled_out(ws, "Review more.", model.id) == "Review more."
-        monkeypatch.setattr(bases, "_memory", lambda where: 1)
+        monkeypatch.setattr(bases, "memory", lambda where: 1)
         assert bases.larger(ws, mine) is None
         assert "no known larger base fits this machine" in spelled_out(ws, NO_BETTER, model.id)
 
 
 def test_where_none_is_here_one_of_the_hub_is_named(tmp_path: Path, hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     with open_loop(tmp_path / "workspace", create=True, device="cpu") as ws:
-        monkeypatch.setattr(bases, "_memory", lambda where: 8 << 30)
+        monkeypatch.setattr(bases, "memory", lambda where: 8 << 30)
         found = bases.larger(ws, Path(models.model_folder(ws, models.base_model(ws))))
     assert found == ("openai/whisper-tiny", 37_800_000)
 
