@@ -44,6 +44,7 @@ def up(
     """Run the whole loop until Ctrl-C: server, watcher, orchestrator and workers. What dies is started again."""
     import signal
 
+    from voxloop.automation.relaying import relaying
     from voxloop.automation.supervising import Group
 
     door = Door(host, port, tls_cert, tls_key, wyoming_port, wyoming_host, no_auth)
@@ -54,7 +55,7 @@ def up(
         # Before the server takes them over, which raises them again when it has ended.
         for one in (signal.SIGTERM, signal.SIGINT):
             signal.signal(one, lambda *_: group.stop.set())
-        with group:
+        with relaying(ws), group:
             group.work()
             group.watch()
             group.orchestrate()
@@ -103,6 +104,7 @@ def orchestrate(ctx: typer.Context) -> None:
     import threading
 
     from voxloop.automation.orchestrator import orchestrate as run
+    from voxloop.automation.relaying import relaying
     from voxloop.automation.webhook import Webhook
 
     stop = threading.Event()
@@ -113,7 +115,8 @@ def orchestrate(ctx: typer.Context) -> None:
             webhook = Webhook(ws, told=lambda line: typer.echo(f"webhook {line}", err=True))
             sending = threading.Thread(target=webhook.run, args=(stop,), name="voxloop-webhook")
             sending.start()
-        run(ws, stop=stop, told=lambda line: typer.echo(line, err=True))
+        with relaying(ws):
+            run(ws, stop=stop, told=lambda line: typer.echo(line, err=True))
         if sending:
             sending.join()
 

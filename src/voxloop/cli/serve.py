@@ -78,8 +78,11 @@ def serve(
     with ExitStack() as stack:
         sockets = door.open(stack)
         ws = stack.enter_context(opened(ctx, create=True))
-        if not door.serve(ws, sockets):
-            raise typer.Exit(1)
+        from voxloop.automation.relaying import relaying
+
+        with relaying(ws):
+            if not door.serve(ws, sockets):
+                raise typer.Exit(1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +142,6 @@ class Door:
 
         import uvicorn
 
-        from voxloop.automation.relaying import relaying
         from voxloop.serving import tokens
         from voxloop.web.access import is_loopback
         from voxloop.web.app import application
@@ -190,8 +192,7 @@ class Door:
             typer.echo(f"in a browser, once and within 15 minutes: {url}/login?code={tokens.link(ws)}", err=True)
         server = Server(config)
         app.state.ending = ended.is_set
-        with relaying(ws):
-            server.run(sockets=[sockets[0]])
+        server.run(sockets=[sockets[0]])
         return server.started
 
 
