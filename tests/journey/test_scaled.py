@@ -64,7 +64,8 @@ def test_kills_lose_and_double_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name, value in {
-        "VOXLOOP_CATALOG": postgresql, "VOXLOOP_BLOBS": s3, "VOXLOOP_LEASE_S": "2", "VOXLOOP_POLL_S": "0.2"
+        "VOXLOOP_CATALOG": postgresql, "VOXLOOP_BLOBS": s3, "VOXLOOP_LEASE_S": "2", "VOXLOOP_POLL_S": "0.2",
+        "VOXLOOP_ENGINE": "torch",  # whose threads bear that the crew forks after loading
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
     speech, log = tmp_path / "speech", tmp_path / "log"

@@ -69,7 +69,7 @@ def test_audio_comes_in_while_a_worker_runs(
             time.sleep(0.5)
         with open_loop(workspace) as ws, ws.read() as reader:
             assert {step: set(states) for step, states in ws.jobs.counts(reader).items()} == {
-                step: {"done"} for step in ("segment", "transcribe", "restore", "align", "index", "rank")
+                step: {"done"} for step in ("segment", "transcribe", "restore", "align", "index", "rank", "sample")
             }
             assert ws.jobs.counts(reader)["index"]["done"] == CLIPS
         with open_loop(workspace) as ws:

@@ -271,9 +271,9 @@ class TestConversion:
         with pytest.raises(ModelError, match="cannot be converted"):
             WHISPER.convert(tmp_path, tmp_path / "converted", "int8")
 
-    def test_without_the_package_the_extra_is_named(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def test_without_the_package_the_remedy_is_named(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setitem(sys.modules, "ctranslate2", None)
-        with pytest.raises(ModelError, match=r"pip install .*\[fast\]'?`, or set `engine` to torch"):
+        with pytest.raises(ModelError, match=r"`pip install ctranslate2`, or set `engine` to torch"):
             WHISPER.convert(STARTER_DIR, tmp_path / "converted", "int8")
 
     def test_an_impossible_compute_type_is_said(self, tmp_path: Path) -> None:
@@ -441,6 +441,19 @@ def test_clips_of_30_s_are_encoded_one_at_a_time_and_read_together(tmp_path: Pat
     assert np.asarray(apart) == pytest.approx(np.asarray(at_once), abs=1e-5)
 
 
+def test_texts_that_begin_with_a_task_token_are_read_beside_others(tmp_path: Path) -> None:
+    """A text that is drawn at a high temperature may, and CTranslate2 wants equally many in each prompt."""
+    ours = converted(tiny_whisper.make(tmp_path / "model"), tmp_path / "fast")
+    known = ours.vocabulary
+    prompt = known.prompt("en")
+    texts: list[list[int]] = [[1, 2], [known.transcribe, 2], [3]]
+    states, _ = ours._encode(noise(4.0, 4.0, 4.0), "full")
+    together = ours._generate(states, [[*prompt, *one] for one in texts], 3)
+    for index, one in enumerate(texts):
+        (by_itself,) = ours._generate(ctranslate._rows(states, [index]), [[*prompt, *one]], 3)
+        assert together[index].sequences_ids == by_itself.sequences_ids
+
+
 def test_neither_pytorch_nor_transformers_is_imported(tmp_path: Path, demo_speech: Path) -> None:
     """Their import takes longer than a short file's text. Converting needs them, once."""
     folder = tiny_whisper.make(tmp_path / "model", multilingual=True)
@@ -485,7 +498,8 @@ def test_engines_by_setting(tmp_path: Path) -> None:
         with open_loop(tmp_path / "workspace", create=True, **settings) as ws:
             return models.engine(ws)
 
-    assert engine(device="cpu") == "torch"
+    assert engine(device="cpu") == "ctranslate2-int8"
+    assert engine(device="cpu", engine="torch") == "torch"
     assert engine(device="cpu", engine="auto") == "ctranslate2-int8"
     assert engine(device="cuda:1", engine="ctranslate2") == "ctranslate2-float16"
     assert engine(device="cpu", engine="ctranslate2", compute_type="float32") == "ctranslate2-float32"

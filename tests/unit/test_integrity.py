@@ -252,7 +252,7 @@ def test_vectors_that_were_made_are_made_again(filled: Workspace) -> None:
         found = verify(filled, min_age_s=0)
         assert [(finding.kind, finding.subject) for finding in found.findings] == [("vector-missing", lost.id)]
         assert verify(filled, repair=True, min_age_s=0).sound
-        again = filled.jobs.claim(["index"])
+        again = filled.jobs.claim(["index"], subject=lost.id)
         assert again is not None
         assert again.subjects == (lost.id,)
         with filled.under(again).completion():

@@ -110,6 +110,8 @@ def test_a_model_must_be_no_worse_on_any_engine_that_serves(tmp_path: Path, wors
     with open_loop(pair.ws.folder, threads=1, device="cpu", guards=False, **settings) as ws:
         for model, share in ((pair.old, 0.5), (pair.new, worse)):
             frozen_speech.remember(ws, model, pair.frozen, frozen_speech.wrong_in(share), engine="ctranslate2-float32")
+        for model, share in ((pair.old, 0.5), (pair.new, 0.0)):
+            frozen_speech.remember(ws, model, pair.frozen, frozen_speech.wrong_in(share), engine="torch")
         outcome = promote(ws, pair.new.id)
         assert outcome.verdict == verdict
         assert outcome.comparison is not None
@@ -141,7 +143,7 @@ def test_the_base_model_needs_no_promotion_but_can_be_given_the_name(tmp_path: P
 @pytest.mark.parametrize(("after", "said"), [(0.75, "voxloop ingest FOLDER"), (0.6, "voxloop review")])
 def test_the_next_step_after_a_verdict_is_not_to_ask_again(tmp_path: Path, after: float, said: str) -> None:
     pair = Pair(tmp_path, after=after)
-    counts = {"recordings": 1, "references": 1, "utterances": {}, "jobs": {}}
+    counts = {"recordings": 1, "references": 1, "utterances": {}, "jobs": {}, "reviews": 0}
     run = SimpleNamespace(status="completed", model=pair.new.id, dataset=pair.frozen.id, no_better=False)
     asked = (counts, (), pair.frozen, run, [], None)
     assert [step.partition("    ")[0] for step in status._next_steps(*asked, [])] == [

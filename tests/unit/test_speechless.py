@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import soundfile
 import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
 from typer.testing import CliRunner
 
 from voxloop.cli import app
@@ -18,6 +20,7 @@ from voxloop.steps.recordings import ingest
 from voxloop.steps.transcripts import transcribe_file
 from voxloop.steps.utterances import segment, speechless
 from voxloop.stores import tables
+from voxloop.stores.catalog import MIGRATIONS
 from voxloop.workspace import Workspace
 
 RATE = 16_000
@@ -88,12 +91,12 @@ def test_transcribe_says_so_on_stderr_and_writes_an_empty_text(tmp_path: Path, h
 def test_recordings_cut_before_there_was_the_event_are_counted(sqlite_workspace: Workspace, hum: Path) -> None:
     ws = sqlite_workspace
     segment(ws, ingest(ws, hum).taken)
-    with ws.catalog.write() as tx:  # as a catalog of schema 0020 is
-        tx.connection.execute(sa.delete(tables.event).where(tables.event.c.type == "recording.speechless"))
-        tx.connection.execute(sa.text("ALTER TABLE recording DROP COLUMN remains"))
-        for table in ("vocabulary", "access_session", "access_token", "capture", "consent", "consent_text"):
-            tx.connection.execute(sa.text(f"DROP TABLE {table}"))
-        tx.connection.execute(sa.text("UPDATE alembic_version SET version_num = '0020'"))
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    with ws.catalog.engine.begin() as connection:  # as a catalog of schema 0020 is
+        connection.execute(sa.delete(tables.event).where(tables.event.c.type == "recording.speechless"))
+        config.attributes["connection"] = connection
+        command.downgrade(config, "0020")
     folder = ws.folder
     ws.close()
     with open_loop(folder) as again:

@@ -32,7 +32,7 @@ def test_an_untouched_model_has_the_score_of_an_evaluation(base: str, demo_speec
     spoken = [decode(path) for path in sorted(demo_speech.glob("*.ogg"))[:12]]
     name = base if base == "starter" else str(tiny_whisper.make(tmp_path / "base", width=48))
     settings: dict[str, Any] = {"base_model": name, "threads": 1, "device": "cpu", "min_snr_db": -99.0}
-    with open_loop(tmp_path / "workspace", create=True, **settings) as ws:
+    with open_loop(tmp_path / "workspace", create=True, engine="torch", **settings) as ws:
         for number, clip in enumerate(spoken[:6]):
             padded = np.concatenate([pause(1.5 + number / 2), clip, pause(1.0)])
             take(ws, tmp_path / f"{number}.wav", padded, text=f"boil the kettle {number}")

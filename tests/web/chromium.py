@@ -107,6 +107,8 @@ def signed_in(
 def violations(page: Page) -> list[str]:
     """What axe-core finds wrong with the page as it is, WCAG 2.2 A and AA."""
     page.evaluate(gzip.decompress(AXE.read_bytes()).decode())
+    # What fades in has not its contrast yet.
+    page.evaluate("Promise.allSettled(document.getAnimations().map((one) => one.finished))")
     tags = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
     before = page.evaluate("window.__violations")
     found = page.evaluate("(values) => axe.run(document, {runOnly: {type: 'tag', values}})", tags)

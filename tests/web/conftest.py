@@ -52,9 +52,11 @@ def served(
         while not running.started:
             assert thread.is_alive()
             thread.join(0.01)
-        yield Running(url, TOKEN, ws, app)
-        running.should_exit = True
-        thread.join(30)
+        try:
+            yield Running(url, TOKEN, ws, app)
+        finally:  # else a test that fails leaves its server, with a model, to those that follow
+            running.should_exit = True
+            thread.join(30)
         assert not thread.is_alive()
 
 

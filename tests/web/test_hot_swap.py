@@ -171,8 +171,8 @@ def test_a_model_that_hears_otherwise_than_when_it_was_measured_is_refused(
         if fault == "nothing":
             monkeypatch.setattr(recogniser, "_limit", lambda *_: 1)
         else:
-            with torch.no_grad():
-                for weight in recogniser.model.parameters():  # type: ignore[attr-defined]
-                    weight.add_(0.3 * weight.std(correction=0) * torch.randn_like(weight))
+            other = disturbed(server.ws, tmp_path / "other", seed=5, scale=0.3)
+            with models.loaded(server.ws, other) as astray:
+                monkeypatch.setattr(recogniser, "model", astray.model)
         with pytest.raises(models.ModelError, match="its evaluation heard"):
             canary.check(server.ws, model, recogniser)

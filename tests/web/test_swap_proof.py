@@ -211,4 +211,4 @@ def test_a_server_that_stops_hears_out_who_is_speaking(tmp_path: Path, real_spee
             session.next(DELTA)
         assert closed.value.rcvd is not None
         assert closed.value.rcvd.code == 1001
-        assert server.process.wait(30) == 0
+        assert server.process.wait(30) in (0, -signal.SIGTERM)  # uvicorn raises the signal again

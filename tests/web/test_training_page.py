@@ -15,6 +15,7 @@ from tests.web.trained import spoken
 from voxloop.records import Run
 from voxloop.steps import training
 from voxloop.steps.gate.promotion import champion
+from voxloop.steps.training.telemetry import metrics
 from voxloop.workspace import Workspace
 
 LONG_MS = 90_000  # for processes that load their libraries on a machine that does other things
@@ -87,6 +88,7 @@ def test_a_training_from_the_page_to_the_champion(chromium: Browser, tmp_path: P
                 expect(page.locator(".outbox")).to_have_text("", timeout=LONG_MS)
                 until(page, f"{STEP} > {reached + 1}", timeout_s=90)
                 badge(page, "running")
+                _learnt(page, ws)
                 page.get_by_role("button", name="Pause").click()
                 badge(page, "paused")
                 until(page, "document.querySelector('[role=status][aria-live=polite]').textContent.includes('paused')")
@@ -94,6 +96,16 @@ def test_a_training_from_the_page_to_the_champion(chromium: Browser, tmp_path: P
                 page.get_by_role("button", name="Stop and keep the best").click()
                 badge(page, "stopped")
                 _judged(page, ws)
+
+
+def _learnt(page: Page, ws: Workspace) -> None:
+    """Wait until it makes a third fewer errors on val, so that the test can tell it from its base."""
+    for _ in range(300):
+        rates = [line["val_wer"] for line in metrics(ws, newest(ws).id) if "val_wer" in line]
+        if min(rates) < rates[0] * 2 / 3:
+            return
+        page.wait_for_timeout(500)
+    raise AssertionError(rates)
 
 
 def _judged(page: Page, ws: Workspace) -> None:

@@ -231,6 +231,9 @@ def _copy_catalog(ws: Workspace, target: Catalog, blobs: _Blobs, progress: Progr
         blobs.copy(source)
         total = sum(_count(source, table) for table in COPIED_TABLES)
         there = {table.name: count for table in COPIED_TABLES if (count := _count(tx, table))}
+        if there.keys() == {tables.upkeep.name}:  # what migrations wrote into a new catalog
+            tx.connection.execute(sa.delete(tables.upkeep))
+            there = {}
         if not there:
             copied = 0
             for table in COPIED_TABLES:

@@ -47,6 +47,7 @@ MOST_APPENDED = 15 << 20  # bytes of audio in one message, as OpenAI has it
 MOST_MISTAKES = 100  # of a client, until its session ends
 MOST_UNREAD = 4096  # events that a client has not taken
 LOOK_S = 1.0  # how often a session looks whether it may go on
+LAST_WORDS_S, PAUSE_S = 2.0, 0.2  # how long a stopping server still listens, and what it takes for the end of speech
 GOING_AWAY, POLICY, TRY_LATER = 1001, 1008, 1013  # close codes (RFC 6455, 7.4.1, and IANA's registry)
 
 
@@ -99,6 +100,7 @@ class Conversation:
         self._stream: Stream
         self._heard_at = time.monotonic()  # the client last
         self._mistakes = 0
+        self._deaf = False  # the server stops: what comes now is not heard any more
         self._uncharged_s = 0.0
         self._overrun = asyncio.Event()
         self.wish: Wish | None = None
@@ -198,6 +200,8 @@ class Conversation:
         return await to_thread.run_sync(capture.wish, session.config, self.client)
 
     async def _append(self, data: bytes) -> None:
+        if self._deaf:
+            return
         if len(data) > MOST_APPENDED:
             told = f"{len(data)} bytes of audio in one message: send at most {MOST_APPENDED >> 20} MiB"
             raise Problem(413, told, code="audio_too_large", param="audio")
@@ -236,6 +240,10 @@ class Conversation:
     async def _drain(self) -> None:
         """Where the server stops: end the utterance under way, tell its text, and close."""
         await self.served.sessions.ending.wait()
+        until = time.monotonic() + LAST_WORDS_S
+        while time.monotonic() < until and time.monotonic() - self._heard_at < PAUSE_S:
+            await asyncio.sleep(0.02)
+        self._deaf = True
         if self._stream.speaking:
             self._stream.commit()
         while self._stream.pending or self._keeping or not self._events.empty():

@@ -455,6 +455,14 @@ class CTranslateRecogniser(Reader):
 
     def _generate(self, states: Any, prompts: Sequence[Sequence[int]], most: int, **options: Any) -> list[Any]:
         """At most so many tokens behind each prompt, those of a text that the prompts go on with counted."""
+        led = [self._task_tokens(prompt) for prompt in prompts]
+        if len(set(led)) > 1:  # texts that begin with one: CTranslate2 takes prompts with equally many at a time
+            found: dict[int, Any] = {}
+            for count in dict.fromkeys(led):
+                mine = [index for index, other in enumerate(led) if other == count]
+                part = self._generate(_rows(states, mine), [prompts[index] for index in mine], most, **options)
+                found |= dict(zip(mine, part, strict=True))
+            return [found[index] for index in range(len(prompts))]
         known = self.vocabulary
         stamped = known.no_timestamps not in prompts[0]
         before = prompts[0].index(known.start) + self._prompt_length - stamped
@@ -467,6 +475,15 @@ class CTranslateRecogniser(Reader):
             **{"beam_size": 1, "return_logits_vocab": True, "return_no_speech_prob": self._speaks_of_silence} | options,
         )
         return results
+
+    def _task_tokens(self, prompt: Sequence[int]) -> int:
+        """How many tokens of languages and tasks follow the start, as CTranslate2 counts them."""
+        known = self.vocabulary
+        behind = prompt[prompt.index(known.start) + 1 :]
+        return next(
+            (place for place, token in enumerate(behind) if not known.start <= token <= known.no_timestamps),
+            len(behind),
+        )
 
     @property
     def _prompt_length(self) -> int:
