@@ -22,6 +22,8 @@ from voxloop.steps import captures, consent
 from voxloop.steps.recordings.conversion import of_waveform
 
 if TYPE_CHECKING:
+    from voxloop.serving.incoming import Format
+    from voxloop.serving.live import Completed
     from voxloop.serving.tokens import Client
     from voxloop.speech.audio import Waveform
     from voxloop.steps.recordings.conversion import Converted
@@ -55,6 +57,19 @@ class Captured:
     segments: tuple[Segment, ...] = ()  # in seconds from the beginning of the waveform
     encoding: Encoding | None = None  # in which it was sent
     language: str | None = None
+
+    @classmethod
+    def of_live(cls, done: Completed, wish: Wish, format: Format, language: str | None) -> Captured:
+        """An utterance of a live session, which was sent in this format."""
+        return cls(
+            waveform=done.waveform,
+            name=f"{done.item}.wav",
+            wish=wish,
+            model=done.model,
+            segments=done.segments,
+            encoding=Encoding(codec=format.name, rate=format.rate, channels=format.channels),
+            language=language,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -517,8 +517,7 @@ class Jobs:
 
     def dead(self, reader: Reader, *, limit: int = 20) -> list[sa.Row[Any]]:
         """Dead jobs with their errors, newest first."""
-        statement = sa.select(job).where(job.c.state == DEAD).order_by(job.c.finished.desc()).limit(limit)
-        return list(reader.connection.execute(statement))
+        return self.listed(reader, "dead", limit=limit)
 
     def open(self, reader: Reader, steps: Sequence[str], *, limit: int | None = None) -> int:
         """The number of waiting and running jobs of these steps, counting at most `limit` of each kind."""

@@ -22,7 +22,6 @@ from starlette.websockets import WebSocketDisconnect, WebSocketState
 from ulid import ULID
 
 from voxloop.errors import UsageError, VoxloopError, first_line
-from voxloop.records import Encoding
 from voxloop.serving import tokens
 from voxloop.serving.batches import QueueFull, Urgency
 from voxloop.serving.capture import Captured
@@ -308,16 +307,7 @@ class Conversation:
         """Offer an utterance to the capture, and tell the client which recording it becomes."""
         if self.served.capture is None:
             return
-        format = self.asked.format
-        captured = Captured(
-            waveform=event.waveform,
-            name=f"{event.item}.wav",
-            wish=wish,
-            model=event.model,
-            segments=event.segments,
-            encoding=Encoding(codec=format.name, rate=format.rate, channels=format.channels),
-            language=self.asked.wanted.language,
-        )
+        captured = Captured.of_live(event, wish, self.asked.format, self.asked.wanted.language)
         offered = await to_thread.run_sync(self.served.capture.offer, captured)
         self._say(_of_item("voxloop.input_audio.captured", event.item) | {"capture": offered.as_dict()})
 

@@ -22,7 +22,6 @@ from wyoming.ping import Ping, Pong
 
 from voxloop import __version__
 from voxloop.errors import UnknownRecord, UsageError, VoxloopError
-from voxloop.records import Encoding
 from voxloop.serving import live
 from voxloop.serving.batches import Urgency
 from voxloop.serving.capture import Captured
@@ -217,16 +216,7 @@ class _Talk:
         """Offer an utterance to the capture."""
         if self._served.capture is None or self._wish is None or not done.text:
             return
-        format = stream.format
-        captured = Captured(
-            waveform=done.waveform,
-            name=f"{done.item}.wav",
-            wish=self._wish,
-            model=done.model,
-            segments=done.segments,
-            encoding=Encoding(codec=format.name, rate=format.rate, channels=format.channels),
-            language=stream.wanted.language,
-        )
+        captured = Captured.of_live(done, self._wish, stream.format, stream.wanted.language)
         await asyncio.to_thread(self._served.capture.offer, captured)
 
     def _info(self) -> Info:

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from voxloop.records import SPLITS, Dataset, Split
 from voxloop.steps.datasets.fresh import untrained
 from voxloop.steps.datasets.rows import DatasetRow, find, rows
-from voxloop.steps.datasets.splits import MOST_TEST_SHARE, sentence
+from voxloop.steps.datasets.splits import MOST_TEST_SHARE, clips_for_test, sentence
 from voxloop.steps.datasets.style import Style, styles_of
 from voxloop.stores import tables
 
@@ -98,7 +98,7 @@ def _small_test(clips: dict[Split, int], least: int, fresh: int, *, testable: in
     if have >= least:
         return None
     # With few clips, the usual share of test is two fifths.
-    more = max(math.ceil(least / MOST_TEST_SHARE) - testable, math.ceil((least - have) / MOST_TEST_SHARE / 2))
+    more = max(clips_for_test(least) - testable, math.ceil((least - have) / MOST_TEST_SHARE / 2))
     review = f"review about {_clips(more)} more, then build again"
     return DatasetWarning(
         kind="small test",
